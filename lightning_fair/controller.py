@@ -1,0 +1,493 @@
+"""The control law: what was trained on goes in, the class mix of the next batch comes out."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from lightning_fair.labels import check_labels
+from lightning_fair.schedules import Schedule, as_schedule
+from lightning_fair.simplex import Floats, Ints, Target, apply_floor, resolve_target, to_numpy
+
+Deficit: TypeAlias = Literal["relative", "count"]
+
+_STATE_VERSION = 1
+# The default horizon expects every class this often within it, at a batch of this size.
+_EXPECTED, _NOMINAL_BATCH, _SHORTEST_HORIZON = 24, 64, 16
+# A plain loop that never reports would otherwise keep the record of every batch it ever drew.
+_MOST_IN_FLIGHT = 4096
+
+
+@dataclass(eq=False)
+class Draw:
+    """What a batch was drawn with; it belongs to the batch until the batch has been trained on.
+
+    Attributes:
+        serial: Number of the draw, from 0.
+        probs: Class mix ``p`` of the draw, shape ``(K,)``.
+        counts: Class counts of the batch, over all ranks, shape ``(K,)``.
+        ratio: The trained mix ``r`` before the draw, shape ``(K,)``.
+        alpha: Gain at the draw.
+    """
+
+    serial: int
+    probs: Floats
+    counts: Ints
+    ratio: Floats
+    alpha: float
+
+
+@dataclass
+class _Feedback:
+    serial: int
+    correction: Floats | None  # (seen mix - drawn mix), to be put right in the trained mix
+    losses: Floats | None  # mean loss per class, NaN where a class had none
+
+
+class FeedbackController:
+    r"""Steers the class mix of the batches to a target by negative feedback.
+
+    The law, with ``r`` the exponentially weighted class mix of what was trained on::
+
+        deficit_i = 1 - r_i / q_i
+        p         = softmax(log q + alpha * (lambda1 * deficit + lambda2 * z)),  mixed with a floor min_prob
+        r        <- (1 - 1/horizon) * r + (1/horizon) * counts / sum(counts)     after each batch
+
+    ``z`` is the exponentially weighted mean loss of each class, standardised over the classes that have
+    been seen. For a uniform target ``log q`` is a constant and drops out. The deficit is a fraction of a
+    class's quota, so ``alpha`` means the same for every number of classes, batch size and target: near the
+    target each deficit shrinks by the factor ``1 - (1 + alpha * lambda1) / horizon`` per batch.
+
+    Batches that are drawn but not yet trained on count as trained on (their labels are known), so a loader
+    that runs ahead adds no delay to the loop. If a batch turns out different (samples filtered out, a
+    skipped step), ``step_update`` puts that right.
+
+    **When loss feedback helps.** ``lambda2`` is 0 unless asked for. At rest a class whose loss lies one
+    standard deviation above the average is drawn about ``lambda2 / lambda1`` more often than its target.
+    That helps where the hard classes are hard for lack of examples. It harms where they are hard because
+    their labels are noisy, and published results are mixed: try 0.1 to 0.5, and compare with 0.
+
+    Args:
+        num_classes: Number of classes ``K``, at least 1.
+        target_probs: Class mix ``q`` that batches are steered to: ``"uniform"`` (or None), ``"prior"``,
+            ``"sqrt"``, a vector of ``K`` probabilities, or a mapping from class to probability (the other
+            classes share the rest). A class with target 0 is never drawn.
+        alpha: Gain, no unit, at least 0, or a schedule of it. 0 draws from the target and ignores feedback.
+        lambda1: Weight of the deficit, at least 0.
+        lambda2: Weight of the standardised loss, at least 0.
+        min_prob: Floor under every class's probability, in ``[0, 1/K)``. It bounds the importance weights
+            by ``q / min_prob``, and holds exactly.
+        horizon: Memory of ``r`` in batches, at least 1. Default: 16, or more where classes are so many or
+            so rare in the target that one would be expected fewer than 24 times in 16 batches of 64.
+        ewma_beta: Memory of the class losses, in ``[0, 1)``: ``l <- beta * l + (1 - beta) * mean loss``.
+        deficit: ``"relative"``, the law above; or ``"count"``, for comparison only: the published law as it
+            stands, ``p = softmax(alpha * (lambda1 * (q * t - n) + lambda2 * l))`` with ``n`` of ``t``
+            samples so far in the class and the raw loss ``l``. One sample of lag is then a logit of
+            ``alpha``: measured with K = 2, batch 256 and alpha 8, every batch is (almost) one class only,
+            and weights reach 500,000. It cannot be made stable, so its gain is not checked.
+        class_counts: Samples of each class in the data, shape ``(K,)``; needed by ``"prior"``/``"sqrt"``.
+        lag: Feedback on draw ``s`` takes effect at draw ``s + lag``, in batches, at least 1. With a lag of
+            at least the loader's lead plus one the batches are the same whatever the number of workers.
+
+    Attributes:
+        draws: Batches drawn so far.
+
+    Raises:
+        ValueError: If an argument is out of range, or ``alpha * lambda1 >= 2 * horizon - 1``, beyond which
+            the loop is unstable; the message names the largest stable alpha.
+        TypeError: If ``alpha`` is neither a number nor a schedule.
+
+    Example:
+        >>> controller = FeedbackController(num_classes=2, alpha=8.0)
+        >>> controller.get_probs()
+        array([0.5, 0.5])
+        >>> controller.step_update([0, 0, 0, 1])  # class 1 fell behind, so it becomes likelier
+        >>> controller.get_probs().round(2)
+        array([0.44, 0.56])
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        target_probs: Target = None,
+        alpha: float | Schedule = 8.0,
+        lambda1: float = 1.0,
+        lambda2: float = 0.0,
+        min_prob: float = 1e-6,
+        horizon: float | None = None,
+        ewma_beta: float = 0.9,
+        *,
+        deficit: Deficit = "relative",
+        class_counts: ArrayLike | None = None,
+        lag: int = 1,
+    ) -> None:
+        if isinstance(num_classes, bool) or int(num_classes) != num_classes or num_classes < 1:
+            raise ValueError(f"num_classes must be an integer of at least 1, got {num_classes!r}.")
+        self.num_classes = K = int(num_classes)
+        self.alpha = as_schedule(alpha)
+        self.lambda1 = _at_least_zero("lambda1", lambda1)
+        self.lambda2 = _at_least_zero("lambda2", lambda2)
+        _at_least_zero("alpha", self.alpha.trough)
+        if not 0.0 <= min_prob < 1.0 / K:
+            raise ValueError(
+                f"min_prob must lie in [0, 1/K), got {min_prob} for K = {K} (1/K = {1 / K:.6g})."
+            )
+        if not 0.0 <= ewma_beta < 1.0:
+            raise ValueError(f"ewma_beta must lie in [0, 1), got {ewma_beta}.")
+        if deficit not in ("relative", "count"):
+            raise ValueError(f"deficit must be 'relative' or 'count', got {deficit!r}.")
+        if lag < 1:
+            raise ValueError(f"lag must be at least 1 batch, got {lag}.")
+        self.min_prob = float(min_prob)
+        self.ewma_beta = float(ewma_beta)
+        self.deficit: Deficit = deficit
+        self.lag = int(lag)
+        self._set_target(resolve_target(target_probs, K, class_counts))
+        if horizon is None:
+            expected = _NOMINAL_BATCH * float(self._q[self._active].min())
+            horizon = max(_SHORTEST_HORIZON, math.ceil(_EXPECTED / expected))
+        if not (math.isfinite(horizon) and horizon >= 1):
+            raise ValueError(f"horizon must be at least 1 batch, got {horizon}.")
+        self.horizon = float(horizon)
+        if deficit == "relative":
+            self._check_gain()
+        self.epoch = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything seen and drawn; the settings stay."""
+        K = self.num_classes
+        self.draws = 0
+        # The trained mix starts at the target, so the first batch is drawn from the target.
+        self._ratio: Floats = self._q.copy()
+        self._behind: Floats = np.zeros(K)  # deficit="count": q * t - n, in samples
+        self._ewma_loss: Floats = np.zeros(K)
+        self._loss_seen: NDArray[np.bool_] = np.zeros(K, dtype=bool)
+        self._in_flight: deque[Draw] = deque(maxlen=_MOST_IN_FLIGHT)
+        self._feedback: deque[_Feedback] = deque()
+        self._warned = False
+
+    # -- what can be read ------------------------------------------------------------------------------
+
+    @property
+    def q(self) -> Floats:
+        """Target class mix, read-only float64 array of shape ``(K,)``."""
+        return self._q
+
+    @property
+    def ratio(self) -> Floats:
+        """Trained mix ``r``: exponentially weighted class mix of what was trained on or is in flight."""
+        return self._ratio
+
+    @property
+    def deficits(self) -> Floats:
+        """Relative deficit ``1 - r / q`` of each class, at most 1; 0 for a class with target 0."""
+        return np.where(self._active, 1.0 - self._ratio / self._q_or_one, 0.0)
+
+    @property
+    def ewma_loss(self) -> Floats:
+        """Exponentially weighted mean loss of each class; NaN for a class without a finite loss so far."""
+        return np.where(self._loss_seen, self._ewma_loss, np.nan)
+
+    @property
+    def in_flight(self) -> tuple[Draw, ...]:
+        """The draws that have not been trained on yet, oldest first."""
+        return tuple(self._in_flight)
+
+    def get_probs(self) -> Floats:
+        """Return the class mix of the batch at hand, shape ``(K,)``, float64, summing to one.
+
+        Between a draw and its ``step_update`` that is exactly the ``p`` of that draw (of the oldest one,
+        where a loader runs ahead). With nothing in flight it is the ``p`` of the next draw.
+        """
+        return (self._in_flight[0].probs if self._in_flight else self.next_probs()).copy()
+
+    # -- the plain loop --------------------------------------------------------------------------------
+
+    def step_update(self, labels: ArrayLike, losses: ArrayLike | None = None) -> None:
+        """Report the batch at hand: the samples that were trained on and, if you like, their losses.
+
+        Call it once for every batch, in order; for a batch that was skipped with ``labels=[]``.
+
+        Args:
+            labels: Class of each sample, integers in ``[0, K)``, shape ``(batch,)``.
+            losses: Unweighted loss of each sample, shape ``(batch,)``. Losses that are NaN or infinite are
+                left out, with one warning.
+
+        Raises:
+            ValueError: If the labels are not integers in ``[0, K)``, or the shapes differ.
+        """
+        y = check_labels(labels, self.num_classes)
+        if losses is None:
+            self.commit(np.bincount(y, minlength=self.num_classes))
+            return
+        values = np.asarray(to_numpy(losses), dtype=np.float64)
+        if values.shape != y.shape:
+            raise ValueError(
+                f"losses must have one value per label, shape {y.shape}, got shape {values.shape}. "
+                'Compute them with reduction="none".'
+            )
+        finite = np.isfinite(values)
+        self.commit(
+            np.bincount(y, minlength=self.num_classes),
+            np.bincount(y[finite], weights=values[finite], minlength=self.num_classes),
+            np.bincount(y[finite], minlength=self.num_classes),
+        )
+
+    # -- draws: the sampler's side ---------------------------------------------------------------------
+
+    def next_probs(self) -> Floats:
+        """Return the class mix ``p`` for the next draw, shape ``(K,)``."""
+        self._apply_feedback()
+        alpha = self.alpha(self.draws, self.epoch)
+        if self.deficit == "count":
+            logits = alpha * (self.lambda1 * self._behind + self.lambda2 * self._ewma_loss)
+            logits[~self._active] = -np.inf
+        else:
+            drive = self.lambda1 * (1.0 - self._ratio / self._q_or_one)
+            if self.lambda2:
+                drive += self.lambda2 * self._standardised_loss()
+            logits = self._log_q + alpha * drive
+        logits -= logits.max()
+        mix = np.exp(logits)
+        mix /= mix.sum()
+        return apply_floor(mix, self.min_prob, self._active)
+
+    def register(self, draw: Draw) -> None:
+        """Count a new draw as in flight: its samples enter the trained mix at once."""
+        self._follow(draw.counts)
+        self._in_flight.append(draw)
+
+    def reopen(self, draw: Draw) -> None:
+        """Count a draw that is handed out once more as in flight; it is in the trained mix already."""
+        self._in_flight.append(draw)
+
+    def withdraw(self) -> list[Draw]:
+        """Take every draw out of flight without saying what became of it, oldest first."""
+        draws = list(self._in_flight)
+        self._in_flight.clear()
+        return draws
+
+    # -- feedback: the callback's side -----------------------------------------------------------------
+
+    def commit(
+        self,
+        counts: NDArray[Any],
+        loss_sums: NDArray[Any] | None = None,
+        loss_counts: NDArray[Any] | None = None,
+        *,
+        draw: Draw | None = None,
+    ) -> None:
+        """Report a batch by its sufficient statistics: sums over its samples, and over ranks.
+
+        Args:
+            counts: Samples of each class that were trained on, shape ``(K,)``. All zero: a skipped step.
+            loss_sums: Sum of the finite losses of each class, shape ``(K,)``.
+            loss_counts: Number of finite losses of each class, shape ``(K,)``.
+            draw: The draw it belongs to. Default: the oldest in flight; with none in flight, the batch was
+                drawn elsewhere and is taken as a draw of its own.
+        """
+        counts = np.asarray(counts)
+        total = counts.sum()
+        if draw is None:
+            draw = self._in_flight.popleft() if self._in_flight else None
+        else:
+            self._in_flight.remove(draw)
+        losses = self._mean_losses(counts, loss_sums, loss_counts)
+        if draw is None:
+            serial = self.draws
+            self._follow(counts)
+            correction = None
+        else:
+            serial = draw.serial
+            drawn = draw.counts / draw.counts.sum()
+            # A step without samples leaves the mix as if the batch had never been drawn.
+            correction = (counts / total if total else draw.ratio) - drawn
+            if not correction.any():
+                correction = None
+            if self.deficit == "count":
+                self._count(counts - draw.counts)
+        if correction is not None or losses is not None:
+            self._feedback.append(_Feedback(serial, correction, losses))
+        self._apply_feedback()
+
+    # -- checkpoints -----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state: tensors and plain numbers only, so it loads under ``weights_only=True``."""
+        return {
+            "version": _STATE_VERSION,
+            "draws": self.draws,
+            "epoch": self.epoch,
+            "q": _tensor(self._q),
+            "ratio": _tensor(self._ratio),
+            "behind": _tensor(self._behind),
+            "ewma_loss": _tensor(self._ewma_loss),
+            "loss_seen": _tensor(self._loss_seen),
+            "in_flight": [
+                {
+                    "serial": d.serial,
+                    "alpha": d.alpha,
+                    "probs": _tensor(d.probs),
+                    "counts": _tensor(d.counts),
+                    "ratio": _tensor(d.ratio),
+                }
+                for d in self._in_flight
+            ],
+            "feedback": [
+                {
+                    "serial": f.serial,
+                    "correction": None if f.correction is None else _tensor(f.correction),
+                    "losses": None if f.losses is None else _tensor(f.losses),
+                }
+                for f in self._feedback
+            ],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state that ``state_dict`` returned.
+
+        Raises:
+            ValueError: If it comes from another version or number of classes. Nothing is changed then.
+        """
+        if state.get("version") != _STATE_VERSION:
+            raise ValueError(
+                f"This controller reads state version {_STATE_VERSION}, got {state.get('version')!r}. "
+                "Resume with the version of lightning-fair that wrote the checkpoint."
+            )
+        if state["q"].numel() != self.num_classes:
+            raise ValueError(
+                f"The state is of a controller with {state['q'].numel()} classes, this one has "
+                f"{self.num_classes}. Resume with the data set the checkpoint was made with."
+            )
+        self.draws, self.epoch = int(state["draws"]), int(state["epoch"])
+        self._set_target(state["q"].numpy().copy())
+        self._ratio = state["ratio"].numpy().copy()
+        self._behind = state["behind"].numpy().copy()
+        self._ewma_loss = state["ewma_loss"].numpy().copy()
+        self._loss_seen = state["loss_seen"].numpy().copy()
+        self._in_flight.clear()
+        self._in_flight.extend(
+            Draw(d["serial"], d["probs"].numpy(), d["counts"].numpy(), d["ratio"].numpy(), d["alpha"])
+            for d in state["in_flight"]
+        )
+        self._feedback = deque(
+            _Feedback(
+                f["serial"],
+                None if f["correction"] is None else f["correction"].numpy(),
+                None if f["losses"] is None else f["losses"].numpy(),
+            )
+            for f in state["feedback"]
+        )
+
+    # -- target ----------------------------------------------------------------------------------------
+
+    def skip_classes(self, missing: NDArray[np.bool_]) -> None:
+        """Set the target of the ``missing`` classes to zero, share theirs out in proportion, and start anew.
+
+        Raises:
+            ValueError: If no class with a target is left.
+        """
+        kept = np.where(missing, 0.0, self._q)
+        if not kept.any():
+            raise ValueError("Every class with a target lacks samples: there is nothing to draw.")
+        self._set_target(kept / kept.sum())
+        self.reset()
+
+    def _set_target(self, q: Floats) -> None:
+        self._q = q
+        self._q.setflags(write=False)
+        self._active: NDArray[np.bool_] = q > 0
+        self._q_or_one: Floats = np.where(self._active, q, 1.0)
+        with np.errstate(divide="ignore"):
+            self._log_q: Floats = np.log(q)
+
+    def _check_gain(self) -> None:
+        gain, limit = self.alpha.peak * self.lambda1, 2.0 * self.horizon - 1.0
+        if gain >= limit:
+            raise ValueError(
+                f"alpha * lambda1 must be below 2 * horizon - 1 = {limit:g}, or the class mix oscillates; got "
+                f"{self.alpha.peak:g} * {self.lambda1:g} = {gain:g}. The largest stable alpha is just below "
+                f"{limit / self.lambda1:g} (no overshoot up to {(self.horizon - 1) / self.lambda1:g}); "
+                f"or set horizon above {(gain + 1) / 2:g} batches."
+            )
+
+    # -- the state's own arithmetic --------------------------------------------------------------------
+
+    def _follow(self, counts: NDArray[Any]) -> None:
+        """Let one more batch enter the trained mix. A new array each time: draws keep the old ones."""
+        total = counts.sum()
+        if total:
+            rate = 1.0 / self.horizon
+            self._ratio = (1.0 - rate) * self._ratio + rate * (counts / total)
+            self._count(counts)
+        self.draws += 1
+
+    def _count(self, counts: NDArray[Any]) -> None:
+        self._behind = self._behind + (self._q * counts.sum() - counts)
+
+    def _apply_feedback(self) -> None:
+        while self._feedback and self._feedback[0].serial + self.lag <= self.draws:
+            item = self._feedback.popleft()
+            if item.correction is not None:
+                # The mix is linear in its batches: what the batch still weighs in it can be put right.
+                rate = 1.0 / self.horizon
+                weight = rate * (1.0 - rate) ** (self.draws - 1 - item.serial)
+                self._ratio = self._ratio + weight * item.correction
+            if item.losses is not None:
+                self._follow_losses(item.losses)
+
+    def _follow_losses(self, losses: Floats) -> None:
+        seen = ~np.isnan(losses)
+        beta = self.ewma_beta
+        followed = beta * self._ewma_loss + (1.0 - beta) * losses
+        first = seen & ~self._loss_seen
+        self._ewma_loss = np.where(first, losses, np.where(seen, followed, self._ewma_loss))
+        self._loss_seen = self._loss_seen | seen
+
+    def _mean_losses(
+        self, counts: NDArray[Any], sums: NDArray[Any] | None, finite: NDArray[Any] | None
+    ) -> Floats | None:
+        if sums is None or finite is None:
+            return None
+        usable = (finite > 0) & np.isfinite(sums)
+        if not self._warned and (finite.sum() < counts.sum() or (usable != (finite > 0)).any()):
+            self._warned = True
+            warnings.warn(
+                "Some losses are NaN or infinite. They are left out of the loss feedback; "
+                "the training step itself still has them.",
+                stacklevel=3,
+            )
+        if not usable.any():
+            return None
+        return np.divide(sums, finite, out=np.full(self.num_classes, np.nan), where=usable)
+
+    def _standardised_loss(self) -> Floats:
+        seen = self._loss_seen & self._active
+        if seen.sum() < 2:
+            return np.zeros(self.num_classes)
+        losses = self._ewma_loss[seen]
+        spread = losses.std()
+        if spread <= 1e-12 * np.abs(losses).max():
+            return np.zeros(self.num_classes)
+        z = np.zeros(self.num_classes)
+        z[seen] = (losses - losses.mean()) / spread
+        return z
+
+
+def _at_least_zero(name: str, value: float) -> float:
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be finite and at least 0, got {value}.")
+    return float(value)
+
+
+def _tensor(array: NDArray[Any]) -> torch.Tensor:
+    return torch.from_numpy(array.copy())

@@ -1,0 +1,259 @@
+"""Batches of indices whose class mix a controller steers."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+from lightning_fair.controller import Draw, FeedbackController
+from lightning_fair.labels import check_labels, find_labels
+from lightning_fair.pools import ClassPools, PoolState
+from lightning_fair.simplex import Floats, Ints, apportion
+
+Missing: TypeAlias = Literal["error", "skip"]
+DrawKind: TypeAlias = Literal["systematic", "iid"]
+
+_STATE_VERSION = 1
+
+
+@dataclass(eq=False)
+class BatchDraw(Draw):
+    """The draw of a batch of indices.
+
+    Attributes:
+        labels: Class of each of this rank's samples, in the order of its indices, shape ``(batch,)``.
+        pools: Where the pools stood before the draw.
+    """
+
+    labels: NDArray[Any]
+    pools: PoolState
+
+
+class FeedbackBatchSampler(Sampler[list[int]]):
+    """A batch sampler whose class mix is steered by a :class:`FeedbackController`.
+
+    Each batch takes the class mix ``p`` of the controller, splits the batch over the classes by systematic
+    sampling (a class gets the floor or the ceiling of ``batch * p``, on average exactly that), and takes the
+    items of each class least used first. A draw is a function of the seed, its number, ``p`` and the items
+    used so far, so the same seed gives the same batches.
+
+    With ``world_size`` ranks each rank makes the same draw of ``world_size * batch_size`` samples and keeps
+    its own share of it.
+
+    Args:
+        labels: Class of each sample, integers, shape ``(N,)``: list, array or tensor; or a data set whose
+            labels can be found without loading its samples (see :func:`~lightning_fair.labels.find_labels`).
+        batch_size: Samples of a batch on each rank, at least 1.
+        steps_per_epoch: Batches of an epoch on each rank, at least 1. Default:
+            ``ceil(N / (batch_size * world_size))``.
+        controller: The controller to follow. Default: one with ``max(labels) + 1`` classes, a uniform target,
+            and the classes without samples left out.
+        seed: Seed of the draws, at least 0.
+        rank: This process's rank, in ``[0, world_size)``.
+        world_size: Number of processes.
+        missing: What to do where a class has a target but no samples: ``"error"``, or ``"skip"``: set its
+            target to zero and share it out in proportion.
+        draw: ``"systematic"``, or ``"iid"`` for class counts drawn independently (multinomial): the same
+            expectation with far more noise, there for comparison.
+
+    Attributes:
+        controller: The controller. Report each batch to it with ``step_update``.
+        class_counts: Samples of each class in the data, int64, shape ``(K,)``.
+        epoch: Number of the current epoch, from 0.
+
+    Raises:
+        ValueError: If the labels are empty or not integers in ``[0, K)``, a class with a target has no
+            samples, or a number is out of range.
+        TypeError: If a data set is given whose labels cannot be found.
+
+    Example:
+        >>> labels = np.array([0] * 990 + [1] * 10)
+        >>> sampler = FeedbackBatchSampler(labels, batch_size=8, steps_per_epoch=2)
+        >>> [np.bincount(labels[batch]).tolist() for batch in sampler]
+        [[4, 4], [4, 4]]
+    """
+
+    def __init__(
+        self,
+        labels: Any,
+        batch_size: int,
+        steps_per_epoch: int | None = None,
+        controller: FeedbackController | None = None,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        missing: Missing = "error",
+        draw: DrawKind = "systematic",
+    ) -> None:
+        self.labels = find_labels(labels)
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("steps_per_epoch", 1 if steps_per_epoch is None else steps_per_epoch, 1),
+            ("seed", seed, 0),
+            ("world_size", world_size, 1),
+        ):
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must lie in [0, world_size), got {rank} for {world_size} ranks.")
+        if missing not in ("error", "skip"):
+            raise ValueError(f"missing must be 'error' or 'skip', got {missing!r}.")
+        if draw not in ("systematic", "iid"):
+            raise ValueError(f"draw must be 'systematic' or 'iid', got {draw!r}.")
+        if controller is None:
+            counts = np.bincount(self.labels)
+            controller = FeedbackController(counts.size, (counts > 0) / np.count_nonzero(counts))
+        check_labels(self.labels, controller.num_classes)
+        self.controller = controller
+        self.batch_size = int(batch_size)
+        self.drop_last = False  # every batch is full; Lightning and others read the attribute
+        self.rank, self.world_size = int(rank), int(world_size)
+        self.seed = int(seed)
+        self._draw_kind: DrawKind = draw
+        self._pools = ClassPools(self.labels, controller.num_classes, self.seed)
+        absent = (controller.q > 0) & (self._pools.sizes == 0)
+        if absent.any():
+            if missing == "error":
+                named = ", ".join(map(str, np.flatnonzero(absent)[:5])) + (
+                    ", ..." if absent.sum() > 5 else ""
+                )
+                raise ValueError(
+                    f"No samples of class {named}, but the target wants some. Set their target to 0, check "
+                    'num_classes, or pass missing="skip" to share their target out over the others.'
+                )
+            controller.skip_classes(absent)
+        self.steps_per_epoch = int(steps_per_epoch or -(-self.labels.size // self.global_batch_size))
+        self.epoch = 0
+        self._next_epoch = 0
+        self._position = 0  # batches of this epoch that have been retired
+        self._replay: deque[tuple[int, Floats, Floats, float]] = deque()
+        self._drawn: deque[BatchDraw] = deque(maxlen=controller._in_flight.maxlen)
+
+    # -- what can be read ------------------------------------------------------------------------------
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples of a batch over all ranks."""
+        return self.batch_size * self.world_size
+
+    @property
+    def class_counts(self) -> Ints:
+        """Samples of each class in the data, int64, shape ``(K,)``."""
+        return self._pools.sizes
+
+    @property
+    def drawn(self) -> Ints:
+        """Samples of each class drawn so far over all ranks, int64, shape ``(K,)``."""
+        return self._pools.drawn
+
+    @property
+    def coverage(self) -> float:
+        """Fraction of the data set that has been drawn at least once, in [0, 1]."""
+        return float(np.minimum(self.drawn, self.class_counts).sum() / self.labels.size)
+
+    @property
+    def repeats(self) -> Floats:
+        """How often each item of a class has been drawn so far, on average, shape ``(K,)``; NaN without items."""
+        sizes = self.class_counts
+        return np.divide(self.drawn, sizes, out=np.full(sizes.size, np.nan), where=sizes > 0)
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return self.steps_per_epoch
+
+    # -- draws -----------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the indices of the epoch's batches (those that are left of it, after a resume).
+
+        Draws that an abandoned iteration left in flight count as trained on, unless ``requeue`` was called.
+        """
+        self.controller.withdraw()
+        self._drawn.clear()
+        self.epoch = self.controller.epoch = self._next_epoch
+        if not self._position:
+            self._next_epoch += 1
+        for _ in range(self.steps_per_epoch - self._position):
+            yield self._next()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Number the next iteration ``epoch``. Schedules by epoch follow it; the draws do not."""
+        self._next_epoch = int(epoch)
+
+    def take_record(self) -> BatchDraw:
+        """Return the record of the oldest batch that no one has taken the record of: the one delivered now."""
+        return self._drawn.popleft()
+
+    def _next(self) -> list[int]:
+        if self._replay:
+            serial, probs, ratio, alpha = self._replay.popleft()
+            counts, indices, pools = self._draw(serial, probs)
+            draw = BatchDraw(serial, probs, counts, ratio, alpha, self.labels[indices], pools)
+            self.controller.reopen(draw)
+        else:
+            controller = self.controller
+            probs = controller.next_probs()
+            serial, ratio = controller.draws, controller.ratio
+            alpha = controller.alpha(serial, controller.epoch)
+            counts, indices, pools = self._draw(serial, probs)
+            draw = BatchDraw(serial, probs, counts, ratio, alpha, self.labels[indices], pools)
+            controller.register(draw)
+        self._drawn.append(draw)
+        batch: list[int] = indices.tolist()
+        return batch
+
+    def _draw(self, serial: int, probs: Floats) -> tuple[Ints, Ints, PoolState]:
+        """Return class counts over all ranks, this rank's indices, and the pools' state before."""
+        rng = np.random.default_rng([self.seed, serial])
+        if self._draw_kind == "systematic":
+            counts = apportion(probs, self.global_batch_size, rng)
+        else:
+            counts = rng.multinomial(self.global_batch_size, probs).astype(np.int64)
+        before = self._pools.state
+        indices = self._pools.draw(counts)
+        # The draw lies class by class, so every rank gets a like share of every class.
+        mine = indices[self.rank :: self.world_size]
+        return counts, mine[rng.permutation(mine.size)], before
+
+    # -- what became of the draws: the callback's side ----------------------------------------------------
+
+    def retire(
+        self,
+        draw: BatchDraw,
+        counts: NDArray[Any] | None = None,
+        loss_sums: NDArray[Any] | None = None,
+        loss_counts: NDArray[Any] | None = None,
+    ) -> None:
+        """Report that a batch has been trained on; see :meth:`FeedbackController.commit`.
+
+        Args:
+            draw: The batch's record.
+            counts: Samples of each class that were trained on, over all ranks. Default: as drawn.
+            loss_sums: Sum of the finite losses of each class.
+            loss_counts: Number of finite losses of each class.
+        """
+        self._position += 1
+        self.controller.commit(draw.counts if counts is None else counts, loss_sums, loss_counts, draw=draw)
+
+    def end_epoch(self) -> None:
+        """Say that the epoch is over, even where not all of its batches were used."""
+        self._position = 0
+
+    def requeue(self) -> None:
+        """Put the draws that were not trained on back: the next iteration hands them out first, as drawn."""
+        draws = self.controller.withdraw()
+        self._drawn.clear()
+        if not draws:
+            return
+        first = draws[0]
+        if isinstance(first, BatchDraw):
+            self._pools.state = first.pools
+        self._replay.extendleft((d.serial, d.probs, d.ratio, d.alpha) for d in reversed(draws))

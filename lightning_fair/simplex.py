@@ -1,0 +1,190 @@
+"""Class mixes: points of the probability simplex, and batches apportioned from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+Floats: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
+
+TargetName: TypeAlias = Literal["uniform", "prior", "sqrt"]
+Target: TypeAlias = TargetName | Mapping[int, float] | Sequence[float] | ArrayLike | None
+
+_SUM_TOLERANCE = 1e-3  # float32 vectors and hand-written decimals pass; a forgotten class does not
+
+
+def to_numpy(values: Any) -> Any:
+    """Return a tensor, on any device and of any dtype, as a NumPy array; anything else as it is."""
+    if not isinstance(values, torch.Tensor):
+        return values
+    values = values.detach().cpu()
+    return (
+        values.float().numpy() if values.dtype is torch.bfloat16 else values.numpy()
+    )  # NumPy has no bfloat16
+
+
+def check_mix(values: ArrayLike, num_classes: int, name: str = "target_probs") -> Floats:
+    """Return ``values`` as a class mix: float64, shape ``(num_classes,)``, non-negative, summing to one.
+
+    A sum that is off by rounding (up to 0.001) is scaled to one.
+
+    Raises:
+        ValueError: If the shape is wrong, or an entry is negative or not finite, or the sum is not one.
+
+    Example:
+        >>> check_mix([0.5, 0.25, 0.25], 3)
+        array([0.5 , 0.25, 0.25])
+    """
+    try:
+        mix = np.array(to_numpy(values), dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be numbers, got {values!r}.") from error
+    if mix.shape != (num_classes,):
+        raise ValueError(
+            f"{name} must have one entry per class, shape ({num_classes},), got shape {mix.shape}."
+        )
+    if not np.isfinite(mix).all():
+        raise ValueError(
+            f"{name} must be finite, got {mix[~np.isfinite(mix)][0]} for class {_first(~np.isfinite(mix))}."
+        )
+    if (mix < 0).any():
+        raise ValueError(f"{name} must not be negative, got {mix[mix < 0][0]:g} for class {_first(mix < 0)}.")
+    total = mix.sum()
+    if abs(total - 1.0) > _SUM_TOLERANCE:
+        raise ValueError(f"{name} must sum to one, got a sum of {total:g}. Divide it by its sum.")
+    scaled: Floats = mix / total
+    return scaled
+
+
+def resolve_target(target: Target, num_classes: int, class_counts: ArrayLike | None = None) -> Floats:
+    """Return the class mix that ``target`` describes.
+
+    Args:
+        target: One of
+
+            - ``None`` or ``"uniform"``: every class alike, ``1 / K``;
+            - ``"prior"``: the data set's own mix, ``n / sum(n)``;
+            - ``"sqrt"``: between the two, ``sqrt(n) / sum(sqrt(n))``;
+            - a vector of ``K`` probabilities;
+            - a mapping from class to probability. What the named classes leave over is shared by the
+              others alike.
+        num_classes: Number of classes ``K``.
+        class_counts: Samples of each class in the data set, shape ``(K,)``. Needed by the names
+            ``"prior"`` and ``"sqrt"``.
+
+    Returns:
+        Float64 array of shape ``(K,)``, summing to one.
+
+    Raises:
+        ValueError: If the name is unknown, the counts are missing, or the numbers are not a class mix.
+
+    Example:
+        >>> resolve_target("sqrt", 2, class_counts=[9, 1])
+        array([0.75, 0.25])
+        >>> resolve_target({0: 0.5}, 3)
+        array([0.5 , 0.25, 0.25])
+    """
+    if target is None or (isinstance(target, str) and target == "uniform"):
+        return np.full(num_classes, 1.0 / num_classes)
+    if isinstance(target, str):
+        if target not in ("prior", "sqrt"):
+            raise ValueError(
+                f"target_probs must be 'uniform', 'prior', 'sqrt', a vector or a mapping, got {target!r}."
+            )
+        if class_counts is None:
+            raise ValueError(
+                f"target_probs={target!r} is computed from the data: "
+                "pass class_counts=np.bincount(labels, minlength=num_classes)."
+            )
+        counts = np.asarray(to_numpy(class_counts), dtype=np.float64)
+        share = counts if target == "prior" else np.sqrt(counts)
+        return check_mix(share / max(share.sum(), 1.0), num_classes, f"the {target} of class_counts")
+    if isinstance(target, Mapping):
+        return _from_mapping(target, num_classes)
+    return check_mix(target, num_classes)
+
+
+def apply_floor(mix: Floats, min_prob: float, active: NDArray[np.bool_]) -> Floats:
+    """Mix in a uniform share so that no active class falls below ``min_prob``.
+
+    ``p = (1 - K * min_prob) * mix + min_prob`` over the ``K`` active classes; the others stay at zero.
+    Unlike clipping and dividing by the new sum, this keeps the floor exactly and the order of the classes.
+
+    Example:
+        >>> apply_floor(np.array([1.0, 0.0]), 0.1, np.array([True, True]))
+        array([0.9, 0.1])
+    """
+    floored: Floats = (1.0 - int(active.sum()) * min_prob) * mix + min_prob * active
+    return floored
+
+
+def distance(a: ArrayLike, b: ArrayLike) -> float:
+    """Total variation distance of two class mixes, ``max_S |a(S) - b(S)| = sum|a - b| / 2``, in [0, 1].
+
+    Example:
+        >>> distance([0.99, 0.01], [0.5, 0.5])
+        0.49
+    """
+    return float(np.abs(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)).sum() / 2.0)
+
+
+def apportion(probs: Floats, size: int, rng: np.random.Generator) -> Ints:
+    """Split a batch of ``size`` over the classes by systematic sampling.
+
+    Lay the intervals ``size * p`` end to end in a random order of the classes and count the points
+    ``u, u + 1, u + 2, ...`` in each, with one ``u`` uniform in [0, 1). Then each count is the floor or
+    the ceiling of ``size * p``, its expectation is exactly ``size * p``, and the counts sum to ``size``.
+    The random order keeps two classes from always excluding each other.
+
+    Args:
+        probs: Class mix, float64, shape ``(K,)``, summing to one.
+        size: Samples in the batch.
+        rng: Source of the order and the start.
+
+    Returns:
+        Counts, int64, shape ``(K,)``. A class of probability zero gets none.
+
+    Reference:
+        W. G. Madow (1949), "On the theory of systematic sampling, II".
+
+    Example:
+        >>> apportion(np.array([0.5, 0.5]), 8, np.random.default_rng(0))
+        array([4, 4])
+    """
+    order = rng.permutation(probs.size)
+    edges = np.cumsum(probs[order])
+    # Scaling by the last edge, not overwriting it, makes the total exact and leaves a trailing class of
+    # probability zero with an empty interval.
+    points = np.floor(edges / edges[-1] * size + rng.random()).astype(np.int64)
+    counts = np.empty(probs.size, dtype=np.int64)
+    counts[order] = np.diff(points, prepend=0)
+    return counts
+
+
+def _from_mapping(target: Mapping[int, float], num_classes: int) -> Floats:
+    unknown = [key for key in target if not (isinstance(key, int) and 0 <= key < num_classes)]
+    if unknown:
+        raise ValueError(
+            f"target_probs names class {unknown[0]!r}; classes are the integers 0 to {num_classes - 1}."
+        )
+    mix = np.full(num_classes, np.nan)
+    for label, prob in target.items():
+        mix[label] = prob
+    others = np.isnan(mix) & ~np.isin(np.arange(num_classes), list(target))
+    if others.any():
+        rest = 1.0 - np.nansum(mix)
+        if rest < -_SUM_TOLERANCE:
+            raise ValueError(
+                f"target_probs must sum to one, but the named classes already sum to {1.0 - rest:g}."
+            )
+        mix[others] = max(rest, 0.0) / others.sum()
+    return check_mix(mix, num_classes)
+
+
+def _first(mask: NDArray[np.bool_]) -> int:
+    return int(np.flatnonzero(mask)[0])
