@@ -58,11 +58,13 @@ class FeedbackController:
     The law, with ``r`` the exponentially weighted class mix of what was trained on::
 
         deficit_i = 1 - r_i / q_i
-        p         = softmax(log q + alpha * (lambda1 * deficit + lambda2 * z)),  mixed with a floor min_prob
+        p         = softmax(log q + alpha * (lambda1 * deficit + lambda2 * e)),  mixed with a floor min_prob
         r        <- (1 - 1/horizon) * r + (1/horizon) * counts / sum(counts)     after each batch
+        e        <- (1 - 1/horizon) * e + (1/horizon) * z
 
     ``z`` is the exponentially weighted mean loss of each class, standardised over the classes that have
-    been seen. For a uniform target ``log q`` is a constant and drops out. The deficit is a fraction of a
+    been seen. Its memory ``e`` is that of ``r``, so the deficit keeps pace and ``p / q`` answers a change of
+    ``z`` by about ``lambda2 * z``; taken as it comes, the answer would be ``exp(alpha * lambda2 * z)``. For a uniform target ``log q`` is a constant and drops out. The deficit is a fraction of a
     class's quota, so ``alpha`` means the same for every number of classes, batch size and target: near the
     target each deficit shrinks by the factor ``1 - (1 + alpha * lambda1) / horizon`` per batch.
 
@@ -137,9 +139,7 @@ class FeedbackController:
         self.lambda2 = _at_least_zero("lambda2", lambda2)
         _at_least_zero("alpha", self.alpha.trough)
         if not 0.0 <= min_prob < 1.0 / K:
-            raise ValueError(
-                f"min_prob must lie in [0, 1/K), got {min_prob} for K = {K} (1/K = {1 / K:.6g})."
-            )
+            raise ValueError(f"min_prob must lie in [0, 1/K), got {min_prob} for K = {K} (1/K = {1 / K:.6g}).")
         if not 0.0 <= ewma_beta < 1.0:
             raise ValueError(f"ewma_beta must lie in [0, 1), got {ewma_beta}.")
         if deficit not in ("relative", "count"):
@@ -173,6 +173,8 @@ class FeedbackController:
         self._loss_seen: NDArray[np.bool_] = np.zeros(K, dtype=bool)
         self._in_flight: deque[Draw] = deque(maxlen=_MOST_IN_FLIGHT)
         self._feedback: deque[_Feedback] = deque()
+        self._emphasis: Floats = np.zeros(K)  # e
+        self._z: Floats = np.zeros(K)
         self._warned = False
 
     # -- what can be read ------------------------------------------------------------------------------
@@ -208,7 +210,8 @@ class FeedbackController:
         Between a draw and its ``step_update`` that is exactly the ``p`` of that draw (of the oldest one,
         where a loader runs ahead). With nothing in flight it is the ``p`` of the next draw.
         """
-        return (self._in_flight[0].probs if self._in_flight else self.next_probs()).copy()
+        probs: Floats = (self._in_flight[0].probs if self._in_flight else self.next_probs()).copy()
+        return probs
 
     # -- the plain loop --------------------------------------------------------------------------------
 
@@ -254,7 +257,7 @@ class FeedbackController:
         else:
             drive = self.lambda1 * (1.0 - self._ratio / self._q_or_one)
             if self.lambda2:
-                drive += self.lambda2 * self._standardised_loss()
+                drive += self.lambda2 * self._emphasis
             logits = self._log_q + alpha * drive
         logits -= logits.max()
         mix = np.exp(logits)
@@ -332,6 +335,7 @@ class FeedbackController:
             "behind": _tensor(self._behind),
             "ewma_loss": _tensor(self._ewma_loss),
             "loss_seen": _tensor(self._loss_seen),
+            "emphasis": _tensor(self._emphasis),
             "in_flight": [
                 {
                     "serial": d.serial,
@@ -374,6 +378,8 @@ class FeedbackController:
         self._behind = state["behind"].numpy().copy()
         self._ewma_loss = state["ewma_loss"].numpy().copy()
         self._loss_seen = state["loss_seen"].numpy().copy()
+        self._emphasis = state["emphasis"].numpy().copy()
+        self._z = self._standardised_loss()
         self._in_flight.clear()
         self._in_flight.extend(
             Draw(d["serial"], d["probs"].numpy(), d["counts"].numpy(), d["ratio"].numpy(), d["alpha"])
@@ -428,6 +434,7 @@ class FeedbackController:
         if total:
             rate = 1.0 / self.horizon
             self._ratio = (1.0 - rate) * self._ratio + rate * (counts / total)
+            self._emphasis = (1.0 - rate) * self._emphasis + rate * self._z
             self._count(counts)
         self.draws += 1
 
@@ -452,6 +459,7 @@ class FeedbackController:
         first = seen & ~self._loss_seen
         self._ewma_loss = np.where(first, losses, np.where(seen, followed, self._ewma_loss))
         self._loss_seen = self._loss_seen | seen
+        self._z = self._standardised_loss()
 
     def _mean_losses(
         self, counts: NDArray[Any], sums: NDArray[Any] | None, finite: NDArray[Any] | None
@@ -468,7 +476,8 @@ class FeedbackController:
             )
         if not usable.any():
             return None
-        return np.divide(sums, finite, out=np.full(self.num_classes, np.nan), where=usable)
+        means: Floats = np.divide(sums, finite, out=np.full(self.num_classes, np.nan), where=usable)
+        return means
 
     def _standardised_loss(self) -> Floats:
         seen = self._loss_seen & self._active

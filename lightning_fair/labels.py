@@ -33,11 +33,9 @@ def check_labels(labels: Any, num_classes: int | None = None) -> NDArray[Any]:
         array([0, 2, 1])
     """
     try:
-        y = np.asanyarray(to_numpy(labels))
+        y: NDArray[Any] = np.asanyarray(to_numpy(labels))
     except ValueError as error:
-        raise ValueError(
-            "labels must be one class per sample; these are lists of different lengths."
-        ) from error
+        raise ValueError("labels must be one class per sample; these are lists of different lengths.") from error
     if y.ndim != 1:
         raise ValueError(
             f"labels must have shape (N,), one class per sample, got shape {y.shape}. Multi-label targets are "

@@ -56,13 +56,9 @@ class ClassPools:
         # One array of the items, class by class; half the memory where their numbers fit 32 bits.
         narrow = labels.astype(np.min_scalar_type(num_classes), copy=False)
         order = np.argsort(narrow, kind="stable")
-        self._items = order.astype(
-            np.int32 if labels.size <= np.iinfo(np.int32).max else np.int64, copy=False
-        )
+        self._items = order.astype(np.int32 if labels.size <= np.iinfo(np.int32).max else np.int64, copy=False)
         self._starts: Ints = np.concatenate(([0], np.cumsum(self.sizes)[:-1]))
-        self._class_keys = _hash(
-            np.arange(num_classes, dtype=np.uint64) ^ _hash(np.array([seed], dtype=np.uint64))
-        )
+        self._class_keys = _hash(np.arange(num_classes, dtype=np.uint64) ^ _hash(np.array([seed], dtype=np.uint64)))
         self._taken: Ints = np.zeros(num_classes, dtype=np.int64)
         self._owed: dict[int, Ints] = {}
 
@@ -78,7 +74,7 @@ class ClassPools:
     @property
     def drawn(self) -> Ints:
         """Items handed out of each class so far, shape ``(K,)``."""
-        drawn = self._taken.copy()
+        drawn: Ints = self._taken.copy()
         for label, items in self._owed.items():
             drawn[label] -= items.size
         return drawn
@@ -223,4 +219,5 @@ def _hash(x: _U64) -> _U64:
     x = x + _GOLDEN
     x = (x ^ (x >> _30)) * _MIX_1
     x = (x ^ (x >> _27)) * _MIX_2
-    return x ^ (x >> _31)
+    mixed: _U64 = x ^ (x >> _31)
+    return mixed

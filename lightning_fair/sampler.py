@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -122,9 +123,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         absent = (controller.q > 0) & (self._pools.sizes == 0)
         if absent.any():
             if missing == "error":
-                named = ", ".join(map(str, np.flatnonzero(absent)[:5])) + (
-                    ", ..." if absent.sum() > 5 else ""
-                )
+                named = ", ".join(map(str, np.flatnonzero(absent)[:5])) + (", ..." if absent.sum() > 5 else "")
                 raise ValueError(
                     f"No samples of class {named}, but the target wants some. Set their target to 0, check "
                     'num_classes, or pass missing="skip" to share their target out over the others.'
@@ -132,7 +131,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             controller.skip_classes(absent)
         self.steps_per_epoch = int(steps_per_epoch or -(-self.labels.size // self.global_batch_size))
         self.epoch = 0
-        self._next_epoch = 0
+        self._begun = False  # this epoch has been iterated over
         self._position = 0  # batches of this epoch that have been retired
         self._replay: deque[tuple[int, Floats, Floats, float]] = deque()
         self._drawn: deque[BatchDraw] = deque(maxlen=controller._in_flight.maxlen)
@@ -163,7 +162,8 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     def repeats(self) -> Floats:
         """How often each item of a class has been drawn so far, on average, shape ``(K,)``; NaN without items."""
         sizes = self.class_counts
-        return np.divide(self.drawn, sizes, out=np.full(sizes.size, np.nan), where=sizes > 0)
+        repeats: Floats = np.divide(self.drawn, sizes, out=np.full(sizes.size, np.nan), where=sizes > 0)
+        return repeats
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -178,15 +178,16 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         """
         self.controller.withdraw()
         self._drawn.clear()
-        self.epoch = self.controller.epoch = self._next_epoch
-        if not self._position:
-            self._next_epoch += 1
+        if self._begun:
+            self.end_epoch()
+        self._begun = True
+        self.controller.epoch = self.epoch
         for _ in range(self.steps_per_epoch - self._position):
             yield self._next()
 
     def set_epoch(self, epoch: int) -> None:
         """Number the next iteration ``epoch``. Schedules by epoch follow it; the draws do not."""
-        self._next_epoch = int(epoch)
+        self.epoch, self._begun = int(epoch), False
 
     def take_record(self) -> BatchDraw:
         """Return the record of the oldest batch that no one has taken the record of: the one delivered now."""
@@ -245,10 +246,15 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
     def end_epoch(self) -> None:
         """Say that the epoch is over, even where not all of its batches were used."""
-        self._position = 0
+        self.epoch += 1
+        self._position, self._begun = 0, False
 
     def requeue(self) -> None:
-        """Put the draws that were not trained on back: the next iteration hands them out first, as drawn."""
+        """Put the draws that were not trained on back: the next iteration hands them out first, as drawn.
+
+        That iteration goes on with the epoch, unless ``end_epoch`` is called.
+        """
+        self._begun = False
         draws = self.controller.withdraw()
         self._drawn.clear()
         if not draws:
@@ -257,3 +263,62 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         if isinstance(first, BatchDraw):
             self._pools.state = first.pools
         self._replay.extendleft((d.serial, d.probs, d.ratio, d.alpha) for d in reversed(draws))
+
+    # -- checkpoints -----------------------------------------------------------------------------------
+
+    # Not called `state_dict`: a stateful loader would save and restore it a second time, as of the draw.
+
+    def capture(self) -> dict[str, Any]:
+        """Return the state as of the last retired batch: O(K), tensors and plain numbers only."""
+        in_flight = self.controller.in_flight
+        pools = in_flight[0].pools if in_flight and isinstance(in_flight[0], BatchDraw) else self._pools.state
+        return {
+            "version": _STATE_VERSION,
+            "data": self._fingerprint(),
+            "epoch": self.epoch,
+            "position": self._position,
+            "taken": torch.from_numpy(pools.taken.copy()),
+            "owed": {int(label): torch.from_numpy(items.copy()) for label, items in pools.owed.items()},
+            "controller": self.controller.state_dict(),
+            "replay": [
+                {"serial": s, "probs": torch.from_numpy(p), "ratio": torch.from_numpy(r), "alpha": a}
+                for s, p, r, a in self._replay
+            ],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over a state that ``capture`` returned: what follows is what would have followed there.
+
+        Raises:
+            ValueError: If it was captured with other data, another batch size, seed or version. Nothing is
+                changed then.
+        """
+        if state.get("version") != _STATE_VERSION:
+            raise ValueError(
+                f"This sampler reads state version {_STATE_VERSION}, got {state.get('version')!r}. "
+                "Resume with the version of lightning-fair that wrote the checkpoint."
+            )
+        mine = self._fingerprint()
+        for name, value in state["data"].items():
+            if value != mine[name]:
+                raise ValueError(
+                    f"The checkpoint was made with {name} = {value}, this run has {mine[name]}. "
+                    "Resume with the same data set and settings, or start anew without the checkpoint."
+                )
+        self.controller.load_state_dict(state["controller"])
+        self.epoch, self._position = int(state["epoch"]), int(state["position"])
+        self._pools.state = PoolState(
+            state["taken"].numpy(), {label: items.numpy() for label, items in state["owed"].items()}
+        )
+        self._replay = deque((r["serial"], r["probs"].numpy(), r["ratio"].numpy(), r["alpha"]) for r in state["replay"])
+        self.requeue()
+
+    def _fingerprint(self) -> dict[str, Any]:
+        return {
+            "number of samples": int(self.labels.size),
+            "class counts' checksum": zlib.crc32(self.class_counts.tobytes()),
+            "number of classes": self.controller.num_classes,
+            "batch size over all ranks": self.global_batch_size,
+            "seed": self.seed,
+            "draw": self._draw_kind,
+        }

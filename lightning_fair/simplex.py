@@ -23,9 +23,7 @@ def to_numpy(values: Any) -> Any:
     if not isinstance(values, torch.Tensor):
         return values
     values = values.detach().cpu()
-    return (
-        values.float().numpy() if values.dtype is torch.bfloat16 else values.numpy()
-    )  # NumPy has no bfloat16
+    return values.float().numpy() if values.dtype is torch.bfloat16 else values.numpy()  # NumPy has no bfloat16
 
 
 def check_mix(values: ArrayLike, num_classes: int, name: str = "target_probs") -> Floats:
@@ -45,9 +43,7 @@ def check_mix(values: ArrayLike, num_classes: int, name: str = "target_probs") -
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be numbers, got {values!r}.") from error
     if mix.shape != (num_classes,):
-        raise ValueError(
-            f"{name} must have one entry per class, shape ({num_classes},), got shape {mix.shape}."
-        )
+        raise ValueError(f"{name} must have one entry per class, shape ({num_classes},), got shape {mix.shape}.")
     if not np.isfinite(mix).all():
         raise ValueError(
             f"{name} must be finite, got {mix[~np.isfinite(mix)][0]} for class {_first(~np.isfinite(mix))}."
@@ -93,9 +89,7 @@ def resolve_target(target: Target, num_classes: int, class_counts: ArrayLike | N
         return np.full(num_classes, 1.0 / num_classes)
     if isinstance(target, str):
         if target not in ("prior", "sqrt"):
-            raise ValueError(
-                f"target_probs must be 'uniform', 'prior', 'sqrt', a vector or a mapping, got {target!r}."
-            )
+            raise ValueError(f"target_probs must be 'uniform', 'prior', 'sqrt', a vector or a mapping, got {target!r}.")
         if class_counts is None:
             raise ValueError(
                 f"target_probs={target!r} is computed from the data: "
@@ -169,9 +163,7 @@ def apportion(probs: Floats, size: int, rng: np.random.Generator) -> Ints:
 def _from_mapping(target: Mapping[int, float], num_classes: int) -> Floats:
     unknown = [key for key in target if not (isinstance(key, int) and 0 <= key < num_classes)]
     if unknown:
-        raise ValueError(
-            f"target_probs names class {unknown[0]!r}; classes are the integers 0 to {num_classes - 1}."
-        )
+        raise ValueError(f"target_probs names class {unknown[0]!r}; classes are the integers 0 to {num_classes - 1}.")
     mix = np.full(num_classes, np.nan)
     for label, prob in target.items():
         mix[label] = prob
@@ -179,9 +171,7 @@ def _from_mapping(target: Mapping[int, float], num_classes: int) -> Floats:
     if others.any():
         rest = 1.0 - np.nansum(mix)
         if rest < -_SUM_TOLERANCE:
-            raise ValueError(
-                f"target_probs must sum to one, but the named classes already sum to {1.0 - rest:g}."
-            )
+            raise ValueError(f"target_probs must sum to one, but the named classes already sum to {1.0 - rest:g}.")
         mix[others] = max(rest, 0.0) / others.sum()
     return check_mix(mix, num_classes)
 

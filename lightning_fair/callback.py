@@ -1,0 +1,416 @@
+"""The callback: makes the training loader fair, feeds the losses back, and logs."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor
+from torch.nn.modules.loss import _WeightedLoss
+from torch.utils.data import DataLoader, DistributedSampler
+from typing_extensions import override
+
+from lightning_fair.controller import Deficit, FeedbackController
+from lightning_fair.dashboard import BatchWeights, class_names, scalars
+from lightning_fair.distributed import sum_over_ranks
+from lightning_fair.labels import Labels, find_labels
+from lightning_fair.loader import FairLoader, batch_size, check_loader, is_fair, lead, make_fair
+from lightning_fair.losses import HostCopy, StepWeights
+from lightning_fair.sampler import BatchDraw, DrawKind, FeedbackBatchSampler, Missing
+from lightning_fair.schedules import Schedule
+from lightning_fair.simplex import Floats, Target
+from lightning_fair.weights import class_weights
+
+Reference: TypeAlias = Literal["target", "prior"]
+
+_ENDLESS = 1e12
+
+
+class FairSampling(L.Callback):
+    """Steers the class mix of the training batches of any Trainer by negative feedback.
+
+    Alone in ``Trainer(callbacks=[FairSampling()])`` it is enough: the training ``DataLoader`` keeps all of
+    its settings and gets other batches. With :class:`~lightning_fair.ImportanceWeightedMixin` in the module,
+    each sample's loss is weighted by ``reference[y] / p[y]``, with the ``p`` of its own draw, and the losses
+    are fed back. Without it the loss is the module's own, so the objective is the class mix that was drawn.
+
+    Args:
+        alpha: Gain of the feedback, at least 0, or a schedule (:mod:`lightning_fair.schedules`).
+        target_probs: Class mix that batches are steered to: ``"uniform"``, ``"prior"``, ``"sqrt"``, a vector,
+            or a mapping from class to probability.
+        lambda1: Weight of the deficit, at least 0.
+        lambda2: Weight of the class losses, at least 0. Needs the mixin. For when it helps, see
+            :class:`~lightning_fair.FeedbackController`.
+        min_prob: Floor under every class's probability, in ``[0, 1/K)``.
+        horizon: Memory of the trained mix in batches, at least 1. None: chosen from the target.
+        ewma_beta: Memory of the class losses, in ``[0, 1)``.
+        deficit: ``"relative"``, or ``"count"`` for the published law (for comparison only).
+        reference: Class mix that the weighted loss stands for: ``"target"`` (the balanced risk, where the
+            target is uniform) or ``"prior"`` (the plain risk over the data).
+        max_weight: Largest importance weight, positive, or None. Clipping adds bias.
+        normalize: Divide the weights by their mean over the batch. Adds a bias of order ``1 / batch``.
+        exponent: Weights to this power, in ``[0, 1]``; below 1 they correct only in part.
+        labels: One class per sample, where the data set does not show them; ``"scan"`` reads every sample
+            once.
+        num_classes: Number of classes. None: the largest label plus one, or what the target says.
+        class_names: Names of the classes for the logger. None: the data set's ``classes``, else numbers.
+        steps_per_epoch: Batches of an epoch. None: as many as the loader has.
+        missing: Where a class has a target but no samples: ``"error"`` or ``"skip"``.
+        draw: ``"systematic"``, or ``"iid"`` for independent draws (for comparison only).
+        lag: Batches after which a loss takes effect, at least 1. None: as soon as it can be known whatever
+            the loader draws ahead. The same lag gives the same batches with any number of workers.
+        seed: Seed of the draws. None: that of ``seed_everything``, else 0.
+
+    Attributes:
+        sampler: The :class:`~lightning_fair.FeedbackBatchSampler`, once training has its data; else None.
+        controller: The :class:`~lightning_fair.FeedbackController`, likewise.
+        largest_weight: Largest importance weight of the run so far.
+        effective_sample_size: Mean over the batches so far of their effective sample size, in samples.
+
+    Raises:
+        ValueError: If an argument is out of range; what depends on the data is checked before the first step.
+
+    Example:
+        >>> callback = FairSampling(alpha=8.0, max_weight=50.0)
+        >>> trainer = L.Trainer(callbacks=[callback], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        alpha: float | Schedule = 8.0,
+        target_probs: Target = "uniform",
+        *,
+        lambda1: float = 1.0,
+        lambda2: float = 0.0,
+        min_prob: float = 1e-6,
+        horizon: float | None = None,
+        ewma_beta: float = 0.9,
+        deficit: Deficit = "relative",
+        reference: Reference = "target",
+        max_weight: float | None = None,
+        normalize: bool = False,
+        exponent: float = 1.0,
+        labels: Labels = None,
+        num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
+        steps_per_epoch: int | None = None,
+        missing: Missing = "error",
+        draw: DrawKind = "systematic",
+        lag: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if reference not in ("target", "prior"):
+            raise ValueError(f"reference must be 'target' or 'prior', got {reference!r}.")
+        self.reference: Reference = reference
+        self.target_probs = target_probs
+        self.max_weight, self.normalize, self.exponent = max_weight, normalize, exponent
+        self.labels, self.num_classes, self.class_names = labels, num_classes, class_names
+        self.steps_per_epoch, self.missing, self.draw = steps_per_epoch, missing, draw
+        self.lag, self.seed = lag, seed
+        self._law: dict[str, Any] = {
+            "alpha": alpha,
+            "lambda1": lambda1,
+            "lambda2": lambda2,
+            "min_prob": min_prob,
+            "horizon": horizon,
+            "ewma_beta": ewma_beta,
+            "deficit": deficit,
+        }
+        self._check_settings()
+        self.sampler: FeedbackBatchSampler | None = None
+        self.largest_weight = 0.0
+        self._restored: dict[str, Any] | None = None
+        self._undo: Callable[[], None] | None = None
+        self._forget_run()
+
+    @property
+    def controller(self) -> FeedbackController | None:
+        """The controller, once training has its data."""
+        return self.sampler.controller if self.sampler else None
+
+    @property
+    def effective_sample_size(self) -> float:
+        """Mean over the batches so far of their effective sample size, in samples; NaN before the first."""
+        return self._ess_sum / self._steps if self._steps else float("nan")
+
+    # -- set-up and clearing away -------------------------------------------------------------------------
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        self._take_back(trainer, pl_module)
+        if sum(isinstance(callback, FairSampling) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
+            raise ValueError("The Trainer has more than one FairSampling callback. Keep one: it owns the state.")
+        self._forget_run()
+        if trainer.overfit_batches:  # type: ignore[attr-defined]
+            rank_zero_warn(
+                "FairSampling does nothing with overfit_batches: Lightning wants the same few batches each epoch."
+            )
+            return
+        _warn_of_class_weights(pl_module)
+        strategy = trainer.strategy
+        process = strategy.process_dataloader
+
+        def process_fairly(dataloader: object) -> object:
+            dataloader = process(dataloader)
+            return self._made_fair(trainer, pl_module, dataloader) if trainer.training else dataloader
+
+        # Lightning calls this method for every loader, whatever its source, after its own work on the sampler
+        # and again at each reload. An attribute of this one object shadows it and is taken away afterwards.
+        strategy.process_dataloader = process_fairly  # type: ignore[method-assign]
+        self._undo = lambda: strategy.__dict__.pop("process_dataloader", None)
+
+    @override
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._take_back(trainer, pl_module)
+
+    @override
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._take_back(trainer, pl_module)  # there is no teardown after an exception
+
+    def _take_back(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        if self._undo:
+            self._undo()
+        self._undo = None
+        if hasattr(pl_module, "_step_weights"):
+            pl_module._step_weights = None  # type: ignore[assignment]
+
+    def _forget_run(self) -> None:
+        self._loader: FairLoader | None = None
+        self._draw: BatchDraw | None = None
+        self._weights: Floats | None = None
+        self._step_weights: StepWeights | None = None
+        self._pending: deque[tuple[BatchDraw, HostCopy | None]] = deque()
+        self._steps, self._ess_sum = 0, 0.0
+        self._uncalled = 0
+
+    # -- the loader ----------------------------------------------------------------------------------------
+
+    def _made_fair(self, trainer: L.Trainer, pl_module: L.LightningModule, loader: Any) -> DataLoader[Any]:
+        if self._loader is not None and trainer.fit_loop._combined_loader is None:
+            raise ValueError(
+                "FairSampling steers one training DataLoader, but there are several. Train on one of them, or "
+                "join their data sets with torch.utils.data.ConcatDataset."
+            )
+        if is_fair(loader):
+            self.sampler = loader.batch_sampler
+            fair = loader
+        else:
+            check_loader(loader)
+            labels = find_labels(loader.dataset, self.labels)
+            if self.sampler is None or not np.array_equal(labels, self.sampler.labels):
+                self.sampler = self.make_sampler(
+                    labels,
+                    batch_size(loader),
+                    self.steps_per_epoch or _batches(loader, trainer.world_size),
+                    rank=trainer.global_rank,
+                    world_size=trainer.world_size,
+                )
+            fair = make_fair(loader, self.sampler)
+        controller = self.sampler.controller
+        self._delay = 0 if pl_module.device.type == "cpu" else 1  # steps that a device may still be working on
+        controller.lag = self.lag or lead(loader) + 1 + self._delay
+        if self._loader is None:
+            rank_zero_info(
+                f"FairSampling steers {controller.num_classes} classes in batches of {self.sampler.batch_size}, "
+                f"{self.sampler.steps_per_epoch} an epoch; horizon {controller.horizon:g} batches, feedback lag "
+                f"{controller.lag}."
+            )
+        self._loader = fair
+        self._names = self.class_names or class_names(loader.dataset, controller.num_classes)
+        if self._restored is not None:
+            self.sampler.restore(self._restored)
+            self._restored = None
+        return fair  # type: ignore[no-any-return]
+
+    def make_sampler(
+        self,
+        labels: Any,
+        batch_size: int,
+        steps_per_epoch: int | None = None,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> FeedbackBatchSampler:
+        """Return the sampler that these settings mean for a data set with these ``labels``."""
+        labels = find_labels(labels)
+        num_classes = self.num_classes or (
+            len(self.target_probs)  # type: ignore[arg-type]
+            if hasattr(self.target_probs, "__len__") and not isinstance(self.target_probs, (str, Mapping))
+            else int(labels.max()) + 1
+        )
+        counts = np.bincount(labels, minlength=num_classes)
+        controller = FeedbackController(num_classes, self.target_probs, class_counts=counts[:num_classes], **self._law)
+        return FeedbackBatchSampler(
+            labels,
+            batch_size,
+            steps_per_epoch,
+            controller,
+            seed=int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed,
+            rank=rank,
+            world_size=world_size,
+            missing=self.missing,
+            draw=self.draw,
+        )
+
+    # -- the step ------------------------------------------------------------------------------------------
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.sampler is None:
+            return
+        if hasattr(pl_module, "_step_weights"):
+            self._step_weights = StepWeights(
+                self.sampler.controller.num_classes, pl_module.device, normalize=self.normalize
+            )
+            pl_module._step_weights = self._step_weights  # type: ignore[assignment]
+        else:
+            rank_zero_warn(
+                f"{type(pl_module).__name__} has no importance weights, so its loss stands for the classes as "
+                "they are drawn, and no losses are fed back. To add them: inherit from "
+                'lightning_fair.ImportanceWeightedMixin and return self.weighted_loss(losses), losses of reduction="none".'
+            )
+
+    @override
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        delivered = self._loader.delivered if self._loader else None
+        self._draw = None
+        if delivered is None or self.sampler is None:
+            return
+        self._draw = draw = delivered.draw
+        sampler = self.sampler
+        reference = sampler.controller.q if self.reference == "target" else sampler.class_counts / sampler.labels.size
+        self._weights = class_weights(reference, draw.probs, self.max_weight, exponent=self.exponent)
+        if self._step_weights is not None:
+            self._step_weights.start(torch.from_numpy(self._weights).float(), delivered.labels)
+
+    @override
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        draw, weights, sampler = self._draw, self._weights, self.sampler
+        if draw is None or weights is None or sampler is None:
+            return
+        self._draw = None
+        sums: Tensor | None = None
+        if self._step_weights is not None:
+            sums = sum_over_ranks(self._step_weights.take())
+        if pl_module.automatic_optimization and not outputs:
+            # training_step returned None: nothing was trained on.
+            sums = torch.zeros(3, draw.counts.size + 1)
+            sums[0, -1] = 1
+        self._pending.append((draw, None if sums is None else HostCopy(sums)))
+        self._report(pl_module, keep=self._delay)
+        self._log(trainer, draw, BatchWeights.of(weights, draw.counts, normalize=self.normalize))
+
+    @override
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._report(pl_module)
+        if self.sampler is not None:
+            self.sampler.end_epoch()
+
+    def _report(self, pl_module: L.LightningModule | None = None, keep: int = 0) -> None:
+        """Tell the sampler of all but the newest ``keep`` batches."""
+        while len(self._pending) > keep and self.sampler is not None:
+            draw, copy = self._pending.popleft()
+            if copy is None:
+                self.sampler.retire(draw)
+                continue
+            counts, finite, sums = copy.read().double().numpy()
+            if counts[-1]:
+                self.sampler.retire(draw, counts[:-1], sums[:-1], finite[:-1])
+                continue
+            self.sampler.retire(draw)
+            self._uncalled += 1
+            if self._uncalled == 1 and pl_module is not None:
+                rank_zero_warn(
+                    f"{type(pl_module).__name__}.training_step did not call self.weighted_loss(losses): its loss "
+                    "has no importance weights and is not fed back."
+                )
+
+    def _log(self, trainer: L.Trainer, draw: BatchDraw, weights: BatchWeights) -> None:
+        self._steps += 1
+        self._ess_sum += weights.effective_sample_size
+        self.largest_weight = max(self.largest_weight, weights.largest)
+        # As Lightning's own callbacks do; and one point, not several, per optimiser step.
+        if not trainer._logger_connector.should_update_logs or trainer.fit_loop._should_accumulate():
+            return
+        for logger in trainer.loggers:
+            logger.log_metrics(
+                scalars(self.sampler, draw, weights, self._names, logger.group_separator),  # type: ignore[arg-type]
+                step=trainer.fit_loop.epoch_loop._batches_that_stepped,
+            )
+
+    # -- checkpoints ---------------------------------------------------------------------------------------
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        self._report()
+        return {} if self.sampler is None else {"sampler": self.sampler.capture()}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restored = state_dict.get("sampler")
+        if self._restored is not None and self.sampler is not None and self._loader is not None:
+            self.sampler.restore(self._restored)
+            self._restored = None
+
+    # -- settings ------------------------------------------------------------------------------------------
+
+    def _check_settings(self) -> None:
+        """Refuse now what needs no data to be refused."""
+        class_weights([1.0], [1.0], self.max_weight, exponent=self.exponent)
+        if self.lag is not None and self.lag < 1:
+            raise ValueError(f"lag must be at least 1 batch, got {self.lag}.")
+        law, target, K = dict(self._law), self.target_probs, self.num_classes
+        by_name = target is None or isinstance(target, str)
+        if K is None and not by_name and not isinstance(target, Mapping):
+            K = len(target)  # type: ignore[arg-type]
+        if K is None:
+            # The default horizon, and with it the largest alpha, waits for the data.
+            law["horizon"] = law["horizon"] or _ENDLESS
+            FeedbackController(1, target if by_name else None, class_counts=[1], **law)
+        else:
+            FeedbackController(K, target, class_counts=np.ones(K), **law)
+
+
+def find_callback(trainer: L.Trainer) -> FairSampling | None:
+    """Return the ``FairSampling`` that the user gave the Trainer or its ``FairDataModule``."""
+    given = [*trainer.callbacks, getattr(trainer.datamodule, "fair", None)]  # type: ignore[attr-defined]
+    return next((callback for callback in given if isinstance(callback, FairSampling)), None)
+
+
+def _batches(loader: DataLoader[Any], world_size: int) -> int:
+    """Batches of an epoch on this rank: as long as the user's loader, split over the ranks."""
+    if world_size == 1 or isinstance(loader.sampler, DistributedSampler):
+        return len(loader)
+    return -(-len(loader) // world_size)
+
+
+def _warn_of_class_weights(pl_module: L.LightningModule) -> None:
+    for name, module in pl_module.named_modules():
+        weight = getattr(module, "weight", None) if isinstance(module, _WeightedLoss) else None
+        if isinstance(weight, Tensor) and not torch.all(weight == weight.flatten()[0]):
+            warnings.warn(
+                f"{name or type(module).__name__} has class weights, and FairSampling balances the batches: "
+                "together they correct twice. Take the weights away, or steer to target_probs='prior'.",
+                stacklevel=2,
+            )
+            return

@@ -1,0 +1,174 @@
+"""A ``DataLoader`` made fair: same loader, other batches, and the record of each draw travels with its batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_fair.sampler import BatchDraw, FeedbackBatchSampler
+
+_LABEL_KEYS = ("label", "labels", "target", "targets", "y")
+
+
+@dataclass(eq=False)
+class Delivered:
+    """The batch that the loader handed out last.
+
+    Attributes:
+        draw: Its record.
+        labels: Class of each of its samples, on the host, shape ``(batch,)``.
+    """
+
+    draw: BatchDraw
+    labels: Tensor
+
+
+class FairLoader:
+    """What a loader gains by being made fair; the class of a fair loader is this plus the user's own class."""
+
+    batch_sampler: FeedbackBatchSampler
+    delivered: Delivered | None
+
+    def __iter__(self) -> Iterator[Any]:
+        return _FairIterator(self, super().__iter__)  # type: ignore[misc]
+
+
+class _FairIterator:
+    """Hands out the batches of one epoch, each with its record.
+
+    It starts at its first ``next``: Lightning makes iterators that it throws away, and restores a checkpoint
+    after some of them were made.
+    """
+
+    def __init__(self, loader: FairLoader, start: Callable[[], Iterator[Any]]) -> None:
+        self._loader, self._start = loader, start
+        self._batches: Iterator[Any] | None = None
+
+    def __iter__(self) -> _FairIterator:
+        return self
+
+    def __len__(self) -> int:
+        return len(self._loader.batch_sampler)
+
+    def __next__(self) -> Any:
+        sampler = self._loader.batch_sampler
+        if self._batches is None:
+            sampler.requeue()
+            self._batches = self._start()
+        self._loader.delivered = None
+        batch = next(self._batches)
+        draw = sampler.take_record()
+        if batch is None:  # Lightning runs no step for it
+            sampler.retire(draw, np.zeros_like(draw.counts))
+        else:
+            self._loader.delivered = Delivered(draw, _labels_of(batch, draw))
+        return batch
+
+
+def is_fair(loader: Any) -> bool:
+    """Return whether ``loader`` has been made fair already."""
+    return isinstance(loader, FairLoader)
+
+
+def make_fair(loader: DataLoader[Any], sampler: FeedbackBatchSampler) -> DataLoader[Any]:
+    """Return a copy of ``loader`` that takes its batches from ``sampler``.
+
+    The copy is of the loader's own class and keeps all of its settings (workers, ``collate_fn``, pinning,
+    generator, ...); data set and workers' start-up are shared, and the loader itself stays as it was. The
+    attribute ``delivered`` of the copy holds the record of the batch it handed out last.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> dataset = TensorDataset(torch.arange(100.0), torch.tensor([0] * 98 + [1] * 2))
+        >>> loader = make_fair(DataLoader(dataset), FeedbackBatchSampler(dataset, batch_size=4))
+        >>> x, y = next(iter(loader))
+        >>> y.bincount().tolist(), loader.delivered.draw.probs
+        ([2, 2], array([0.5, 0.5]))
+    """
+    check_loader(loader)
+    own = type(loader)
+    # Not a second call of the constructor: a subclass may have other arguments. Not `copy.copy` either: the
+    # class changes. And past `DataLoader.__setattr__`, which forbids a new batch sampler.
+    fair: Any = object.__new__(type(f"Fair{own.__name__}", (FairLoader, own), {}))
+    fair.__dict__.update(loader.__dict__, batch_sampler=sampler, delivered=None, _iterator=None)
+    made: DataLoader[Any] = fair
+    return made
+
+
+def check_loader(loader: Any) -> None:
+    """Raise if ``loader`` cannot be made fair.
+
+    Raises:
+        TypeError: If it is not a ``DataLoader`` over a map-style data set.
+        ValueError: If it makes no batches, or hands them out in any order.
+    """
+    if not isinstance(loader, DataLoader):
+        raise TypeError(
+            f"Only a torch.utils.data.DataLoader can be made fair, got {type(loader).__name__}. "
+            "Return a DataLoader for training, or take FairSampling away."
+        )
+    if isinstance(loader.dataset, IterableDataset):
+        raise TypeError(
+            f"The training data set {type(loader.dataset).__name__} is a stream: its samples cannot be drawn "
+            "by index. Use a map-style data set (__getitem__ and __len__)."
+        )
+    batch_size(loader)
+    if loader.num_workers and not getattr(loader, "in_order", True):
+        raise ValueError(
+            "A DataLoader with in_order=False hands out batches in any order, so a batch cannot be told from "
+            "another one's draw. Set in_order=True."
+        )
+
+
+def batch_size(loader: DataLoader[Any]) -> int:
+    """Return the samples in a batch of ``loader``.
+
+    Raises:
+        ValueError: If it makes no batches, or its batch sampler does not say how large they are.
+    """
+    if loader.batch_sampler is None:
+        raise ValueError(
+            "The training DataLoader has batch_size=None: it makes no batches that could be balanced. "
+            "Set batch_size, and leave the batching to the loader."
+        )
+    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+    if size is None:
+        raise ValueError(
+            f"The batch sampler {type(loader.batch_sampler).__name__} has no attribute batch_size. "
+            "Set it, or pass DataLoader(batch_size=...) in its place."
+        )
+    return int(size)
+
+
+def lead(loader: DataLoader[Any]) -> int:
+    """Return how many batches are drawn ahead of the one that is trained on."""
+    return loader.num_workers * (loader.prefetch_factor or 0)
+
+
+def _labels_of(batch: Any, draw: BatchDraw) -> Tensor:
+    """Return the batch's own labels where they can be told, else the labels in the order they were drawn.
+
+    ``collate_fn`` may drop or reorder samples. The second element of a pair, or the usual keys of a mapping,
+    are the labels if they are integers and no class has more of them than were drawn.
+    """
+    found: Any = None
+    if isinstance(batch, (tuple, list)) and len(batch) >= 2:
+        found = batch[1]
+    elif isinstance(batch, Mapping):
+        found = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
+    if isinstance(found, Tensor) and found.ndim == 1 and found.device.type == "cpu":
+        kind = found.dtype
+        if not (kind.is_floating_point or kind.is_complex or kind is torch.bool) and 0 < len(found) <= len(draw.labels):
+            K = draw.probs.size
+            y = found.numpy()
+            if y.min() >= 0 and y.max() < K:
+                drawn = np.bincount(draw.labels, minlength=K)
+                if (np.bincount(y, minlength=K) <= drawn).all():
+                    return found
+    return torch.from_numpy(draw.labels.astype(np.int64))

@@ -1,0 +1,277 @@
+"""Long-tailed image data as ordinary LightningDataModules: they know nothing of the sampler."""
+
+from __future__ import annotations
+
+import gzip
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from lightning_fair.recipes.longtail import Kind, LongTail
+
+Item = tuple[torch.Tensor, int]
+
+
+class Images(Dataset[Item]):
+    """Grey images in memory, with their labels.
+
+    Args:
+        images: Brightness from 0 to ``white``, uint8, shape ``(N, H, W)``.
+        targets: Label of each image, integers, shape ``(N,)``.
+        classes: Name of each class.
+        white: Brightness of white; images are given out divided by it.
+    """
+
+    def __init__(self, images: NDArray[np.uint8], targets: NDArray[Any], classes: Sequence[str], white: float) -> None:
+        self.images = torch.from_numpy(images).unsqueeze(1)
+        self.targets = targets.astype(np.int64)
+        self.classes = list(classes)
+        self._scale = 1.0 / white
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> Item:
+        """Return the image, float32 in [0, 1], shape ``(1, H, W)``, and its label."""
+        return self.images[index] * self._scale, int(self.targets[index])
+
+
+class _LongTailedImages(L.LightningDataModule):
+    """Training set long-tailed, validation and test set with every class alike (as far as the data are)."""
+
+    train_set: LongTail[Item]
+    val_set: Dataset[Item]
+    test_set: Dataset[Item]
+
+    def __init__(
+        self,
+        imbalance_ratio: float,
+        kind: Kind,
+        largest: int,
+        batch_size: int,
+        num_workers: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.imbalance_ratio = imbalance_ratio
+        self.kind: Kind = kind
+        self.largest = largest
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+
+    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002
+        """Make the three data sets, once."""
+        if not hasattr(self, "train_set"):
+            train, self.val_set, self.test_set = self._split()
+            self.train_set = LongTail(train, self.imbalance_ratio, self.kind, seed=self.seed, largest=self.largest)
+
+    def train_dataloader(self) -> DataLoader[Item]:
+        """Return the long-tailed training data, shuffled."""
+        return self._loader(self.train_set, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Item]:
+        """Return the validation data."""
+        return self._loader(self.val_set)
+
+    def test_dataloader(self) -> DataLoader[Item]:
+        """Return the test data."""
+        return self._loader(self.test_set)
+
+    @abstractmethod
+    def _split(self) -> tuple[Dataset[Item], Dataset[Item], Dataset[Item]]:
+        """Return training data that are still balanced, validation and test data."""
+
+    def _loader(self, dataset: Dataset[Item], shuffle: bool = False) -> DataLoader[Item]:
+        # The held-out sets need no gradients, so larger batches fit, and they are faster.
+        batch_size = self.batch_size if shuffle else max(self.batch_size, 256)
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+class DigitsDataModule(_LongTailedImages):
+    """The UCI handwritten digits that scikit-learn ships: 1797 grey images of 8x8 pixels, no download.
+
+    A stratified third is held out for the test and 8 % for validation, so both keep the balance of the
+    original (about 60 and 14 images a class). The rest has at least 102 images a class; the long tail is made
+    from it, by default 100, 59, 35, 21, 12, 7, 4, 2, 1, 1 images.
+
+    Args:
+        imbalance_ratio: Size of the head class over the size of the tail class, at least 1.
+        kind: ``"exp"`` or ``"step"``; see :class:`~lightning_fair.recipes.longtail.LongTail`.
+        largest: Images of class 0, the head.
+        batch_size: Images of a training batch.
+        num_workers: Processes that load data; the images are in memory, so 0 is fastest.
+        seed: Seed of the split and of the choice of images, at least 0.
+
+    Example:
+        >>> data = DigitsDataModule(seed=1)
+        >>> data.setup()
+        >>> data.train_set.class_counts
+        array([100,  59,  35,  21,  12,   7,   4,   2,   1,   1])
+        >>> len(data.val_set), len(data.test_set)
+        (144, 599)
+    """
+
+    def __init__(
+        self,
+        imbalance_ratio: float = 100.0,
+        kind: Kind = "exp",
+        largest: int = 100,
+        batch_size: int = 32,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(imbalance_ratio, kind, largest, batch_size, num_workers, seed)
+
+    def _split(self) -> tuple[Dataset[Item], Dataset[Item], Dataset[Item]]:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        images = Images(digits.images.astype(np.uint8), digits.target, list("0123456789"), white=16.0)
+        test, val, train = deal(images.targets, (1 / 3, 0.08), self.seed)
+        return Subset(images, train), Subset(images, val), Subset(images, test)
+
+
+class MNISTDataModule(_LongTailedImages):
+    """MNIST, made long-tailed. Validation: 1 / 15 of the training images; test: MNIST's own.
+
+    The files are looked for in torchvision's layout, ``<root>/MNIST/raw/``, unpacked or as ``.gz``, and only
+    read. Where they are absent, torchvision downloads them into ``root``.
+
+    Args:
+        root: Folder with ``MNIST/raw/``.
+        imbalance_ratio: Size of the head class over the size of the tail class, at least 1.
+        kind: ``"exp"`` or ``"step"``; see :class:`~lightning_fair.recipes.longtail.LongTail`.
+        largest: Images of class 0, the head. Every class has 5000 to spare, so 5000 makes the sizes those
+            of CIFAR-10-LT.
+        batch_size: Images of a training batch.
+        num_workers: Processes that load data; the images are in memory, so 0 is fastest.
+        seed: Seed of the split and of the choice of images, at least 0.
+
+    Raises:
+        FileNotFoundError: In ``prepare_data``, if the files are absent and cannot be downloaded.
+        ValueError: In ``setup``, if a file is not what its name says.
+    """
+
+    def __init__(
+        self,
+        root: str = "data",
+        imbalance_ratio: float = 100.0,
+        kind: Kind = "exp",
+        largest: int = 5000,
+        batch_size: int = 128,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(imbalance_ratio, kind, largest, batch_size, num_workers, seed)
+        self.root = root
+
+    def prepare_data(self) -> None:
+        """Download the files where they are absent."""
+        missing = [name for name in _MNIST_FILES if _find(self.root, name) is None]
+        if not missing:
+            return
+        from torchvision.datasets import MNIST
+
+        try:
+            MNIST(self.root, download=True)
+        except (RuntimeError, OSError) as error:
+            raise FileNotFoundError(
+                f"MNIST is not in {_raw_folder(self.root)} (missing: {', '.join(missing)}) and could not be "
+                "downloaded. Put the four files there, as they are or as .gz, or name the folder that has "
+                "them: data.root=<folder with MNIST/raw in it>. experiment=digits needs no files."
+            ) from error
+
+    def _split(self) -> tuple[Dataset[Item], Dataset[Item], Dataset[Item]]:
+        train, test = self._read("train"), self._read("t10k")
+        val, rest = deal(train.targets, (1 / 15,), self.seed)
+        return Subset(train, rest), Subset(train, val), test
+
+    def _read(self, part: str) -> Images:
+        images = read_idx(self._path(f"{part}-images-idx3-ubyte"))
+        targets = read_idx(self._path(f"{part}-labels-idx1-ubyte"))
+        return Images(images, targets, list("0123456789"), white=255.0)
+
+    def _path(self, name: str) -> Path:
+        found = _find(self.root, name)
+        if found is None:
+            raise FileNotFoundError(f"{name} is not in {_raw_folder(self.root)}. Call prepare_data() first.")
+        return found
+
+
+def deal(labels: NDArray[Any], shares: Sequence[float], seed: int) -> list[list[int]]:
+    """Deal the samples of each class out at random: parts of the given shares, and last what is left.
+
+    Args:
+        labels: Label of each sample, integers, shape ``(N,)``.
+        shares: Share of each class that a part gets, rounded to whole samples; in [0, 1], at most 1 in all.
+        seed: Seed of the choice, at least 0.
+
+    Returns:
+        Indices of each part, ascending: one list for each share, and one of the rest.
+
+    Raises:
+        ValueError: If a share is negative or they add up to more than 1.
+
+    Example:
+        >>> [len(part) for part in deal(np.array([0, 1] * 10), (0.3, 0.2), seed=0)]
+        [6, 4, 10]
+    """
+    if min(shares, default=0.0) < 0 or math.fsum(shares) > 1:
+        raise ValueError(f"shares must be at least 0 and at most 1 in all, got {list(shares)}.")
+    rng = np.random.default_rng(seed)
+    edges = np.cumsum(np.asarray(shares))
+    parts: list[list[int]] = [[] for _ in range(len(shares) + 1)]
+    for label in np.unique(labels):
+        items = rng.permutation(np.flatnonzero(labels == label))
+        cuts = np.rint(edges * items.size).astype(np.int64)
+        for part, piece in zip(parts, np.split(items, cuts), strict=True):
+            part.extend(piece.tolist())
+    return [sorted(part) for part in parts]
+
+
+def read_idx(path: str | Path) -> NDArray[np.uint8]:
+    """Return the bytes of an idx file, unpacked or ``.gz``, in their shape.
+
+    torchvision reads such files too, but only unpacked ones, and it unpacks them into the folder: data on a
+    read-only disk could not be used.
+
+    Raises:
+        ValueError: If it is not an idx file of unsigned bytes, or shorter or longer than its header says.
+    """
+    path = Path(path)
+    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    dims = raw[3] if raw[:3] == b"\0\0\x08" and len(raw) > 3 else 0
+    header = 4 + 4 * dims
+    shape = np.frombuffer(raw[4:header], dtype=">u4").astype(np.int64) if len(raw) >= header else np.zeros(0)
+    if not dims or shape.size != dims or len(raw) - header != shape.prod():
+        raise ValueError(f"{path} is not a whole idx file of unsigned bytes. Delete it and get it anew.")
+    # A copy: torch wants arrays that can be written to.
+    return np.frombuffer(raw, dtype=np.uint8, offset=header).reshape(shape).copy()
+
+
+_MNIST_FILES = tuple(f"{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1"))
+
+
+def _raw_folder(root: str) -> Path:
+    return Path(root) / "MNIST" / "raw"
+
+
+def _find(root: str, name: str) -> Path | None:
+    candidates = [_raw_folder(root) / name, _raw_folder(root) / f"{name}.gz"]
+    return next((path for path in candidates if path.is_file()), None)
