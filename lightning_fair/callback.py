@@ -278,7 +278,8 @@ class FairSampling(L.Callback):
             rank_zero_warn(
                 f"{type(pl_module).__name__} has no importance weights, so its loss stands for the classes as "
                 "they are drawn, and no losses are fed back. To add them: inherit from "
-                'lightning_fair.ImportanceWeightedMixin and return self.weighted_loss(losses), losses of reduction="none".'
+                "lightning_fair.ImportanceWeightedMixin and return self.weighted_loss(losses), with the losses of "
+                'reduction="none".'
             )
 
     @override

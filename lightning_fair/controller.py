@@ -22,8 +22,9 @@ Deficit: TypeAlias = Literal["relative", "count"]
 _STATE_VERSION = 1
 # The default horizon expects every class this often within it, at a batch of this size.
 _EXPECTED, _NOMINAL_BATCH, _SHORTEST_HORIZON = 24, 64, 16
-# A plain loop that never reports would otherwise keep the record of every batch it ever drew.
-_MOST_IN_FLIGHT = 4096
+# A plain loop that never reports would otherwise keep the record of every batch it ever drew: beyond this many
+# (fewer where there are many classes) the oldest counts as trained on.
+_MOST_IN_FLIGHT, _LEAST_IN_FLIGHT, _IN_FLIGHT_BYTES = 4096, 512, 2**26
 
 
 @dataclass(eq=False)
@@ -64,9 +65,11 @@ class FeedbackController:
 
     ``z`` is the exponentially weighted mean loss of each class, standardised over the classes that have
     been seen. Its memory ``e`` is that of ``r``, so the deficit keeps pace and ``p / q`` answers a change of
-    ``z`` by about ``lambda2 * z``; taken as it comes, the answer would be ``exp(alpha * lambda2 * z)``. For a uniform target ``log q`` is a constant and drops out. The deficit is a fraction of a
-    class's quota, so ``alpha`` means the same for every number of classes, batch size and target: near the
-    target each deficit shrinks by the factor ``1 - (1 + alpha * lambda1) / horizon`` per batch.
+    ``z`` by about ``lambda2 * z``; taken as it comes, the answer would be ``exp(alpha * lambda2 * z)``.
+
+    For a uniform target ``log q`` is a constant and drops out. The deficit is a fraction of a class's quota,
+    so ``alpha`` means the same for every number of classes, batch size and target: near the target each
+    deficit shrinks by the factor ``1 - (1 + alpha * lambda1) / horizon`` per batch.
 
     Batches that are drawn but not yet trained on count as trained on (their labels are known), so a loader
     that runs ahead adds no delay to the loop. If a batch turns out different (samples filtered out, a
@@ -113,7 +116,7 @@ class FeedbackController:
         array([0.5, 0.5])
         >>> controller.step_update([0, 0, 0, 1])  # class 1 fell behind, so it becomes likelier
         >>> controller.get_probs().round(2)
-        array([0.44, 0.56])
+        array([0.38, 0.62])
     """
 
     def __init__(
@@ -171,7 +174,8 @@ class FeedbackController:
         self._behind: Floats = np.zeros(K)  # deficit="count": q * t - n, in samples
         self._ewma_loss: Floats = np.zeros(K)
         self._loss_seen: NDArray[np.bool_] = np.zeros(K, dtype=bool)
-        self._in_flight: deque[Draw] = deque(maxlen=_MOST_IN_FLIGHT)
+        room = _IN_FLIGHT_BYTES // (4 * 8 * K)
+        self._in_flight: deque[Draw] = deque(maxlen=min(max(room, _LEAST_IN_FLIGHT), _MOST_IN_FLIGHT))
         self._feedback: deque[_Feedback] = deque()
         self._emphasis: Floats = np.zeros(K)  # e
         self._z: Floats = np.zeros(K)

@@ -31,10 +31,12 @@ class BatchDraw(Draw):
     Attributes:
         labels: Class of each of this rank's samples, in the order of its indices, shape ``(batch,)``.
         pools: Where the pools stood before the draw.
+        delivered: Whether the batch has left the loader.
     """
 
     labels: NDArray[Any]
     pools: PoolState
+    delivered: bool = False
 
 
 class FeedbackBatchSampler(Sampler[list[int]]):
@@ -134,7 +136,6 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self._begun = False  # this epoch has been iterated over
         self._position = 0  # batches of this epoch that have been retired
         self._replay: deque[tuple[int, Floats, Floats, float]] = deque()
-        self._drawn: deque[BatchDraw] = deque(maxlen=controller._in_flight.maxlen)
 
     # -- what can be read ------------------------------------------------------------------------------
 
@@ -177,7 +178,6 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         Draws that an abandoned iteration left in flight count as trained on, unless ``requeue`` was called.
         """
         self.controller.withdraw()
-        self._drawn.clear()
         if self._begun:
             self.end_epoch()
         self._begun = True
@@ -190,8 +190,12 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self.epoch, self._begun = int(epoch), False
 
     def take_record(self) -> BatchDraw:
-        """Return the record of the oldest batch that no one has taken the record of: the one delivered now."""
-        return self._drawn.popleft()
+        """Return the record of the oldest draw in flight that was not asked for yet: of the batch delivered now."""
+        for draw in self.controller.in_flight:
+            if isinstance(draw, BatchDraw) and not draw.delivered:
+                draw.delivered = True
+                return draw
+        raise RuntimeError("Every batch in flight has been delivered already: draw one first.")
 
     def _next(self) -> list[int]:
         if self._replay:
@@ -207,7 +211,6 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             counts, indices, pools = self._draw(serial, probs)
             draw = BatchDraw(serial, probs, counts, ratio, alpha, self.labels[indices], pools)
             controller.register(draw)
-        self._drawn.append(draw)
         batch: list[int] = indices.tolist()
         return batch
 
@@ -256,7 +259,6 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         """
         self._begun = False
         draws = self.controller.withdraw()
-        self._drawn.clear()
         if not draws:
             return
         first = draws[0]
