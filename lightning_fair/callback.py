@@ -151,6 +151,8 @@ class FairSampling(L.Callback):
         if sum(isinstance(callback, FairSampling) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
             raise ValueError("The Trainer has more than one FairSampling callback. Keep one: it owns the state.")
         self._forget_run()
+        if self.sampler is not None:
+            self.sampler.abandon_epoch()
         if trainer.overfit_batches:  # type: ignore[attr-defined]
             rank_zero_warn(
                 "FairSampling does nothing with overfit_batches: Lightning wants the same few batches each epoch."
@@ -197,41 +199,36 @@ class FairSampling(L.Callback):
     # -- the loader ----------------------------------------------------------------------------------------
 
     def _made_fair(self, trainer: L.Trainer, pl_module: L.LightningModule, loader: Any) -> DataLoader[Any]:
-        if self._loader is not None and trainer.fit_loop._combined_loader is None:
-            raise ValueError(
-                "FairSampling steers one training DataLoader, but there are several. Train on one of them, or "
-                "join their data sets with torch.utils.data.ConcatDataset."
-            )
         if is_fair(loader):
-            self.sampler = loader.batch_sampler
-            fair = loader
+            fair, sampler = loader, loader.batch_sampler
         else:
             check_loader(loader)
-            labels = find_labels(loader.dataset, self.labels)
-            if self.sampler is None or not np.array_equal(labels, self.sampler.labels):
-                self.sampler = self.make_sampler(
-                    labels,
-                    batch_size(loader),
-                    self.steps_per_epoch or _batches(loader, trainer.world_size),
-                    rank=trainer.global_rank,
-                    world_size=trainer.world_size,
-                )
-            fair = make_fair(loader, self.sampler)
-        controller = self.sampler.controller
+            sampler = self._sampler_for(loader, trainer)
+            fair = make_fair(loader, sampler)
+        controller = sampler.controller
         self._delay = 0 if pl_module.device.type == "cpu" else 1  # steps that a device may still be working on
         controller.lag = self.lag or lead(loader) + 1 + self._delay
         if self._loader is None:
             rank_zero_info(
-                f"FairSampling steers {controller.num_classes} classes in batches of {self.sampler.batch_size}, "
-                f"{self.sampler.steps_per_epoch} an epoch; horizon {controller.horizon:g} batches, feedback lag "
+                f"FairSampling steers {controller.num_classes} classes in batches of {sampler.batch_size}, "
+                f"{sampler.steps_per_epoch} an epoch; horizon {controller.horizon:g} batches, feedback lag "
                 f"{controller.lag}."
             )
-        self._loader = fair
+        self._loader, self.sampler = fair, sampler
         self._names = self.class_names or class_names(loader.dataset, controller.num_classes)
         if self._restored is not None:
-            self.sampler.restore(self._restored)
+            sampler.restore(self._restored)
             self._restored = None
         return fair  # type: ignore[no-any-return]
+
+    def _sampler_for(self, loader: DataLoader[Any], trainer: L.Trainer) -> FeedbackBatchSampler:
+        labels, size = find_labels(loader.dataset, self.labels), batch_size(loader)
+        steps = self.steps_per_epoch or _batches(loader, trainer.world_size)
+        known = self.sampler
+        if known is not None and known.batch_size == size and np.array_equal(labels, known.labels):
+            known.steps_per_epoch = steps  # reloaded
+            return known
+        return self.make_sampler(labels, size, steps, rank=trainer.global_rank, world_size=trainer.world_size)
 
     def make_sampler(
         self,
@@ -269,6 +266,12 @@ class FairSampling(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.sampler is None:
             return
+        loaders = trainer.fit_loop._combined_loader.flattened if trainer.fit_loop._combined_loader else []
+        if sum(map(is_fair, loaders)) > 1:
+            raise ValueError(
+                f"FairSampling steers one training DataLoader, but there are {len(loaders)}. Train on one of them, or "
+                "join their data sets with torch.utils.data.ConcatDataset."
+            )
         if hasattr(pl_module, "_step_weights"):
             self._step_weights = StepWeights(
                 self.sampler.controller.num_classes, pl_module.device, normalize=self.normalize
@@ -364,14 +367,18 @@ class FairSampling(L.Callback):
     @override
     def state_dict(self) -> dict[str, Any]:
         self._report()
-        return {} if self.sampler is None else {"sampler": self.sampler.capture()}
+        return {"sampler": self.sampler.capture() if self.sampler else None}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._restored = state_dict.get("sampler")
-        if self._restored is not None and self.sampler is not None and self._loader is not None:
+        self._restored = state_dict["sampler"]
+        if self.sampler is None or self._loader is None:
+            return  # the data comes later
+        if self._restored is not None:
             self.sampler.restore(self._restored)
-            self._restored = None
+        else:
+            self.sampler.reset()  # Lightning's tuner goes back to before there was one
+        self._restored = None
 
     # -- settings ------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ Deficit: TypeAlias = Literal["relative", "count"]
 
 _STATE_VERSION = 1
 # The default horizon expects every class this often within it, at a batch of this size.
-_EXPECTED, _NOMINAL_BATCH, _SHORTEST_HORIZON = 24, 64, 16
+_EXPECTED, _NOMINAL_BATCH, _SHORTEST_HORIZON, _LONGEST_HORIZON = 24, 64, 16, 10_000
 # A plain loop that never reports would otherwise keep the record of every batch it ever drew: beyond this many
 # (fewer where there are many classes) the oldest counts as trained on.
 _MOST_IN_FLIGHT, _LEAST_IN_FLIGHT, _IN_FLIGHT_BYTES = 4096, 512, 2**26
@@ -90,8 +90,8 @@ class FeedbackController:
         lambda2: Weight of the standardised loss, at least 0.
         min_prob: Floor under every class's probability, in ``[0, 1/K)``. It bounds the importance weights
             by ``q / min_prob``, and holds exactly.
-        horizon: Memory of ``r`` in batches, at least 1. Default: 16, or more where classes are so many or
-            so rare in the target that one would be expected fewer than 24 times in 16 batches of 64.
+        horizon: Memory of ``r`` in batches, at least 1. Default: 16, or more (up to 10,000) where classes are so
+            many or so rare in the target that one would be expected fewer than 24 times in 16 batches of 64.
         ewma_beta: Memory of the class losses, in ``[0, 1)``: ``l <- beta * l + (1 - beta) * mean loss``.
         deficit: ``"relative"``, the law above; or ``"count"``, for comparison only: the published law as it
             stands, ``p = softmax(alpha * (lambda1 * (q * t - n) + lambda2 * l))`` with ``n`` of ``t``
@@ -134,7 +134,7 @@ class FeedbackController:
         class_counts: ArrayLike | None = None,
         lag: int = 1,
     ) -> None:
-        if isinstance(num_classes, bool) or int(num_classes) != num_classes or num_classes < 1:
+        if isinstance(num_classes, bool) or not isinstance(num_classes, (int, np.integer)) or num_classes < 1:
             raise ValueError(f"num_classes must be an integer of at least 1, got {num_classes!r}.")
         self.num_classes = K = int(num_classes)
         self.alpha = as_schedule(alpha)
@@ -155,8 +155,9 @@ class FeedbackController:
         self.lag = int(lag)
         self._set_target(resolve_target(target_probs, K, class_counts))
         if horizon is None:
-            expected = _NOMINAL_BATCH * float(self._q[self._active].min())
-            horizon = max(_SHORTEST_HORIZON, math.ceil(_EXPECTED / expected))
+            rarest = max(float(self._q[self._active].min()), 1e-12)
+            wanted = math.ceil(_EXPECTED / (_NOMINAL_BATCH * rarest))
+            horizon = min(max(wanted, _SHORTEST_HORIZON), _LONGEST_HORIZON)
         if not (math.isfinite(horizon) and horizon >= 1):
             raise ValueError(f"horizon must be at least 1 batch, got {horizon}.")
         self.horizon = float(horizon)
@@ -487,12 +488,12 @@ class FeedbackController:
         seen = self._loss_seen & self._active
         if seen.sum() < 2:
             return np.zeros(self.num_classes)
-        losses = self._ewma_loss[seen]
-        spread = losses.std()
-        if spread <= 1e-12 * np.abs(losses).max():
-            return np.zeros(self.num_classes)
         z = np.zeros(self.num_classes)
-        z[seen] = (losses - losses.mean()) / spread
+        losses = self._ewma_loss[seen]
+        losses = losses / (np.abs(losses).max() or 1.0)  # z has no unit: this keeps the squares in range
+        spread = losses.std()
+        if spread > 1e-12:
+            z[seen] = (losses - losses.mean()) / spread
         return z
 
 

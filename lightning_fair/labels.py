@@ -140,5 +140,8 @@ def _scan(source: Any) -> NDArray[Any]:
                 f"labels='scan' takes the second element of each sample, but sample {index} is a "
                 f"{type(sample).__name__}. Pass labels=<one class per sample>."
             )
-        found[index] = check_labels(np.asarray([to_numpy(sample[1])]).reshape(-1))[0]
+        label = check_labels(np.asarray(to_numpy(sample[1])).reshape(-1))
+        if label.size != 1:
+            raise ValueError(f"labels must be one class per sample, but sample {index} has {label.size}.")
+        found[index] = label[0]
     return found

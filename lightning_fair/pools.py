@@ -88,9 +88,11 @@ class ClassPools:
         Returns:
             Indices of the items, int64, shape ``(sum(counts),)``, class by class.
         """
+        (classes,) = np.nonzero(counts)
+        if not classes.size:
+            return np.zeros(0, dtype=np.int64)
         if self._owed:
             return self._draw_with_owed(counts)
-        (classes,) = np.nonzero(counts)
         items, wraps = self._take(classes, counts[classes])
         if wraps:
             items = self._without_repeats(items, classes, counts[classes])

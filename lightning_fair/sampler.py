@@ -122,6 +122,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self.seed = int(seed)
         self._draw_kind: DrawKind = draw
         self._pools = ClassPools(self.labels, controller.num_classes, self.seed)
+        self._untouched = self._pools.state
         absent = (controller.q > 0) & (self._pools.sizes == 0)
         if absent.any():
             if missing == "error":
@@ -251,6 +252,18 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         """Say that the epoch is over, even where not all of its batches were used."""
         self.epoch += 1
         self._position, self._begun = 0, False
+
+    def reset(self) -> None:
+        """Forget every draw, and what the controller has seen; the settings stay."""
+        self.controller.reset()
+        self._pools.state = self._untouched
+        self._replay.clear()
+        self.epoch, self._position, self._begun = 0, 0, False
+
+    def abandon_epoch(self) -> None:
+        """Give up an epoch that was cut off in the middle: the next iteration begins a new one."""
+        if self._position:
+            self.end_epoch()
 
     def requeue(self) -> None:
         """Put the draws that were not trained on back: the next iteration hands them out first, as drawn.

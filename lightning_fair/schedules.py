@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+import numpy as np
+
 Unit: TypeAlias = Literal["step", "epoch"]
 
 
@@ -199,7 +201,7 @@ def as_schedule(value: float | Schedule) -> Schedule:
     """Return ``value`` if it is a schedule, else the schedule that is always ``value``."""
     if isinstance(value, Schedule):
         return value
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(
             f"Expected a number or a lightning_fair.schedules.Schedule, got {value!r}. "
             "For a function of the step, subclass Schedule: it also states its largest value."

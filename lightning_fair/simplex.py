@@ -154,14 +154,17 @@ def apportion(probs: Floats, size: int, rng: np.random.Generator) -> Ints:
     edges = np.cumsum(probs[order])
     # Scaling by the last edge, not overwriting it, makes the total exact and leaves a trailing class of
     # probability zero with an empty interval.
-    points = np.floor(edges / edges[-1] * size + rng.random()).astype(np.int64)
+    edges = edges / edges[-1] * size
+    whole = np.floor(edges)
+    # floor(edge + u), without the rounding of that sum: a whole edge counts alike for every start.
+    points = (whole + (edges - whole + rng.random() >= 1.0)).astype(np.int64)
     counts = np.empty(probs.size, dtype=np.int64)
     counts[order] = np.diff(points, prepend=0)
     return counts
 
 
 def _from_mapping(target: Mapping[int, float], num_classes: int) -> Floats:
-    unknown = [key for key in target if not (isinstance(key, int) and 0 <= key < num_classes)]
+    unknown = [key for key in target if not (isinstance(key, (int, np.integer)) and 0 <= key < num_classes)]
     if unknown:
         raise ValueError(f"target_probs names class {unknown[0]!r}; classes are the integers 0 to {num_classes - 1}.")
     mix = np.full(num_classes, np.nan)

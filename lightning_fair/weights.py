@@ -91,7 +91,7 @@ def importance_weights(
             "Pass the p of the batch's own draw."
         )
     weights = table[y]
-    if normalize and weights.size:
+    if normalize and weights.any():
         weights = weights / weights.mean()
     device = labels.device if isinstance(labels, torch.Tensor) else torch.device("cpu")
     return torch.as_tensor(weights, dtype=torch.float32).to(device)
@@ -122,5 +122,7 @@ def effective_sample_size(weights: ArrayLike | torch.Tensor) -> float:
     w = np.asarray(to_numpy(weights), dtype=np.float64)
     if w.ndim != 1 or not np.isfinite(w).all() or (w < 0).any():
         raise ValueError("weights must have shape (batch,) and be finite and not negative.")
-    squares = float((w * w).sum())
-    return float(w.sum()) ** 2 / squares if squares else 0.0
+    if not w.any():
+        return 0.0
+    w = w / w.max()  # the ratio has no unit: this keeps the squares in range
+    return float(w.sum() ** 2 / (w * w).sum())

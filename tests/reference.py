@@ -1,0 +1,167 @@
+"""The formulas of the algorithm again, slowly, in plain Python: written from the design, not from the code."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+Vector = Sequence[float]
+
+
+def floored(mix: Vector, min_prob: float) -> list[float]:
+    """``p = (1 - K * min_prob) * mix + min_prob`` over the classes that may be drawn (``mix > 0``)."""
+    K = sum(1 for share in mix if share > 0)
+    return [(1.0 - K * min_prob) * share + min_prob if share > 0 else 0.0 for share in mix]
+
+
+def standardised(losses: Sequence[float | None]) -> list[float]:
+    """Mean 0 and deviation 1 over the classes that have been seen; 0 for the others (None)."""
+    seen = [loss for loss in losses if loss is not None]
+    if len(seen) < 2:
+        return [0.0] * len(losses)
+    mean = sum(seen) / len(seen)
+    deviation = math.sqrt(sum((loss - mean) ** 2 for loss in seen) / len(seen))
+    if deviation == 0.0:
+        return [0.0] * len(losses)
+    return [0.0 if loss is None else (loss - mean) / deviation for loss in losses]
+
+
+def softmax(logits: Vector) -> list[float]:
+    highest = max(logits)
+    powers = [math.exp(logit - highest) for logit in logits]
+    return [power / sum(powers) for power in powers]
+
+
+def law(
+    q: Vector,
+    ratio: Vector,
+    emphasis: Vector | None = None,
+    *,
+    alpha: float = 8.0,
+    lambda1: float = 1.0,
+    lambda2: float = 0.0,
+    min_prob: float = 1e-6,
+) -> list[float]:
+    """``p = softmax(log q + alpha * (lambda1 * (1 - r / q) + lambda2 * e))``, with the floor."""
+    drawn = [i for i in range(len(q)) if q[i] > 0]
+    logits = []
+    for i in drawn:
+        deficit = 1.0 - ratio[i] / q[i]
+        hard = 0.0 if emphasis is None else emphasis[i]
+        logits.append(math.log(q[i]) + alpha * (lambda1 * deficit + lambda2 * hard))
+    mix = [0.0] * len(q)
+    for i, share in zip(drawn, softmax(logits), strict=True):
+        mix[i] = share
+    return floored(mix, min_prob)
+
+
+def count_law(
+    q: Vector,
+    counts: Vector,
+    losses: Vector,
+    *,
+    alpha: float,
+    lambda1: float = 1.0,
+    lambda2: float = 0.0,
+    min_prob: float = 1e-6,
+) -> list[float]:
+    """The published law as it stands: ``p = softmax(alpha * (lambda1 * (q * t - n) + lambda2 * l))``."""
+    total = sum(counts)
+    logits = [alpha * (lambda1 * (q[i] * total - counts[i]) + lambda2 * losses[i]) for i in range(len(q))]
+    K = len(q)
+    return [(1.0 - K * min_prob) * share + min_prob for share in softmax(logits)]
+
+
+def follow(ratio: Vector, counts: Vector, horizon: float) -> list[float]:
+    """``r <- (1 - 1/H) * r + (1/H) * c / sum(c)``; a batch without samples leaves ``r`` as it was."""
+    total = sum(counts)
+    if total == 0:
+        return list(ratio)
+    return [(1.0 - 1.0 / horizon) * ratio[i] + counts[i] / total / horizon for i in range(len(ratio))]
+
+
+def follow_emphasis(emphasis: Vector, z: Vector, horizon: float) -> list[float]:
+    """``e <- (1 - 1/H) * e + (1/H) * z``: the memory of the trained mix."""
+    return [(1.0 - 1.0 / horizon) * old + new / horizon for old, new in zip(emphasis, z, strict=True)]
+
+
+def follow_losses(
+    losses: Sequence[float | None], labels: Sequence[int], values: Vector, beta: float
+) -> list[float | None]:
+    """``l <- beta * l + (1 - beta) * mean``; the first mean of a class as it is; what is not finite left out."""
+    followed = list(losses)
+    for label in range(len(losses)):
+        mine = [v for y, v in zip(labels, values, strict=True) if y == label and math.isfinite(v)]
+        if not mine:
+            continue
+        mean, old = sum(mine) / len(mine), losses[label]
+        followed[label] = mean if old is None else beta * old + (1.0 - beta) * mean
+    return followed
+
+
+def systematic(probs: Vector, size: int, order: Sequence[int], start: float) -> list[int]:
+    """Lay ``size * p`` end to end in the given order; count the points ``start + 0, 1, 2, ...`` in each interval.
+
+    ``start`` lies in (0, 1]; an interval holds its upper end.
+    """
+    counts = [0] * len(probs)
+    lower = 0.0
+    for i in order:
+        upper = lower + size * probs[i]
+        counts[i] = sum(1 for k in range(size) if lower < start + k <= upper)
+        lower = upper
+    return counts
+
+
+def importance_weights(
+    labels: Sequence[int],
+    q: Vector,
+    p: Vector,
+    max_w: float | None = None,
+    *,
+    normalize: bool = False,
+    exponent: float = 1.0,
+) -> list[float]:
+    """``w = min((q[y] / p[y]) ** exponent, max_w)``, divided by the batch's mean where asked."""
+    weights = []
+    for y in labels:
+        weight = (q[y] / p[y]) ** exponent
+        weights.append(weight if max_w is None else min(weight, max_w))
+    if normalize:
+        mean = sum(weights) / len(weights)
+        weights = [weight / mean for weight in weights]
+    return weights
+
+
+def effective_sample_size(weights: Vector) -> float:
+    """Kish: ``(sum w)^2 / sum w^2``."""
+    return sum(weights) ** 2 / sum(w * w for w in weights)
+
+
+def settle(
+    q: Vector,
+    ratio: Vector,
+    *,
+    alpha: float,
+    horizon: float,
+    kept: Vector | None = None,
+    batches: int = 1000,
+    until: float = -1.0,
+) -> tuple[list[float], int]:
+    """Run the loop without noise, each batch the exact ``p`` with a share ``kept`` of each class left of it.
+
+    Returns the trained mix after ``batches``, or where it first lies within ``until`` of ``q``, and when.
+    """
+    now = list(ratio)
+    for batch in range(batches):
+        if max(abs(r - target) for r, target in zip(now, q, strict=True)) <= until:
+            return now, batch
+        p = law(q, now, alpha=alpha, min_prob=0.0)
+        now = follow(now, [share * (1.0 if kept is None else kept[i]) for i, share in enumerate(p)], horizon)
+    return now, batches
+
+
+def chi_square_limit(freedom: int, normal: float = 3.719) -> float:
+    """Wilson and Hilferty's quantile of chi-square; 3.719 is the normal quantile of 1 - 0.0001."""
+    spread = 2.0 / (9.0 * freedom)
+    return freedom * (1.0 - spread + normal * math.sqrt(spread)) ** 3

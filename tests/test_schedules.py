@@ -1,0 +1,103 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_fair.schedules import Constant, Cosine, Join, Linear, Schedule, as_schedule
+
+values = st.floats(-100.0, 100.0)
+
+
+def test_constant_never_changes():
+    assert {Constant(3.0)(step, epoch) for step in range(5) for epoch in range(5)} == {3.0}
+
+
+@given(start=values, end=values, duration=st.integers(1, 50), begin=st.integers(0, 50), t=st.integers(0, 120))
+def test_ramps_follow_their_formulas(start, end, duration, begin, t):
+    progress = min(max((t - begin) / duration, 0.0), 1.0)
+    linear = start + (end - start) * progress
+    cosine = start + (end - start) * (1.0 - math.cos(math.pi * progress)) / 2.0
+    assert Linear(start, end, duration, begin)(step=t, epoch=0) == pytest.approx(linear, abs=1e-12)
+    assert Cosine(start, end, duration, begin)(step=t, epoch=0) == pytest.approx(cosine, abs=1e-12)
+
+
+@pytest.mark.parametrize("ramp", [Linear, Cosine])
+def test_ramp_is_level_before_and_after(ramp):
+    schedule = ramp(1.0, 5.0, 10, begin=20)
+    assert [schedule(step=t, epoch=0) for t in (0, 20, 30, 1000)] == [1.0, 1.0, 5.0, 5.0]
+
+
+@pytest.mark.parametrize("ramp", [Linear, Cosine])
+def test_unit_chooses_the_clock(ramp):
+    assert ramp(0.0, 4.0, 2, unit="epoch")(step=1000, epoch=1) == pytest.approx(2.0)
+    assert ramp(0.0, 4.0, 2, unit="step")(step=1, epoch=1000) == pytest.approx(2.0)
+
+
+def test_join_hands_over_at_its_boundaries():
+    schedule = Join([Constant(1.0), Constant(2.0), Constant(3.0)], [10, 20])
+    assert [schedule(step=t, epoch=0) for t in (0, 9, 10, 19, 20, 99)] == [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]
+    by_epoch = Join([Constant(1.0), Constant(2.0)], [3], unit="epoch")
+    assert [by_epoch(step=50, epoch=e) for e in (2, 3)] == [1.0, 2.0]
+
+
+@given(
+    schedules=st.lists(
+        st.builds(Linear, values, values, st.integers(1, 9), st.integers(0, 9))
+        | st.builds(Cosine, values, values, st.integers(1, 9), st.integers(0, 9))
+        | st.builds(Constant, values),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_schedule_stays_between_trough_and_peak(schedules):
+    schedule = Join(schedules, [10 * (i + 1) for i in range(len(schedules) - 1)])
+    taken = [schedule(step=t, epoch=0) for t in range(40)]
+    slack = 1e-9 * max(1.0, abs(schedule.peak), abs(schedule.trough))
+    assert schedule.trough - slack <= min(taken)
+    assert max(taken) <= schedule.peak + slack
+
+
+@pytest.mark.parametrize("number", [3, 3.5, np.float64(3.5), np.float32(3.5), np.int64(3)])
+def test_number_becomes_a_constant_schedule(number):
+    assert as_schedule(number) == Constant(float(number))
+
+
+def test_schedule_stays_itself():
+    schedule = Linear(0.0, 1.0, 5)
+    assert as_schedule(schedule) is schedule
+
+
+def test_own_schedule_needs_its_largest_value():
+    class Half(Schedule):
+        def __call__(self, step, epoch):
+            return 0.5
+
+    with pytest.raises(TypeError, match="abstract"):
+        Half()
+
+
+@pytest.mark.parametrize("value", [True, "8", None, lambda step: 8.0])
+def test_what_is_no_number_and_no_schedule_is_refused(value):
+    with pytest.raises(TypeError, match=r"Expected a number or a .*Schedule, got .*subclass Schedule"):
+        as_schedule(value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Constant(math.nan), r"Constant needs finite values, got nan"),
+        (lambda: Linear(0.0, math.inf, 5), r"Linear needs finite values, got inf"),
+        (lambda: Cosine(math.nan, 1.0, 5), r"Cosine needs finite values, got nan"),
+        (lambda: Linear(0.0, 1.0, 0), r"Linear needs duration >= 1 and begin >= 0 \(in steps\), got duration=0"),
+        (lambda: Cosine(0.0, 1.0, 5, begin=-1), r"Cosine needs duration >= 1 and begin >= 0 .*begin=-1"),
+        (lambda: Linear(0.0, 1.0, 5, unit="batch"), r"unit must be 'step' or 'epoch', got 'batch'"),
+        (lambda: Join([Constant(1.0)], [], unit="batch"), r"unit must be 'step' or 'epoch', got 'batch'"),
+        (lambda: Join([Constant(1.0)], [5]), r"one boundary fewer than schedules, got 1 schedules and 1 boundaries"),
+        (lambda: Join([Constant(1.0)] * 3, [5, 5]), r"boundaries must increase, got \[5, 5\]"),
+    ],
+)
+def test_bad_schedule_is_refused_with_its_rule(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
