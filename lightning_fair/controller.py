@@ -20,6 +20,9 @@ from lightning_fair.simplex import Floats, Ints, Target, apply_floor, resolve_ta
 Deficit: TypeAlias = Literal["relative", "count"]
 
 _STATE_VERSION = 1
+# Standardised losses are clipped, so that one outlier among many classes cannot raise the loop's gain without
+# bound. Clipping moves their mean by at most 1 / 3: sum(q * |z|, where |z| > c) <= sum(q * z**2) / c.
+_LARGEST_Z = 3.0
 # The default horizon expects every class this often within it, at a batch of this size.
 _EXPECTED, _NOMINAL_BATCH, _SHORTEST_HORIZON, _LONGEST_HORIZON = 24, 64, 16, 10_000
 # A plain loop that never reports would otherwise keep the record of every batch it ever drew: beyond this many
@@ -64,7 +67,7 @@ class FeedbackController:
         e        <- (1 - 1/horizon) * e + (1/horizon) * z
 
     ``z`` is the exponentially weighted mean loss of each class, standardised over the classes that have
-    been seen. Its memory ``e`` is that of ``r``, so the deficit keeps pace and ``p / q`` answers a change of
+    been seen (mean 0 and deviation 1 under ``q``, clipped at 3). Its memory ``e`` is that of ``r``, so the deficit keeps pace and ``p / q`` answers a change of
     ``z`` by about ``lambda2 * z``; taken as it comes, the answer would be ``exp(alpha * lambda2 * z)``.
 
     For a uniform target ``log q`` is a constant and drops out. The deficit is a fraction of a class's quota,
@@ -107,7 +110,8 @@ class FeedbackController:
 
     Raises:
         ValueError: If an argument is out of range, or ``alpha * lambda1 >= 2 * horizon - 1``, beyond which
-            the loop is unstable; the message names the largest stable alpha.
+            the loop is unstable (with loss feedback, ``alpha * (lambda1 + z * lambda2)`` with the largest ``z``
+            there can be, at most 10/3: classes that are drawn more have more gain); the message names the largest stable alpha.
         TypeError: If ``alpha`` is neither a number nor a schedule.
 
     Example:
@@ -147,8 +151,8 @@ class FeedbackController:
             raise ValueError(f"ewma_beta must lie in [0, 1), got {ewma_beta}.")
         if deficit not in ("relative", "count"):
             raise ValueError(f"deficit must be 'relative' or 'count', got {deficit!r}.")
-        if lag < 1:
-            raise ValueError(f"lag must be at least 1 batch, got {lag}.")
+        if isinstance(lag, bool) or not isinstance(lag, (int, np.integer)) or lag < 1:
+            raise ValueError(f"lag must be an integer of at least 1 batch, got {lag!r}.")
         self.min_prob = float(min_prob)
         self.ewma_beta = float(ewma_beta)
         self.deficit: Deficit = deficit
@@ -422,12 +426,18 @@ class FeedbackController:
             self._log_q: Floats = np.log(q)
 
     def _check_gain(self) -> None:
-        gain, limit = self.alpha.peak * self.lambda1, 2.0 * self.horizon - 1.0
+        # Around the mix p the loop's gain is alpha * lambda1 * max(p / q), and at rest p / q is at most
+        # 1 + lambda2 / lambda1 * (the largest z there can be).
+        rarest = float(self._q[self._active].min())
+        largest = min(_LARGEST_Z + 1.0 / _LARGEST_Z, math.sqrt((1.0 - rarest) / rarest))
+        weight = self.lambda1 and self.lambda1 + largest * self.lambda2
+        name = f"(lambda1 + {largest:.3g} * lambda2)" if self.lambda2 else "lambda1"
+        gain, limit = self.alpha.peak * weight, 2.0 * self.horizon - 1.0
         if gain >= limit:
             raise ValueError(
-                f"alpha * lambda1 must be below 2 * horizon - 1 = {limit:g}, or the class mix oscillates; got "
-                f"{self.alpha.peak:g} * {self.lambda1:g} = {gain:g}. The largest stable alpha is just below "
-                f"{limit / self.lambda1:g} (no overshoot up to {(self.horizon - 1) / self.lambda1:g}); "
+                f"alpha * {name} must be below 2 * horizon - 1 = {limit:g}, or the class mix oscillates; "
+                f"got {self.alpha.peak:g} * {weight:g} = {gain:g}. The largest stable alpha is just below "
+                f"{limit / weight:g} (no overshoot up to {(self.horizon - 1) / weight:g}); "
                 f"or set horizon above {(gain + 1) / 2:g} batches."
             )
 
@@ -464,7 +474,8 @@ class FeedbackController:
         first = seen & ~self._loss_seen
         self._ewma_loss = np.where(first, losses, np.where(seen, followed, self._ewma_loss))
         self._loss_seen = self._loss_seen | seen
-        self._z = self._standardised_loss()
+        if self.lambda2:
+            self._z = self._standardised_loss()
 
     def _mean_losses(
         self, counts: NDArray[Any], sums: NDArray[Any] | None, finite: NDArray[Any] | None
@@ -486,14 +497,15 @@ class FeedbackController:
 
     def _standardised_loss(self) -> Floats:
         seen = self._loss_seen & self._active
-        if seen.sum() < 2:
-            return np.zeros(self.num_classes)
         z = np.zeros(self.num_classes)
-        losses = self._ewma_loss[seen]
+        if seen.sum() < 2:
+            return z
+        losses, share = self._ewma_loss[seen], self._q[seen] / self._q[seen].sum()
         losses = losses / (np.abs(losses).max() or 1.0)  # z has no unit: this keeps the squares in range
-        spread = losses.std()
+        losses = losses - share @ losses
+        spread = math.sqrt(share @ losses**2)
         if spread > 1e-12:
-            z[seen] = (losses - losses.mean()) / spread
+            z[seen] = np.clip(losses / spread, -_LARGEST_Z, _LARGEST_Z)
         return z
 
 

@@ -188,6 +188,8 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Number the next iteration ``epoch``. Schedules by epoch follow it; the draws do not."""
+        if epoch != self.epoch:
+            self._position = 0
         self.epoch, self._begun = int(epoch), False
 
     def take_record(self) -> BatchDraw:

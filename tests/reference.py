@@ -14,16 +14,20 @@ def floored(mix: Vector, min_prob: float) -> list[float]:
     return [(1.0 - K * min_prob) * share + min_prob if share > 0 else 0.0 for share in mix]
 
 
-def standardised(losses: Sequence[float | None]) -> list[float]:
-    """Mean 0 and deviation 1 over the classes that have been seen; 0 for the others (None)."""
-    seen = [loss for loss in losses if loss is not None]
+def standardised(losses: Sequence[float | None], q: Vector) -> list[float]:
+    """Mean 0 and deviation 1 under ``q`` over the classes that have been seen, clipped at 3; 0 for the others."""
+    seen = [(loss, share) for loss, share in zip(losses, q, strict=True) if loss is not None and share > 0]
     if len(seen) < 2:
         return [0.0] * len(losses)
-    mean = sum(seen) / len(seen)
-    deviation = math.sqrt(sum((loss - mean) ** 2 for loss in seen) / len(seen))
+    total = sum(share for _, share in seen)
+    mean = sum(loss * share for loss, share in seen) / total
+    deviation = math.sqrt(sum((loss - mean) ** 2 * share for loss, share in seen) / total)
     if deviation == 0.0:
         return [0.0] * len(losses)
-    return [0.0 if loss is None else (loss - mean) / deviation for loss in losses]
+    return [
+        0.0 if loss is None or share == 0 else min(max((loss - mean) / deviation, -3.0), 3.0)
+        for loss, share in zip(losses, q, strict=True)
+    ]
 
 
 def softmax(logits: Vector) -> list[float]:

@@ -1,0 +1,236 @@
+"""Measure what a training step costs more with FairSampling: `python examples/benchmarks/overhead.py`.
+
+Both sides train with Lightning, in one process and in turns; the plain side draws its batches with torch's
+WeightedRandomSampler. The time of a step is that between two ends of a step, so the draw of the batch is in it.
+No logger runs on either side. Take the ratio, which is formed round by round: the times are this machine's.
+Beside the time by the clock stands the processor time of the process, which other programs disturb far less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from systems import long_tail_labels, machine, markdown
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
+from tqdm import tqdm
+
+from lightning_fair import FairSampling, ImportanceWeightedMixin
+
+BATCH, WARM_UP = 128, 3
+ITEMS = 20_000
+Run = Callable[[], NDArray[np.float64]]  # clock and processor time of a step
+
+
+class Plain(L.LightningModule):
+    """A network for images of 28 by 28 pixels: two convolutions, two linear layers."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(1, 32, 3),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(64 * 12 * 12, 128),
+            nn.ReLU(),
+            nn.Linear(128, num_classes),
+        )
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
+        """Return the plain loss."""
+        x, y = batch
+        return F.cross_entropy(self.net(x), y)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return Adam."""
+        return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+
+class Weighted(ImportanceWeightedMixin, Plain):
+    """The same network with weighted losses."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
+        """Return the weighted loss."""
+        x, y = batch
+        return self.weighted_loss(F.cross_entropy(self.net(x), y, reduction="none"))
+
+
+class Trivial(Plain):
+    """As little as Lightning trains: one parameter."""
+
+    def __init__(self) -> None:
+        L.LightningModule.__init__(self)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
+        """Return something to differentiate."""
+        return self.scale * batch[0].mean()
+
+
+class TrivialWeighted(ImportanceWeightedMixin, Trivial):
+    """The same with weighted losses."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
+        """Return something to differentiate, weighted."""
+        return self.weighted_loss(self.scale * batch[0])
+
+
+class Clock(L.Callback):
+    """Notes when each step ends."""
+
+    def __init__(self) -> None:
+        self.ends: list[tuple[int, int]] = []
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Note the time by the clock and that of the processor."""
+        self.ends.append((time.perf_counter_ns(), time.process_time_ns()))
+
+    def step_times(self) -> NDArray[np.float64]:
+        """Return the median times of a step in microseconds, shape ``(2,)``, the first steps left out."""
+        steps = np.diff(self.ends, axis=0)[WARM_UP:]
+        return np.median(steps, axis=0) / 1e3
+
+
+def run(
+    model: Callable[[], L.LightningModule], dataset: TensorDataset, steps: int, seed: int, fair: FairSampling | None
+) -> NDArray[np.float64]:
+    """Train for some steps and return the median times of one in microseconds: clock, processor."""
+    torch.manual_seed(seed)
+    labels = dataset.tensors[1]
+    rarity = (1.0 / labels.bincount().double())[labels]
+    sampler = WeightedRandomSampler(rarity, len(dataset), generator=torch.Generator().manual_seed(seed))
+    clock = Clock()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=WARM_UP + steps + 1,
+        callbacks=[*([fair] if fair else []), clock],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model(), DataLoader(dataset, batch_size=BATCH, sampler=sampler))
+    return clock.step_times()
+
+
+def in_turns(fair: Run, plain: Run, rounds: int, name: str) -> NDArray[np.float64]:
+    """Return times, shape ``(2, 2, rounds)``: (clock, processor), (fair, plain), rounds.
+
+    The order changes from round to round, so that a slow drift cancels.
+    """
+    times = np.zeros((2, 2, rounds))
+    for turn in tqdm(range(rounds), desc=name):
+        for which in (0, 1) if turn % 2 else (1, 0):
+            times[:, which, turn] = (fair, plain)[which]()
+    return times
+
+
+def images() -> TensorDataset:
+    """Return noise in the shape of MNIST, with a long tail of ten classes."""
+    generator = torch.Generator().manual_seed(0)
+    return TensorDataset(
+        torch.randn(ITEMS, 1, 28, 28, generator=generator), torch.from_numpy(long_tail_labels(10, ITEMS))
+    )
+
+
+def numbers(num_classes: int) -> TensorDataset:
+    """Return a number and a label per item."""
+    return TensorDataset(torch.zeros(ITEMS), torch.from_numpy(long_tail_labels(num_classes, ITEMS, 10.0)))
+
+
+def with_mixin(rounds: int, steps: int, seed: int) -> NDArray[np.float64]:
+    """Return the times of the network's step with callback and mixin, and without."""
+    dataset = images()
+    return in_turns(
+        lambda: run(Weighted, dataset, steps, seed, FairSampling(seed=seed)),
+        lambda: run(Plain, dataset, steps, seed, None),
+        rounds,
+        "network",
+    )
+
+
+def next_to_nothing(
+    fair: type[L.LightningModule], num_classes: int, rounds: int, steps: int, seed: int
+) -> NDArray[np.float64]:
+    """Return the times of a step of one parameter, of the module ``fair`` with the callback and of a plain one."""
+    dataset = numbers(num_classes)
+    return in_turns(
+        lambda: run(fair, dataset, steps, seed, FairSampling(seed=seed)),
+        lambda: run(Trivial, dataset, steps, seed, None),
+        rounds,
+        f"one parameter, K = {num_classes}",
+    )
+
+
+def rows(name: str, goal: str, times: NDArray[np.float64]) -> list[list[str]]:
+    """Return a row by the clock and one by the processor: medians of both sides, and what each round compares."""
+    return [
+        [
+            f"{name}, {clock}",
+            goal,
+            f"{np.median(fair):,.0f}",
+            f"{np.median(plain):,.0f}",
+            quartiles(fair - plain, ",.0f"),
+            quartiles(fair / plain, ".3f"),
+        ]
+        for clock, (fair, plain) in zip(("clock", "processor"), times, strict=True)
+    ]
+
+
+def quartiles(values: NDArray[np.float64], form: str) -> str:
+    """Return median and quartiles."""
+    low, middle, high = (format(value, form) for value in np.percentile(values, (25, 50, 75)))
+    return f"{middle} ({low} to {high})"
+
+
+def quiet() -> None:
+    """Silence Lightning's remarks on loaders without workers, modules without weights and machines without GPU."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=20, help="turns of each side (default: 20)")
+    parser.add_argument("--steps", type=int, default=20, help="steps timed in a turn with the network (default: 20)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and draws")
+    # With more threads a step waits for the slowest of them, and what else runs on the machine decides.
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads (default: 1)")
+    args = parser.parse_args(argv)
+    quiet()
+    torch.set_num_threads(args.threads)
+    network = with_mixin(args.rounds, args.steps, args.seed)
+    table = rows("network, callback and mixin, K = 10", "ratio ≤ 1.05", network)
+    added = {}
+    for name, fair, num_classes in (
+        ("callback and mixin, K = 10", TrivialWeighted, 10),
+        ("callback alone, K = 10", Trivial, 10),
+        ("callback alone, K = 1000", Trivial, 1000),
+    ):
+        # Such steps are short: more of them fit in a turn.
+        times = next_to_nothing(fair, num_classes, args.rounds, 5 * args.steps, args.seed)
+        table += rows(f"one parameter, {name}", "", times)
+        added[name] = float(np.median(times[1, 0] - times[1, 1]))
+    print(f"\n{machine()}; batch {BATCH}; {args.rounds} rounds in turns, median over a round's steps;")
+    print("microseconds a step: median of the rounds; added and ratio: median (quartiles) of the rounds\n")
+    print(markdown(("step", "to reach", "fair, µs", "plain, µs", "added, µs", "ratio"), table))
+    share = added["callback and mixin, K = 10"] / float(np.median(network[1, 1]))
+    # The added time is a hundredth of the noise of a step of the network, and far above that of one parameter.
+    print(f"\nTime added to a step of one parameter, as a share of the plain step of the network: {100 * share:.2f} %")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""The systems that figures and benchmarks compare, and a training loop without a model to run them in."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lightning_fair import FeedbackBatchSampler, FeedbackController
+from lightning_fair.controller import Deficit
+from lightning_fair.sampler import DrawKind
+from lightning_fair.weights import class_weights
+
+BATCH = 256
+RARE = 1  # the rare class of the two
+RARE_SHARE = 0.01  # 99:1
+HISTORY = 100  # batches trained on before the sampler came
+ALPHA = 8.0
+WITHIN = 0.01  # the trained mix has arrived when it is this close to the target
+WINDOW = 16  # ... on average over as many batches, so that passing through on the way does not count
+
+
+@dataclass(frozen=True)
+class System:
+    """A way to draw batches: the library's own classes, set up differently.
+
+    Attributes:
+        name: What figures and tables call it.
+        alpha: Gain of the feedback; 0 draws from the target.
+        deficit: The law.
+        draw: How the class counts of a batch are drawn.
+    """
+
+    name: str
+    alpha: float
+    deficit: Deficit
+    draw: DrawKind
+
+    def sampler(
+        self, labels: NDArray[Any], batch_size: int, steps: int, *, num_classes: int = 2, seed: int = 0, **law: Any
+    ) -> FeedbackBatchSampler:
+        """Return a sampler of this system that draws ``steps`` batches towards a uniform target."""
+        controller = FeedbackController(num_classes, alpha=self.alpha, deficit=self.deficit, **law)
+        return FeedbackBatchSampler(labels, batch_size, steps, controller, seed=seed, draw=self.draw)
+
+
+OURS = System("relative deficit (ours)", ALPHA, "relative", "systematic")
+COUNT = System("count deficit", ALPHA, "count", "iid")
+IID = System("i.i.d. draws from the target", 0.0, "relative", "iid")
+SYSTEMS = (OURS, COUNT, IID)
+
+
+def rare_labels(size: int = 60_000) -> NDArray[np.int64]:
+    """Return labels of a data set at 99:1."""
+    return (np.arange(size) < RARE_SHARE * size).astype(np.int64) * RARE
+
+
+def long_tail_labels(num_classes: int, size: int = 60_000, ratio: float = 100.0) -> NDArray[np.int64]:
+    """Return labels of a data set whose classes fall off geometrically, the first ``ratio`` times the last."""
+    share = ratio ** -np.linspace(0.0, 1.0, num_classes)
+    edges = np.cumsum(share) / share.sum() * size
+    return np.searchsorted(edges, np.arange(size), side="right").clip(max=num_classes - 1).astype(np.int64)
+
+
+@dataclass
+class Trace:
+    """What was seen of each batch of a run.
+
+    Attributes:
+        share: Share of the rare class in the batch, in [0, 1].
+        trained: Share of the rare class in the trained mix after the batch, in [0, 1].
+        weight: Largest importance weight that a class has in the batch; NaN where the sampler did not choose.
+        chosen: Whether the sampler chose the batch.
+    """
+
+    share: list[float] = field(default_factory=list)
+    trained: list[float] = field(default_factory=list)
+    weight: list[float] = field(default_factory=list)
+    chosen: list[bool] = field(default_factory=list)
+
+    def split(self) -> list[Trace]:
+        """Return the runs of batches in a row that the sampler chose."""
+        parts: list[Trace] = []
+        for at, chosen in enumerate(self.chosen):
+            if not chosen:
+                continue
+            if not (at and self.chosen[at - 1]):
+                parts.append(Trace())
+            for name in ("share", "trained", "weight", "chosen"):
+                getattr(parts[-1], name).append(getattr(self, name)[at])
+        return parts
+
+
+class ModelFreeLoop:
+    """The plain training loop, of a rare and a common class, without a model: nothing but the mix of its batches.
+
+    Args:
+        system: The system that draws.
+        steps: Batches that will be drawn, at most.
+        seed: Seed of the draws and of the batches that come from elsewhere.
+    """
+
+    def __init__(self, system: System, steps: int, seed: int) -> None:
+        self.sampler = system.sampler(rare_labels(), BATCH, steps, seed=seed)
+        self.trace = Trace()
+        self._controller = self.sampler.controller
+        self._batches: Iterator[list[int]] = iter(self.sampler)
+        self._elsewhere = np.random.default_rng([seed, 1])
+
+    def train_on_others(self, batches: int, rare_share: float) -> None:
+        """Train on batches that the sampler did not choose."""
+        for _ in range(batches):
+            labels = (self._elsewhere.random(BATCH) < rare_share).astype(np.int64) * RARE
+            self._controller.step_update(labels)
+            self._record(labels, np.nan)
+
+    def train_on_own(self, batches: int) -> None:
+        """Train on batches that the sampler draws."""
+        for _ in range(batches):
+            labels = self.sampler.labels[next(self._batches)]
+            weights = class_weights(self._controller.q, self._controller.get_probs())
+            self._controller.step_update(labels)
+            self._record(labels, float(weights.max()))
+
+    def _record(self, labels: NDArray[np.int64], weight: float) -> None:
+        trace = self.trace
+        trace.share.append(float(np.mean(labels == RARE)))
+        trace.trained.append(float(self._controller.ratio[RARE]))
+        trace.weight.append(weight)
+        trace.chosen.append(not np.isnan(weight))
+
+
+def rebalance(system: System, seed: int, steps: int = 200, history: int = HISTORY) -> Trace:
+    """Return the batches of a run that was trained at 99:1 for a while before the sampler came."""
+    loop = ModelFreeLoop(system, steps, seed)
+    loop.train_on_others(history, RARE_SHARE)
+    loop.train_on_own(steps)
+    return loop.trace
+
+
+def drift(system: System, seed: int, cycles: int = 10, burst: int = 10, recovery: int = 40) -> Trace:
+    """Return the batches of a run that is thrown off, by turns to 99:1 and to 1:99, and recovers."""
+    loop = ModelFreeLoop(system, cycles * recovery, seed)
+    for cycle in range(cycles):
+        loop.train_on_others(burst, 1.0 - RARE_SHARE if cycle % 2 else RARE_SHARE)
+        loop.train_on_own(recovery)
+    return loop.trace
+
+
+def batch_distances(share: Sequence[float]) -> NDArray[np.float64]:
+    """Return the total variation distance of each batch from 50:50."""
+    return np.abs(np.asarray(share) - 0.5)
+
+
+def one_class_share(share: Sequence[float]) -> float:
+    """Return the fraction of the batches that are of one class only."""
+    return float(np.isin(share, (0.0, 1.0)).mean())
+
+
+def batches_to_arrive(trained: Sequence[float]) -> int | None:
+    """Return after how many batches the trained mix is at the target, and stays for a window; None if never."""
+    off = np.abs(np.asarray(trained) - 0.5)
+    if off.size < WINDOW:
+        return None
+    average = np.convolve(off, np.full(WINDOW, 1.0 / WINDOW), mode="valid")
+    (arrived,) = np.nonzero((off[: average.size] <= WITHIN) & (average <= WITHIN))
+    return int(arrived[0]) + 1 if arrived.size else None
+
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """Return ``mean ± standard deviation``, or the value alone where there is no spread."""
+    mean, deviation = float(np.mean(values)), float(np.std(values))
+    text = f"{mean:,.{digits}f}"
+    return f"{text} ± {deviation:,.{digits}f}" if deviation >= 0.5 * 10.0**-digits else text
+
+
+def machine() -> str:
+    """Return the machine in words: processor, cores, versions."""
+    info = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*: (.+)", info.read_text()) if info.exists() else []
+    name = models[0] if models else platform.processor() or platform.machine()
+    return (
+        f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; Python {platform.python_version()}, "
+        f"torch {torch.__version__}, lightning {version('lightning')}"
+    )
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,119 @@
+"""The figures' and the benchmarks' scripts run, and the numbers that do not depend on chance are right."""
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Import a script as Python does when it is run: from its own folder."""
+
+    def load(name: str, folder: str = ".") -> ModuleType:
+        monkeypatch.syspath_prepend(str(EXAMPLES / folder))
+        return importlib.import_module(name)
+
+    before = set(sys.modules)
+    yield load
+    for name in set(sys.modules) - before:
+        if str(EXAMPLES) in str(getattr(sys.modules[name], "__file__", "")) or name == "benchmarks":
+            del sys.modules[name]
+
+
+def test_figures_are_drawn_and_small_enough_for_a_readme(load, tmp_path, capsys):
+    load("make_figures").main(["--out", str(tmp_path), "--seeds", "1", "--steps", "40"])
+    for name in ("fair_rebalance.png", "drift_recovery.png"):
+        assert (tmp_path / name).stat().st_size < 200_000
+        picture = imread(tmp_path / name)
+        assert picture.shape[1] >= 1300
+        # A title that runs out of the picture would put ink on its edge.
+        assert (picture[:, -3:, :3] == 1.0).all()
+    assert capsys.readouterr().out.count("| count deficit |") == 2
+
+
+def test_figures_are_the_same_for_the_same_seed(load, tmp_path):
+    figures = load("make_figures")
+    for run in ("a", "b"):
+        figures.save(figures.figure_rebalance(seed=3), tmp_path / f"{run}.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_relative_deficit_settles_where_the_count_deficit_never_does(load):
+    systems = load("systems", "benchmarks")
+    own = {system: systems.rebalance(system, seed=0).split()[0] for system in systems.SYSTEMS}
+    ours, count = own[systems.OURS], own[systems.COUNT]
+    assert systems.batches_to_arrive(ours.trained) in range(10, 15)
+    assert max(systems.batch_distances(ours.share[30:])) <= 2 / systems.BATCH
+    assert systems.one_class_share(count.share) > 0.98
+    assert systems.batches_to_arrive(count.trained) is None
+    assert max(ours.weight[30:]) < 1.05 < max(count.weight[30:])
+
+
+def test_a_drift_comes_in_bursts_and_each_recovery_is_found(load):
+    systems = load("systems", "benchmarks")
+    trace = systems.drift(systems.OURS, seed=0, cycles=4, burst=5, recovery=24)
+    assert [len(part.share) for part in trace.split()] == [24] * 4
+    assert sum(trace.chosen) == 4 * 24
+    assert all(systems.batches_to_arrive(part.trained) is not None for part in trace.split())
+
+
+def test_arrival_does_not_count_a_mix_that_passes_through(load):
+    systems = load("systems", "benchmarks")
+    assert systems.batches_to_arrive([0.3, 0.5, *[0.7] * 20]) is None
+    assert systems.batches_to_arrive([0.3, 0.4, *[0.5] * 20]) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_batch_of_99_to_1_data_is_even(load, workers):
+    draws, systems = load("draws", "benchmarks"), load("systems", "benchmarks")
+    assert draws.first_batch(systems.OURS, seed=0) == 0.0
+    assert draws.first_batch_after_history(systems.COUNT, seed=0) >= 0.49
+    shares = draws.shares_with_workers(systems.OURS, seed=0, workers=workers, steps=20)
+    assert np.abs(shares - 0.5).max() <= 1 / draws.BATCH
+
+
+def test_systematic_draws_quieten_a_loss_that_depends_on_the_class(load):
+    draws = load("draws", "benchmarks")
+    ours, iid = (draws.loss_deviation(system, 0.05, seed=0, steps=60) for system in (draws.OURS, draws.IID))
+    # Expected about 0.15; a deviation of 60 values is itself known to about 10 %.
+    assert ours / iid < 0.3
+
+
+def test_weights_average_one_with_the_p_of_the_draw_only(load):
+    draws = load("draws", "benchmarks")
+    seen = draws.mean_weight(seed=0, steps=600)
+    mean, error = seen.with_draw
+    assert seen.swing[0] < 0.7
+    assert seen.swing[1] > 1.3
+    # Four standard errors: one run in 16,000 would fail, and the seed is fixed.
+    assert abs(mean - 1.0) < 4 * error < 0.01
+    assert seen.with_current[0] - 1.0 > 0.05
+
+
+def test_table_of_draws_is_printed(load, capsys):
+    load("draws", "benchmarks").main(["--seeds", "1", "--steps", "40", "--workers", "0", "--rounds", "1"])
+    table = capsys.readouterr().out
+    assert "nanoseconds an index, K = 1000" in table
+    assert "mean importance weight" in table
+
+
+def test_table_of_overhead_is_printed(load, capsys, monkeypatch):
+    overhead = load("overhead", "benchmarks")
+    # Process-wide settings of the script: not those of the tests that follow.
+    monkeypatch.setattr(overhead, "quiet", lambda: None)
+    monkeypatch.setattr(overhead, "BATCH", 8)
+    monkeypatch.setattr(overhead, "ITEMS", 6000)
+    threads = torch.get_num_threads()
+    try:
+        overhead.main(["--rounds", "1", "--steps", "1"])
+    finally:
+        torch.set_num_threads(threads)
+    assert "callback and mixin, K = 10, processor" in capsys.readouterr().out
