@@ -12,10 +12,11 @@ import lightning.pytorch as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.nn.modules.loss import _WeightedLoss
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, WeightedRandomSampler
 from typing_extensions import override
 
 from lightning_fair.controller import Deficit, FeedbackController
@@ -126,7 +127,6 @@ class FairSampling(L.Callback):
         }
         self._check_settings()
         self.sampler: FeedbackBatchSampler | None = None
-        self.largest_weight = 0.0
         self._restored: dict[str, Any] | None = None
         self._undo: Callable[[], None] | None = None
         self._forget_run()
@@ -158,7 +158,13 @@ class FairSampling(L.Callback):
                 "FairSampling does nothing with overfit_batches: Lightning wants the same few batches each epoch."
             )
             return
-        _warn_of_class_weights(pl_module)
+        if is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):
+            raise ValueError(
+                "training_step(dataloader_iter) fetches its batches by itself, so FairSampling cannot tell which one "
+                "is trained on. Take training_step(batch, batch_idx)."
+            )
+        if not (isinstance(self.target_probs, str) and self.target_probs == "prior"):
+            _warn_of_class_weights(pl_module)
         strategy = trainer.strategy
         process = strategy.process_dataloader
 
@@ -168,8 +174,15 @@ class FairSampling(L.Callback):
 
         # Lightning calls this method for every loader, whatever its source, after its own work on the sampler
         # and again at each reload. An attribute of this one object shadows it and is taken away afterwards.
+        shadowed = strategy.__dict__.get("process_dataloader")
         strategy.process_dataloader = process_fairly  # type: ignore[method-assign]
-        self._undo = lambda: strategy.__dict__.pop("process_dataloader", None)
+
+        def undo() -> None:
+            strategy.__dict__.pop("process_dataloader", None)
+            if shadowed is not None:
+                strategy.process_dataloader = shadowed  # type: ignore[method-assign]
+
+        self._undo = undo
 
     @override
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -184,16 +197,20 @@ class FairSampling(L.Callback):
         if self._undo:
             self._undo()
         self._undo = None
+        self._forget_loader()
         if hasattr(pl_module, "_step_weights"):
             pl_module._step_weights = None  # type: ignore[assignment]
 
-    def _forget_run(self) -> None:
+    def _forget_loader(self) -> None:
         self._loader: FairLoader | None = None
+
+    def _forget_run(self) -> None:
+        self._forget_loader()
         self._draw: BatchDraw | None = None
         self._weights: Floats | None = None
         self._step_weights: StepWeights | None = None
         self._pending: deque[tuple[BatchDraw, HostCopy | None]] = deque()
-        self._steps, self._ess_sum = 0, 0.0
+        self._steps, self._ess_sum, self.largest_weight = 0, 0.0, 0.0
         self._uncalled = 0
 
     # -- the loader ----------------------------------------------------------------------------------------
@@ -215,6 +232,7 @@ class FairSampling(L.Callback):
                 f"{controller.lag}."
             )
         self._loader, self.sampler = fair, sampler
+        self._check_names(controller.num_classes)
         self._names = self.class_names or class_names(loader.dataset, controller.num_classes)
         if self._restored is not None:
             sampler.restore(self._restored)
@@ -228,6 +246,13 @@ class FairSampling(L.Callback):
         if known is not None and known.batch_size == size and np.array_equal(labels, known.labels):
             known.steps_per_epoch = steps  # reloaded
             return known
+        if known is not None and known.controller.draws:
+            rank_zero_warn("The training data or its batch size have changed: FairSampling starts anew.")
+        if isinstance(loader.sampler, WeightedRandomSampler):
+            rank_zero_warn(
+                "FairSampling draws the batches, so the WeightedRandomSampler of the training DataLoader has no "
+                "effect. State the class mix you want with target_probs."
+            )
         return self.make_sampler(labels, size, steps, rank=trainer.global_rank, world_size=trainer.world_size)
 
     def make_sampler(
@@ -264,7 +289,7 @@ class FairSampling(L.Callback):
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.sampler is None:
+        if self.sampler is None or self._loader is None:
             return
         loaders = trainer.fit_loop._combined_loader.flattened if trainer.fit_loop._combined_loader else []
         if sum(map(is_fair, loaders)) > 1:
@@ -338,6 +363,8 @@ class FairSampling(L.Callback):
                 self.sampler.retire(draw)
                 continue
             counts, finite, sums = copy.read().double().numpy()
+            # A closure that ran several times (LBFGS) counted each sample as often.
+            counts[:-1] *= min(1.0, draw.counts.sum() / max(counts[:-1].sum(), 1.0))
             if counts[-1]:
                 self.sampler.retire(draw, counts[:-1], sums[:-1], finite[:-1])
                 continue
@@ -367,11 +394,18 @@ class FairSampling(L.Callback):
     @override
     def state_dict(self) -> dict[str, Any]:
         self._report()
-        return {"sampler": self.sampler.capture() if self.sampler else None}
+        return {
+            "sampler": self.sampler.capture() if self.sampler else None,
+            "steps": self._steps,
+            "effective_sample_size_sum": self._ess_sum,
+            "largest_weight": self.largest_weight,
+        }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict["sampler"]
+        self._steps, self._ess_sum = state_dict["steps"], state_dict["effective_sample_size_sum"]
+        self.largest_weight = state_dict["largest_weight"]
         if self.sampler is None or self._loader is None:
             return  # the data comes later
         if self._restored is not None:
@@ -385,18 +419,30 @@ class FairSampling(L.Callback):
     def _check_settings(self) -> None:
         """Refuse now what needs no data to be refused."""
         class_weights([1.0], [1.0], self.max_weight, exponent=self.exponent)
-        if self.lag is not None and self.lag < 1:
-            raise ValueError(f"lag must be at least 1 batch, got {self.lag}.")
+        if self.lag is not None:
+            FeedbackController(1, lag=self.lag)
+        FeedbackBatchSampler([0], 1, self.steps_per_epoch, seed=self.seed or 0, missing=self.missing, draw=self.draw)
         law, target, K = dict(self._law), self.target_probs, self.num_classes
-        by_name = target is None or isinstance(target, str)
-        if K is None and not by_name and not isinstance(target, Mapping):
+        named = target if isinstance(target, str) else None
+        if K is None and named is None and target is not None and not isinstance(target, Mapping):
             K = len(target)  # type: ignore[arg-type]
+        if law["horizon"] is None and (K is None or named in ("prior", "sqrt")):
+            law["horizon"] = _ENDLESS  # the default, and with it the largest alpha, waits for the data
         if K is None:
-            # The default horizon, and with it the largest alpha, waits for the data.
-            law["horizon"] = law["horizon"] or _ENDLESS
-            FeedbackController(1, target if by_name else None, class_counts=[1], **law)
+            FeedbackController(1, named, class_counts=[1], **law)
         else:
             FeedbackController(K, target, class_counts=np.ones(K), **law)
+            self._check_names(K)
+
+    def _check_names(self, num_classes: int) -> None:
+        if self.class_names is not None and len(self.class_names) != num_classes:
+            raise ValueError(
+                f"class_names must name every class: got {len(self.class_names)} names for {num_classes} classes."
+            )
+
+
+def _uneven(weight: Tensor | None) -> bool:
+    return isinstance(weight, Tensor) and bool((weight != weight.flatten()[0]).any())
 
 
 def find_callback(trainer: L.Trainer) -> FairSampling | None:
@@ -414,8 +460,10 @@ def _batches(loader: DataLoader[Any], world_size: int) -> int:
 
 def _warn_of_class_weights(pl_module: L.LightningModule) -> None:
     for name, module in pl_module.named_modules():
-        weight = getattr(module, "weight", None) if isinstance(module, _WeightedLoss) else None
-        if isinstance(weight, Tensor) and not torch.all(weight == weight.flatten()[0]):
+        if not isinstance(module, (_WeightedLoss, torch.nn.BCEWithLogitsLoss)):
+            continue
+        weight, positive = getattr(module, "weight", None), getattr(module, "pos_weight", None)
+        if _uneven(weight) or (isinstance(positive, Tensor) and bool((positive != 1).any())):
             warnings.warn(
                 f"{name or type(module).__name__} has class weights, and FairSampling balances the batches: "
                 "together they correct twice. Take the weights away, or steer to target_probs='prior'.",

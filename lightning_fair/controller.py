@@ -67,8 +67,9 @@ class FeedbackController:
         e        <- (1 - 1/horizon) * e + (1/horizon) * z
 
     ``z`` is the exponentially weighted mean loss of each class, standardised over the classes that have
-    been seen (mean 0 and deviation 1 under ``q``, clipped at 3). Its memory ``e`` is that of ``r``, so the deficit keeps pace and ``p / q`` answers a change of
-    ``z`` by about ``lambda2 * z``; taken as it comes, the answer would be ``exp(alpha * lambda2 * z)``.
+    been seen (mean 0 and deviation 1 under ``q``, clipped at 3). Its memory ``e`` is that of ``r``, so the deficit
+    keeps pace and ``p / q`` answers a change of ``z`` by about ``lambda2 * z``; taken as it comes, the answer would
+    be ``exp(alpha * lambda2 * z)``.
 
     For a uniform target ``log q`` is a constant and drops out. The deficit is a fraction of a class's quota,
     so ``alpha`` means the same for every number of classes, batch size and target: near the target each
@@ -111,7 +112,8 @@ class FeedbackController:
     Raises:
         ValueError: If an argument is out of range, or ``alpha * lambda1 >= 2 * horizon - 1``, beyond which
             the loop is unstable (with loss feedback, ``alpha * (lambda1 + z * lambda2)`` with the largest ``z``
-            there can be, at most 10/3: classes that are drawn more have more gain); the message names the largest stable alpha.
+            there can be, at most 10/3: classes that are drawn more have more gain); the message names the
+            largest stable alpha.
         TypeError: If ``alpha`` is neither a number nor a schedule.
 
     Example:

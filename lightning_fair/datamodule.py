@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as L
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_fair.callback import FairSampling
 from lightning_fair.controller import FeedbackController
+from lightning_fair.labels import find_labels
 from lightning_fair.loader import batch_size as batch_size_of
 from lightning_fair.loader import check_loader, make_fair
 from lightning_fair.sampler import FeedbackBatchSampler
@@ -144,9 +145,10 @@ class FairDataModule(L.LightningDataModule):
             return loader
         check_loader(loader)
         if self._sampler is None:
-            labels = self._own.labels if self._own.labels is not None else loader.dataset
             self._sampler = self._own.make_sampler(
-                labels, batch_size_of(loader), self._own.steps_per_epoch or len(loader)
+                find_labels(loader.dataset, self._own.labels),
+                batch_size_of(loader),
+                self._own.steps_per_epoch or len(loader),
             )
         return make_fair(loader, self._sampler)
 
@@ -184,9 +186,19 @@ class _DatasetModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self._train, self._size, self._loader = train, size, loader
+        loader.pop("shuffle", None)  # the training order is the sampler's; the others keep theirs
         for name, dataset in (("val_dataloader", val), ("test_dataloader", test)):
             if dataset is not None:
-                setattr(self, name, partial(DataLoader, dataset, batch_size=size, **loader))
+                setattr(self, name, self._in_order(dataset))
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self._train, batch_size=self._size, shuffle=True, **self._loader)
+        return DataLoader(self._train, batch_size=self._size, **self._loader)
+
+    def _in_order(self, dataset: Dataset[Any]) -> Callable[[], DataLoader[Any]]:
+        settings = {name: value for name, value in self._loader.items() if name != "drop_last"}
+
+        # Not a `partial`: Lightning looks into the code of what overrides its hooks.
+        def dataloader() -> DataLoader[Any]:
+            return DataLoader(dataset, batch_size=self._size, **settings)
+
+        return dataloader

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 from torch.utils.data import ConcatDataset, IterableDataset, Subset, TensorDataset
 
 from lightning_fair.simplex import to_numpy
@@ -19,7 +20,7 @@ _REMEDY = "Pass labels=<one class per sample>, or labels='scan' to read every sa
 def check_labels(labels: Any, num_classes: int | None = None) -> NDArray[Any]:
     """Return ``labels`` as an integer array of shape ``(N,)``, each in ``[0, num_classes)``.
 
-    An integer array or tensor on the CPU is not copied, so a ``numpy.memmap`` stays one.
+    An integer array is not copied, so a ``numpy.memmap`` stays one.
 
     Args:
         labels: List, array or tensor.
@@ -33,7 +34,8 @@ def check_labels(labels: Any, num_classes: int | None = None) -> NDArray[Any]:
         array([0, 2, 1])
     """
     try:
-        y: NDArray[Any] = np.asanyarray(to_numpy(labels))
+        # A tensor's memory moves when torch shares it with a spawned worker: a view of it would dangle.
+        y: NDArray[Any] = np.array(to_numpy(labels)) if isinstance(labels, Tensor) else np.asanyarray(labels)
     except ValueError as error:
         raise ValueError("labels must be one class per sample; these are lists of different lengths.") from error
     if y.ndim != 1:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler
 
 from lightning_fair.sampler import BatchDraw, FeedbackBatchSampler
 
+_SPARE = 8  # batches that a loader of the user's own may hold back besides those of its workers
 _LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 
 
@@ -64,6 +65,11 @@ class _FairIterator:
         self._loader.delivered = None
         batch = next(self._batches)
         draw = sampler.take_record()
+        if sampler.undelivered > lead(self._loader) + _SPARE:  # type: ignore[arg-type]
+            raise RuntimeError(
+                f"{type(self._loader).__name__.removeprefix('Fair')}.__iter__ leaves batches out, so a batch cannot be "
+                "told from another one's draw. Hand out every batch, or leave samples out of the data set."
+            )
         if batch is None:  # Lightning runs no step for it
             sampler.retire(draw, np.zeros_like(draw.counts))
         else:
@@ -93,9 +99,13 @@ def make_fair(loader: DataLoader[Any], sampler: FeedbackBatchSampler) -> DataLoa
     """
     check_loader(loader)
     own = type(loader)
+    # A stateful loader would save and restore the sampler a second time, as of the draw and not of the step.
+    stateless = {"state_dict": lambda _: {}, "load_state_dict": lambda _, state: None}  # noqa: ARG005
     # Not a second call of the constructor: a subclass may have other arguments. Not `copy.copy` either: the
     # class changes. And past `DataLoader.__setattr__`, which forbids a new batch sampler.
-    fair: Any = object.__new__(type(f"Fair{own.__name__}", (FairLoader, own), {}))
+    fair: Any = object.__new__(
+        type(f"Fair{own.__name__}", (FairLoader, own), stateless if hasattr(own, "state_dict") else {})
+    )
     fair.__dict__.update(loader.__dict__, batch_sampler=sampler, delivered=None, _iterator=None)
     made: DataLoader[Any] = fair
     return made
@@ -106,7 +116,7 @@ def check_loader(loader: Any) -> None:
 
     Raises:
         TypeError: If it is not a ``DataLoader`` over a map-style data set.
-        ValueError: If it makes no batches, or hands them out in any order.
+        ValueError: If it makes no batches, draws from a part of the data set, or hands batches out in any order.
     """
     if not isinstance(loader, DataLoader):
         raise TypeError(
@@ -117,6 +127,11 @@ def check_loader(loader: Any) -> None:
         raise TypeError(
             f"The training data set {type(loader.dataset).__name__} is a stream: its samples cannot be drawn "
             "by index. Use a map-style data set (__getitem__ and __len__)."
+        )
+    if isinstance(loader.sampler, SubsetRandomSampler):
+        raise ValueError(
+            "The training DataLoader draws from a part of its data set with SubsetRandomSampler; fair batches would "
+            "draw from all of it. Give it torch.utils.data.Subset(dataset, indices) instead."
         )
     batch_size(loader)
     if loader.num_workers and not getattr(loader, "in_order", True):

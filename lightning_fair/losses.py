@@ -22,6 +22,7 @@ class StepWeights:
 
     def __init__(self, num_classes: int, device: torch.device, *, normalize: bool = False) -> None:
         self.normalize = normalize
+        self.open = False  # a training step is under way
         self._weights = torch.ones(num_classes, device=device)
         # Rows: samples, samples with a finite loss, sum of the finite losses. One more column: calls.
         self._sums = torch.zeros(3, num_classes + 1, device=device)
@@ -32,6 +33,7 @@ class StepWeights:
         self._weights.copy_(weights, non_blocking=True)
         self._labels = labels.to(self._weights.device, torch.int64, non_blocking=True)
         self._sums.zero_()
+        self.open = True
 
     def mean(self, losses: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the mean of ``w[y] * losses`` and add the losses to the sums of their classes."""
@@ -64,7 +66,8 @@ class StepWeights:
         return (weights * losses).mean()
 
     def take(self) -> Tensor:
-        """Return the sums of the batch: a copy, so that the next batch cannot change it."""
+        """Close the batch and return its sums: a copy, so that the next batch cannot change it."""
+        self.open = False
         return self._sums.clone()
 
 

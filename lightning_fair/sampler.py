@@ -152,19 +152,27 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
     @property
     def drawn(self) -> Ints:
-        """Samples of each class drawn so far over all ranks, int64, shape ``(K,)``."""
+        """Samples of each class drawn so far over all ranks, in flight or not, int64, shape ``(K,)``."""
         return self._pools.drawn
 
     @property
+    def trained(self) -> Ints:
+        """Samples of each class drawn so far and no longer in flight, int64, shape ``(K,)``."""
+        trained = self.drawn
+        for draw in self.controller.in_flight:
+            trained -= draw.counts
+        return trained
+
+    @property
     def coverage(self) -> float:
-        """Fraction of the data set that has been drawn at least once, in [0, 1]."""
-        return float(np.minimum(self.drawn, self.class_counts).sum() / self.labels.size)
+        """Fraction of the data set that has been trained on at least once, in [0, 1]."""
+        return float(np.minimum(self.trained, self.class_counts).sum() / self.labels.size)
 
     @property
     def repeats(self) -> Floats:
-        """How often each item of a class has been drawn so far, on average, shape ``(K,)``; NaN without items."""
+        """How often each item of a class has been trained on, on average, shape ``(K,)``; NaN without items."""
         sizes = self.class_counts
-        repeats: Floats = np.divide(self.drawn, sizes, out=np.full(sizes.size, np.nan), where=sizes > 0)
+        repeats: Floats = np.divide(self.trained, sizes, out=np.full(sizes.size, np.nan), where=sizes > 0)
         return repeats
 
     def __len__(self) -> int:
@@ -199,6 +207,11 @@ class FeedbackBatchSampler(Sampler[list[int]]):
                 draw.delivered = True
                 return draw
         raise RuntimeError("Every batch in flight has been delivered already: draw one first.")
+
+    @property
+    def undelivered(self) -> int:
+        """Batches in flight whose record nobody has asked for yet."""
+        return sum(isinstance(draw, BatchDraw) and not draw.delivered for draw in self.controller.in_flight)
 
     def _next(self) -> list[int]:
         if self._replay:

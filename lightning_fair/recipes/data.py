@@ -262,7 +262,8 @@ def read_idx(path: str | Path) -> NDArray[np.uint8]:
     if not dims or shape.size != dims or len(raw) - header != shape.prod():
         raise ValueError(f"{path} is not a whole idx file of unsigned bytes. Delete it and get it anew.")
     # A copy: torch wants arrays that can be written to.
-    return np.frombuffer(raw, dtype=np.uint8, offset=header).reshape(shape).copy()
+    whole: NDArray[np.uint8] = np.frombuffer(raw, dtype=np.uint8, offset=header).reshape(shape).copy()
+    return whole
 
 
 _MNIST_FILES = tuple(f"{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -46,7 +47,7 @@ def small_cnn(
             f"by {2 ** max(halvings, 0)} and channels not empty; got image_size={image_size}."
         )
     layers: list[nn.Module] = []
-    for depth, (before, after) in enumerate(zip([in_channels, *channels], channels, strict=False)):
+    for depth, (before, after) in enumerate(pairwise([in_channels, *channels])):
         layers += [nn.Conv2d(before, after, kernel_size=3, padding=1), nn.ReLU()]
         if depth:
             layers.append(nn.MaxPool2d(2))
@@ -82,6 +83,6 @@ def mlp(
     """
     sizes = [in_channels * image_size**2, *hidden]
     layers: list[nn.Module] = [nn.Flatten()]
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    for before, after in pairwise(sizes):
         layers += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], num_classes))

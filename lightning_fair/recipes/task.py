@@ -25,6 +25,7 @@ class ClassificationTask(ImportanceWeightedMixin, L.LightningModule):
         num_classes: Number of classes ``K``.
         lr: Learning rate of AdamW.
         weight_decay: Weight decay of AdamW.
+        augment: Called on the inputs of each training batch, or None.
 
     Attributes:
         drawn: Training samples of each class that this process has seen, int64, shape ``(K,)``.
@@ -37,10 +38,18 @@ class ClassificationTask(ImportanceWeightedMixin, L.LightningModule):
     drawn: torch.Tensor
     steps: torch.Tensor
 
-    def __init__(self, net: nn.Module, num_classes: int = 10, lr: float = 1e-3, weight_decay: float = 1e-2) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: int = 10,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-2,
+        augment: nn.Module | None = None,
+    ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["net"])
+        self.save_hyperparameters(ignore=["net", "augment"])
         self.net = net
+        self.augment = nn.Identity() if augment is None else augment
         self.num_classes = num_classes
         self.lr = lr
         self.weight_decay = weight_decay
@@ -68,7 +77,7 @@ class ClassificationTask(ImportanceWeightedMixin, L.LightningModule):
         x, y = batch
         self.drawn.scatter_add_(0, y, torch.ones_like(y))
         self.steps += 1
-        loss = self.weighted_loss(F.cross_entropy(self(x), y, reduction="none"), y)
+        loss = self.weighted_loss(F.cross_entropy(self(self.augment(x)), y, reduction="none"))
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

@@ -1,0 +1,137 @@
+"""From a composed config to a report: all of the example but its command line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import rich
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_fair.callback import FairSampling
+from lightning_fair.recipes.report import Report, make_report
+
+
+def train(cfg: DictConfig) -> Report:
+    """Train and test what the config says.
+
+    Args:
+        cfg: ``conf/train.yaml`` as Hydra composes it; ``output_dir`` set.
+
+    Raises:
+        TypeError: If a value that Hydra cannot check (``fair.alpha``, ``fair.target_probs``) has the wrong type.
+    """
+    check(cfg)
+    _quieten()
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    data = instantiate(cfg.data)
+    task = instantiate(cfg.model, _convert_="all")
+    fair = instantiate(cfg.fair, _convert_="all") if cfg.fair else None
+    callbacks = [instantiate(callback) for callback in (cfg.callbacks or {}).values()]
+    if cfg.trainer.enable_progress_bar is False:
+        # Lightning refuses the one beside the other.
+        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
+    loggers = [instantiate(logger) for logger in (cfg.logger or {}).values()]
+    trainer = instantiate(
+        cfg.trainer,
+        callbacks=[fair, *callbacks] if fair else callbacks,
+        logger=loggers or False,
+        _convert_="all",
+    )
+    trainer.fit(task, datamodule=data, ckpt_path=cfg.ckpt_path)
+    metrics = trainer.test(task, datamodule=data, verbose=False)[0]
+    return _report(task, data, fair, metrics["test/accuracy"])
+
+
+def show(report: Report, cfg: DictConfig) -> None:
+    """Print the report and the command that opens TensorBoard on the run's logs."""
+    fair = "without FairSampling" if not cfg.fair else "with FairSampling"
+    rich.print(report.table(title=f"Test after training {fair}, seed {cfg.seed}"))
+    rich.print(report.summary())
+    folder = tensorboard_dir(cfg)
+    if folder is None:
+        print("\nNo TensorBoard logs (logger=tensorboard writes them).")
+    else:
+        # Plain print: rich would break a long command over two lines.
+        print(f"\nCharts: tensorboard --logdir {_quoted(folder)}")
+
+
+def tensorboard_dir(cfg: DictConfig) -> str | None:
+    """Return the folder of the run's TensorBoard logs as seen from here, or None where there are none."""
+    if cfg.trainer.fast_dev_run:  # Lightning then writes no logs
+        return None
+    target = f"{TensorBoardLogger.__module__}.{TensorBoardLogger.__name__}"
+    short = f"lightning.pytorch.loggers.{TensorBoardLogger.__name__}"
+    for logger in (cfg.logger or {}).values():
+        if logger._target_ in (target, short):
+            return os.path.relpath(Path(logger.save_dir) / (logger.name or ""))
+    return None
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse the values of the wrong type that Hydra lets pass, because their fields take several types.
+
+    Raises:
+        TypeError: Naming the key, the value and what it may be.
+
+    Example:
+        >>> check(OmegaConf.create({"fair": {"alpha": "fast", "target_probs": "uniform"}}))
+        Traceback (most recent call last):
+        TypeError: fair.alpha must be a number or a schedule {_target_: lightning_fair.schedules...}, got 'fast'.
+    """
+    fair: Any = OmegaConf.to_container(cfg.fair, resolve=True) if cfg.fair else {}
+    alpha = fair.get("alpha", 0.0)
+    if not (_is_number(alpha) or (isinstance(alpha, Mapping) and "_target_" in alpha)):
+        raise TypeError(
+            f"fair.alpha must be a number or a schedule {{_target_: lightning_fair.schedules...}}, got {alpha!r}."
+        )
+    target = fair.get("target_probs")
+    numbers = target.values() if isinstance(target, Mapping) else target if isinstance(target, list) else ()
+    if not isinstance(target, (str, list, Mapping, type(None))) or not all(map(_is_number, numbers)):
+        raise TypeError(
+            "fair.target_probs must be a name, a list of probabilities or a mapping from class to probability, "
+            f"got {target!r}."
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _report(task: Any, data: Any, fair: FairSampling | None, accuracy: float) -> Report:
+    drawn = task.drawn.cpu().numpy()
+    counts = data.train_set.class_counts
+    return make_report(
+        classes=data.train_set.classes or [str(label) for label in range(counts.size)],
+        images=counts,
+        drawn=drawn,
+        recall=task.test_recall.numpy(),
+        accuracy=accuracy,
+        largest_weight=fair.largest_weight if fair else 1.0,
+        # Without weights every sample counts fully.
+        effective_sample_size=fair.effective_sample_size if fair else drawn.sum() / max(int(task.steps), 1),
+    )
+
+
+def _quieten() -> None:
+    """Leave the progress bar and the table; drop Lightning's hardware report and advice."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*treespec.*deprecated.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+
+
+def _quoted(path: str) -> str:
+    return f'"{path}"' if " " in path else path

@@ -1,0 +1,158 @@
+"""Every file under conf/ composes, has the defaults of what it builds, and refuses wrong keys and types."""
+
+import dataclasses
+import inspect
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException
+from hydra.utils import get_object, instantiate
+from omegaconf import MISSING, OmegaConf
+
+from lightning_fair import FairSampling
+from lightning_fair.recipes import configs
+from lightning_fair.recipes.run import check, tensorboard_dir
+from lightning_fair.schedules import Linear
+
+CONF = Path(__file__).parent.parent / "conf"
+GROUPS = ("data", "model", "fair", "callbacks", "trainer", "logger", "experiment")
+FILES = sorted(path for group in GROUPS for path in (CONF / group).glob("*.yaml"))
+TARGETS = {name: schema for name, schema in configs.SCHEMAS.items() if hasattr(schema, "_target_")}
+
+
+@pytest.fixture(autouse=True)
+def _hydra():
+    configs.register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def composed(tmp_path, *overrides):
+    return compose("train", overrides=[f"output_dir={tmp_path}", *overrides])
+
+
+def test_every_group_has_files():
+    assert {path.parent.name for path in FILES} == set(GROUPS)
+    assert {path.stem for path in (CONF / "fair").glob("*.yaml")} == {"default", "off", "aggressive"}
+    assert {path.stem for path in (CONF / "experiment").glob("*.yaml")} == {"digits", "mnist"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_file_composes_and_instantiates(tmp_path, path):
+    cfg = composed(tmp_path, f"{path.parent.name}={path.stem}", "trainer.accelerator=cpu")
+    OmegaConf.resolve(cfg)
+    check(cfg)
+    # The data module of MNIST reads nothing before prepare_data, so it can be made without the data.
+    parts = [cfg.data, cfg.model, cfg.fair, cfg.trainer, *cfg.callbacks.values(), *cfg.logger.values()]
+    for part in filter(None, parts):
+        assert type(instantiate(part, _convert_="all")).__name__ == part._target_.split(".")[-1]
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_defaults_equal_those_of_the_signature(name):
+    schema = TARGETS[name]
+    target = get_object(schema._target_)
+    parameters = inspect.signature(target).parameters
+    for field in dataclasses.fields(schema):
+        if field.name == "_target_":
+            continue
+        assert field.name in parameters, f"{schema._target_} has no argument {field.name}"
+        default = field.default if field.default is not dataclasses.MISSING else tuple(field.default_factory())
+        expected = parameters[field.name].default
+        assert default == (MISSING if expected is inspect.Parameter.empty else expected), field.name
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "small_cnn", "mlp", "warp", "task", "fair"])
+def test_everything_of_ours_that_can_be_set_is_in_the_schema(name):
+    schema = TARGETS[name]
+    fields = {field.name for field in dataclasses.fields(schema)} - {"_target_"}
+    assert fields == set(inspect.signature(get_object(schema._target_)).parameters)
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("fair.alpah=1", "fair.alpah"),
+        ("fair.lambda1=abc", "fair.lambda1"),
+        ("data.batch_size=many", "data.batch_size"),
+        ("data.ratio=10", "data.ratio"),
+        ("model.net.dropuot=0.1", "model.net.dropuot"),
+        ("trainer.max_epoch=1", "trainer.max_epoch"),
+        ("trainer.max_epochs=1.5", "trainer.max_epochs"),
+        ("logger.tensorboard.nmae=x", "logger.tensorboard.nmae"),
+        ("callbacks.checkpoint.save_top_k=all", "callbacks.checkpoint.save_top_k"),
+        ("seed=abc", "seed"),
+        ("sede=1", "sede"),
+    ],
+)
+def test_a_wrong_key_or_type_is_an_error_that_names_it(tmp_path, override, named):
+    with pytest.raises(ConfigCompositionException, match=named):
+        composed(tmp_path, override)
+
+
+def test_off_has_nothing_to_set(tmp_path):
+    with pytest.raises(ConfigCompositionException, match=r"fair\.alpha"):
+        composed(tmp_path, "fair=off", "fair.alpha=1")
+
+
+def test_an_unknown_choice_is_an_error_that_lists_the_choices(tmp_path):
+    with pytest.raises(Exception, match=r"fair/of'[\s\S]*aggressive[\s\S]*default[\s\S]*off"):
+        composed(tmp_path, "fair=of")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("fair.alpha=fast", r"fair\.alpha must be a number or a schedule.*'fast'"),
+        ("fair.alpha=true", r"fair\.alpha must be"),
+        ("fair.target_probs=3", r"fair\.target_probs must be a name, a list"),
+        ("fair.target_probs=[a,b]", r"fair\.target_probs must be"),
+    ],
+)
+def test_values_of_several_types_are_checked_too(tmp_path, override, message):
+    with pytest.raises(TypeError, match=message):
+        check(composed(tmp_path, override))
+
+
+def test_alpha_can_be_a_schedule_and_the_target_a_list_or_a_mapping(tmp_path):
+    schedule = "{_target_: lightning_fair.schedules.Linear, start: 0.0, end: 8.0, duration: 100}"
+    cfg = composed(tmp_path, f"fair.alpha={schedule}", "fair.target_probs={0: 0.5}", "fair.num_classes=10")
+    check(cfg)
+    fair = instantiate(cfg.fair, _convert_="all")
+    assert fair._law["alpha"] == Linear(0.0, 8.0, 100)
+    assert fair.target_probs == {0: 0.5}
+    assert instantiate(composed(tmp_path, "fair.target_probs=[0.5,0.5]").fair).target_probs == [0.5, 0.5]
+
+
+def test_the_strong_setting_is_stronger_and_stable(tmp_path):
+    cfg = composed(tmp_path, "fair=aggressive").fair
+    assert cfg.alpha > composed(tmp_path).fair.alpha
+    assert cfg.lambda2 > 0
+    assert cfg.horizon < 16  # the default for 10 classes
+    # With the number of classes known, the callback checks the gain at once.
+    assert isinstance(instantiate(cfg, num_classes=10), FairSampling)
+
+
+def test_experiments_override_groups_and_the_command_line_overrides_both(tmp_path):
+    assert composed(tmp_path).trainer.max_epochs == 80
+    cfg = composed(tmp_path, "experiment=mnist", "trainer.max_epochs=7")
+    assert cfg.data._target_.endswith("MNISTDataModule")
+    assert cfg.model.net.image_size == 28
+    assert cfg.trainer.max_epochs == 7
+    assert composed(tmp_path, "model=mlp").model.net._target_.endswith("mlp")
+
+
+def test_one_seed_reaches_the_data(tmp_path):
+    assert composed(tmp_path, "seed=5").data.seed == 5
+
+
+def test_tensorboard_folder_is_told_only_where_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert tensorboard_dir(composed(tmp_path)) == "tensorboard"
+    assert tensorboard_dir(composed(tmp_path, "logger=many")) == "tensorboard"
+    assert tensorboard_dir(composed(tmp_path, "logger=csv")) is None
+    assert tensorboard_dir(composed(tmp_path, "logger=none")) is None
+    assert tensorboard_dir(composed(tmp_path, "trainer.fast_dev_run=true")) is None

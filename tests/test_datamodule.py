@@ -1,0 +1,349 @@
+import copy
+import pickle
+
+import lightning.pytorch as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning_helpers import (
+    BATCH,
+    BATCHES,
+    TARGET,
+    Indexed,
+    KeysAndNames,
+    Plain,
+    Weighted,
+    fit,
+    loader,
+    moving,
+    recorded_draws,
+    trainer,
+    wrong_steps,
+)
+from torch.utils.data import DataLoader, IterableDataset, default_collate
+
+from lightning_fair import FairDataModule, FairSampling
+
+# -- in a Trainer ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["data module", "data set"])
+def test_training_is_fair_and_weighted(kind, workers):
+    module = Weighted()
+    if kind == "data module":
+        data = FairDataModule(KeysAndNames(workers), fair=moving())
+    else:
+        data = FairDataModule(Indexed(), fair=moving(), batch_size=BATCH, num_workers=workers)
+    with recorded_draws() as draws:
+        made = fit(module, data, max_epochs=2)
+    assert len(module.steps) == 2 * BATCHES
+    assert wrong_steps(module.steps, draws) == 0
+    (fair,) = [callback for callback in made.callbacks if isinstance(callback, FairSampling)]
+    assert data.sampler is fair.sampler
+    assert data.controller is fair.controller
+    np.testing.assert_allclose(data.controller.q, TARGET)
+
+
+def test_settings_are_those_of_the_trainers_callback_where_the_module_has_none():
+    data, fair = FairDataModule(KeysAndNames()), moving()
+    made = fit(Weighted(), data, fair)
+    assert [callback for callback in made.callbacks if isinstance(callback, FairSampling)] == [fair]
+    assert data.controller is fair.controller
+
+
+def test_settings_in_both_places_are_refused():
+    module = Weighted()
+    with pytest.raises(ValueError, match=r"Both Trainer\(callbacks=\[...\]\) and FairDataModule\(fair=...\)"):
+        fit(module, FairDataModule(KeysAndNames(), fair=moving()), moving())
+    assert module.steps == []
+
+
+def test_same_settings_in_both_places_are_one_callback():
+    fair = moving()
+    made = fit(Weighted(), FairDataModule(KeysAndNames(), fair=fair), fair)
+    assert [callback for callback in made.callbacks if isinstance(callback, FairSampling)] == [fair]
+
+
+def test_second_fit_has_the_same_one_callback():
+    data, module = FairDataModule(KeysAndNames(), fair=moving()), Weighted()
+    made = fit(module, data)
+    made.fit_loop.max_epochs = 2
+    made.fit(module, datamodule=data)
+    assert sum(isinstance(callback, FairSampling) for callback in made.callbacks) == 1
+    assert len(module.steps) == 2 * BATCHES
+
+
+def test_callback_comes_before_those_that_save(tmp_path):
+    made = fit(
+        Weighted(), FairDataModule(KeysAndNames()), ModelCheckpoint(tmp_path), enable_checkpointing=True, max_steps=1
+    )
+    kinds = [isinstance(callback, Checkpoint) for callback in made.callbacks]
+    (mine,) = [i for i, callback in enumerate(made.callbacks) if isinstance(callback, FairSampling)]
+    assert mine < kinds.index(True)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumed_run_goes_on_as_the_uninterrupted_one(tmp_path, workers):
+    def run(ckpt=None):
+        module, data = Weighted(), FairDataModule(KeysAndNames(workers), fair=moving())
+        saver = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=5)
+        fit(module, data, saver, ckpt=ckpt, enable_checkpointing=True, max_epochs=2, limit_train_batches=8)
+        return module, data
+
+    whole, _ = run()
+    for stop in (5, 10):
+        resumed, data = run(tmp_path / f"step={stop}.ckpt")
+        assert [step.indices for step in resumed.steps] == [step.indices for step in whole.steps[stop:]]
+        assert data.wrapped.restored == {"lines read": 7}
+
+
+def test_nothing_is_left_in_the_strategy():
+    made = fit(Weighted(), FairDataModule(KeysAndNames()))
+    assert "process_dataloader" not in vars(made.strategy)
+
+
+# -- everything else is the wrapped module's own ---------------------------------------------------------------
+
+
+class Hooked(KeysAndNames):
+    """Has all of the hooks that Lightning asks a data module for, and notes their calls."""
+
+    def val_dataloader(self):
+        return loader(self.data, shuffle=False)
+
+    test_dataloader = predict_dataloader = val_dataloader
+
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        self.calls.append("before")
+        return batch
+
+    def transfer_batch_to_device(self, batch, device, dataloader_idx):
+        self.calls.append("transfer")
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        self.calls.append(f"after {type(self.trainer).__name__}")
+        return batch
+
+    def on_exception(self, exception):
+        self.calls.append(f"exception {exception}")
+
+
+class HookedModule(Weighted):
+    """Has a transfer hook of its own, which Lightning calls unless the data module has one."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        self.calls.append("after")
+        return batch
+
+    def test_step(self, batch, batch_idx):
+        self.calls.append("test")
+
+    def predict_step(self, batch, batch_idx):
+        return batch[2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage"),
+    [(KeysAndNames, "fit"), (Hooked, "fit"), (Hooked, "validate"), (Hooked, "test"), (Hooked, "predict")],
+)
+def test_every_hook_is_called_just_as_without_the_plugin(kind, stage):
+    def calls(wrap):
+        module, data, made = HookedModule(), kind(), trainer(num_sanity_val_steps=1, limit_train_batches=3)
+        module.fair_sampling = False
+        out = getattr(made, stage)(module, datamodule=wrap(data))
+        return data.calls, module.calls, [part.tolist() for part in out] if stage == "predict" else out
+
+    assert calls(FairDataModule) == calls(lambda data: data)
+
+
+def test_missing_loaders_are_as_missing_as_without_the_plugin():
+    with pytest.raises(Exception, match="test_dataloader"):
+        trainer().test(HookedModule(), datamodule=FairDataModule(KeysAndNames()), verbose=False)
+
+
+def test_hook_for_exceptions_is_called():
+    class Breaks(Weighted):
+        def training_step(self, batch, batch_idx):
+            raise RuntimeError("out of luck")
+
+    data = Hooked()
+    with pytest.raises(RuntimeError, match="out of luck"):
+        fit(Breaks(), FairDataModule(data))
+    assert "exception out of luck" in data.calls
+
+
+def test_state_hyperparameters_and_attributes_are_the_wrapped_modules(tmp_path):
+    theirs = KeysAndNames(num_workers=0)
+    theirs.prepare_data_per_node = False
+    data = FairDataModule(theirs)
+    assert data.state_dict() == {"lines read": 7}
+    data.load_state_dict({"lines read": 9})
+    assert theirs.restored == {"lines read": 9}
+    assert data.hparams == {"num_workers": 0}
+    assert data.hparams is theirs.hparams
+    assert data.num_classes == 4
+    assert data.prepare_data_per_node is False
+    with pytest.raises(AttributeError, match="no attribute 'nowhere'"):
+        data.nowhere  # noqa: B018
+
+
+def test_checkpoint_holds_the_wrapped_modules_hyperparameters(tmp_path):
+    def saved(data, name):
+        made = fit(Weighted(), data, limit_train_batches=2)
+        made.save_checkpoint(tmp_path / name)
+        checkpoint = torch.load(tmp_path / name, weights_only=True)
+        return {key: value for key, value in checkpoint.items() if key.startswith("datamodule_hyper")}
+
+    assert saved(FairDataModule(KeysAndNames()), "fair") == saved(KeysAndNames(), "plain") != {}
+
+
+def test_wrapped_module_is_untouched():
+    theirs, plain = KeysAndNames(), KeysAndNames()
+    fit(Weighted(), FairDataModule(theirs), limit_train_batches=2)
+    fit(Weighted(), plain, limit_train_batches=2)
+    assert vars(theirs).keys() == vars(plain).keys()
+    assert theirs.calls == plain.calls
+    assert type(theirs.train_dataloader()) is DataLoader
+
+
+@pytest.mark.parametrize("by", [copy.deepcopy, lambda data: pickle.loads(pickle.dumps(data))])
+def test_it_can_be_copied_and_pickled(by):
+    data = by(FairDataModule(KeysAndNames(), fair=moving()))
+    assert data.num_classes == 4
+    assert data.fair.target_probs == TARGET
+    module = Weighted()
+    fit(module, data, limit_train_batches=2)
+    assert len(module.steps) == 2
+
+
+def test_several_training_loaders_are_refused():
+    class Two(L.LightningDataModule):
+        def train_dataloader(self):
+            return [loader(), loader()]
+
+    module = Weighted()
+    with pytest.raises((TypeError, ValueError), match="one training DataLoader"):
+        fit(module, FairDataModule(Two()))
+    assert module.steps == []
+
+
+# -- without a Trainer -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["data module", "data set"])
+def test_loader_is_fair_without_a_trainer(kind):
+    if kind == "data module":
+        data = FairDataModule(KeysAndNames(), fair=moving(lambda2=0.0))
+        data.prepare_data()
+        data.setup("fit")
+    else:
+        data = FairDataModule(Indexed(), fair=moving(lambda2=0.0), batch_size=BATCH)
+    assert data.sampler is None
+    assert data.controller is None
+    seen = np.zeros(4)
+    train = data.train_dataloader()
+    for _, y, _ in train:
+        assert data.sampler.controller.in_flight[0].labels.tolist() == y.tolist()
+        data.controller.step_update(y)
+        seen += np.bincount(y, minlength=4)
+    assert len(train) == BATCHES
+    np.testing.assert_allclose(seen / 160, TARGET, atol=0.06)
+    assert data.train_dataloader().batch_sampler is data.sampler  # the state goes on in the next epoch
+
+
+@pytest.mark.parametrize("labels", [Indexed().targets.tolist(), "scan"])
+def test_labels_given_in_the_settings_are_used_without_a_trainer(labels):
+    class Bare(torch.utils.data.Dataset):
+        def __len__(self):
+            return 160
+
+        def __getitem__(self, index):
+            return Indexed()[index]
+
+    data = FairDataModule(Bare(), fair=FairSampling(labels=labels), batch_size=BATCH)
+    _, y, _ = next(iter(data.train_dataloader()))
+    assert y.bincount().tolist() == [2, 2, 2, 2]
+
+
+def test_labels_that_do_not_suit_the_data_are_refused_without_a_trainer():
+    data = FairDataModule(Indexed(), fair=FairSampling(labels=[0, 1, 2, 3]), batch_size=BATCH)
+    with pytest.raises(ValueError, match="one per sample: got 4 for 160"):
+        data.train_dataloader()
+
+
+# -- around a data set -----------------------------------------------------------------------------------------
+
+
+def test_loader_arguments_reach_the_loaders_and_validation_is_in_order():
+    def collate(samples):
+        return default_collate(samples)
+
+    val = Indexed((10, 10, 10, 3))
+    data = FairDataModule(Indexed(), batch_size=BATCH, val=val, test=val, collate_fn=collate, num_workers=1)
+    for made in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        assert made.collate_fn is collate
+        assert made.num_workers == 1
+    assert [i for batch in data.val_dataloader() for i in batch[2].tolist()] == list(range(33))
+    assert [len(batch[1]) for batch in data.test_dataloader()] == [8, 8, 8, 8, 1]
+
+
+def test_trainer_runs_the_loops_there_is_data_for():
+    class Watching(Plain):
+        seen = 0
+
+        def validation_step(self, batch, batch_idx):
+            self.seen += len(batch[1])
+
+        test_step = validation_step
+
+    module, val = Watching(), Indexed((10, 10, 10, 3))
+    fit(module, FairDataModule(Indexed(), batch_size=BATCH, val=val), num_sanity_val_steps=0, limit_train_batches=2)
+    assert module.seen == 33
+    trainer().test(module, datamodule=FairDataModule(Indexed(), batch_size=BATCH, test=val), verbose=False)
+    assert module.seen == 66
+    fit(module, FairDataModule(Indexed(), batch_size=BATCH), limit_train_batches=2)
+    assert module.seen == 66
+
+
+@pytest.mark.parametrize("settings", [{"shuffle": True}, {"drop_last": True}, {"drop_last": False}])
+def test_arguments_that_the_sampler_sees_to_do_no_harm(settings):
+    val = Indexed((10, 10, 10, 3))
+    data = FairDataModule(Indexed(), batch_size=BATCH, val=val, **settings)
+    assert sum(len(batch[1]) for batch in data.train_dataloader()) == 160
+    assert [i for batch in data.val_dataloader() for i in batch[2].tolist()] == list(range(33))
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from range(10)
+
+
+class NoLabels(L.LightningDataModule):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "error", "match"),
+    [
+        ((Indexed(),), {}, ValueError, "needs batch_size"),
+        ((Stream(),), {"batch_size": 8}, TypeError, "map-style data set, got Stream"),
+        ((loader(),), {"batch_size": 8}, TypeError, "got DataLoader"),
+        ((NoLabels(),), {"batch_size": 8}, TypeError, "NoLabels makes its own loaders: set batch_size there"),
+        ((NoLabels(),), {"num_workers": 2, "val": Indexed()}, TypeError, "set val, num_workers there"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, settings, error, match):
+    with pytest.raises(error, match=match):
+        FairDataModule(*arguments, **settings)
+
+
+def test_empty_data_set_is_refused_in_the_same_words():
+    with pytest.raises(ValueError, match="The data set is empty"):
+        fit(Weighted(), FairDataModule(Indexed((0, 0)), batch_size=BATCH))
