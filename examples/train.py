@@ -1,9 +1,9 @@
 """Train a classifier on long-tailed data, with the plugin or without, and show what came of it.
 
-python examples/train.py                # digits, 100 to 1
-python examples/train.py fair=off       # the same run without the plugin
-python examples/train.py experiment=mnist data.root=../shared/data
-python examples/train.py --help         # everything that can be set
+python examples/train.py                     # digits, 100 to 1
+python examples/train.py fair=off            # the same run without the plugin
+python examples/train.py experiment=mnist    # with data.root=DIR where DIR/MNIST/raw/ has the files
+python examples/train.py --help              # everything that can be set
 """
 
 import hydra
