@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_fair import schedules
 from lightning_fair.controller import FeedbackController
+from lightning_fair.rotation import FairRotation
 from lightning_fair.sampler import FeedbackBatchSampler
 from lightning_fair.weights import effective_sample_size, importance_weights
 
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "FairDataModule",  # a LightningDataModule with a fair training loader, around yours or a data set
+    "FairRotation",  # batches of integers from a range, least used first
     "FairSampling",  # the callback: alone in Trainer(callbacks=[...]) it is enough
     "FeedbackBatchSampler",  # batches of indices whose class mix is steered
     "FeedbackController",  # what was seen goes in, the next class mix comes out

@@ -1,0 +1,5 @@
+"""The fair batch generator as a Hugging Face Space, which starts this file with ``python app.py``."""
+
+from lightning_fair.app import main
+
+main(["--host", "0.0.0.0"])  # a Space is reached from outside its container

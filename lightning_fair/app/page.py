@@ -1,0 +1,364 @@
+"""The page itself, in Gradio.
+
+Nothing here decides anything: the rules are in :mod:`~lightning_fair.app.session` and
+:mod:`~lightning_fair.app.simulation`, which know no Gradio. Every visitor has a session of their own, on the server
+in ``gr.State`` and, to outlive a reload, in their browser's storage. Files are read and written by the browser:
+the server holds none, and never learns their names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from html import escape
+from typing import Any, Literal, TypeAlias
+
+try:
+    import gradio as gr
+except ImportError as error:
+    raise ImportError('The page needs Gradio: pip install "lightning-fair[app]".') from error
+
+from lightning_fair.app.charts import bar_chart, bin_counts, line_chart
+from lightning_fair.app.session import ORDERS, Session, Table, file_name, file_text, table
+from lightning_fair.app.simulation import Settings, simulate
+from lightning_fair.app.web import CHOOSE, CSS, DOWNLOAD, FONTS, MONO
+from lightning_fair.simplex import Floats
+
+Update: TypeAlias = dict[Any, Any]
+Tone: TypeAlias = Literal["good", "bad", "warn"]
+
+_PUT_AWAY = "Your session is no longer on the server; reload the page, and your browser brings it back."
+_NOT_KEPT = "These counts are too many for your browser to keep over a reload: use Full save."
+_SHOWN_JSON = 100_000  # characters of JSON that are shown for copying; longer ones are for a file
+# Not a secret: it only has to be the same after the server was started anew, for the browser's copy to be read.
+_BROWSER_KEY = "lightning-fair-rotation"
+# Events answer at once, and are no programming interface of the page.
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+def build() -> gr.Blocks:
+    """Return the page, ready to be launched with ``demo.launch(**launch_options())``."""
+    demo: gr.Blocks
+    with gr.Blocks(title="Fair batches", analytics_enabled=False) as demo:
+        gr.Markdown("# Fair batches\nBatches of numbers from a range, such that all are used equally often.")
+        with gr.Tab("Generator"):
+            _Generator().wire(demo)
+        with gr.Tab("Feedback"):
+            _Feedback().wire(demo)
+    demo.queue(default_concurrency_limit=4)
+    return demo
+
+
+def launch_options() -> dict[str, Any]:
+    """Return what ``launch`` is told besides the address: the looks, and the limits."""
+    return {
+        # The visitor's own fonts: nothing to download, from here or elsewhere.
+        "theme": gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONO),
+        "css": CSS,
+        "footer_links": [],
+        "max_file_size": 1024,  # bytes: nothing here uploads
+        "state_session_capacity": 200,  # of the longest idle, their browsers keep the counts
+        "ssr_mode": False,
+        "quiet": True,
+    }
+
+
+def serve(argv: Sequence[str] | None = None) -> None:
+    """Serve the page until interrupted.
+
+    Args:
+        argv: Command line, without the program's name; None for the process's own.
+    """
+    parser = argparse.ArgumentParser("lightning-fair-app", description="Fair batches of integers, as a web page.")
+    parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), help="%(default)s")
+    parser.add_argument(
+        "--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", "7860")), help="%(default)s"
+    )
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
+    options = parser.parse_args(argv)
+    host = "localhost" if options.host in ("127.0.0.1", "0.0.0.0") else options.host
+    print(f"Fair batches: http://{host}:{options.port} (Ctrl+C ends it)", flush=True)
+    build().launch(
+        server_name=options.host, server_port=options.port, inbrowser=options.open, share=False, **launch_options()
+    )
+
+
+class _Generator:
+    """The tab of the fair batch generator. It holds the components; what a visitor has lies in ``state``."""
+
+    def __init__(self) -> None:
+        self.state = gr.State(None)
+        self.kept = gr.BrowserState(None, storage_key=_BROWSER_KEY, secret=_BROWSER_KEY)
+        # What passes between the server and the browser's own files.
+        self.name, self.text = gr.Textbox(visible=False), gr.Textbox(visible=False)
+        self.size = gr.Number(visible=False)
+        with gr.Row():
+            with gr.Column(scale=1):
+                self._draw_controls()
+                gr.Markdown("### Save and load\n**Quick** is the counts alone, **full** the counts and N, k and start.")
+                self._draw_saving()
+            with gr.Column(scale=1):
+                self._draw_counts()
+        self.inputs = [self.n, self.k, self.start]
+        self.look = [self.order, self.page]
+        self.shown = [
+            *(*self.inputs, self.batch, self.message, self.warning, self.clean),
+            *(self.picture, self.page, self.rows, self.pasted, self.text, self.kept),
+        ]
+
+    def _draw_controls(self) -> None:
+        with gr.Row(elem_classes="inputs"):
+            self.n = gr.Number(10, label="N", info="range size", min_width=80, elem_id="n")
+            self.k = gr.Number(3, label="k", info="batch size", min_width=80, elem_id="k")
+            self.start = gr.Number(1, label="start", info="first number", min_width=80, elem_id="start")
+        self.generate = gr.Button("Generate", variant="primary", elem_id="generate")
+        self.batch = gr.Textbox(
+            label="Batch", interactive=False, lines=1, max_lines=8, buttons=["copy"], elem_id="batch"
+        )
+        self.message = gr.HTML(elem_id="message", visible=False)
+        self.warning = gr.HTML(elem_id="warning", visible=False)
+        with gr.Row():
+            self.clean = gr.Button("Clean counts", interactive=False, size="sm", min_width=100, elem_id="clean")
+            self.reset = gr.Button("Reset", variant="stop", size="sm", min_width=100, elem_id="reset")
+
+    def _draw_saving(self) -> None:
+        small: dict[str, Any] = {"size": "sm", "min_width": 100}
+        with gr.Tab("File"):
+            with gr.Row():
+                self.quick_save = gr.Button("Quick save", elem_id="quick-save", **small)
+                self.full_save = gr.Button("Full save", elem_id="full-save", **small)
+            with gr.Row():
+                self.quick_file = gr.Button("Quick load ...", elem_id="quick-file", **small)
+                self.full_file = gr.Button("Full load ...", elem_id="full-file", **small)
+        with gr.Tab("Pasted JSON"):
+            example = '{"1": 3, "2": 2}'
+            self.pasted = gr.Textbox(
+                label="JSON", lines=4, max_lines=8, placeholder=example, buttons=["copy"], elem_id="pasted"
+            )
+            with gr.Row():
+                self.quick_show = gr.Button("Quick save", elem_id="quick-show", **small)
+                self.full_show = gr.Button("Full save", elem_id="full-show", **small)
+            with gr.Row():
+                self.quick_paste = gr.Button("Quick load", elem_id="quick-paste", **small)
+                self.full_paste = gr.Button("Full load", elem_id="full-paste", **small)
+
+    def _draw_counts(self) -> None:
+        gr.Markdown("### Counts")
+        self.picture = gr.HTML(elem_id="histogram")
+        with gr.Row():
+            self.order = gr.Dropdown(list(ORDERS), value=ORDERS[0], label="Sort", min_width=160, elem_id="order")
+            self.page = gr.Number(1, label="Page", min_width=80, elem_id="page")
+        self.rows = gr.Dataframe(
+            headers=["Number", "Count", "Note"],
+            datatype=["number", "number", "str"],
+            column_widths=["30%", "30%", "40%"],
+            interactive=False,
+            show_label=False,
+            max_height=420,
+            elem_id="counts",
+        )
+
+    def wire(self, demo: gr.Blocks) -> None:
+        """Connect the components to what they do."""
+        demo.load(self._restore, [self.kept, *self.look], [self.state, *self.shown], **_QUIET)
+        for field in self.inputs:
+            self._on(field.input, self._type, self.inputs, trigger_mode="always_last")
+        self._on(self.generate.click, self._generate, self.inputs)
+        self._on(self.clean.click, Session.clean)
+        self._on(self.reset.click, self._reset)
+        for event in (self.order.input, self.page.submit, self.page.blur):
+            event(self._turn_page, [self.state, *self.look], [self.page, self.rows], **_QUIET)
+        for button, full in ((self.quick_file, False), (self.full_file, True)):
+            inputs = [self.text, self.size]
+            # A file dialogue that is closed in an old browser never ends its event; the next may start all the same.
+            self._on(button.click, self._loading_file(full), inputs, js=CHOOSE, trigger_mode="multiple")
+        for button, full in ((self.quick_paste, False), (self.full_paste, True)):
+            self._on(button.click, self._loading_text(full), [self.pasted])
+        for button, full in ((self.quick_show, False), (self.full_show, True)):
+            self._on(button.click, self._showing_json(full))
+        for button, full in ((self.quick_save, False), (self.full_save, True)):
+            outputs = [self.name, self.text, self.message]
+            saved = button.click(self._saving_file(full), [self.state], outputs, **_QUIET)
+            saved.then(None, [self.name, self.text], None, js=DOWNLOAD, **_QUIET)
+
+    def _on(self, event: Any, change: Callable[..., str | Update], inputs: Sequence[Any] = (), **options: Any) -> None:
+        """Let an event change the session and show it; where it may not, say why and change nothing."""
+
+        def run(session: Session | None, order: str, page: Any, *values: Any) -> Update:
+            if session is None:
+                return {self.message: _say(_PUT_AWAY, "bad")}
+            try:
+                done = change(session, *values)
+            except (ValueError, TypeError) as error:
+                return {self.message: _say(str(error), "bad")}
+            update = {self.message: _say(done)} if isinstance(done, str) else done
+            return self._show(session, order, page) | update
+
+        event(run, [self.state, *self.look, *inputs], self.shown, **_QUIET, **options)
+
+    def _show(self, session: Session, order: str, page: Any) -> Update:
+        """Return what follows from the session, all but the inputs."""
+        with session.lock:
+            mismatch, packed = session.rotation.mismatch, session.pack()
+            labels, heights = bin_counts(session.rotation.tallies)
+            part = table(session.rotation, order, page)
+        return {
+            self.message: _say(_NOT_KEPT if packed is None else "", "warn"),
+            self.warning: _say(f"{mismatch} Clean counts drops them." if mismatch else "", "warn"),
+            self.clean: gr.update(interactive=bool(mismatch), variant="primary" if mismatch else "secondary"),
+            self.picture: bar_chart(labels, heights, "Histogram of the counts", "count", "numbers with that count"),
+            **self._page(part),
+            self.kept: packed,
+        }
+
+    def _fields(self, session: Session) -> Update:
+        """Return the inputs as the session has them. Only a load writes them: a visitor may be typing there."""
+        return dict(zip(self.inputs, session.inputs, strict=True))
+
+    def _page(self, part: Table) -> Update:
+        return {
+            self.page: gr.update(value=part.page, label=f"Page (of {part.pages:,})"),
+            self.rows: [list(row) for row in part.rows],
+        }
+
+    def _restore(self, kept: Any, order: str, page: Any) -> Update:
+        session = Session.unpack(kept)
+        return {self.state: session} | self._show(session, order, page) | self._fields(session)
+
+    def _turn_page(self, session: Session | None, order: str, page: Any) -> Update:
+        if session is None:
+            return {self.page: gr.skip()}
+        with session.lock:
+            return self._page(table(session.rotation, order, page))
+
+    def _type(self, session: Session, *typed: Any) -> Update:
+        session.enter(*typed)
+        return {}
+
+    def _generate(self, session: Session, *typed: Any) -> Update:
+        return {self.batch: ", ".join(map(str, session.generate(*typed)))}
+
+    def _reset(self, session: Session) -> Update:
+        session.reset()
+        return {self.batch: "", self.message: _say("All counts are 0 again.")}
+
+    def _loading_file(self, full: bool) -> Callable[[Session, str | None, float], Update]:
+        def run(session: Session, text: str | None, size: float) -> Update:
+            if size < 0:  # no file was chosen
+                return {}
+            said = session.load(file_text(text, size), full=full)
+            # The text is up to 32 MB that Gradio would keep.
+            return {self.message: _say(said), self.text: ""} | self._fields(session)
+
+        return run
+
+    def _loading_text(self, full: bool) -> Callable[[Session, str | None], Update]:
+        def run(session: Session, text: str | None) -> Update:
+            said = session.load(text or "", full=full)
+            return {self.message: _say(said)} | self._fields(session)
+
+        return run
+
+    def _showing_json(self, full: bool) -> Callable[[Session], Update]:
+        def run(session: Session) -> Update:
+            text = session.to_json(counts_only=not full)
+            if len(text) > _SHOWN_JSON:
+                raise ValueError(f"The JSON has {len(text):,} characters, too many to show here: save it as a file.")
+            return {self.pasted: text, self.message: _say("Copy the JSON below.")}
+
+        return run
+
+    def _saving_file(self, full: bool) -> Callable[[Session | None], Update]:
+        def run(session: Session | None) -> Update:
+            if session is None:
+                return {self.name: "", self.message: _say(_PUT_AWAY, "bad")}
+            name = file_name("full" if full else "counts", datetime.now())
+            text = session.to_json(counts_only=not full)
+            return {self.name: name, self.text: text, self.message: _say(f"Saved as {name}.")}
+
+        return run
+
+
+class _Feedback:
+    """The tab that shows the negative feedback at work."""
+
+    def __init__(self) -> None:
+        first = Settings()
+        self.turns = gr.State(0)
+        gr.Markdown(
+            "The library's sampler draws batches from four classes, a quarter of each wanted. On the way to the "
+            "trainer the stream loses samples: of the commonest class all come through, of the rarest one in so many "
+            "as the imbalance says. Nobody tells the sampler; it learns from what was trained on, and draws more of "
+            "what fell behind. Turn the stream over, and the commonest class becomes the rarest."
+        )
+        with gr.Row():
+            wide: dict[str, Any] = {"min_width": 190}
+            self.sliders = [
+                gr.Slider(1, 50, first.imbalance, step=1, label="Imbalance", info="commonest to rarest", **wide),
+                gr.Slider(0, 40, first.alpha, step=0.5, label="Alpha", info="gain; 0: no feedback", **wide),
+                gr.Slider(0, 0.2, first.floor, step=0.005, label="Floor", info="least probability", **wide),
+                gr.Slider(2, 64, first.horizon, step=1, label="Horizon", info="memory, batches", **wide),
+                gr.Slider(0, 1, first.loss_emphasis, step=0.05, label="Loss emphasis", info="lambda2", **wide),
+            ]
+        self.turn = gr.Button("Turn the stream over", variant="primary", elem_id="turn")
+        self.message = gr.HTML(elem_id="feedback-message")
+        with gr.Row():
+            with gr.Column(min_width=300):
+                gr.Markdown("### Class mix of what is trained on")
+                self.mix = gr.HTML(elem_id="mix")
+            with gr.Column(min_width=300):
+                gr.Markdown("### Importance weight of a sample")
+                self.weights = gr.HTML(elem_id="weights")
+
+    def wire(self, demo: gr.Blocks) -> None:
+        """Connect the components to what they do."""
+        inputs, plots = [self.turns, *self.sliders], [self.message, self.mix, self.weights]
+        demo.load(self._draw, inputs, plots, **_QUIET)
+        changes = [slider.change for slider in self.sliders]
+        gr.on(changes, self._draw, inputs, plots, trigger_mode="always_last", **_QUIET)
+        self.turn.click(self._turn_over, inputs, [self.turns, *plots], **_QUIET)
+
+    def _turn_over(self, turns: int, *values: float) -> Update:
+        return {self.turns: turns + 1} | self._draw(turns + 1, *values)
+
+    def _draw(self, turns: int, *values: float) -> Update:
+        try:
+            trace = simulate(Settings(*values), turns)
+        except (ValueError, TypeError) as error:
+            return {self.message: _say(str(error), "bad")}
+        rarest = int(trace.unsteered[-1].argmin())
+        said = (
+            f"Class {rarest} is the rarest now: {trace.trained[-1, rarest]:.0%} of what is trained on, where it would "
+            f"be {trace.unsteered[-1, rarest]:.0%} without feedback. Wanted: {trace.target[rarest]:.0%}."
+        )
+        axes: dict[str, Any] = {"xlabel": "batch", "first": trace.first, "marks": trace.turns}
+        return {
+            self.message: _say(said),
+            self.mix: line_chart(
+                _by_class(trace.arrived),
+                "Class mix by batch",
+                ylabel="share; dashed: target; thin: without feedback",
+                level=float(trace.target[0]),
+                faint=_by_class(trace.unsteered),
+                **axes,
+            ),
+            self.weights: line_chart(
+                _by_class(trace.weights),
+                "Importance weight of each class by batch",
+                ylabel="q / p of the class",
+                level=1.0,
+                **axes,
+            ),
+        }
+
+
+def _by_class(values: Floats) -> dict[str, Floats]:
+    return {f"class {label}": column for label, column in enumerate(values.T)}
+
+
+def _say(text: str, tone: Tone = "good") -> Any:
+    """Return a sentence for an HTML component; whatever of it a visitor typed or uploaded is escaped here."""
+    role = "status" if tone == "good" else "alert"
+    return gr.update(value=f'<div class="notice {tone}" role="{role}">{escape(text)}</div>', visible=bool(text))
