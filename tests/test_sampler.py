@@ -77,8 +77,10 @@ def test_epoch_number_reaches_the_schedule():
 def test_coverage_and_repeats_say_how_the_data_was_used():
     sampler = make(steps=5)
     assert sampler.coverage == 0.0
-    list(sampler)
-    assert sampler.drawn.tolist() == [20, 20, 20]
+    for batch in sampler:
+        assert sampler.trained.sum() == sampler.drawn.sum() - len(batch)  # this one is in flight
+        sampler.controller.step_update(sampler.labels[batch])
+    assert sampler.drawn.tolist() == sampler.trained.tolist() == [20, 20, 20]
     assert sampler.coverage == pytest.approx((20 + 20 + 5) / 120)
     assert sampler.repeats.tolist() == pytest.approx([20 / 90, 20 / 25, 4.0])
     empty = FeedbackBatchSampler([0, 2], 2)
