@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
@@ -16,14 +15,14 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.nn.modules.loss import _WeightedLoss
-from torch.utils.data import DataLoader, DistributedSampler, WeightedRandomSampler
+from torch.utils.data import DataLoader, DistributedSampler
 from typing_extensions import override
 
 from lightning_fair.controller import Deficit, FeedbackController
 from lightning_fair.dashboard import BatchWeights, class_names, scalars
 from lightning_fair.distributed import sum_over_ranks
 from lightning_fair.labels import Labels, find_labels
-from lightning_fair.loader import FairLoader, batch_size, check_loader, is_fair, lead, make_fair
+from lightning_fair.loader import FairLoader, batch_size, check_loader, is_fair, lead, make_fair, without_effect
 from lightning_fair.losses import HostCopy, StepWeights
 from lightning_fair.sampler import BatchDraw, DrawKind, FeedbackBatchSampler, Missing
 from lightning_fair.schedules import Schedule
@@ -163,7 +162,7 @@ class FairSampling(L.Callback):
                 "training_step(dataloader_iter) fetches its batches by itself, so FairSampling cannot tell which one "
                 "is trained on. Take training_step(batch, batch_idx)."
             )
-        if not (isinstance(self.target_probs, str) and self.target_probs == "prior"):
+        if self.reference != "prior" and not (isinstance(self.target_probs, str) and self.target_probs == "prior"):
             _warn_of_class_weights(pl_module)
         strategy = trainer.strategy
         process = strategy.process_dataloader
@@ -217,11 +216,13 @@ class FairSampling(L.Callback):
 
     def _made_fair(self, trainer: L.Trainer, pl_module: L.LightningModule, loader: Any) -> DataLoader[Any]:
         if is_fair(loader):
-            fair, sampler = loader, loader.batch_sampler
-        else:
-            check_loader(loader)
-            sampler = self._sampler_for(loader, trainer)
-            fair = make_fair(loader, sampler)
+            raise ValueError(
+                "The training DataLoader is fair already, with settings of its own. Give the Trainer the plain loader, "
+                "or the FairDataModule it comes from."
+            )
+        check_loader(loader)
+        sampler = self._sampler_for(loader, trainer)
+        fair: Any = make_fair(loader, sampler, owned=True, guess_labels=self.labels is None)
         controller = sampler.controller
         self._delay = 0 if pl_module.device.type == "cpu" else 1  # steps that a device may still be working on
         controller.lag = self.lag or lead(loader) + 1 + self._delay
@@ -237,7 +238,8 @@ class FairSampling(L.Callback):
         if self._restored is not None:
             sampler.restore(self._restored)
             self._restored = None
-        return fair  # type: ignore[no-any-return]
+        made: DataLoader[Any] = fair
+        return made
 
     def _sampler_for(self, loader: DataLoader[Any], trainer: L.Trainer) -> FeedbackBatchSampler:
         labels, size = find_labels(loader.dataset, self.labels), batch_size(loader)
@@ -248,10 +250,11 @@ class FairSampling(L.Callback):
             return known
         if known is not None and known.controller.draws:
             rank_zero_warn("The training data or its batch size have changed: FairSampling starts anew.")
-        if isinstance(loader.sampler, WeightedRandomSampler):
+        replaced = without_effect(loader)
+        if replaced is not None:
             rank_zero_warn(
-                "FairSampling draws the batches, so the WeightedRandomSampler of the training DataLoader has no "
-                "effect. State the class mix you want with target_probs."
+                f"FairSampling draws the batches, so the {replaced} of the training DataLoader has no effect. "
+                "State the class mix you want with target_probs."
             )
         return self.make_sampler(labels, size, steps, rank=trainer.global_rank, world_size=trainer.world_size)
 
@@ -347,6 +350,8 @@ class FairSampling(L.Callback):
             sums[0, -1] = 1
         self._pending.append((draw, None if sums is None else HostCopy(sums)))
         self._report(pl_module, keep=self._delay)
+        if self._step_weights is None:
+            weights = np.ones_like(weights)  # without the mixin there are none
         self._log(trainer, draw, BatchWeights.of(weights, draw.counts, normalize=self.normalize))
 
     @override
@@ -418,7 +423,11 @@ class FairSampling(L.Callback):
 
     def _check_settings(self) -> None:
         """Refuse now what needs no data to be refused."""
-        class_weights([1.0], [1.0], self.max_weight, exponent=self.exponent)
+        if self.max_weight is not None and not self.max_weight > 0:
+            raise ValueError(f"max_weight must be positive, or None for no bound, got {self.max_weight}.")
+        class_weights([1.0], [1.0], exponent=self.exponent)
+        if isinstance(self.labels, str) and self.labels != "scan":
+            raise ValueError(f"labels must be one class per sample, 'scan' or None, got {self.labels!r}.")
         if self.lag is not None:
             FeedbackController(1, lag=self.lag)
         FeedbackBatchSampler([0], 1, self.steps_per_epoch, seed=self.seed or 0, missing=self.missing, draw=self.draw)
@@ -435,6 +444,8 @@ class FairSampling(L.Callback):
             self._check_names(K)
 
     def _check_names(self, num_classes: int) -> None:
+        if self.class_names is not None and len(set(self.class_names)) != len(self.class_names):
+            raise ValueError("class_names must differ: classes of one name would share their tags.")
         if self.class_names is not None and len(self.class_names) != num_classes:
             raise ValueError(
                 f"class_names must name every class: got {len(self.class_names)} names for {num_classes} classes."
@@ -464,9 +475,8 @@ def _warn_of_class_weights(pl_module: L.LightningModule) -> None:
             continue
         weight, positive = getattr(module, "weight", None), getattr(module, "pos_weight", None)
         if _uneven(weight) or (isinstance(positive, Tensor) and bool((positive != 1).any())):
-            warnings.warn(
+            rank_zero_warn(
                 f"{name or type(module).__name__} has class weights, and FairSampling balances the batches: "
-                "together they correct twice. Take the weights away, or steer to target_probs='prior'.",
-                stacklevel=2,
+                "together they correct twice. Take the weights away, or steer to target_probs='prior'."
             )
             return

@@ -371,7 +371,8 @@ class FeedbackController:
         """Take over a state that ``state_dict`` returned.
 
         Raises:
-            ValueError: If it comes from another version or number of classes. Nothing is changed then.
+            ValueError: If it comes from another version, number of classes or target. Nothing is changed
+                then. The other settings are this controller's, and may differ.
         """
         if state.get("version") != _STATE_VERSION:
             raise ValueError(
@@ -383,8 +384,12 @@ class FeedbackController:
                 f"The state is of a controller with {state['q'].numel()} classes, this one has "
                 f"{self.num_classes}. Resume with the data set the checkpoint was made with."
             )
+        if not np.allclose(state["q"].numpy(), self._q, rtol=0.0, atol=1e-9):
+            raise ValueError(
+                f"The state steers to {_few(state['q'].numpy())}, this controller to {_few(self._q)}. "
+                "Resume with the target_probs the checkpoint was made with, or start anew without it."
+            )
         self.draws, self.epoch = int(state["draws"]), int(state["epoch"])
-        self._set_target(state["q"].numpy().copy())
         self._ratio = state["ratio"].numpy().copy()
         self._behind = state["behind"].numpy().copy()
         self._ewma_loss = state["ewma_loss"].numpy().copy()
@@ -509,6 +514,10 @@ class FeedbackController:
         if spread > 1e-12:
             z[seen] = np.clip(losses / spread, -_LARGEST_Z, _LARGEST_Z)
         return z
+
+
+def _few(mix: Floats) -> str:
+    return np.array2string(mix, precision=4, threshold=10)
 
 
 def _at_least_zero(name: str, value: float) -> float:

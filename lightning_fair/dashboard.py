@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from lightning_fair.controller import Draw
 from lightning_fair.sampler import FeedbackBatchSampler
 from lightning_fair.simplex import Floats, distance
-from lightning_fair.weights import effective_sample_size
 
 _MOST_BY_NAME = 20
 _QUANTILES = {"min": 0.0, "median": 0.5, "max": 1.0}
@@ -29,10 +28,10 @@ class BatchWeights:
     @classmethod
     def of(cls, weights: Floats, counts: NDArray[Any], *, normalize: bool) -> BatchWeights:
         """Sum up the class weights, shape ``(K,)``, of a batch with the given class counts, shape ``(K,)``."""
-        drawn = np.repeat(weights, counts)
-        mean = float(drawn.mean())
+        total, squares = float(weights @ counts), float(weights**2 @ counts)
+        mean, largest = total / float(counts.sum()), float(weights[counts > 0].max())
         scale = mean if normalize and mean else 1.0
-        return cls(mean / scale, float(drawn.max()) / scale, effective_sample_size(drawn))
+        return cls(mean / scale, largest / scale, total**2 / squares if squares else 0.0)
 
 
 def class_names(dataset: Any, num_classes: int) -> list[str]:

@@ -101,14 +101,14 @@ def find_labels(source: Any, labels: Labels = None) -> NDArray[Any]:
 
 
 def _look_up(source: Any) -> Any:
-    if isinstance(source, Subset):
-        return _look_up_array(source.dataset)[np.asarray(source.indices, dtype=np.int64)]
-    if isinstance(source, ConcatDataset):
-        return np.concatenate([_look_up_array(part) for part in source.datasets])
     for name in ("targets", "labels"):
         found = getattr(source, name, None)
         if found is not None and not callable(found):
             return found
+    if isinstance(source, Subset):
+        return _look_up_array(source.dataset)[np.asarray(source.indices, dtype=np.int64)]
+    if isinstance(source, ConcatDataset):
+        return np.concatenate([_look_up_array(part) for part in source.datasets])
     if isinstance(source, TensorDataset):
         if len(source.tensors) < 2:
             raise TypeError(f"A TensorDataset of one tensor has no labels. {_REMEDY}")

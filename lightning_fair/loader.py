@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    WeightedRandomSampler,
+)
 
 from lightning_fair.sampler import BatchDraw, FeedbackBatchSampler
 
 _SPARE = 8  # batches that a loader of the user's own may hold back besides those of its workers
+# These draw from the whole data set, on one rank or all together, however few samples an epoch has.
+_DRAW_FROM_ALL = (RandomSampler, SequentialSampler, WeightedRandomSampler, DistributedSampler)
 _LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 
 
@@ -35,6 +46,8 @@ class FairLoader:
 
     batch_sampler: FeedbackBatchSampler
     delivered: Delivered | None
+    owned: bool  # a callback reports every batch, so the draws it has not reported were not trained on
+    guess_labels: bool
 
     def __iter__(self) -> Iterator[Any]:
         return _FairIterator(self, super().__iter__)  # type: ignore[misc]
@@ -60,7 +73,8 @@ class _FairIterator:
     def __next__(self) -> Any:
         sampler = self._loader.batch_sampler
         if self._batches is None:
-            sampler.requeue()
+            if self._loader.owned:
+                sampler.requeue()
             self._batches = self._start()
         self._loader.delivered = None
         batch = next(self._batches)
@@ -73,7 +87,7 @@ class _FairIterator:
         if batch is None:  # Lightning runs no step for it
             sampler.retire(draw, np.zeros_like(draw.counts))
         else:
-            self._loader.delivered = Delivered(draw, _labels_of(batch, draw))
+            self._loader.delivered = Delivered(draw, _labels_of(batch, draw, guess=self._loader.guess_labels))
         return batch
 
 
@@ -82,12 +96,21 @@ def is_fair(loader: Any) -> bool:
     return isinstance(loader, FairLoader)
 
 
-def make_fair(loader: DataLoader[Any], sampler: FeedbackBatchSampler) -> DataLoader[Any]:
+def make_fair(
+    loader: DataLoader[Any], sampler: FeedbackBatchSampler, *, owned: bool = False, guess_labels: bool = True
+) -> DataLoader[Any]:
     """Return a copy of ``loader`` that takes its batches from ``sampler``.
 
     The copy is of the loader's own class and keeps all of its settings (workers, ``collate_fn``, pinning,
     generator, ...); data set and workers' start-up are shared, and the loader itself stays as it was. The
     attribute ``delivered`` of the copy holds the record of the batch it handed out last.
+
+    Args:
+        loader: The loader to copy.
+        sampler: Where the batches come from.
+        owned: Every batch that is trained on will be reported to ``sampler.retire``, so those that were not
+            are handed out again when the next iteration starts.
+        guess_labels: The labels are the data set's own, so a batch may show them; see ``Delivered.labels``.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -106,7 +129,14 @@ def make_fair(loader: DataLoader[Any], sampler: FeedbackBatchSampler) -> DataLoa
     fair: Any = object.__new__(
         type(f"Fair{own.__name__}", (FairLoader, own), stateless if hasattr(own, "state_dict") else {})
     )
-    fair.__dict__.update(loader.__dict__, batch_sampler=sampler, delivered=None, _iterator=None)
+    fair.__dict__.update(
+        loader.__dict__,
+        batch_sampler=sampler,
+        delivered=None,
+        owned=owned,
+        guess_labels=guess_labels,
+        _iterator=None,
+    )
     made: DataLoader[Any] = fair
     return made
 
@@ -128,17 +158,33 @@ def check_loader(loader: Any) -> None:
             f"The training data set {type(loader.dataset).__name__} is a stream: its samples cannot be drawn "
             "by index. Use a map-style data set (__getitem__ and __len__)."
         )
-    if isinstance(loader.sampler, SubsetRandomSampler):
-        raise ValueError(
-            "The training DataLoader draws from a part of its data set with SubsetRandomSampler; fair batches would "
-            "draw from all of it. Give it torch.utils.data.Subset(dataset, indices) instead."
-        )
+    everything = len(loader.dataset)  # type: ignore[arg-type]
+    for sampler in samplers(loader):
+        if not isinstance(sampler, _DRAW_FROM_ALL) and hasattr(sampler, "__len__") and len(sampler) < everything:
+            raise ValueError(
+                f"The training DataLoader draws from a part of its data set with {type(sampler).__name__}; fair "
+                "batches would draw from all of it. Give it torch.utils.data.Subset(dataset, indices) instead."
+            )
     batch_size(loader)
     if loader.num_workers and not getattr(loader, "in_order", True):
         raise ValueError(
             "A DataLoader with in_order=False hands out batches in any order, so a batch cannot be told from "
             "another one's draw. Set in_order=True."
         )
+
+
+def samplers(loader: DataLoader[Any]) -> list[Any]:
+    """Return the loader's sampler, and that of its batch sampler where it is another one."""
+    inner = getattr(loader.batch_sampler, "sampler", None)
+    return [loader.sampler] if inner is None or inner is loader.sampler else [loader.sampler, inner]
+
+
+def without_effect(loader: DataLoader[Any]) -> str | None:
+    """Return the name of the user's own sampler that fair batches do without, None where there is none."""
+    if type(loader.batch_sampler) is not BatchSampler:
+        return type(loader.batch_sampler).__name__
+    plain = (RandomSampler, SequentialSampler, DistributedSampler)
+    return next((type(sampler).__name__ for sampler in samplers(loader) if not isinstance(sampler, plain)), None)
 
 
 def batch_size(loader: DataLoader[Any]) -> int:
@@ -166,24 +212,46 @@ def lead(loader: DataLoader[Any]) -> int:
     return loader.num_workers * (loader.prefetch_factor or 0)
 
 
-def _labels_of(batch: Any, draw: BatchDraw) -> Tensor:
-    """Return the batch's own labels where they can be told, else the labels in the order they were drawn.
+def _labels_of(batch: Any, draw: BatchDraw, *, guess: bool) -> Tensor:
+    """Return the class of each sample of the batch: in the order of the draw, unless the batch shows another one.
 
-    ``collate_fn`` may drop or reorder samples. The second element of a pair, or the usual keys of a mapping,
-    are the labels if they are integers and no class has more of them than were drawn.
+    ``collate_fn`` may drop or reorder samples. The batch's own labels are taken if the labels are the data set's
+    (``guess``), nothing in the batch is in the order of the draw, and what stands where labels usually stand (second
+    of a pair, or under a usual key) is integers of which no class has more than were drawn.
     """
-    found: Any = None
-    if isinstance(batch, (tuple, list)) and len(batch) >= 2:
-        found = batch[1]
-    elif isinstance(batch, Mapping):
+    drawn = torch.from_numpy(draw.labels.astype(np.int64))
+    if isinstance(batch, Mapping):
+        columns = list(batch.values())
         found = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
-    if isinstance(found, Tensor) and found.ndim == 1 and found.device.type == "cpu":
-        kind = found.dtype
-        if not (kind.is_floating_point or kind.is_complex or kind is torch.bool) and 0 < len(found) <= len(draw.labels):
-            K = draw.probs.size
-            y = found.numpy()
-            if y.min() >= 0 and y.max() < K:
-                drawn = np.bincount(draw.labels, minlength=K)
-                if (np.bincount(y, minlength=K) <= drawn).all():
-                    return found
-    return torch.from_numpy(draw.labels.astype(np.int64))
+    else:
+        columns = list(batch) if isinstance(batch, (tuple, list)) else []
+        found = columns[1] if len(columns) >= 2 else None
+    if (
+        not guess
+        or not _on_host(found)
+        or any(_on_host(column) and torch.equal(column.long(), drawn) for column in columns)
+    ):
+        return drawn
+    y = found.numpy()
+    K = draw.probs.size
+    if 0 < y.size <= draw.labels.size and y.min() >= 0 and y.max() < K:
+        if (np.bincount(y, minlength=K) <= np.bincount(draw.labels, minlength=K)).all():
+            return found
+        if y.size == draw.labels.size:
+            warnings.warn(
+                "A batch shows other labels than those that were drawn for it. If its second element (or 'label', "
+                "'target', 'y') is something else, pass the labels to weighted_loss(losses, labels); if the loader "
+                "hands batches out in another order than it draws them, it cannot be made fair.",
+                stacklevel=2,
+            )
+    return drawn
+
+
+def _on_host(column: Any) -> TypeGuard[Tensor]:
+    """Return whether a column of a batch may hold its labels: integers, one a sample, on the CPU."""
+    return (
+        isinstance(column, Tensor)
+        and column.ndim == 1
+        and column.device.type == "cpu"
+        and column.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    )

@@ -440,7 +440,7 @@ def test_loaded_state_goes_on_bit_for_bit(settings):
     file.seek(0)
     state = torch.load(file, weights_only=True)
     assert same(state, controller.state_dict())
-    other = FeedbackController(3, lambda2=0.5, lag=4, horizon=controller.horizon, **settings)
+    other = FeedbackController(3, [0.5, 0.3, 0.2], lambda2=0.5, lag=4, horizon=controller.horizon, **settings)
     other.load_state_dict(state)
     assert same(other.state_dict(), controller.state_dict())
     rng = np.random.default_rng(1)
@@ -461,7 +461,7 @@ def test_state_is_a_snapshot():
     controller.step_update([0, 1], [5.0, 6.0])
     make_draw(controller, [8, 0, 0])
     assert same(state, again)
-    loaded = FeedbackController(3, lambda2=0.5, lag=4, horizon=controller.horizon)
+    loaded = FeedbackController(3, [0.5, 0.3, 0.2], lambda2=0.5, lag=4, horizon=controller.horizon)
     loaded.load_state_dict(state)
     for _ in range(5):
         loaded.step_update([0, 1], [5.0, 6.0])
@@ -478,6 +478,10 @@ def test_state_of_another_version_is_refused_and_changes_nothing():
         controller.load_state_dict({})
     with pytest.raises(ValueError, match=r"a controller with 2 classes, this one has 3\. Resume with the data set"):
         controller.load_state_dict(FeedbackController(2).state_dict())
+    with pytest.raises(
+        ValueError, match=r"steers to \[0\.3333 .*this controller to \[0\.5.*Resume with the target_probs"
+    ):
+        controller.load_state_dict(FeedbackController(3).state_dict())
     assert same(controller.state_dict(), before)
 
 

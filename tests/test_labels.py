@@ -82,6 +82,13 @@ def test_memory_map_is_not_copied(tmp_path):
     assert find_labels(Untouchable(targets=labels)) is labels
 
 
+def test_subset_with_labels_of_its_own_is_taken_at_its_word():
+    class Remapped(Subset):
+        targets = np.array([1, 0])
+
+    assert find_labels(Remapped(TensorDataset(torch.zeros(4), torch.tensor([0, 0, 1, 1])), [0, 1])).tolist() == [1, 0]
+
+
 def test_tensor_is_copied():
     # Its memory moves when torch shares it with a spawned worker.
     labels = torch.tensor([0, 1, 1])

@@ -45,6 +45,7 @@ def test_records_move_with_p():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_of_an_abandoned_iteration_come_first_in_the_next_one(workers):
     data = fair(num_workers=workers)
+    data.owned = True
     first = iter(data)
     for _ in range(2):
         next(first)
@@ -53,6 +54,34 @@ def test_batches_of_an_abandoned_iteration_come_first_in_the_next_one(workers):
     again = next(iter(data))
     assert again[2].tolist() == abandoned[2].tolist()
     assert data.delivered.draw.serial == 2
+
+
+def test_every_iteration_is_an_epoch_of_its_own_where_no_callback_reports():
+    data = fair()
+    epochs = [[index for batch in data for index in batch[2].tolist()] for _ in range(3)]
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert data.batch_sampler.controller.epoch == 2
+
+
+def test_labels_of_the_callbacks_own_are_never_looked_for_in_the_batch():
+    """Two other columns that could pass for labels: what is drawn by a third stays with the draw."""
+    rng = np.random.default_rng(0)
+    y, z = (torch.from_numpy(rng.integers(0, 2, 200)) for _ in range(2))
+    data = make_fair(
+        DataLoader(TensorDataset(torch.zeros(200), z, y)),
+        FeedbackBatchSampler(y, 4, steps_per_epoch=50),
+        guess_labels=False,
+    )
+    for _, _, wanted in data:
+        assert data.delivered.labels.tolist() == wanted.tolist()
+
+
+def test_column_in_the_order_of_the_draw_wins_over_the_usual_place():
+    rng = np.random.default_rng(0)
+    y, z = (torch.from_numpy(rng.integers(0, 2, 200)) for _ in range(2))
+    data = make_fair(DataLoader(TensorDataset(torch.zeros(200), z, y)), FeedbackBatchSampler(y, 4, steps_per_epoch=50))
+    for _, _, wanted in data:
+        assert data.delivered.labels.tolist() == wanted.tolist()
 
 
 def test_iterator_that_is_never_used_draws_nothing():
@@ -81,11 +110,11 @@ def test_fair_loader_keeps_every_setting_and_leaves_the_users_one_alone(settings
     theirs = loader(**settings)
     before = dict(vars(theirs))
     mine = fair(theirs)
-    changed = {"batch_sampler", "delivered", "_iterator"}
+    changed = {"batch_sampler", "delivered", "owned", "guess_labels", "_iterator"}
     for name, value in vars(theirs).items():
         assert value is before[name]
         assert name in changed or vars(mine)[name] is value
-    assert vars(mine).keys() - vars(theirs).keys() == {"delivered"}
+    assert vars(mine).keys() - vars(theirs).keys() == {"delivered", "owned", "guess_labels"}
     assert isinstance(mine, type(theirs))
     assert is_fair(mine)
     assert not is_fair(theirs)
