@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, DistributedSampler
 from typing_extensions import override
 
 from lightning_fair.controller import Deficit, FeedbackController
-from lightning_fair.dashboard import BatchWeights, class_names, scalars
+from lightning_fair.dashboard import BatchWeights, scalars
 from lightning_fair.distributed import sum_over_ranks
-from lightning_fair.labels import Labels, find_labels
+from lightning_fair.labels import Labels, class_names, find_labels
 from lightning_fair.loader import FairLoader, batch_size, check_loader, is_fair, lead, make_fair, without_effect
 from lightning_fair.losses import HostCopy, StepWeights
 from lightning_fair.sampler import BatchDraw, DrawKind, FeedbackBatchSampler, Missing
@@ -234,7 +234,8 @@ class FairSampling(L.Callback):
             )
         self._loader, self.sampler = fair, sampler
         self._check_names(controller.num_classes)
-        self._names = self.class_names or class_names(loader.dataset, controller.num_classes)
+        K, found = controller.num_classes, class_names(loader.dataset)
+        self._names = self.class_names or (found if found and len(found) == K else [str(label) for label in range(K)])
         if self._restored is not None:
             sampler.restore(self._restored)
             self._restored = None
@@ -256,7 +257,14 @@ class FairSampling(L.Callback):
                 f"FairSampling draws the batches, so the {replaced} of the training DataLoader has no effect. "
                 "State the class mix you want with target_probs."
             )
-        return self.make_sampler(labels, size, steps, rank=trainer.global_rank, world_size=trainer.world_size)
+        return self.make_sampler(
+            labels,
+            size,
+            steps,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            named=len(class_names(loader.dataset) or ()),
+        )
 
     def make_sampler(
         self,
@@ -266,13 +274,23 @@ class FairSampling(L.Callback):
         *,
         rank: int = 0,
         world_size: int = 1,
+        named: int = 0,
     ) -> FeedbackBatchSampler:
-        """Return the sampler that these settings mean for a data set with these ``labels``."""
+        """Return the sampler that these settings mean for a data set with these ``labels``.
+
+        Args:
+            labels: Class of each sample, shape ``(N,)``, or a data set.
+            batch_size: Samples of a batch on each rank.
+            steps_per_epoch: Batches of an epoch on each rank; None: once through the data.
+            rank: This process's rank.
+            world_size: Number of processes.
+            named: Classes that the data set names; the last of them may have no samples.
+        """
         labels = find_labels(labels)
         num_classes = self.num_classes or (
             len(self.target_probs)  # type: ignore[arg-type]
             if hasattr(self.target_probs, "__len__") and not isinstance(self.target_probs, (str, Mapping))
-            else int(labels.max()) + 1
+            else max(int(labels.max()) + 1, named)
         )
         counts = np.bincount(labels, minlength=num_classes)
         controller = FeedbackController(num_classes, self.target_probs, class_counts=counts[:num_classes], **self._law)
@@ -464,6 +482,11 @@ def find_callback(trainer: L.Trainer) -> FairSampling | None:
 
 def _batches(loader: DataLoader[Any], world_size: int) -> int:
     """Batches of an epoch on this rank: as long as the user's loader, split over the ranks."""
+    if not len(loader):
+        raise ValueError(
+            "The training DataLoader has no batch: its data set has fewer samples than "
+            f"batch_size={batch_size(loader)}, and drop_last=True. Set drop_last=False or a smaller batch_size."
+        )
     if world_size == 1 or isinstance(loader.sampler, DistributedSampler):
         return len(loader)
     return -(-len(loader) // world_size)

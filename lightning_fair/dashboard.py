@@ -34,16 +34,6 @@ class BatchWeights:
         return cls(mean / scale, largest / scale, total**2 / squares if squares else 0.0)
 
 
-def class_names(dataset: Any, num_classes: int) -> list[str]:
-    """Return the names that the data set (or the one inside a ``Subset``) has for its classes, else numbers."""
-    while dataset is not None:
-        names = getattr(dataset, "classes", None)
-        if isinstance(names, Sequence) and not isinstance(names, str) and len(names) == num_classes:
-            return [str(name) for name in names]
-        dataset = getattr(dataset, "dataset", None)
-    return [str(label) for label in range(num_classes)]
-
-
 def scalars(
     sampler: FeedbackBatchSampler,
     draw: Draw,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -14,7 +14,15 @@ from lightning_fair.simplex import to_numpy
 
 Labels: TypeAlias = ArrayLike | Sequence[int] | Literal["scan"] | None
 
+LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 _REMEDY = "Pass labels=<one class per sample>, or labels='scan' to read every sample once (slow for images on disk)."
+
+
+def usual_labels(sample: Any) -> Any:
+    """Return what stands in a sample or a batch where labels usually stand; None where nothing does."""
+    if isinstance(sample, Mapping):
+        return next((sample[key] for key in LABEL_KEYS if key in sample), None)
+    return sample[1] if isinstance(sample, (tuple, list)) and len(sample) >= 2 else None
 
 
 def check_labels(labels: Any, num_classes: int | None = None) -> NDArray[Any]:
@@ -73,7 +81,7 @@ def find_labels(source: Any, labels: Labels = None) -> NDArray[Any]:
     Args:
         source: A map-style data set, or the labels themselves (list, array or tensor).
         labels: Labels to use instead of the data set's; ``"scan"`` loads every sample once, with a progress
-            bar, and takes its second element.
+            bar, and takes its second element (of a mapping, what it has under ``"label"``, ``"target"``, ``"y"``).
 
     Raises:
         TypeError: If the data set is a stream, or has no labels that can be found.
@@ -98,6 +106,23 @@ def find_labels(source: Any, labels: Labels = None) -> NDArray[Any]:
     if found.size == 0:
         raise ValueError("The data set is empty: there is nothing to draw from.")
     return found
+
+
+def class_names(dataset: Any) -> list[str] | None:
+    """Return the names a data set, or the one inside a ``Subset``, has for its classes; None where it has none.
+
+    Example:
+        >>> dataset = TensorDataset()
+        >>> dataset.classes = ["cat", "dog"]
+        >>> class_names(dataset)
+        ['cat', 'dog']
+    """
+    while dataset is not None:
+        names = getattr(dataset, "classes", None)
+        if isinstance(names, Sequence) and not isinstance(names, str):
+            return [str(name) for name in names]
+        dataset = getattr(dataset, "dataset", None)
+    return None
 
 
 def _look_up(source: Any) -> Any:
@@ -137,12 +162,14 @@ def _scan(source: Any) -> NDArray[Any]:
     found = np.empty(len(source), dtype=np.int64)
     for index in tqdm(range(len(source)), desc="Reading labels", unit="sample"):
         sample = source[index]
-        if not isinstance(sample, (tuple, list)) or len(sample) < 2:
+        shown = usual_labels(sample)
+        if shown is None:
             raise TypeError(
                 f"labels='scan' takes the second element of each sample, but sample {index} is a "
-                f"{type(sample).__name__}. Pass labels=<one class per sample>."
+                f"{type(sample).__name__} without one, or without a key {' or '.join(map(repr, LABEL_KEYS))}. "
+                "Pass labels=<one class per sample>."
             )
-        label = check_labels(np.asarray(to_numpy(sample[1])).reshape(-1))
+        label = check_labels(np.asarray(to_numpy(shown)).reshape(-1))
         if label.size != 1:
             raise ValueError(f"labels must be one class per sample, but sample {index} has {label.size}.")
         found[index] = label[0]

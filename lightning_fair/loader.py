@@ -20,12 +20,12 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from lightning_fair.labels import usual_labels
 from lightning_fair.sampler import BatchDraw, FeedbackBatchSampler
 
 _SPARE = 8  # batches that a loader of the user's own may hold back besides those of its workers
 # These draw from the whole data set, on one rank or all together, however few samples an epoch has.
 _DRAW_FROM_ALL = (RandomSampler, SequentialSampler, WeightedRandomSampler, DistributedSampler)
-_LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 
 
 @dataclass(eq=False)
@@ -220,12 +220,8 @@ def _labels_of(batch: Any, draw: BatchDraw, *, guess: bool) -> Tensor:
     of a pair, or under a usual key) is integers of which no class has more than were drawn.
     """
     drawn = torch.from_numpy(draw.labels.astype(np.int64))
-    if isinstance(batch, Mapping):
-        columns = list(batch.values())
-        found = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
-    else:
-        columns = list(batch) if isinstance(batch, (tuple, list)) else []
-        found = columns[1] if len(columns) >= 2 else None
+    columns = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
+    found = usual_labels(batch)
     if (
         not guess
         or not _on_host(found)

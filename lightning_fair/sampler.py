@@ -165,12 +165,15 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
     @property
     def coverage(self) -> float:
-        """Fraction of the data set that has been trained on at least once, in [0, 1]."""
+        """Fraction of the data set that was in a batch at least once, those in flight left out, in [0, 1]."""
         return float(np.minimum(self.trained, self.class_counts).sum() / self.labels.size)
 
     @property
     def repeats(self) -> Floats:
-        """How often each item of a class has been trained on, on average, shape ``(K,)``; NaN without items."""
+        """How often an item of each class was in a batch, those in flight left out, on average, shape ``(K,)``.
+
+        NaN for a class without items.
+        """
         sizes = self.class_counts
         repeats: Floats = np.divide(self.trained, sizes, out=np.full(sizes.size, np.nan), where=sizes > 0)
         return repeats

@@ -3,9 +3,11 @@
 A schedule is called with the step (batches drawn so far) and the epoch, both counted from zero, and gives
 the value for the next batch. Wherever the library takes a schedule it takes a plain number as well.
 
-    alpha = Linear(0.0, 8.0, 500)                                      # warm-up over 500 batches
-    alpha = Cosine(8.0, 2.0, 10, begin=90, unit="epoch")               # cool-down in epochs 90 to 99
-    alpha = Join([Linear(0.0, 8.0, 5, unit="epoch"), Cosine(8.0, 2.0, 10, begin=90, unit="epoch")], [50], unit="epoch")
+>>> warm_up = Linear(0.0, 8.0, 500)  # over 500 batches
+>>> cool_down = Cosine(8.0, 2.0, 10, begin=90, unit="epoch")  # in epochs 90 to 99
+>>> alpha = Join([warm_up, cool_down], boundaries=[50], unit="epoch")
+>>> alpha(step=250, epoch=0), alpha(step=9000, epoch=60), alpha(step=15000, epoch=100)
+(4.0, 8.0, 2.0)
 """
 
 from __future__ import annotations

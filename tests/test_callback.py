@@ -32,7 +32,7 @@ from lightning_helpers import (
 )
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
-from lightning_fair import FairSampling, schedules
+from lightning_fair import FairDataModule, FairSampling, schedules
 
 # -- the weight of a sample is that of its own draw ----------------------------------------------------------
 
@@ -884,3 +884,29 @@ def test_every_step_has_one_draw_of_its_own():
     with recorded_draws() as draws:
         fit(module, loader(num_workers=2), moving(), max_epochs=2)
     assert [own_draw(step, draws) for step in module.steps] == list(range(2 * BATCHES))
+
+
+def test_last_class_without_samples_is_named_like_any_other():
+    data = Indexed((20, 10))
+    data.classes = ["cat", "dog", "owl"]
+    with pytest.raises(ValueError, match="No samples of class 2"):
+        fit(Weighted(), loader(data), FairSampling())
+    fit(Weighted(), loader(data), skipping := FairSampling(missing="skip"))
+    assert skipping.controller.q.tolist() == [0.5, 0.5, 0.0]
+
+
+def test_loader_without_a_whole_batch_says_so():
+    with pytest.raises(ValueError, match=r"no batch: .* fewer samples than batch_size=64, and drop_last=True"):
+        fit(Weighted(), loader(Indexed((20, 10)), batch_size=64, drop_last=True), FairSampling())
+
+
+def test_loader_that_is_fair_already_is_refused():
+    theirs = FairDataModule(Indexed(), batch_size=8).train_dataloader()
+    with pytest.raises(ValueError, match="fair already, with settings of its own"):
+        fit(Weighted(), theirs, FairSampling())
+
+
+def test_samplers_that_lose_their_effect_are_named():
+    weighted = torch.utils.data.WeightedRandomSampler([1.0] * len(Indexed()), len(Indexed()))
+    with pytest.warns(UserWarning, match="WeightedRandomSampler of the training DataLoader has no effect"):
+        fit(Weighted(), DataLoader(Indexed(), batch_size=BATCH, sampler=weighted), moving())

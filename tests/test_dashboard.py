@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import Subset
 
 from lightning_fair import FairSampling, FeedbackBatchSampler, FeedbackController, schedules
-from lightning_fair.dashboard import BatchWeights, class_names, scalars
+from lightning_fair.dashboard import BatchWeights, scalars
 
 
 class InMemory(Logger):
@@ -217,23 +217,6 @@ def test_classes_are_named_by_the_data_set(wrap):
     data.classes = ["cat", "dog", "owl", "elk"]
     points = logged(Weighted(), loader(Subset(data, range(160)) if wrap else data))
     assert tags(["cat", "dog", "owl", "elk"]) == points[-1][1].keys()
-
-
-@pytest.mark.parametrize(
-    ("classes", "expected"),
-    [
-        (["a", "b"], ["a", "b"]),
-        (("a", "b"), ["a", "b"]),
-        ([7, 8], ["7", "8"]),
-        (["a", "b", "c"], ["0", "1"]),
-        ("ab", ["0", "1"]),
-        (None, ["0", "1"]),
-    ],
-)
-def test_names_that_do_not_suit_the_classes_are_numbers_instead(classes, expected):
-    data = Indexed((1, 1))
-    data.classes = classes
-    assert class_names(data, 2) == class_names(Subset(data, [0]), 2) == expected
 
 
 @pytest.mark.parametrize("normalize", [False, True])

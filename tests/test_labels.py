@@ -4,7 +4,7 @@ import torch
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
 
 from lightning_fair import FeedbackBatchSampler, FeedbackController
-from lightning_fair.labels import check_labels, find_labels
+from lightning_fair.labels import check_labels, class_names, find_labels
 
 
 class Untouchable(Dataset):
@@ -195,3 +195,17 @@ def test_every_integer_type_goes_through_sampler_and_controller():
         for batch in FeedbackBatchSampler(labels, 2, 3, controller):
             assert sorted(labels[batch].tolist()) == [0, 1]
             controller.step_update(labels[batch])
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [(["a", "b"], ["a", "b"]), (("a", "b"), ["a", "b"]), ([7, 8], ["7", "8"]), ("ab", None), (None, None)],
+)
+def test_class_names_are_the_data_sets_own(classes, expected):
+    data = TensorDataset(torch.zeros(2))
+    data.classes = classes
+    assert class_names(data) == class_names(Subset(data, [0])) == expected
+
+
+def test_scan_reads_mappings():
+    assert find_labels(Samples([{"x": 0.0, "label": y} for y in (0, 2, 1)]), labels="scan").tolist() == [0, 2, 1]
