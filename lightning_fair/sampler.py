@@ -6,6 +6,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -205,16 +206,21 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
     def take_record(self) -> BatchDraw:
         """Return the record of the oldest draw in flight that was not asked for yet: of the batch delivered now."""
-        for draw in self.controller.in_flight:
-            if isinstance(draw, BatchDraw) and not draw.delivered:
-                draw.delivered = True
-                return draw
-        raise RuntimeError("Every batch in flight has been delivered already: draw one first.")
+        waiting = self._undelivered()
+        if not waiting:
+            raise RuntimeError("Every batch in flight has been delivered already: draw one first.")
+        waiting[-1].delivered = True
+        return waiting[-1]
 
     @property
     def undelivered(self) -> int:
         """Batches in flight whose record nobody has asked for yet."""
-        return sum(isinstance(draw, BatchDraw) and not draw.delivered for draw in self.controller.in_flight)
+        return len(self._undelivered())
+
+    def _undelivered(self) -> list[BatchDraw]:
+        """The newest first: behind the first that was delivered, all were."""
+        newest_first = reversed(self.controller.in_flight)
+        return list(takewhile(lambda draw: not draw.delivered, (d for d in newest_first if isinstance(d, BatchDraw))))
 
     def _next(self) -> list[int]:
         if self._replay:
