@@ -233,7 +233,6 @@ class FairSampling(L.Callback):
                 f"{controller.lag}."
             )
         self._loader, self.sampler = fair, sampler
-        self._check_names(controller.num_classes)
         K, found = controller.num_classes, class_names(loader.dataset)
         self._names = self.class_names or (found if found and len(found) == K else [str(label) for label in range(K)])
         if self._restored is not None:
@@ -292,6 +291,7 @@ class FairSampling(L.Callback):
             if hasattr(self.target_probs, "__len__") and not isinstance(self.target_probs, (str, Mapping))
             else max(int(labels.max()) + 1, named)
         )
+        self._check_names(num_classes)
         counts = np.bincount(labels, minlength=num_classes)
         controller = FeedbackController(num_classes, self.target_probs, class_counts=counts[:num_classes], **self._law)
         return FeedbackBatchSampler(

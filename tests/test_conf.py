@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object, instantiate
+from lightning import Trainer
 from omegaconf import MISSING, OmegaConf
 
 from lightning_fair import FairSampling
@@ -72,6 +73,13 @@ def test_everything_of_ours_that_can_be_set_is_in_the_schema(name):
     assert fields == set(inspect.signature(get_object(schema._target_)).parameters)
 
 
+def test_every_trainer_argument_that_takes_a_plain_value_can_be_set():
+    fields = {field.name for field in dataclasses.fields(configs.Trainer)} - {"_target_"}
+    objects = {"callbacks", "logger", "plugins"}
+    newer = {"enable_autolog_hparams", "model_registry"}  # than Lightning 2.4, which must get no argument it lacks
+    assert fields == set(inspect.signature(Trainer).parameters) - objects - newer
+
+
 @pytest.mark.parametrize(
     ("override", "named"),
     [
@@ -115,6 +123,11 @@ def test_an_unknown_choice_is_an_error_that_lists_the_choices(tmp_path):
 def test_values_of_several_types_are_checked_too(tmp_path, override, message):
     with pytest.raises(TypeError, match=message):
         check(composed(tmp_path, override))
+
+
+def test_a_negative_seed_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        check(composed(tmp_path, "seed=-1"))
 
 
 def test_alpha_can_be_a_schedule_and_the_target_a_list_or_a_mapping(tmp_path):

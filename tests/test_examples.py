@@ -80,6 +80,44 @@ def test_with_and_without_the_plugin_take_the_same_number_of_steps(config):
     assert 0.0 < with_it.effective_sample_size <= 32.0
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["fair.min_prob=0.2"], "min_prob"),
+        (["fair.alpha=100"], "alpha"),
+        (["fair.target_probs={0: 0.5, 1: -0.1}"], "target_probs"),
+        (["fair.num_classes=5"], "num_classes=10"),
+        (["fair.class_names=[a,b]"], "class_names must name every class: got 2 names for 10"),
+        (["data.batch_size=0"], "batch_size must be at least 1, got 0"),
+        (["data.batch_size=0", "fair=off"], "batch_size must be at least 1, got 0"),
+        (["data.imbalance_ratio=0.5"], "imbalance_ratio"),
+        (["data.seed=-1"], "seed must be at least 0, got -1"),
+        (["seed=-1"], "seed must be at least 0, got -1"),
+    ],
+)
+def test_bad_input_is_an_error_that_names_it_and_writes_nothing(config, tmp_path, overrides, message):
+    with pytest.raises(Exception, match=message):
+        run.train(config("logger=many", *overrides))
+    assert not list(tmp_path.iterdir())  # no logs, no hparams.yaml, no checkpoints
+
+
+def test_overfit_batches_is_reported_as_what_it_is_a_run_without_the_plugin(config, capsys):
+    cfg = config("logger=none", "trainer.overfit_batches=1")
+    with pytest.warns(UserWarning, match="FairSampling does nothing with overfit_batches"):
+        report = run.train(cfg)
+    assert int(report.drawn.sum()) == 2 * 32
+    assert (report.largest_weight, report.effective_sample_size) == (1.0, 32.0)
+    run.show(report, cfg)
+    assert "without FairSampling" in capsys.readouterr().out
+
+
+def test_a_barebones_run_has_its_report_too(config):
+    bare = ["trainer.barebones=true", "trainer.log_every_n_steps=null", "callbacks=none"]
+    with_logs, without = (run.train(config("logger=none", *overrides)) for overrides in ([], bare))
+    assert without.accuracy == with_logs.accuracy
+    assert without.recall.tolist() == with_logs.recall.tolist()
+
+
 def test_the_same_seed_gives_the_same_report(config):
     first, again = (run.train(config("logger=none")) for _ in range(2))
     assert first.drawn.tolist() == again.drawn.tolist()

@@ -1,6 +1,7 @@
 """The figures' and the benchmarks' scripts run, and the numbers that do not depend on chance are right."""
 
 import importlib
+import logging
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -117,3 +118,29 @@ def test_table_of_overhead_is_printed(load, capsys, monkeypatch):
     finally:
         torch.set_num_threads(threads)
     assert "callback and mixin, K = 10, processor" in capsys.readouterr().out
+
+
+def test_table_of_digits_is_printed(load, capsys, monkeypatch):
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        monkeypatch.setenv(name, "0")  # so that the test's end takes away what seed_everything sets
+    logger = logging.getLogger("lightning.pytorch")
+    threads, level = torch.get_num_threads(), logger.level
+    short = ["trainer.max_epochs=1", "trainer.accelerator=cpu"]
+    try:
+        load("digits", "benchmarks").main(["--seeds", "1", "--overrides", *short])
+    finally:
+        torch.set_num_threads(threads)
+        logger.setLevel(level)
+    table = capsys.readouterr().out
+    assert "| `fair=off` | `fair=default` |" in table
+    assert "four smallest classes (images: 4, 2, 1, 1)" in table
+    assert "| share of the draws, largest class | 41.3 % | 10." in table
+    assert "| largest weight | 1.00 |" in table
+    assert "seed by seed: off 0." in table
+
+
+def test_spread_over_seeds_is_that_of_a_sample(load):
+    digits = load("digits", "benchmarks")
+    assert digits.spread([1.0, 3.0], 2) == "2.00 ± 1.41"
+    assert digits.spread([2.0, 2.0], 1, " %") == "2.0 %"
+    assert digits.spread([2.0], 1) == "2.0"

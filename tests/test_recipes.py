@@ -81,9 +81,9 @@ def test_long_tail_without_a_seed_keeps_the_first_of_each_class():
 def test_long_tail_with_a_seed_is_a_repeatable_random_choice():
     dataset = labelled(40, 40)
     first, again, other = (LongTail(dataset, 4, seed=s).indices for s in (1, 1, 2))
-    assert first == again
-    assert first != other
-    assert first != LongTail(dataset, 4).indices
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert not np.array_equal(first, LongTail(dataset, 4).indices)
 
 
 def test_long_tail_targets_are_the_labels_of_its_items_also_inside_a_subset():
@@ -106,6 +106,7 @@ def test_long_tail_knows_the_class_names_of_the_data_set_inside():
         ({"imbalance_ratio": float("nan")}, "at least 1, got nan"),
         ({"imbalance_ratio": 10, "kind": "linear"}, "kind must be 'exp' or 'step', got 'linear'"),
         ({"imbalance_ratio": 10, "largest": 0}, "largest must be at least 1, got 0"),
+        ({"imbalance_ratio": 10, "seed": -1}, "seed must be at least 0, got -1"),
     ],
 )
 def test_long_tail_refuses(kwargs, message):
@@ -135,8 +136,9 @@ def test_digits_split_and_tail_follow_the_seed():
         data.setup()
         return data.test_set.indices, data.train_set.indices
 
-    assert chosen(1) == chosen(1)
-    assert chosen(1)[0] != chosen(2)[0]
+    for first, again in zip(chosen(1), chosen(1), strict=True):
+        assert np.array_equal(first, again)
+    assert not np.array_equal(chosen(1)[0], chosen(2)[0])
 
 
 def test_digits_setup_again_keeps_the_data_sets():
@@ -145,6 +147,32 @@ def test_digits_setup_again_keeps_the_data_sets():
     before = data.train_set
     data.setup("test")
     assert data.train_set is before
+
+
+def test_indices_are_arrays_and_workers_and_batches_get_the_right_items():
+    data = DigitsDataModule(num_workers=1)
+    data.setup()
+    for dataset in (data.train_set, data.train_set.dataset, data.val_set, data.test_set):
+        assert isinstance(dataset.indices, np.ndarray)
+    x, y = next(iter(data.test_dataloader()))
+    one = [data.test_set[i] for i in range(len(x))]
+    assert torch.equal(x, torch.stack([image for image, _ in one]))
+    assert y.tolist() == [label for _, label in one]
+    assert torch.equal(x, data.test_set.dataset.images[data.test_set.indices[: len(x)]] / 16)
+
+
+@pytest.mark.parametrize("module", [DigitsDataModule, MNISTDataModule])
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"num_workers": -1}, "num_workers must be at least 0, got -1"),
+    ],
+)
+def test_data_modules_refuse(module, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        module(**kwargs)
 
 
 def test_images_are_scaled_to_one_and_have_a_channel():
@@ -156,6 +184,15 @@ def test_images_are_scaled_to_one_and_have_a_channel():
 def test_deal_refuses_shares_beyond_the_whole():
     with pytest.raises(ValueError, match="at most 1 in all"):
         deal(np.array([0, 1]), (0.7, 0.4), seed=0)
+
+
+def test_deal_splits_every_class_and_leaves_nothing_out():
+    labels = np.random.default_rng(0).integers(0, 3, 100)
+    parts = deal(labels, (0.5, 0.0), seed=1)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(100))
+    assert np.bincount(labels[parts[0]]).tolist() == np.rint(0.5 * np.bincount(labels)).tolist()
+    assert parts[1].size == 0
+    assert all((np.diff(part) > 0).all() for part in parts)
 
 
 def write_idx(path, array, packed):
@@ -211,6 +248,27 @@ def test_mnist_without_data_and_network_says_what_to_do(tmp_path):
         data.prepare_data()
     with pytest.raises(FileNotFoundError, match=r"Call prepare_data\(\) first"):
         data.setup()
+
+
+@pytest.mark.usefixtures("_no_network")
+@pytest.mark.parametrize("before", [".", "a/b", "a/b/MNIST"])
+def test_a_failed_download_leaves_the_folders_as_they_were(tmp_path, before):
+    (tmp_path / before).mkdir(parents=True, exist_ok=True)
+    folders = sorted(tmp_path.rglob("*"))
+    with pytest.raises(FileNotFoundError):
+        MNISTDataModule(str(tmp_path / "a" / "b")).prepare_data()
+    assert sorted(tmp_path.rglob("*")) == folders
+
+
+def test_a_download_that_breaks_off_keeps_what_it_got(tmp_path, monkeypatch):
+    def break_off(url, download_root, filename, md5):
+        (tmp_path / "MNIST" / "raw" / filename).write_bytes(b"part")
+        raise URLError("gone")
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", break_off)
+    with pytest.raises(FileNotFoundError):
+        MNISTDataModule(str(tmp_path)).prepare_data()
+    assert len(list((tmp_path / "MNIST" / "raw").iterdir())) == 1
 
 
 @pytest.mark.usefixtures("_no_network")

@@ -145,7 +145,10 @@ class ProgressBar:
 
 @dataclass
 class Trainer:
-    """`lightning.Trainer`, the settings that all supported versions share."""
+    """`lightning.Trainer`: its arguments in 2.4, the oldest version supported, but those that take objects only.
+
+    Left out are `callbacks` and `logger`, which are groups of their own, and `plugins`.
+    """
 
     _target_: str = "lightning.Trainer"
     accelerator: str = "auto"
@@ -157,10 +160,13 @@ class Trainer:
     max_epochs: int | None = None
     min_epochs: int | None = None
     max_steps: int = -1
+    min_steps: int | None = None
     max_time: str | None = None
     limit_train_batches: int | float | None = None
     limit_val_batches: int | float | None = None
     limit_test_batches: int | float | None = None
+    limit_predict_batches: int | float | None = None
+    overfit_batches: int | float = 0.0
     val_check_interval: int | float | None = None
     check_val_every_n_epoch: int | None = 1
     num_sanity_val_steps: int | None = None
@@ -170,11 +176,16 @@ class Trainer:
     enable_model_summary: bool | None = None
     accumulate_grad_batches: int = 1
     gradient_clip_val: int | float | None = None
+    gradient_clip_algorithm: str | None = None
     deterministic: bool | str | None = None
     benchmark: bool | None = None
+    inference_mode: bool = True
     use_distributed_sampler: bool = True
     profiler: str | None = None
     detect_anomaly: bool = False
+    barebones: bool = False
+    sync_batchnorm: bool = False
+    reload_dataloaders_every_n_epochs: int = 0
     default_root_dir: str | None = None
 
 

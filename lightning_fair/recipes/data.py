@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import math
 from abc import abstractmethod
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_fair.recipes.longtail import Kind, LongTail
+from lightning_fair.simplex import Ints
 
 Item = tuple[torch.Tensor, int]
 
@@ -62,6 +64,9 @@ class _LongTailedImages(L.LightningDataModule):
         seed: int,
     ) -> None:
         super().__init__()
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0), ("seed", seed, 0)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}.")
         self.imbalance_ratio = imbalance_ratio
         self.kind: Kind = kind
         self.largest = largest
@@ -118,6 +123,9 @@ class DigitsDataModule(_LongTailedImages):
         num_workers: Processes that load data; the images are in memory, so 0 is fastest.
         seed: Seed of the split and of the choice of images, at least 0.
 
+    Raises:
+        ValueError: If a number is out of range; ``imbalance_ratio``, ``kind`` and ``largest`` in ``setup``.
+
     Example:
         >>> data = DigitsDataModule(seed=1)
         >>> data.setup()
@@ -144,7 +152,7 @@ class DigitsDataModule(_LongTailedImages):
         digits = load_digits()
         images = Images(digits.images.astype(np.uint8), digits.target, list("0123456789"), white=16.0)
         test, val, train = deal(images.targets, (1 / 3, 0.08), self.seed)
-        return Subset(images, train), Subset(images, val), Subset(images, test)
+        return _subset(images, train), _subset(images, val), _subset(images, test)
 
 
 class MNISTDataModule(_LongTailedImages):
@@ -165,7 +173,8 @@ class MNISTDataModule(_LongTailedImages):
 
     Raises:
         FileNotFoundError: In ``prepare_data``, if the files are absent and cannot be downloaded.
-        ValueError: In ``setup``, if a file is not what its name says.
+        ValueError: If a number is out of range; ``imbalance_ratio``, ``kind`` and ``largest`` in ``setup``. There
+            too, if a file is not what its name says.
     """
 
     def __init__(
@@ -188,6 +197,8 @@ class MNISTDataModule(_LongTailedImages):
             return
         from torchvision.datasets import MNIST
 
+        raw = _raw_folder(self.root)
+        absent = [folder for folder in (raw, *raw.parents) if not folder.exists()]
         try:
             MNIST(self.root, download=True)
         except (RuntimeError, OSError) as error:
@@ -196,11 +207,15 @@ class MNISTDataModule(_LongTailedImages):
                 "downloaded. Put the four files there, as they are or as .gz, or name the folder that has "
                 "them: data.root=<folder with MNIST/raw in it>. experiment=digits needs no files."
             ) from error
+        finally:
+            for folder in absent:  # torchvision makes them before it downloads
+                with contextlib.suppress(OSError):  # not empty: there are files now
+                    folder.rmdir()
 
     def _split(self) -> tuple[Dataset[Item], Dataset[Item], Dataset[Item]]:
         train, test = self._read("train"), self._read("t10k")
         val, rest = deal(train.targets, (1 / 15,), self.seed)
-        return Subset(train, rest), Subset(train, val), test
+        return _subset(train, rest), _subset(train, val), test
 
     def _read(self, part: str) -> Images:
         images = read_idx(self._path(f"{part}-images-idx3-ubyte"))
@@ -214,7 +229,7 @@ class MNISTDataModule(_LongTailedImages):
         return found
 
 
-def deal(labels: NDArray[Any], shares: Sequence[float], seed: int) -> list[list[int]]:
+def deal(labels: NDArray[Any], shares: Sequence[float], seed: int) -> list[Ints]:
     """Deal the samples of each class out at random: parts of the given shares, and last what is left.
 
     Args:
@@ -223,7 +238,7 @@ def deal(labels: NDArray[Any], shares: Sequence[float], seed: int) -> list[list[
         seed: Seed of the choice, at least 0.
 
     Returns:
-        Indices of each part, ascending: one list for each share, and one of the rest.
+        Indices of each part, ascending: one array for each share, and one of the rest.
 
     Raises:
         ValueError: If a share is negative or they add up to more than 1.
@@ -236,13 +251,12 @@ def deal(labels: NDArray[Any], shares: Sequence[float], seed: int) -> list[list[
         raise ValueError(f"shares must be at least 0 and at most 1 in all, got {list(shares)}.")
     rng = np.random.default_rng(seed)
     edges = np.cumsum(np.asarray(shares))
-    parts: list[list[int]] = [[] for _ in range(len(shares) + 1)]
+    part = np.empty(labels.size, dtype=np.int64)
     for label in np.unique(labels):
         items = rng.permutation(np.flatnonzero(labels == label))
         cuts = np.rint(edges * items.size).astype(np.int64)
-        for part, piece in zip(parts, np.split(items, cuts), strict=True):
-            part.extend(piece.tolist())
-    return [sorted(part) for part in parts]
+        part[items] = np.searchsorted(cuts, np.arange(items.size), side="right")
+    return [np.flatnonzero(part == number) for number in range(len(shares) + 1)]
 
 
 def read_idx(path: str | Path) -> NDArray[np.uint8]:
@@ -267,6 +281,10 @@ def read_idx(path: str | Path) -> NDArray[np.uint8]:
 
 
 _MNIST_FILES = tuple(f"{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1"))
+
+
+def _subset(images: Images, indices: Ints) -> Subset[Item]:
+    return Subset(images, indices)  # type: ignore[arg-type]  # an array is no Sequence, but indexes like one
 
 
 def _raw_folder(root: str) -> Path:

@@ -104,13 +104,15 @@ class LongTail(Subset[T]):
         largest: int | None = None,
         labels: Labels = None,
     ) -> None:
+        if seed is not None and seed < 0:
+            raise ValueError(f"seed must be at least 0, got {seed}.")
         found = find_labels(dataset, labels)
         available = np.bincount(found)
         head = int(available.max()) if largest is None else largest
         wanted = long_tail_counts(available.size, head, imbalance_ratio, kind)
         rng = None if seed is None else np.random.default_rng(seed)
         kept = np.sort(np.concatenate([_choose(np.flatnonzero(found == c), n, rng) for c, n in enumerate(wanted)]))
-        super().__init__(dataset, kept.tolist())
+        super().__init__(dataset, kept)  # type: ignore[arg-type]  # an array is no Sequence, but indexes like one
         self.targets: NDArray[Any] = found[kept]
         self.class_counts: Ints = np.bincount(self.targets, minlength=available.size)
         self.classes: list[str] | None = _class_names(dataset)

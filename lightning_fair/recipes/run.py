@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_fair.callback import FairSampling
+from lightning_fair.labels import find_labels
 from lightning_fair.recipes.report import Report, make_report
 
 
@@ -30,6 +31,8 @@ def train(cfg: DictConfig) -> Report:
 
     Raises:
         TypeError: If a value that Hydra cannot check (``fair.alpha``, ``fair.target_probs``) has the wrong type.
+        ValueError: If a value is out of range.
+        InstantiationException: Hydra's, around the error of a constructor; it names the group of the config.
     """
     check(cfg)
     _quieten()
@@ -39,6 +42,11 @@ def train(cfg: DictConfig) -> Report:
     data = instantiate(cfg.data)
     task = instantiate(cfg.model, _convert_="all")
     fair = instantiate(cfg.fair, _convert_="all") if cfg.fair else None
+    # Whatever the data can show to be wrong comes to light here, before a logger or a checkpoint writes anything.
+    data.prepare_data()
+    data.setup("fit")
+    if fair:
+        fair.make_sampler(find_labels(data.train_set, fair.labels), data.batch_size)
     callbacks = [instantiate(callback) for callback in (cfg.callbacks or {}).values()]
     if cfg.trainer.enable_progress_bar is False:
         # Lightning refuses the one beside the other.
@@ -51,13 +59,14 @@ def train(cfg: DictConfig) -> Report:
         _convert_="all",
     )
     trainer.fit(task, datamodule=data, ckpt_path=cfg.ckpt_path)
-    metrics = trainer.test(task, datamodule=data, verbose=False)[0]
-    return _report(task, data, fair, metrics["test/accuracy"])
+    trainer.test(task, datamodule=data, verbose=False)
+    return _report(task, data, fair)
 
 
 def show(report: Report, cfg: DictConfig) -> None:
     """Print the report and the command that opens TensorBoard on the run's logs."""
-    fair = "without FairSampling" if not cfg.fair else "with FairSampling"
+    # Lightning's overfit_batches switches the plugin off.
+    fair = "with FairSampling" if cfg.fair and not cfg.trainer.overfit_batches else "without FairSampling"
     rich.print(report.table(title=f"Test after training {fair}, seed {cfg.seed}"))
     rich.print(report.summary())
     folder = tensorboard_dir(cfg)
@@ -81,16 +90,19 @@ def tensorboard_dir(cfg: DictConfig) -> str | None:
 
 
 def check(cfg: DictConfig) -> None:
-    """Refuse the values of the wrong type that Hydra lets pass, because their fields take several types.
+    """Refuse values that Hydra lets pass: of the wrong type where a field takes several, and a negative seed.
 
     Raises:
         TypeError: Naming the key, the value and what it may be.
+        ValueError: If the seed is negative.
 
     Example:
         >>> check(OmegaConf.create({"fair": {"alpha": "fast", "target_probs": "uniform"}}))
         Traceback (most recent call last):
         TypeError: fair.alpha must be a number or a schedule {_target_: lightning_fair.schedules...}, got 'fast'.
     """
+    if cfg.get("seed", 0) < 0:
+        raise ValueError(f"seed must be at least 0, got {cfg.seed}.")
     fair: Any = OmegaConf.to_container(cfg.fair, resolve=True) if cfg.fair else {}
     alpha = fair.get("alpha", 0.0)
     if not (_is_number(alpha) or (isinstance(alpha, Mapping) and "_target_" in alpha)):
@@ -110,15 +122,17 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _report(task: Any, data: Any, fair: FairSampling | None, accuracy: float) -> Report:
+def _report(task: Any, data: Any, fair: FairSampling | None) -> Report:
     drawn = task.drawn.cpu().numpy()
     counts = data.train_set.class_counts
+    if fair and fair.sampler is None:
+        fair = None  # it drew nothing: overfit_batches switches it off
     return make_report(
         classes=data.train_set.classes or [str(label) for label in range(counts.size)],
         images=counts,
         drawn=drawn,
         recall=task.test_recall.numpy(),
-        accuracy=accuracy,
+        accuracy=task.test_accuracy,
         largest_weight=fair.largest_weight if fair else 1.0,
         # Without weights every sample counts fully.
         effective_sample_size=fair.effective_sample_size if fair else drawn.sum() / max(int(task.steps), 1),

@@ -31,6 +31,7 @@ class ClassificationTask(ImportanceWeightedMixin, L.LightningModule):
         drawn: Training samples of each class that this process has seen, int64, shape ``(K,)``.
         steps: Training batches that this process has seen.
         test_recall: Recall of each class at the last test, shape ``(K,)``; None before.
+        test_accuracy: Share of all samples of the last test that were recognised, in [0, 1]; None before.
     """
 
     fair_sampling = False
@@ -54,6 +55,7 @@ class ClassificationTask(ImportanceWeightedMixin, L.LightningModule):
         self.lr = lr
         self.weight_decay = weight_decay
         self.test_recall: torch.Tensor | None = None
+        self.test_accuracy: float | None = None
         metrics = MetricCollection(
             {
                 "balanced_accuracy": MulticlassAccuracy(num_classes, average="macro"),
@@ -98,7 +100,8 @@ class ClassificationTask(ImportanceWeightedMixin, L.LightningModule):
         self.log_dict(self.test_metrics)
 
     def on_test_epoch_end(self) -> None:
-        """Keep the recall of each class."""
+        """Keep the recall of each class and the accuracy: without logging (``barebones``) nothing else does."""
+        self.test_accuracy = float(self.test_metrics.compute()["test/accuracy"])
         self.test_recall = self.recall.compute().cpu()
         self.recall.reset()
 
