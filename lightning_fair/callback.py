@@ -169,7 +169,7 @@ class FairSampling(L.Callback):
 
         def process_fairly(dataloader: object) -> object:
             dataloader = process(dataloader)
-            return self._made_fair(trainer, pl_module, dataloader) if trainer.training else dataloader
+            return self._made_fair(trainer, dataloader) if trainer.training else dataloader
 
         # Lightning calls this method for every loader, whatever its source, after its own work on the sampler
         # and again at each reload. An attribute of this one object shadows it and is taken away afterwards.
@@ -214,7 +214,7 @@ class FairSampling(L.Callback):
 
     # -- the loader ----------------------------------------------------------------------------------------
 
-    def _made_fair(self, trainer: L.Trainer, pl_module: L.LightningModule, loader: Any) -> DataLoader[Any]:
+    def _made_fair(self, trainer: L.Trainer, loader: Any) -> DataLoader[Any]:
         if is_fair(loader):
             raise ValueError(
                 "The training DataLoader is fair already, with settings of its own. Give the Trainer the plain loader, "
@@ -224,7 +224,8 @@ class FairSampling(L.Callback):
         sampler = self._sampler_for(loader, trainer)
         fair: Any = make_fair(loader, sampler, owned=True, guess_labels=self.labels is None)
         controller = sampler.controller
-        self._delay = 0 if pl_module.device.type == "cpu" else 1  # steps that a device may still be working on
+        # Steps that a device may still be working on. Not the module's device: it may not be there yet.
+        self._delay = 0 if trainer.strategy.root_device.type == "cpu" else 1
         controller.lag = self.lag or lead(loader) + 1 + self._delay
         if self._loader is None:
             rank_zero_info(

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_fair.callback import FairSampling
 from lightning_fair.controller import FeedbackController
-from lightning_fair.labels import find_labels
+from lightning_fair.labels import class_names, find_labels
 from lightning_fair.loader import batch_size as batch_size_of
 from lightning_fair.loader import check_loader, make_fair
 from lightning_fair.sampler import FeedbackBatchSampler
@@ -149,8 +149,9 @@ class FairDataModule(L.LightningDataModule):
                 find_labels(loader.dataset, self._own.labels),
                 batch_size_of(loader),
                 self._own.steps_per_epoch or len(loader),
+                named=len(class_names(loader.dataset) or ()),
             )
-        return make_fair(loader, self._sampler)
+        return make_fair(loader, self._sampler, guess_labels=self._own.labels is None)
 
     def state_dict(self) -> dict[str, Any]:
         """As the wrapped module; the sampler's state is in the callback's."""
