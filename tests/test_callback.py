@@ -910,3 +910,10 @@ def test_samplers_that_lose_their_effect_are_named():
     weighted = torch.utils.data.WeightedRandomSampler([1.0] * len(Indexed()), len(Indexed()))
     with pytest.warns(UserWarning, match="WeightedRandomSampler of the training DataLoader has no effect"):
         fit(Weighted(), DataLoader(Indexed(), batch_size=BATCH, sampler=weighted), moving())
+
+
+def test_without_the_mixin_the_weights_that_are_logged_are_one():
+    fair = moving()
+    fit(Plain(), loader(), fair, max_epochs=2)
+    assert fair.largest_weight == 1.0
+    assert fair.effective_sample_size == BATCH
