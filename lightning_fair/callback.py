@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import lightning.pytorch as L
@@ -125,9 +126,9 @@ class FairSampling(L.Callback):
             "deficit": deficit,
         }
         self._check_settings()
-        self.sampler: FeedbackBatchSampler | None = None
         self._restored: dict[str, Any] | None = None
         self._undo: Callable[[], None] | None = None
+        self._scanned: tuple[Any, Any] | None = None
         self._forget_run()
 
     @property
@@ -149,9 +150,11 @@ class FairSampling(L.Callback):
         self._take_back(trainer, pl_module)
         if sum(isinstance(callback, FairSampling) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
             raise ValueError("The Trainer has more than one FairSampling callback. Keep one: it owns the state.")
-        self._forget_run()
-        if self.sampler is not None:
+        if self.sampler is not None and trainer.global_step:  # the same run goes on
+            self._report()
             self.sampler.abandon_epoch()
+        else:
+            self._forget_run()
         if trainer.overfit_batches:  # type: ignore[attr-defined]
             rank_zero_warn(
                 "FairSampling does nothing with overfit_batches: Lightning wants the same few batches each epoch."
@@ -205,6 +208,7 @@ class FairSampling(L.Callback):
 
     def _forget_run(self) -> None:
         self._forget_loader()
+        self.sampler: FeedbackBatchSampler | None = None
         self._draw: BatchDraw | None = None
         self._weights: Floats | None = None
         self._step_weights: StepWeights | None = None
@@ -222,7 +226,9 @@ class FairSampling(L.Callback):
             )
         check_loader(loader)
         sampler = self._sampler_for(loader, trainer)
-        fair: Any = make_fair(loader, sampler, owned=True, guess_labels=self.labels is None)
+        fair: Any = make_fair(
+            loader, sampler, on_start=partial(self._start_iteration, trainer), guess_labels=self.labels is None
+        )
         controller = sampler.controller
         # Steps that a device may still be working on. Not the module's device: it may not be there yet.
         self._delay = 0 if trainer.strategy.root_device.type == "cpu" else 1
@@ -235,15 +241,34 @@ class FairSampling(L.Callback):
             )
         self._loader, self.sampler = fair, sampler
         K, found = controller.num_classes, class_names(loader.dataset)
-        self._names = self.class_names or (found if found and len(found) == K else [str(label) for label in range(K)])
+        self._names = self.class_names or (
+            found if found and len(set(found)) == K else [str(label) for label in range(K)]
+        )
         if self._restored is not None:
             sampler.restore(self._restored)
             self._restored = None
         made: DataLoader[Any] = fair
         return made
 
+    def _start_iteration(self, trainer: L.Trainer) -> None:
+        """Put back what was drawn and not trained on, and begin a new epoch where Lightning does.
+
+        A checkpoint of an epoch's last batch is written before ``on_train_epoch_end``.
+        """
+        assert self.sampler is not None
+        self.sampler.requeue()
+        if not trainer.fit_loop.epoch_loop.batch_progress.current.ready:
+            self.sampler.abandon_epoch()
+
+    def _labels_of(self, dataset: Any) -> Any:
+        if not isinstance(self.labels, str):
+            return find_labels(dataset, self.labels)
+        if self._scanned is None or self._scanned[0] is not dataset:  # not again at every reload
+            self._scanned = dataset, find_labels(dataset, self.labels)
+        return self._scanned[1]
+
     def _sampler_for(self, loader: DataLoader[Any], trainer: L.Trainer) -> FeedbackBatchSampler:
-        labels, size = find_labels(loader.dataset, self.labels), batch_size(loader)
+        labels, size = self._labels_of(loader.dataset), batch_size(loader)
         steps = self.steps_per_epoch or _batches(loader, trainer.world_size)
         known = self.sampler
         if known is not None and known.batch_size == size and np.array_equal(labels, known.labels):
@@ -376,6 +401,8 @@ class FairSampling(L.Callback):
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._report(pl_module)
+        if self._step_weights is not None:
+            self._step_weights.open = False
         if self.sampler is not None:
             self.sampler.end_epoch()
 
@@ -387,8 +414,9 @@ class FairSampling(L.Callback):
                 self.sampler.retire(draw)
                 continue
             counts, finite, sums = copy.read().double().numpy()
-            # A closure that ran several times (LBFGS) counted each sample as often.
-            counts[:-1] *= min(1.0, draw.counts.sum() / max(counts[:-1].sum(), 1.0))
+            if counts[:-1].sum() > draw.counts.sum():
+                # A closure that ran several times (LBFGS), or samples that are not the batch's own.
+                counts[:-1] = np.minimum(counts[:-1], draw.counts)
             if counts[-1]:
                 self.sampler.retire(draw, counts[:-1], sums[:-1], finite[:-1])
                 continue
@@ -483,6 +511,11 @@ def find_callback(trainer: L.Trainer) -> FairSampling | None:
 
 def _batches(loader: DataLoader[Any], world_size: int) -> int:
     """Batches of an epoch on this rank: as long as the user's loader, split over the ranks."""
+    if not hasattr(loader.batch_sampler, "__len__"):
+        raise ValueError(
+            f"The batch sampler {type(loader.batch_sampler).__name__} has no length. State "
+            "FairSampling(steps_per_epoch=...)."
+        )
     if not len(loader):
         raise ValueError(
             "The training DataLoader has no batch: its data set has fewer samples than "

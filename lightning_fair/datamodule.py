@@ -196,7 +196,7 @@ class _DatasetModule(L.LightningDataModule):
         return DataLoader(self._train, batch_size=self._size, **self._loader)
 
     def _in_order(self, dataset: Dataset[Any]) -> Callable[[], DataLoader[Any]]:
-        settings = {name: value for name, value in self._loader.items() if name != "drop_last"}
+        settings = {name: value for name, value in self._loader.items() if name not in ("drop_last", "sampler")}
 
         # Not a `partial`: Lightning looks into the code of what overrides its hooks.
         def dataloader() -> DataLoader[Any]:

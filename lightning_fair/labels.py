@@ -103,6 +103,11 @@ def find_labels(source: Any, labels: Labels = None) -> NDArray[Any]:
             raise ValueError(f"labels must be one per sample: got {len(found)} for {len(source)} samples.")
     else:
         found = check_labels(_look_up(source))
+        if not _is_array(source) and len(source) != len(found):
+            raise ValueError(
+                f"{type(source).__name__} shows {len(found)} labels for {len(source)} samples. "
+                "Pass labels=<one class per sample>."
+            )
     if found.size == 0:
         raise ValueError("The data set is empty: there is nothing to draw from.")
     return found

@@ -46,7 +46,7 @@ class FairLoader:
 
     batch_sampler: FeedbackBatchSampler
     delivered: Delivered | None
-    owned: bool  # a callback reports every batch, so the draws it has not reported were not trained on
+    on_start: Callable[[], None] | None
     guess_labels: bool
 
     def __iter__(self) -> Iterator[Any]:
@@ -73,8 +73,8 @@ class _FairIterator:
     def __next__(self) -> Any:
         sampler = self._loader.batch_sampler
         if self._batches is None:
-            if self._loader.owned:
-                sampler.requeue()
+            if self._loader.on_start:
+                self._loader.on_start()
             self._batches = self._start()
         self._loader.delivered = None
         batch = next(self._batches)
@@ -97,7 +97,11 @@ def is_fair(loader: Any) -> bool:
 
 
 def make_fair(
-    loader: DataLoader[Any], sampler: FeedbackBatchSampler, *, owned: bool = False, guess_labels: bool = True
+    loader: DataLoader[Any],
+    sampler: FeedbackBatchSampler,
+    *,
+    on_start: Callable[[], None] | None = None,
+    guess_labels: bool = True,
 ) -> DataLoader[Any]:
     """Return a copy of ``loader`` that takes its batches from ``sampler``.
 
@@ -108,8 +112,7 @@ def make_fair(
     Args:
         loader: The loader to copy.
         sampler: Where the batches come from.
-        owned: Every batch that is trained on will be reported to ``sampler.retire``, so those that were not
-            are handed out again when the next iteration starts.
+        on_start: Called when the first batch of an iteration is asked for, before it is drawn.
         guess_labels: The labels are the data set's own, so a batch may show them; see ``Delivered.labels``.
 
     Example:
@@ -133,7 +136,7 @@ def make_fair(
         loader.__dict__,
         batch_sampler=sampler,
         delivered=None,
-        owned=owned,
+        on_start=on_start,
         guess_labels=guess_labels,
         _iterator=None,
     )

@@ -53,6 +53,8 @@ class StepWeights:
                     else f"labels of shape {tuple(y.shape)}. Pass one label per loss."
                 )
             )
+        if labels is not None:
+            self._check(labels, y)
         weights = self._weights[y]
         if self.normalize:
             weights = weights / weights.mean()
@@ -64,6 +66,18 @@ class StepWeights:
         )
         self._sums[0, -1] += 1
         return (weights * losses).mean()
+
+    def _check(self, labels: Tensor, y: Tensor) -> None:
+        if labels.dtype.is_floating_point:
+            raise ValueError(f"weighted_loss needs integer labels, got {labels.dtype}.")
+        if y.device.type != "cpu" or torch.compiler.is_compiling():
+            return  # looking at the values would make the device wait, or break the graph
+        K = self._weights.numel()
+        if y.numel() and (int(y.min()) < 0 or int(y.max()) >= K):
+            raise ValueError(
+                f"weighted_loss needs labels in [0, {K}), got {int(y.min())} to {int(y.max())}. Leave samples that "
+                "have none (ignore_index) out of both losses and labels."
+            )
 
     def take(self) -> Tensor:
         """Close the batch and return its sums: a copy, so that the next batch cannot change it."""

@@ -308,7 +308,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     # Not called `state_dict`: a stateful loader would save and restore it a second time, as of the draw.
 
     def capture(self) -> dict[str, Any]:
-        """Return the state as of the last retired batch: O(K), tensors and plain numbers only."""
+        """Return the state as of the last batch given to ``retire``: O(K), tensors and plain numbers only."""
         in_flight = self.controller.in_flight
         pools = in_flight[0].pools if in_flight and isinstance(in_flight[0], BatchDraw) else self._pools.state
         return {

@@ -917,3 +917,49 @@ def test_without_the_mixin_the_weights_that_are_logged_are_one():
     fit(Plain(), loader(), fair, max_epochs=2)
     assert fair.largest_weight == 1.0
     assert fair.effective_sample_size == BATCH
+
+
+@pytest.mark.parametrize(
+    ("every", "settings"), [(7, {}), (4, {"accumulate_grad_batches": 2}), (5, {"limit_train_batches": 5})]
+)
+def test_resume_at_the_end_of_an_epoch_goes_on_with_the_next(tmp_path, every, settings):
+    """Such a checkpoint is written before Lightning says that the epoch has ended."""
+
+    def run(ckpt_path=None):
+        saves = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=every, save_top_k=-1)
+        module, trainer = Weighted(), L.Trainer(
+            max_epochs=3, callbacks=[moving(), saves], logger=False, accelerator="cpu",
+            enable_progress_bar=False, enable_model_summary=False, **settings,
+        )  # fmt: skip
+        trainer.fit(module, DataLoader(Indexed((60, 20, 15, 5)), batch_size=16), ckpt_path=ckpt_path)
+        return [step.indices for step in module.steps], trainer.global_step
+
+    whole, steps = run()
+    for taken in (every, 2 * every):
+        rest, after = run(tmp_path / f"step={taken}.ckpt")
+        assert rest == whole[len(whole) - len(rest) :]
+        assert after == steps
+
+
+def test_new_run_with_the_same_callback_starts_anew():
+    fair = moving()
+    runs = []
+    for _ in range(2):
+        fit(module := Weighted(), loader(), fair)
+        runs.append([step.indices for step in module.steps])
+    assert runs[0] == runs[1]
+    assert fair.controller.draws == len(runs[0])
+
+
+def test_scan_reads_the_data_once_however_often_it_is_reloaded():
+    class Counting(Indexed):
+        reads = 0
+
+        def __getitem__(self, index):
+            Counting.reads += 1
+            return super().__getitem__(index)
+
+    data = Counting()
+    fair = FairSampling(labels="scan")
+    fit(Weighted(), loader(data), fair, max_epochs=2, limit_train_batches=1, reload_dataloaders_every_n_epochs=1)
+    assert Counting.reads == len(data) + 2 * BATCH

@@ -14,7 +14,7 @@ class Untouchable(Dataset):
         self.__dict__.update(attributes)
 
     def __len__(self):
-        return 4
+        return next((len(shown) for shown in vars(self).values() if hasattr(shown, "__len__")), 4)
 
     def __getitem__(self, index):
         raise AssertionError("a sample was loaded")
@@ -209,3 +209,12 @@ def test_class_names_are_the_data_sets_own(classes, expected):
 
 def test_scan_reads_mappings():
     assert find_labels(Samples([{"x": 0.0, "label": y} for y in (0, 2, 1)]), labels="scan").tolist() == [0, 2, 1]
+
+
+def test_labels_that_are_not_one_a_sample_are_refused_wherever_they_come_from():
+    class Limited(Untouchable):
+        def __len__(self):
+            return 2
+
+    with pytest.raises(ValueError, match="Limited shows 3 labels for 2 samples"):
+        find_labels(Limited(targets=[0, 1, 0]))
