@@ -12,6 +12,7 @@ import lightning.pytorch as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
@@ -23,7 +24,16 @@ from lightning_fair.controller import Deficit, FeedbackController
 from lightning_fair.dashboard import BatchWeights, scalars
 from lightning_fair.distributed import sum_over_ranks
 from lightning_fair.labels import Labels, class_names, find_labels
-from lightning_fair.loader import FairLoader, batch_size, check_loader, is_fair, lead, make_fair, without_effect
+from lightning_fair.loader import (
+    Delivered,
+    FairLoader,
+    batch_size,
+    check_loader,
+    is_fair,
+    lead,
+    make_fair,
+    without_effect,
+)
 from lightning_fair.losses import HostCopy, StepWeights
 from lightning_fair.sampler import BatchDraw, DrawKind, FeedbackBatchSampler, Missing
 from lightning_fair.schedules import Schedule
@@ -33,6 +43,7 @@ from lightning_fair.weights import class_weights
 Reference: TypeAlias = Literal["target", "prior"]
 
 _ENDLESS = 1e12
+_USUAL_LAG = 16  # more than the loaders of most runs draw ahead, so that these have the same batches
 
 
 class FairSampling(L.Callback):
@@ -63,11 +74,14 @@ class FairSampling(L.Callback):
             once.
         num_classes: Number of classes. None: the largest label plus one, or what the target says.
         class_names: Names of the classes for the logger. None: the data set's ``classes``, else numbers.
+        loader: Where there are several training loaders, the one to make fair: its key or its place.
         steps_per_epoch: Batches of an epoch. None: as many as the loader has.
         missing: Where a class has a target but no samples: ``"error"`` or ``"skip"``.
         draw: ``"systematic"``, or ``"iid"`` for independent draws (for comparison only).
-        lag: Batches after which a loss takes effect, at least 1. None: as soon as it can be known whatever
-            the loader draws ahead. The same lag gives the same batches with any number of workers.
+        lag: Batches after which a loss takes effect, at least 1. None: 16, or more where the loader draws
+            further ahead. The same lag gives the same batches with any number of workers, as long as it is
+            greater than what the loader draws ahead (``num_workers * prefetch_factor``). A checkpoint's lag
+            holds on resume.
         seed: Seed of the draws. None: that of ``seed_everything``, else 0.
 
     Attributes:
@@ -102,6 +116,7 @@ class FairSampling(L.Callback):
         labels: Labels = None,
         num_classes: int | None = None,
         class_names: Sequence[str] | None = None,
+        loader: str | int | None = None,
         steps_per_epoch: int | None = None,
         missing: Missing = "error",
         draw: DrawKind = "systematic",
@@ -114,6 +129,7 @@ class FairSampling(L.Callback):
         self.target_probs = target_probs
         self.max_weight, self.normalize, self.exponent = max_weight, normalize, exponent
         self.labels, self.num_classes, self.class_names = labels, num_classes, class_names
+        self.loader = loader
         self.steps_per_epoch, self.missing, self.draw = steps_per_epoch, missing, draw
         self.lag, self.seed = lag, seed
         self._law: dict[str, Any] = {
@@ -127,6 +143,7 @@ class FairSampling(L.Callback):
         }
         self._check_settings()
         self._restored: dict[str, Any] | None = None
+        self._restored_lag: int | None = None
         self._undo: Callable[[], None] | None = None
         self._scanned: tuple[Any, Any] | None = None
         self._forget_run()
@@ -167,22 +184,33 @@ class FairSampling(L.Callback):
             )
         if self.reference != "prior" and not (isinstance(self.target_probs, str) and self.target_probs == "prior"):
             _warn_of_class_weights(pl_module)
-        strategy = trainer.strategy
-        process = strategy.process_dataloader
+        source, strategy = trainer.fit_loop._data_source, trainer.strategy
+        request, process = source.dataloader, strategy.process_dataloader
+        turn = chosen = 0
+
+        def requested() -> object:
+            nonlocal turn, chosen
+            loaders = request()
+            turn, chosen = 0, _place(loaders, self.loader)
+            return loaders
 
         def process_fairly(dataloader: object) -> object:
+            nonlocal turn
             dataloader = process(dataloader)
-            return self._made_fair(trainer, dataloader) if trainer.training else dataloader
+            if not trainer.training:
+                return dataloader
+            turn += 1
+            return self._made_fair(trainer, dataloader) if turn == chosen + 1 else dataloader
 
-        # Lightning calls this method for every loader, whatever its source, after its own work on the sampler
-        # and again at each reload. An attribute of this one object shadows it and is taken away afterwards.
-        shadowed = strategy.__dict__.get("process_dataloader")
-        strategy.process_dataloader = process_fairly  # type: ignore[method-assign]
+        # Lightning asks for the loaders with the one, and calls the other for each of them, whatever its source,
+        # after its own work on the sampler and again at each reload. Attributes of these two objects shadow the
+        # methods and are taken away afterwards.
+        undo_request = _shadow(source, "dataloader", requested)
+        undo_process = _shadow(strategy, "process_dataloader", process_fairly)
 
         def undo() -> None:
-            strategy.__dict__.pop("process_dataloader", None)
-            if shadowed is not None:
-                strategy.process_dataloader = shadowed  # type: ignore[method-assign]
+            undo_request()
+            undo_process()
 
         self._undo = undo
 
@@ -209,10 +237,10 @@ class FairSampling(L.Callback):
     def _forget_run(self) -> None:
         self._forget_loader()
         self.sampler: FeedbackBatchSampler | None = None
-        self._draw: BatchDraw | None = None
-        self._weights: Floats | None = None
+        self._delivered: Delivered | None = None
+        self._weights: Floats = np.ones(1)
         self._step_weights: StepWeights | None = None
-        self._pending: deque[tuple[BatchDraw, HostCopy | None]] = deque()
+        self._pending: deque[tuple[BatchDraw, HostCopy]] = deque()
         self._steps, self._ess_sum, self.largest_weight = 0, 0.0, 0.0
         self._uncalled = 0
 
@@ -232,7 +260,7 @@ class FairSampling(L.Callback):
         controller = sampler.controller
         # Steps that a device may still be working on. Not the module's device: it may not be there yet.
         self._delay = 0 if trainer.strategy.root_device.type == "cpu" else 1
-        controller.lag = self.lag or lead(loader) + 1 + self._delay
+        self._set_lag(controller, lead(loader) + 1 + self._delay)
         if self._loader is None:
             rank_zero_info(
                 f"FairSampling steers {controller.num_classes} classes in batches of {sampler.batch_size}, "
@@ -250,12 +278,22 @@ class FairSampling(L.Callback):
         made: DataLoader[Any] = fair
         return made
 
+    def _set_lag(self, controller: FeedbackController, least: int) -> None:
+        wanted = self.lag or self._restored_lag
+        controller.lag = self.lag or max(wanted or _USUAL_LAG, least)
+        if wanted and wanted < least:
+            rank_zero_warn(
+                f"A lag of {wanted} is less than the {least} batches after which losses are known with this loader: "
+                f"the batches will not be the same as with fewer workers. Set lag={least} or more, or fewer workers."
+            )
+
     def _start_iteration(self, trainer: L.Trainer) -> None:
         """Put back what was drawn and not trained on, and begin a new epoch where Lightning does.
 
         A checkpoint of an epoch's last batch is written before ``on_train_epoch_end``.
         """
         assert self.sampler is not None
+        self._report()
         self.sampler.requeue()
         if not trainer.fit_loop.epoch_loop.batch_progress.current.ready:
             self.sampler.abandon_epoch()
@@ -338,12 +376,6 @@ class FairSampling(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.sampler is None or self._loader is None:
             return
-        loaders = trainer.fit_loop._combined_loader.flattened if trainer.fit_loop._combined_loader else []
-        if sum(map(is_fair, loaders)) > 1:
-            raise ValueError(
-                f"FairSampling steers one training DataLoader, but there are {len(loaders)}. Train on one of them, or "
-                "join their data sets with torch.utils.data.ConcatDataset."
-            )
         if hasattr(pl_module, "_step_weights"):
             self._step_weights = StepWeights(
                 self.sampler.controller.num_classes, pl_module.device, normalize=self.normalize
@@ -361,14 +393,12 @@ class FairSampling(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        delivered = self._loader.delivered if self._loader else None
-        self._draw = None
-        if delivered is None or self.sampler is None:
-            return
-        self._draw = draw = delivered.draw
+        self._delivered = delivered = self._loader.take() if self._loader else None
         sampler = self.sampler
+        if delivered is None or sampler is None:
+            return
         reference = sampler.controller.q if self.reference == "target" else sampler.class_counts / sampler.labels.size
-        self._weights = class_weights(reference, draw.probs, self.max_weight, exponent=self.exponent)
+        self._weights = class_weights(reference, delivered.draw.probs, self.max_weight, exponent=self.exponent)
         if self._step_weights is not None:
             self._step_weights.start(torch.from_numpy(self._weights).float(), delivered.labels)
 
@@ -381,26 +411,36 @@ class FairSampling(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        draw, weights, sampler = self._draw, self._weights, self.sampler
-        if draw is None or weights is None or sampler is None:
+        delivered = self._delivered
+        if delivered is None and self._loader is not None:
+            delivered = self._loader.take()  # a batch that is None has no `on_train_batch_start`
+        self._delivered = None
+        if delivered is None or self.sampler is None:
             return
-        self._draw = None
-        sums: Tensor | None = None
+        # A batch that is None, or a training_step that returned None: nothing was trained on.
+        trained = len(delivered.labels) > 0 and (bool(outputs) or not pl_module.automatic_optimization)
+        draw = delivered.draw
         if self._step_weights is not None:
-            sums = sum_over_ranks(self._step_weights.take())
-        if pl_module.automatic_optimization and not outputs:
-            # training_step returned None: nothing was trained on.
-            sums = torch.zeros(3, draw.counts.size + 1)
-            sums[0, -1] = 1
-        self._pending.append((draw, None if sums is None else HostCopy(sums)))
+            sums = self._step_weights.take()
+            if not trained:
+                sums[:, :-1] = 0
+                sums[0, -1] = 1
+        else:
+            sums = torch.from_numpy(np.bincount(delivered.labels, minlength=draw.counts.size) * float(trained))
+            if trainer.world_size > 1:
+                sums = sums.to(trainer.strategy.root_device)
+        # Every rank comes here once a step, whatever its batch was.
+        self._pending.append((draw, HostCopy(sum_over_ranks(sums))))
         self._report(pl_module, keep=self._delay)
-        if self._step_weights is None:
-            weights = np.ones_like(weights)  # without the mixin there are none
-        self._log(trainer, draw, BatchWeights.of(weights, draw.counts, normalize=self.normalize))
+        if trained:
+            # Without the mixin there are no weights.
+            weights = self._weights if self._step_weights is not None else np.ones_like(self._weights)
+            self._log(trainer, draw, BatchWeights.of(weights, draw.counts, normalize=self.normalize))
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._report(pl_module)
+        self._delivered = None
         if self._step_weights is not None:
             self._step_weights.open = False
         if self.sampler is not None:
@@ -410,10 +450,11 @@ class FairSampling(L.Callback):
         """Tell the sampler of all but the newest ``keep`` batches."""
         while len(self._pending) > keep and self.sampler is not None:
             draw, copy = self._pending.popleft()
-            if copy is None:
-                self.sampler.retire(draw)
+            seen = copy.read().double().numpy()
+            if seen.ndim == 1:  # without the mixin: the samples of each class, and no losses
+                self.sampler.retire(draw, seen)
                 continue
-            counts, finite, sums = copy.read().double().numpy()
+            counts, finite, sums = seen
             if counts[:-1].sum() > draw.counts.sum():
                 # A closure that ran several times (LBFGS), or samples that are not the batch's own.
                 counts[:-1] = np.minimum(counts[:-1], draw.counts)
@@ -448,6 +489,7 @@ class FairSampling(L.Callback):
         self._report()
         return {
             "sampler": self.sampler.capture() if self.sampler else None,
+            "lag": self.sampler.controller.lag if self.sampler else None,
             "steps": self._steps,
             "effective_sample_size_sum": self._ess_sum,
             "largest_weight": self.largest_weight,
@@ -455,13 +497,14 @@ class FairSampling(L.Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._restored = state_dict["sampler"]
+        self._restored, self._restored_lag = state_dict["sampler"], state_dict["lag"]
         self._steps, self._ess_sum = state_dict["steps"], state_dict["effective_sample_size_sum"]
         self.largest_weight = state_dict["largest_weight"]
         if self.sampler is None or self._loader is None:
             return  # the data comes later
         if self._restored is not None:
             self.sampler.restore(self._restored)
+            self._set_lag(self.sampler.controller, lead(self._loader) + 1 + self._delay)  # type: ignore[arg-type]
         else:
             self.sampler.reset()  # Lightning's tuner goes back to before there was one
         self._restored = None
@@ -497,6 +540,42 @@ class FairSampling(L.Callback):
             raise ValueError(
                 f"class_names must name every class: got {len(self.class_names)} names for {num_classes} classes."
             )
+
+
+def _place(loaders: Any, chosen: str | int | None) -> int:
+    """Return the place, among all training loaders, of the one to make fair."""
+    if isinstance(loaders, CombinedLoader):
+        loaders = loaders.iterables
+    everything = CombinedLoader(loaders).flattened
+    if chosen is None and len(everything) == 1:
+        return 0
+    if isinstance(loaders, Mapping):
+        parts = dict(loaders)
+    else:
+        parts = dict(enumerate(loaders if isinstance(loaders, (list, tuple)) else [loaders]))
+    wanted = parts.get(chosen)
+    place = next((i for i, loader in enumerate(everything) if loader is wanted), None)
+    if place is None:
+        names = [key for key, part in parts.items() if any(part is loader for loader in everything)]
+        got = "there are several" if chosen is None else f"loader={chosen!r} is none of them"
+        raise ValueError(
+            f"FairSampling steers one training DataLoader, but {got}: {', '.join(map(repr, names))}. "
+            f"Choose one with FairSampling(loader={names[0]!r})."
+        )
+    return place
+
+
+def _shadow(owner: Any, name: str, method: Callable[..., Any]) -> Callable[[], None]:
+    """Set an attribute that hides a method of this one object, and return how to take it away again."""
+    before = owner.__dict__.get(name)
+    setattr(owner, name, method)
+
+    def undo() -> None:
+        owner.__dict__.pop(name, None)
+        if before is not None:
+            setattr(owner, name, before)
+
+    return undo
 
 
 def _uneven(weight: Tensor | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from bisect import insort
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -290,6 +291,11 @@ class FeedbackController:
         self._in_flight.clear()
         return draws
 
+    def rewind(self, serial: int, ratio: Floats) -> None:
+        """Forget the draws from number ``serial`` on, before which the trained mix was ``ratio``."""
+        self.draws, self._ratio = serial, ratio.copy()
+        self._in_flight.clear()
+
     # -- feedback: the callback's side -----------------------------------------------------------------
 
     def commit(
@@ -330,7 +336,8 @@ class FeedbackController:
             if self.deficit == "count":
                 self._count(counts - draw.counts)
         if correction is not None or losses is not None:
-            self._feedback.append(_Feedback(serial, correction, losses))
+            # By the draw's number: a loader may hand batches out in another order than it draws them.
+            insort(self._feedback, _Feedback(serial, correction, losses), key=lambda item: item.serial)
         self._apply_feedback()
 
     # -- checkpoints -----------------------------------------------------------------------------------

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from lightning_fair.labels import usual_labels
 from lightning_fair.sampler import BatchDraw, FeedbackBatchSampler
 
 _SPARE = 8  # batches that a loader of the user's own may hold back besides those of its workers
+_NONE = torch.zeros(0, dtype=torch.int64)
 # These draw from the whole data set, on one rank or all together, however few samples an epoch has.
 _DRAW_FROM_ALL = (RandomSampler, SequentialSampler, WeightedRandomSampler, DistributedSampler)
 
@@ -34,7 +36,7 @@ class Delivered:
 
     Attributes:
         draw: Its record.
-        labels: Class of each of its samples, on the host, shape ``(batch,)``.
+        labels: Class of each of its samples, on the host, shape ``(batch,)``; none where the batch is None.
     """
 
     draw: BatchDraw
@@ -51,6 +53,11 @@ class FairLoader:
 
     def __iter__(self) -> Iterator[Any]:
         return _FairIterator(self, super().__iter__)  # type: ignore[misc]
+
+    def take(self) -> Delivered | None:
+        """Return the batch handed out last, once."""
+        delivered, self.delivered = self.delivered, None
+        return delivered
 
 
 class _FairIterator:
@@ -71,24 +78,106 @@ class _FairIterator:
         return len(self._loader.batch_sampler)
 
     def __next__(self) -> Any:
-        sampler = self._loader.batch_sampler
+        loader, sampler = self._loader, self._loader.batch_sampler
+        loader.delivered = None
         if self._batches is None:
-            if self._loader.on_start:
-                self._loader.on_start()
-            self._batches = self._start()
-        self._loader.delivered = None
+            if loader.on_start:
+                loader.on_start()
+            if _keeps_order(loader):
+                self._batches = self._start()
+            else:
+                with _numbered(loader):
+                    self._batches = self._start()
         batch = next(self._batches)
-        draw = sampler.take_record()
-        if sampler.undelivered > lead(self._loader) + _SPARE:  # type: ignore[arg-type]
-            raise RuntimeError(
-                f"{type(self._loader).__name__.removeprefix('Fair')}.__iter__ leaves batches out, so a batch cannot be "
-                "told from another one's draw. Hand out every batch, or leave samples out of the data set."
-            )
-        if batch is None:  # Lightning runs no step for it
-            sampler.retire(draw, np.zeros_like(draw.counts))
+        if isinstance(batch, _Numbered):
+            draw, batch = sampler.take_record(batch.serial), batch.content
         else:
-            self._loader.delivered = Delivered(draw, _labels_of(batch, draw, guess=self._loader.guess_labels))
+            draw = sampler.take_record()
+            if sampler.undelivered > lead(loader) + _SPARE:  # type: ignore[arg-type]
+                raise RuntimeError(
+                    f"{type(loader).__name__.removeprefix('Fair')}.__iter__ leaves batches out, so a batch cannot be "
+                    "told from another one's draw. Hand out every batch, or leave samples out of the data set."
+                )
+        labels = _NONE if batch is None else _labels_of(batch, draw, guess=loader.guess_labels)
+        loader.delivered = Delivered(draw, labels)
         return batch
+
+
+# -- batches in any order: the number of a draw goes through the workers with its batch ------------------------
+
+
+class _Numbered(NamedTuple):
+    """Indices, samples or a batch, with the number of their draw."""
+
+    serial: int
+    content: Any
+
+
+class _NumberedIndices:
+    """A batch sampler whose batches carry the number of their draw."""
+
+    def __init__(self, sampler: FeedbackBatchSampler) -> None:
+        self.sampler = sampler
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[_Numbered]:
+        for indices in self.sampler:
+            yield _Numbered(self.sampler.controller.in_flight[-1].serial, indices)
+
+
+class _NumberedSamples:
+    """A data set that takes numbered indices; in every other way the user's own, to read and to change."""
+
+    def __init__(self, dataset: Any) -> None:
+        object.__setattr__(self, "_own", dataset)
+
+    def __getitems__(self, batch: _Numbered) -> _Numbered:
+        fetch = getattr(self._own, "__getitems__", None)
+        return _Numbered(batch.serial, fetch(batch.content) if fetch else [self._own[i] for i in batch.content])
+
+    def __len__(self) -> int:
+        return len(self._own)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "_own"), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._own, name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _NumberedSamples, (self._own,)
+
+
+@dataclass
+class _NumberedCollate:
+    """A ``collate_fn`` that takes numbered samples."""
+
+    own: Callable[[Any], Any]
+
+    def __call__(self, samples: _Numbered) -> _Numbered:
+        return _Numbered(samples.serial, self.own(samples.content))
+
+
+def _keeps_order(loader: Any) -> bool:
+    return not loader.num_workers or getattr(loader, "in_order", True)
+
+
+@contextmanager
+def _numbered(loader: Any) -> Iterator[None]:
+    """Let the iterator that is made meanwhile number its batches; the loader shows its own settings again after."""
+    settings = loader.__dict__
+    own = {name: settings[name] for name in ("dataset", "collate_fn", "batch_sampler")}
+    settings.update(
+        dataset=_NumberedSamples(own["dataset"]),
+        collate_fn=_NumberedCollate(own["collate_fn"]),
+        batch_sampler=_NumberedIndices(own["batch_sampler"]),
+    )
+    try:
+        yield
+    finally:
+        settings.update(own)
 
 
 def is_fair(loader: Any) -> bool:
@@ -149,7 +238,8 @@ def check_loader(loader: Any) -> None:
 
     Raises:
         TypeError: If it is not a ``DataLoader`` over a map-style data set.
-        ValueError: If it makes no batches, draws from a part of the data set, or hands batches out in any order.
+        ValueError: If it makes no batches, draws from a part of the data set, or has an ``__iter__`` of its own
+            besides ``in_order=False``.
     """
     if not isinstance(loader, DataLoader):
         raise TypeError(
@@ -169,9 +259,10 @@ def check_loader(loader: Any) -> None:
                 "batches would draw from all of it. Give it torch.utils.data.Subset(dataset, indices) instead."
             )
     batch_size(loader)
-    if loader.num_workers and not getattr(loader, "in_order", True):
+    own = type(loader).__iter__
+    if not _keeps_order(loader) and own is not DataLoader.__iter__ and not hasattr(loader, "state_dict"):
         raise ValueError(
-            "A DataLoader with in_order=False hands out batches in any order, so a batch cannot be told from "
+            f"{type(loader).__name__} has an __iter__ of its own and in_order=False, so a batch cannot be told from "
             "another one's draw. Set in_order=True."
         )
 
@@ -184,7 +275,7 @@ def samplers(loader: DataLoader[Any]) -> list[Any]:
 
 def without_effect(loader: DataLoader[Any]) -> str | None:
     """Return the name of the user's own sampler that fair batches do without, None where there is none."""
-    if type(loader.batch_sampler) is not BatchSampler:
+    if type(loader.batch_sampler).__name__ != BatchSampler.__name__:  # a stateful loader has a subclass of that name
         return type(loader.batch_sampler).__name__
     plain = (RandomSampler, SequentialSampler, DistributedSampler)
     return next((type(sampler).__name__ for sampler in samplers(loader) if not isinstance(sampler, plain)), None)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -38,6 +39,16 @@ class BatchDraw(Draw):
     labels: NDArray[Any]
     pools: PoolState
     delivered: bool = False
+
+
+class _Replay(NamedTuple):
+    """A draw to be made once more; one that was trained on already only moves the pools on."""
+
+    serial: int
+    probs: Floats
+    ratio: Floats
+    alpha: float
+    trained: bool
 
 
 class FeedbackBatchSampler(Sampler[list[int]]):
@@ -137,7 +148,8 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self.epoch = 0
         self._begun = False  # this epoch has been iterated over
         self._position = 0  # batches of this epoch that have been retired
-        self._replay: deque[tuple[int, Floats, Floats, float]] = deque()
+        self._replay: deque[_Replay] = deque()
+        self._overtook: list[_Replay] = []  # trained on before an older one
 
     # -- what can be read ------------------------------------------------------------------------------
 
@@ -191,8 +203,11 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         Draws that an abandoned iteration left in flight count as trained on, unless ``requeue`` was called.
         """
         self.controller.withdraw()
+        self._overtook.clear()
         if self._begun:
             self.end_epoch()
+        elif self._position >= self.steps_per_epoch:
+            self._position = 0  # once more within an epoch, that of a longer loader beside this one
         self._begun = True
         self.controller.epoch = self.epoch
         for _ in range(self.steps_per_epoch - self._position):
@@ -204,9 +219,16 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             self._position = 0
         self.epoch, self._begun = int(epoch), False
 
-    def take_record(self) -> BatchDraw:
-        """Return the record of the oldest draw in flight that was not asked for yet: of the batch delivered now."""
-        waiting = self._undelivered()
+    def take_record(self, serial: int | None = None) -> BatchDraw:
+        """Return the record of the batch delivered now.
+
+        Args:
+            serial: Number of its draw. None: the oldest in flight that was not asked for yet.
+
+        Raises:
+            RuntimeError: If no such batch is in flight.
+        """
+        waiting = self._undelivered() if serial is None else self._numbered(serial)
         if not waiting:
             raise RuntimeError("Every batch in flight has been delivered already: draw one first.")
         waiting[-1].delivered = True
@@ -222,22 +244,27 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         newest_first = reversed(self.controller.in_flight)
         return list(takewhile(lambda draw: not draw.delivered, (d for d in newest_first if isinstance(d, BatchDraw))))
 
+    def _numbered(self, serial: int) -> list[BatchDraw]:
+        return [d for d in self.controller.in_flight if isinstance(d, BatchDraw) and d.serial == serial]
+
     def _next(self) -> list[int]:
-        if self._replay:
-            serial, probs, ratio, alpha = self._replay.popleft()
-            counts, indices, pools = self._draw(serial, probs)
-            draw = BatchDraw(serial, probs, counts, ratio, alpha, self.labels[indices], pools)
-            self.controller.reopen(draw)
-        else:
-            controller = self.controller
-            probs = controller.next_probs()
-            serial, ratio = controller.draws, controller.ratio
-            alpha = controller.alpha(serial, controller.epoch)
-            counts, indices, pools = self._draw(serial, probs)
-            draw = BatchDraw(serial, probs, counts, ratio, alpha, self.labels[indices], pools)
-            controller.register(draw)
-        batch: list[int] = indices.tolist()
-        return batch
+        while self._replay:
+            again = self._replay.popleft()
+            draw, indices = self._make(again.serial, again.probs, again.ratio, again.alpha)
+            if not again.trained:
+                self.controller.reopen(draw)
+                return indices
+            self._overtook.append(again)
+            self._forget_overtakers()
+        controller = self.controller
+        probs, serial = controller.next_probs(), controller.draws
+        draw, indices = self._make(serial, probs, controller.ratio, controller.alpha(serial, controller.epoch))
+        controller.register(draw)
+        return indices
+
+    def _make(self, serial: int, probs: Floats, ratio: Floats, alpha: float) -> tuple[BatchDraw, list[int]]:
+        counts, indices, pools = self._draw(serial, probs)
+        return BatchDraw(serial, probs, counts, ratio, alpha, self.labels[indices], pools), indices.tolist()
 
     def _draw(self, serial: int, probs: Floats) -> tuple[Ints, Ints, PoolState]:
         """Return class counts over all ranks, this rank's indices, and the pools' state before."""
@@ -271,6 +298,15 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         """
         self._position += 1
         self.controller.commit(draw.counts if counts is None else counts, loss_sums, loss_counts, draw=draw)
+        self._overtook.append(_Replay(draw.serial, draw.probs, draw.ratio, draw.alpha, trained=True))
+        self._forget_overtakers()
+
+    def _forget_overtakers(self) -> None:
+        """Keep the draws that were trained on while an older one is in flight: a replay has to pass them."""
+        if self._overtook:
+            in_flight, again = self.controller.in_flight, self._replay
+            oldest = in_flight[0].serial if in_flight else again[0].serial if again else math.inf
+            self._overtook = [draw for draw in self._overtook if draw.serial > oldest]
 
     def end_epoch(self) -> None:
         """Say that the epoch is over, even where not all of its batches were used."""
@@ -282,6 +318,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self.controller.reset()
         self._pools.state = self._untouched
         self._replay.clear()
+        self._overtook.clear()
         self.epoch, self._position, self._begun = 0, 0, False
 
     def abandon_epoch(self) -> None:
@@ -301,7 +338,9 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         first = draws[0]
         if isinstance(first, BatchDraw):
             self._pools.state = first.pools
-        self._replay.extendleft((d.serial, d.probs, d.ratio, d.alpha) for d in reversed(draws))
+        again = [_Replay(d.serial, d.probs, d.ratio, d.alpha, trained=False) for d in draws]
+        self._replay.extendleft(sorted(again + self._overtook, reverse=True, key=lambda item: item.serial))
+        self._overtook.clear()
 
     # -- checkpoints -----------------------------------------------------------------------------------
 
@@ -314,15 +353,15 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         return {
             "version": _STATE_VERSION,
             "data": self._fingerprint(),
+            "batch_size": self.batch_size,
+            "world_size": self.world_size,
             "epoch": self.epoch,
             "position": self._position,
             "taken": torch.from_numpy(pools.taken.copy()),
             "owed": {int(label): torch.from_numpy(items.copy()) for label, items in pools.owed.items()},
             "controller": self.controller.state_dict(),
-            "replay": [
-                {"serial": s, "probs": torch.from_numpy(p), "ratio": torch.from_numpy(r), "alpha": a}
-                for s, p, r, a in self._replay
-            ],
+            "overtook": [_as_tensors(item) for item in self._overtook],
+            "replay": [_as_tensors(item) for item in self._replay],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -330,15 +369,20 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
         Raises:
             ValueError: If it was captured with other data, another batch size, seed or version. Nothing is
-                changed then.
+                changed then. The number of ranks may differ: with the batch size of all ranks together the
+                same, what follows is exact; with that of each rank the same, what was in flight is drawn anew.
         """
         if state.get("version") != _STATE_VERSION:
             raise ValueError(
                 f"This sampler reads state version {_STATE_VERSION}, got {state.get('version')!r}. "
                 "Resume with the version of lightning-fair that wrote the checkpoint."
             )
-        mine = self._fingerprint()
-        for name, value in state["data"].items():
+        mine, theirs = self._fingerprint(), dict(state["data"])
+        batch_size, world_size = int(state["batch_size"]), int(state["world_size"])
+        same_draws = batch_size * world_size == self.global_batch_size
+        if not same_draws and batch_size != self.batch_size:
+            theirs["batch size"], mine["batch size"] = batch_size, self.batch_size
+        for name, value in theirs.items():
             if value != mine[name]:
                 raise ValueError(
                     f"The checkpoint was made with {name} = {value}, this run has {mine[name]}. "
@@ -349,15 +393,27 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self._pools.state = PoolState(
             state["taken"].numpy(), {label: items.numpy() for label, items in state["owed"].items()}
         )
-        self._replay = deque((r["serial"], r["probs"].numpy(), r["ratio"].numpy(), r["alpha"]) for r in state["replay"])
+        self._overtook = [_from_tensors(item) for item in state["overtook"]]
+        self._replay = deque(_from_tensors(item) for item in state["replay"])
         self.requeue()
+        if not same_draws and self._replay:
+            # Another number of ranks: what was in flight had another size, and is drawn anew.
+            self.controller.rewind(self._replay[0].serial, self._replay[0].ratio)
+            self._replay.clear()
 
     def _fingerprint(self) -> dict[str, Any]:
         return {
             "number of samples": int(self.labels.size),
             "class counts' checksum": zlib.crc32(self.class_counts.tobytes()),
             "number of classes": self.controller.num_classes,
-            "batch size over all ranks": self.global_batch_size,
             "seed": self.seed,
             "draw": self._draw_kind,
         }
+
+
+def _as_tensors(item: _Replay) -> dict[str, Any]:
+    return {**item._asdict(), "probs": torch.from_numpy(item.probs), "ratio": torch.from_numpy(item.ratio)}
+
+
+def _from_tensors(item: Mapping[str, Any]) -> _Replay:
+    return _Replay(**{**item, "probs": item["probs"].numpy(), "ratio": item["ratio"].numpy()})

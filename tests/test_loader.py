@@ -264,16 +264,19 @@ def sometimes_none(samples):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batch_that_is_none_has_no_record_and_counts_as_not_trained_on(workers):
+def test_batch_that_is_none_has_no_labels(workers):
     data = fair(collate_fn=sometimes_none, num_workers=workers, steps=20)
     sampler = data.batch_sampler
     kinds = set()
     for batch in data:
         kinds.add(type(batch))
-        assert (data.delivered is None) == (batch is None)
-        if batch is not None:
-            assert data.delivered.draw.labels.tolist() == batch[1].tolist()
-            sampler.retire(data.delivered.draw)
+        delivered = data.take()
+        assert data.delivered is None
+        if batch is None:
+            assert delivered.labels.tolist() == []
+        else:
+            assert delivered.draw.labels.tolist() == delivered.labels.tolist() == batch[1].tolist()
+        sampler.retire(delivered.draw)
     assert kinds == {type(None), list}
     assert sampler.controller.in_flight == ()
 
@@ -294,6 +297,11 @@ class SizelessBatches:
         return 1
 
 
+class OwnOrder(DataLoader):
+    def __iter__(self):
+        yield from super().__iter__()
+
+
 @pytest.mark.parametrize(
     ("data", "error", "match"),
     [
@@ -301,7 +309,7 @@ class SizelessBatches:
         (DataLoader(Stream()), TypeError, "Stream is a stream"),
         (DataLoader(Indexed(), batch_size=None), ValueError, "batch_size=None"),
         (DataLoader(Indexed(), batch_sampler=SizelessBatches()), ValueError, "SizelessBatches has no attribute"),
-        (loader(num_workers=2, in_order=False), ValueError, "in_order=True"),
+        (OwnOrder(Indexed(), batch_size=8, num_workers=2, in_order=False), ValueError, "in_order=True"),
     ],
 )
 def test_loader_that_cannot_be_made_fair_is_refused(data, error, match):

@@ -232,7 +232,7 @@ def test_captured_state_goes_on_bit_for_bit(stop):
     ("change", "message"),
     [
         ({"seed": 6}, r"made with seed = 5, this run has 6\. Resume with the same data set and settings"),
-        ({"batch_size": 6}, r"batch size over all ranks = 12, this run has 6"),
+        ({"batch_size": 6}, r"batch size = 12, this run has 6"),
         ({"labels": LABELS[:-1]}, r"number of samples = 120, this run has 119"),
         ({"labels": LABELS[LABELS < 2].repeat(2)[:120]}, r"number of classes = 3, this run has 2|checksum"),
         ({"draw": "iid"}, r"draw = systematic, this run has iid"),

@@ -107,6 +107,7 @@ class Fair:
     labels: Any = None
     num_classes: int | None = None
     class_names: list[str] | None = None
+    loader: Any = None  # a key or a place
     steps_per_epoch: int | None = None
     missing: str = "error"
     draw: str = "systematic"
