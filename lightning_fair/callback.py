@@ -164,6 +164,7 @@ class FairSampling(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        check_trainer(trainer)
         self._take_back(trainer, pl_module)
         if sum(isinstance(callback, FairSampling) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
             raise ValueError("The Trainer has more than one FairSampling callback. Keep one: it owns the state.")
@@ -580,6 +581,19 @@ def _shadow(owner: Any, name: str, method: Callable[..., Any]) -> Callable[[], N
 
 def _uneven(weight: Tensor | None) -> bool:
     return isinstance(weight, Tensor) and bool((weight != weight.flatten()[0]).any())
+
+
+def check_trainer(trainer: object) -> None:
+    """Raise if ``trainer`` is not of the package ``lightning``: the older name's classes are others.
+
+    Raises:
+        TypeError: If it is that of ``pytorch_lightning``, for example.
+    """
+    if not isinstance(trainer, L.Trainer):
+        raise TypeError(
+            f"lightning_fair works with lightning.pytorch, got a Trainer of {type(trainer).__module__.split('.')[0]}. "
+            "Write `import lightning.pytorch as pl` in place of `import pytorch_lightning as pl`, everywhere."
+        )
 
 
 def find_callback(trainer: L.Trainer) -> FairSampling | None:

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_fair.callback import FairSampling
+from lightning_fair.callback import FairSampling, check_trainer
 from lightning_fair.controller import FeedbackController
 from lightning_fair.labels import class_names, find_labels
 from lightning_fair.loader import batch_size as batch_size_of
@@ -102,6 +102,19 @@ class FairDataModule(L.LightningDataModule):
                 setattr(self, name, getattr(self.wrapped, name))
 
     @property
+    def trainer(self) -> L.Trainer | None:
+        """The Trainer, which is the wrapped module's too."""
+        return self._trainer
+
+    @trainer.setter
+    def trainer(self, trainer: L.Trainer | None) -> None:
+        if trainer is not None:
+            check_trainer(trainer)
+        self._trainer = trainer
+        if "wrapped" in self.__dict__:
+            self.wrapped.trainer = trainer
+
+    @property
     def sampler(self) -> FeedbackBatchSampler | None:
         """The sampler of the training loader, once there is one; in a Trainer the callback's."""
         callback = self._callback()
@@ -114,12 +127,10 @@ class FairDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """As the wrapped module."""
-        self._attach()
         self.wrapped.prepare_data()
 
     def setup(self, stage: str) -> None:
         """Install the callback for ``stage="fit"``, then as the wrapped module."""
-        self._attach()
         trainer = self.trainer
         if stage == "fit" and trainer is not None:
             theirs = self._callback()
@@ -165,9 +176,6 @@ class FairDataModule(L.LightningDataModule):
         if name == "wrapped":  # not set yet: pickling asks before __init__ has run
             raise AttributeError(name)
         return getattr(self.wrapped, name)
-
-    def _attach(self) -> None:
-        self.wrapped.trainer = self.trainer
 
     def _callback(self) -> FairSampling | None:
         callbacks = self.trainer.callbacks if self.trainer is not None else []  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import lightning.pytorch as L
 from torch import Tensor
 
-from lightning_fair.callback import FairSampling, find_callback
+from lightning_fair.callback import FairSampling, check_trainer, find_callback
 
 if TYPE_CHECKING:
     from lightning_fair.losses import StepWeights
@@ -70,6 +70,7 @@ class ImportanceWeightedMixin(_Base):
 
     def configure_callbacks(self) -> Sequence[L.Callback] | L.Callback:
         """Add the callback where the user did not. Lightning calls this."""
+        check_trainer(self.trainer)
         callbacks = super().configure_callbacks()
         callbacks = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
         given = self.fair_sampling
