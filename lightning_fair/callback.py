@@ -313,7 +313,9 @@ class FairSampling(L.Callback):
         if known is not None and known.batch_size == size and np.array_equal(labels, known.labels):
             known.steps_per_epoch = steps  # reloaded
             return known
-        if known is not None and known.controller.draws:
+        # Lightning tries batch sizes without callbacks, and goes back to the start.
+        searching = self not in trainer.callbacks  # type: ignore[attr-defined]
+        if known is not None and known.controller.draws and not searching:
             rank_zero_warn("The training data or its batch size have changed: FairSampling starts anew.")
         replaced = without_effect(loader)
         if replaced is not None:
