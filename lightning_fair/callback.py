@@ -511,6 +511,7 @@ class FairSampling(L.Callback):
         else:
             self.sampler.reset()  # Lightning's tuner goes back to before there was one
         self._restored = None
+        self._loader.start_anew = True  # some versions of Lightning go on with the iterator there is
 
     # -- settings ------------------------------------------------------------------------------------------
 

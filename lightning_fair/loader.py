@@ -50,6 +50,7 @@ class FairLoader:
     delivered: Delivered | None
     on_start: Callable[[], None] | None
     guess_labels: bool
+    start_anew: bool
 
     def __iter__(self) -> Iterator[Any]:
         return _FairIterator(self, super().__iter__)  # type: ignore[misc]
@@ -80,7 +81,8 @@ class _FairIterator:
     def __next__(self) -> Any:
         loader, sampler = self._loader, self._loader.batch_sampler
         loader.delivered = None
-        if self._batches is None:
+        if self._batches is None or loader.start_anew:
+            loader.start_anew = False
             if loader.on_start:
                 loader.on_start()
             if _keeps_order(loader):
@@ -227,6 +229,7 @@ def make_fair(
         delivered=None,
         on_start=on_start,
         guess_labels=guess_labels,
+        start_anew=False,
         _iterator=None,
     )
     made: DataLoader[Any] = fair

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from lightning_helpers import Indexed, loader
+from lightning_helpers import Indexed, in_any_order, loader
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 
 from lightning_fair import FeedbackBatchSampler, FeedbackController
@@ -309,7 +309,6 @@ class OwnOrder(DataLoader):
         (DataLoader(Stream()), TypeError, "Stream is a stream"),
         (DataLoader(Indexed(), batch_size=None), ValueError, "batch_size=None"),
         (DataLoader(Indexed(), batch_sampler=SizelessBatches()), ValueError, "SizelessBatches has no attribute"),
-        (OwnOrder(Indexed(), batch_size=8, num_workers=2, in_order=False), ValueError, "in_order=True"),
     ],
 )
 def test_loader_that_cannot_be_made_fair_is_refused(data, error, match):
@@ -319,6 +318,13 @@ def test_loader_that_cannot_be_made_fair_is_refused(data, error, match):
         make_fair(data, FeedbackBatchSampler(Indexed(), 8))
 
 
+@in_any_order
+def test_loader_with_an_iterator_and_an_order_of_its_own_is_refused():
+    with pytest.raises(ValueError, match="in_order=True"):
+        check_loader(OwnOrder(Indexed(), batch_size=8, num_workers=2, in_order=False))
+
+
+@in_any_order
 def test_order_does_not_matter_without_workers():
     check_loader(loader(in_order=False))
 
