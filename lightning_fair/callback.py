@@ -37,8 +37,8 @@ from lightning_fair.loader import (
 from lightning_fair.losses import HostCopy, StepWeights
 from lightning_fair.sampler import BatchDraw, DrawKind, FeedbackBatchSampler, Missing
 from lightning_fair.schedules import Schedule
-from lightning_fair.simplex import Floats, Target
-from lightning_fair.weights import class_weights
+from lightning_fair.simplex import Ints, Target
+from lightning_fair.weights import class_weights, weights_of_mixes
 
 Reference: TypeAlias = Literal["target", "prior"]
 
@@ -239,9 +239,9 @@ class FairSampling(L.Callback):
         self._forget_loader()
         self.sampler: FeedbackBatchSampler | None = None
         self._delivered: Delivered | None = None
-        self._weights: Floats = np.ones(1)
+        self._weights = self._reference_mix = np.ones(1)
         self._step_weights: StepWeights | None = None
-        self._pending: deque[tuple[BatchDraw, HostCopy]] = deque()
+        self._pending: deque[tuple[BatchDraw, HostCopy | Ints]] = deque()
         self._steps, self._ess_sum, self.largest_weight = 0, 0.0, 0.0
         self._uncalled = 0
 
@@ -269,6 +269,7 @@ class FairSampling(L.Callback):
                 f"{controller.lag}."
             )
         self._loader, self.sampler = fair, sampler
+        self._reference_mix = controller.q if self.reference == "target" else sampler.class_counts / sampler.labels.size
         K, found = controller.num_classes, class_names(loader.dataset)
         self._names = self.class_names or (
             found if found and len(set(found)) == K else [str(label) for label in range(K)]
@@ -397,13 +398,10 @@ class FairSampling(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._delivered = delivered = self._loader.take() if self._loader else None
-        sampler = self.sampler
-        if delivered is None or sampler is None:
+        if delivered is None or self._step_weights is None:
             return
-        reference = sampler.controller.q if self.reference == "target" else sampler.class_counts / sampler.labels.size
-        self._weights = class_weights(reference, delivered.draw.probs, self.max_weight, exponent=self.exponent)
-        if self._step_weights is not None:
-            self._step_weights.start(torch.from_numpy(self._weights).float(), delivered.labels)
+        self._weights = weights_of_mixes(self._reference_mix, delivered.draw.probs, self.max_weight, self.exponent)
+        self._step_weights.start(torch.from_numpy(self._weights).float(), delivered.labels)
 
     @override
     def on_train_batch_end(
@@ -423,22 +421,24 @@ class FairSampling(L.Callback):
         # A batch that is None, or a training_step that returned None: nothing was trained on.
         trained = len(delivered.labels) > 0 and (bool(outputs) or not pl_module.automatic_optimization)
         draw = delivered.draw
+        # Every rank comes to the sum once a step, whatever its batch was.
+        seen: HostCopy | Ints
         if self._step_weights is not None:
             sums = self._step_weights.take()
             if not trained:
                 sums[:, :-1] = 0
                 sums[0, -1] = 1
+            seen = HostCopy(sum_over_ranks(sums))
+            weights = BatchWeights.of(self._weights, draw.counts, normalize=self.normalize)
         else:
-            sums = torch.from_numpy(np.bincount(delivered.labels, minlength=draw.counts.size) * float(trained))
+            seen = np.bincount(delivered.labels, minlength=draw.counts.size) * trained
             if trainer.world_size > 1:
-                sums = sums.to(trainer.strategy.root_device)
-        # Every rank comes here once a step, whatever its batch was.
-        self._pending.append((draw, HostCopy(sum_over_ranks(sums))))
+                seen = HostCopy(sum_over_ranks(torch.from_numpy(seen).to(trainer.strategy.root_device)))
+            weights = BatchWeights(1.0, 1.0, float(self.sampler.global_batch_size))
+        self._pending.append((draw, seen))
         self._report(pl_module, keep=self._delay)
         if trained:
-            # Without the mixin there are no weights.
-            weights = self._weights if self._step_weights is not None else np.ones_like(self._weights)
-            self._log(trainer, draw, BatchWeights.of(weights, draw.counts, normalize=self.normalize))
+            self._log(trainer, draw, weights)
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -452,8 +452,8 @@ class FairSampling(L.Callback):
     def _report(self, pl_module: L.LightningModule | None = None, keep: int = 0) -> None:
         """Tell the sampler of all but the newest ``keep`` batches."""
         while len(self._pending) > keep and self.sampler is not None:
-            draw, copy = self._pending.popleft()
-            seen = copy.read().double().numpy()
+            draw, pending = self._pending.popleft()
+            seen = pending.read().double().numpy() if isinstance(pending, HostCopy) else pending
             if seen.ndim == 1:  # without the mixin: the samples of each class, and no losses
                 self.sampler.retire(draw, seen)
                 continue

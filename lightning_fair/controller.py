@@ -328,13 +328,12 @@ class FeedbackController:
             correction = None
         else:
             serial = draw.serial
-            drawn = draw.counts / draw.counts.sum()
-            # A step without samples leaves the mix as if the batch had never been drawn.
-            correction = (counts / total if total else draw.ratio) - drawn
-            if not correction.any():
-                correction = None
-            if self.deficit == "count":
-                self._count(counts - draw.counts)
+            correction = None
+            if not np.array_equal(counts, draw.counts):
+                # A step without samples leaves the mix as if the batch had never been drawn.
+                correction = (counts / total if total else draw.ratio) - draw.counts / draw.counts.sum()
+                if self.deficit == "count":
+                    self._count(counts - draw.counts)
         if correction is not None or losses is not None:
             # By the draw's number: a loader may hand batches out in another order than it draws them.
             insort(self._feedback, _Feedback(serial, correction, losses), key=lambda item: item.serial)

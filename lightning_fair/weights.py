@@ -37,10 +37,15 @@ def class_weights(q: ArrayLike, p: ArrayLike, max_w: float | None = None, *, exp
         raise ValueError(f"max_w must be positive, or None for no bound, got {max_w}.")
     if not (math.isfinite(exponent) and 0.0 <= exponent <= 1.0):
         raise ValueError(f"exponent must lie in [0, 1], got {exponent}.")
-    weights = np.divide(wanted, drawn, out=np.zeros_like(wanted), where=drawn > 0)
+    return weights_of_mixes(wanted, drawn, max_w, exponent)
+
+
+def weights_of_mixes(q: Floats, p: Floats, max_w: float | None, exponent: float) -> Floats:
+    """Return :func:`class_weights` of arguments that have been checked: every training step needs them."""
+    weights = np.divide(q, p, out=np.zeros_like(q), where=p > 0)
     if exponent != 1.0:
-        weights = weights**exponent * (drawn > 0)
-    return np.minimum(weights, math.inf if max_w is None else max_w)
+        weights = weights**exponent * (p > 0)
+    return weights if max_w is None else np.minimum(weights, max_w)
 
 
 def importance_weights(
