@@ -306,12 +306,12 @@ class Sized(L.LightningDataModule):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batch_size_search_leaves_no_trace_in_the_state(workers):
+def test_batch_size_search_leaves_no_trace_in_the_state(workers, tmp_path):
     """Lightning tries sizes 2, 4, 8 inside of ``fit``, and goes back to the start."""
     module, fair, data = Weighted(), moving(), Sized(workers)
     finder = BatchSizeFinder(steps_per_trial=3, init_val=2, max_trials=3)
     with recorded_draws() as draws, warnings_about("starts anew") as warned:
-        made = trainer(fair, finder)
+        made = trainer(fair, finder, default_root_dir=tmp_path)
         made.fit(module, datamodule=data)
     size = data.batch_size
     assert size in (8, 16)  # versions of Lightning count the trials differently
@@ -324,13 +324,13 @@ def test_batch_size_search_leaves_no_trace_in_the_state(workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_learning_rate_search_within_fit_leaves_no_trace_in_the_state(workers):
+def test_learning_rate_search_within_fit_leaves_no_trace_in_the_state(workers, tmp_path):
     fresh, searched = [], []
     if Version(lightning.__version__) < Version("2.5.5"):
         pytest.skip("this Lightning goes on with what the search left of the epoch, with any loader")
     for found, callbacks in ((fresh, []), (searched, [LearningRateFinder(num_training_steps=15)])):
         fair = moving(lambda2=0.0, lag=5)
-        fit(module := Weighted(), loader(num_workers=workers), fair, *callbacks)
+        fit(module := Weighted(), loader(num_workers=workers), fair, *callbacks, default_root_dir=tmp_path)
         found += [step.indices for step in module.steps[-BATCHES:]]
         assert fair.controller.draws == BATCHES
     assert searched == fresh
@@ -394,7 +394,7 @@ def test_lightning_cli_makes_the_callback(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("way", ["callback", "data module", "mixin"])
-def test_trainer_of_pytorch_lightning_is_told_what_to_import(way):
+def test_trainer_of_pytorch_lightning_is_told_what_to_import(way, tmp_path):
     other_lightning = pytest.importorskip("pytorch_lightning")
 
     class Theirs(other_lightning.LightningModule):
@@ -408,7 +408,9 @@ def test_trainer_of_pytorch_lightning_is_told_what_to_import(way):
         pass
 
     def train():
-        made = other_lightning.Trainer(callbacks=[moving()] if way == "callback" else [], logger=False, max_epochs=1)
+        made = other_lightning.Trainer(
+            callbacks=[moving()] if way == "callback" else [], logger=False, default_root_dir=tmp_path
+        )
         if way == "data module":
             made.fit(Theirs(), datamodule=FairDataModule(Indexed(), batch_size=BATCH))
         else:
