@@ -6,6 +6,7 @@ import random
 import warnings
 from collections.abc import Mapping
 from heapq import heappop, heappush
+from types import MappingProxyType
 from typing import Any
 
 from lightning_fair.saved import LARGEST_COUNT, LARGEST_NUMBER, check_counts, dump, parse, show, whole_number
@@ -22,8 +23,8 @@ class FairRotation:
     ever differ by more than one, and counts that are loaded uneven are evened out.
 
     The numbers lie in buckets by their count, and the bucket of those that never came is a range shuffled only
-    as far as it has been drawn from. So a batch costs ``O(k)``, whatever the range, and memory goes with the
-    numbers that have come, not with ``n``.
+    as far as it has been drawn from. So a batch costs ``O(k log d)`` where there are ``d`` distinct counts,
+    whatever the range, and memory goes with the numbers that have come, not with ``n``.
 
     Counts of numbers outside the range (after :meth:`resize`, or loaded) are kept, and ignored by the draw,
     until :meth:`clean` drops them. Not for shares other than equal ones: those are what
@@ -75,11 +76,11 @@ class FairRotation:
 
     @property
     def counts(self) -> Mapping[int, int]:
-        """How often each number came, out of range or not: a live, read-only view.
+        """How often each number came, out of range or not: a read-only view, live until a load or a reset.
 
         ``counts[number]`` is 0 for a number that never came; only those that did are iterated over.
         """
-        return self._counts
+        return MappingProxyType(self._counts)
 
     @property
     def out_of_range(self) -> list[int]:
@@ -271,6 +272,8 @@ class FairRotation:
             >>> FairRotation.from_json('{"appearance_counts": {"3": 4}, "N": 3, "k": 2, "start": 1}').n
             3
         """
+        if not isinstance(text, str):
+            raise ValueError(f"The saved rotation must be a str of JSON, got {show(text)}: decode or read it first.")
         saved = parse(text)
         if saved.inputs is None:
             raise ValueError(

@@ -51,7 +51,7 @@ def parse(text: str) -> Saved:
 
     Args:
         text: A JSON object of counts by number; or one with ``appearance_counts`` (such an object), ``N``,
-            ``k`` and ``start``.
+            ``k`` and ``start``. 10.0 is 10.
 
     Returns:
         The counts, checked, and the inputs, unchecked.
@@ -149,7 +149,7 @@ def _object(text: str) -> dict[str, Any]:
     if not text.strip():
         raise ValueError("There is nothing to load: the text is empty.")
     try:
-        content = json.loads(text, object_pairs_hook=_no_key_twice, parse_int=_integer)
+        content = json.loads(text, object_pairs_hook=_no_key_twice, parse_int=_integer, parse_float=_number)
     except json.JSONDecodeError as error:
         raise ValueError(f"The text is not JSON: {error.msg} in line {error.lineno}, column {error.colno}.") from error
     except RecursionError:
@@ -171,6 +171,11 @@ def _integer(digits: str) -> int:
     if len(digits) > _MOST_DIGITS:  # `int` takes time that grows with the square of them, and refuses at 4300
         raise ValueError(f"The JSON has an integer of {len(digits)} digits: the largest count is {LARGEST_COUNT:,}.")
     return int(digits)
+
+
+def _number(digits: str) -> int | float:
+    value = float(digits)
+    return int(value) if value.is_integer() else value  # other programs write 10 as 10.0
 
 
 def _integer_keys(content: dict[str, Any]) -> Iterable[tuple[int, Any]]:

@@ -29,7 +29,10 @@ class SparseCounts(Mapping[int, int]):
             self._shards[number % _SHARDS][number] = count
 
     def __getitem__(self, number: int) -> int:
-        return self._shards[number % _SHARDS].get(number, 0)
+        try:
+            return self._shards[number % _SHARDS].get(number, 0)
+        except TypeError:  # no integer
+            raise KeyError(number) from None
 
     def __contains__(self, number: object) -> bool:
         return isinstance(number, int) and number in self._shards[number % _SHARDS]

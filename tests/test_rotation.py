@@ -1,6 +1,8 @@
 import contextlib
+import itertools
 import json
 import random
+import re
 import subprocess
 import sys
 import time
@@ -28,7 +30,7 @@ from lightning_fair.app.session import (
 )
 from lightning_fair.app.simulation import CLASSES, Settings, shares, simulate
 from lightning_fair.rotation import FairRotation
-from lightning_fair.saved import LARGEST_COUNT, LARGEST_NUMBER, parse
+from lightning_fair.saved import LARGEST_COUNT, LARGEST_NUMBER, dump, parse
 from lightning_fair.sparse import LazyShuffle, SparseCounts
 
 starts = st.one_of(st.integers(-20, 20), st.sampled_from([-LARGEST_NUMBER, LARGEST_NUMBER - 200]))
@@ -166,6 +168,11 @@ def test_counts_are_read_only_and_know_every_number():
     assert "2" not in rotation.counts
     with pytest.raises(TypeError):
         rotation.counts[1] = 3  # type: ignore[index]
+    assert not {"set", "discard", "clear", "pop"} & set(dir(rotation.counts))
+    assert rotation.counts.get("a") is rotation.counts.get(None) is rotation.counts.get(2.5) is None
+    assert rotation.counts.get("a", 4) == 4
+    with pytest.raises(KeyError):
+        rotation.counts["a"]
     assert repr(SparseCounts({9: 1, 3: 2})) == "{3: 2, 9: 1}"
 
 
@@ -291,6 +298,15 @@ def test_files_of_the_published_app_load():
     assert parse(json.dumps({"7": 2, "2": 0}, indent=2)).counts == {7: 2}
 
 
+def test_whole_numbers_written_as_floats_load():
+    full = '{"appearance_counts": {"1": 2.0, "2": -0.0, "3": 1e1}, "N": 3.0, "k": 2.0, "start": 1.0}'
+    rotation = FairRotation.from_json(full)
+    assert rotation.to_json() == '{"appearance_counts": {"1": 2, "3": 10}, "N": 3, "k": 2, "start": 1}'
+    session = Session()
+    session.load(full, full=True)
+    assert session.rotation.to_json() == rotation.to_json()
+
+
 BAD_JSON = [
     ("", r"There is nothing to load: the text is empty"),
     (" \n", r"There is nothing to load"),
@@ -317,7 +333,7 @@ BAD_JSON = [
     ('{"1": 2, "01": 3}', r"The JSON names the number 1 twice"),
     ('{"1": -1}', r"Counts must not be negative, got -1 for number 1"),
     ('{"1": 1.5}', r"The count of number 1 must be a whole number, got 1\.5"),
-    ('{"1": 2.0}', r"must be a whole number, got 2\.0"),
+    ('{"1": 1e300}', r"Counts must be at most 1,000,000,000, got an integer of 997 bits"),
     ('{"1": true}', r"must be a whole number, got True"),
     ('{"1": null}', r"must be a whole number, got None"),
     ('{"1": "2"}', r"must be a whole number, got '2'"),
@@ -353,6 +369,12 @@ def test_counts_alone_are_no_rotation_and_the_message_says_what_to_do():
         FairRotation.from_json('{"1": 2}')
 
 
+@pytest.mark.parametrize("text", [b"{}", None, 5, {"1": 2}])
+def test_what_is_no_text_is_refused_with_the_remedy(text):
+    with pytest.raises(ValueError, match=r"must be a str of JSON, got .*: decode or read it first\.$"):
+        FairRotation.from_json(text)
+
+
 @given(st.text(max_size=60))
 def test_any_text_is_read_or_refused(text):
     with contextlib.suppress(ValueError):
@@ -377,11 +399,19 @@ def test_half_of_a_million_random_counts_fit_into_the_browser():
     assert len(unpack_counts(packed)) == 500_000
 
 
-def test_counts_too_many_for_the_browser_are_not_kept():
+def test_counts_too_many_for_the_browser_leave_a_mark_that_says_so():
     session = Session()
+    session.enter(20, 4, -3)
     numbers = np.random.default_rng(0).integers(1, 10**9, MOST_COUNTS).tolist()
     session.rotation.load_counts(dict(enumerate(numbers)))
-    assert session.pack() is None
+    mark = {"version": 1, "N": 20, "k": 4, "start": -3, "too_many": True}
+    assert session.pack() == mark
+    again = Session.unpack(json.loads(json.dumps(mark)))
+    assert (again.inputs, dict(again.rotation.counts), again.lost) == ((20, 4, -3), {}, True)
+    assert not Session.unpack(again.pack()).lost
+    # Few characters, and yet more counts than are read back.
+    session.rotation.load_counts(dict.fromkeys(range(MOST_COUNTS + 1), 1))
+    assert session.pack() == mark
 
 
 GOOD = {"version": 1, "N": 5, "k": 2, "start": 1, "counts": pack_counts({1: 2})}
@@ -407,11 +437,12 @@ GOOD = {"version": 1, "N": 5, "k": 2, "start": 1, "counts": pack_counts({1: 2})}
         GOOD | {"counts": b64encode(zlib.compress(b"12345")).decode()},
         GOOD | {"counts": b64encode(zlib.compress(bytes(20_000_000))).decode()},
         GOOD | {"counts": pack_counts({1: -3})},
+        GOOD | {"too_many": True, "N": 0},
     ],
 )
 def test_browser_storage_that_is_not_sound_gives_a_new_session(kept):
     session = Session.unpack(kept)
-    assert (session.inputs, dict(session.rotation.counts)) == ((10, 3, 1), {})
+    assert (session.inputs, dict(session.rotation.counts), session.lost) == ((10, 3, 1), {}, False)
 
 
 def test_sound_browser_storage_is_taken():
@@ -485,9 +516,73 @@ def test_session_holds_no_more_counts_than_it_says():
         session.load(many, full=False)
     session.rotation.load_counts(dict.fromkeys(range(MOST_COUNTS), 1))
     with pytest.raises(ValueError, match=r"this one has 1,000,000: Clean counts drops those that are out of range"):
-        session.generate(10, 3, 1)
+        session.generate(10, 3, MOST_COUNTS)
+    assert len(session.generate(10, 3, 1)) == 3  # adds none
     assert session.clean() == "Dropped the counts of 999,990 numbers out of range."
     assert len(session.generate(10, 3, 1)) == 3
+
+
+def test_limit_is_of_what_the_draw_adds_under_the_new_inputs():
+    session = Session()
+    session.generate(1_000_000, 5, 1)
+    session.rotation.load_counts(dict.fromkeys(range(1, MOST_COUNTS + 1), 1))
+    before = session.inputs
+    # All in range so far, none in the range that comes with the click: the draw would add five more.
+    with pytest.raises(ValueError, match=r"at most 1,000,000 numbers, this one has 1,000,000"):
+        session.generate(10, 5, 2_000_000)
+    assert (session.inputs, len(session.rotation.counts)) == (before, MOST_COUNTS)
+    # 1,000,001 alone has no count, so the draw would take it.
+    with pytest.raises(ValueError, match=r"this one has 1,000,000"):
+        session.generate(20, 1, MOST_COUNTS - 18)
+    assert len(session.generate(10, 5, 7)) == 5
+    assert len(session.rotation.counts) == MOST_COUNTS
+
+
+def test_every_full_save_of_a_million_counts_loads_again():
+    counts = dict.fromkeys(range(1 - LARGEST_NUMBER, 1 - LARGEST_NUMBER + MOST_COUNTS), LARGEST_COUNT)
+    text = dump(counts, (1_000_000, 10_000, -LARGEST_NUMBER))
+    assert len(text) <= LARGEST_FILE
+    session = Session()
+    session.load(text, full=True)
+    assert len(session.rotation.counts) == MOST_COUNTS
+    # The published app writes every number, with two spaces of indent.
+    old = {"appearance_counts": dict.fromkeys(range(1, MOST_COUNTS + 1), 1), "N": MOST_COUNTS, "k": 3, "start": 1}
+    session.load(json.dumps(old, indent=2), full=True)
+    assert session.inputs == (MOST_COUNTS, 3, 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss differs")
+def test_session_of_a_million_counts_takes_as_little_memory_as_the_space_says():
+    code = """
+import resource
+from lightning_fair.app.session import MOST_COUNTS, Session
+from lightning_fair.saved import dump
+session, text = Session(), dump({number: number + 1000 for number in range(MOST_COUNTS)})
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+session.load(text, full=False)
+session.pack()
+session.to_json(counts_only=False)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    peak = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    assert peak < 450_000  # kilobytes, of which some 300,000 stay: a bucket for each count is the worst case
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        "[" + ",".join(["[]"] * 1_500_000) + "]",
+        "[" + ",".join(["[" * 500 + "]" * 500] * 3_000) + "]",
+        "{" + ",".join(f'"{number}":0' for number in range(1_000_010)) + "}",
+    ],
+    ids=["wide", "deep", "many"],
+)
+def test_junk_is_refused_before_it_is_parsed(junk, monkeypatch):
+    monkeypatch.setattr("lightning_fair.app.session.parse", lambda text: pytest.fail("parsed"))
+    with pytest.raises(
+        ValueError, match=r"The JSON lists \d,\d+,\d+ things: a session keeps .* at most 1,000,000 numbers"
+    ):
+        Session().load(junk, full=False)
 
 
 def test_files_that_are_no_text_or_too_large_are_refused():
@@ -551,6 +646,15 @@ def test_histogram_counts_every_number_in_few_bars(tallies, most):
     assert "nan" not in bar_chart(labels, heights, "title", "x", "y")
 
 
+@pytest.mark.parametrize("bars", [1, 2, 24])
+def test_long_labels_are_within_the_chart_and_do_not_meet(bars):
+    labels = ["999,000,001-999,041,667"] * bars
+    places = re.findall(r'<text x="([\d.]+)"[^>]*>999,000,001-', bar_chart(labels, [1] * bars, "t", "x", "y"))
+    middles, half = [float(place) for place in places], 92  # of such a label at the phone's font size
+    assert half <= middles[0] <= middles[-1] <= 480 - half
+    assert all(right - left > 2 * half for left, right in itertools.pairwise(middles))
+
+
 def test_charts_escape_what_they_are_told():
     evil = "<img src=x onerror=alert(1)>"
     for chart in (
@@ -591,7 +695,10 @@ def test_simulation_shows_the_last_spans_whatever_the_turns(turns):
     ("settings", "message"),
     [
         (Settings(imbalance=0.5), r"imbalance must be at least 1, got 0\.5"),
-        (Settings(alpha=31.0, horizon=16.0), r"or the class mix oscillates"),
+        (
+            Settings(alpha=31.0, horizon=16.0, loss_emphasis=0.5),
+            r"^Alpha 31 is too high for horizon 16 and loss emphasis 0\.5, the class mix oscillates: lower alpha",
+        ),
         (Settings(floor=0.25), r"min_prob must lie in"),
     ],
 )

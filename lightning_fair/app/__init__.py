@@ -14,6 +14,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Args:
         argv: Command line, without the program's name; None for the process's own.
+
+    Raises:
+        SystemExit: If the address is not free, with one sentence; or as ``argparse`` does.
     """
     from lightning_fair.app.page import serve  # Gradio is needed here and not before
 

@@ -54,7 +54,7 @@ def bar_chart(labels: Sequence[str], heights: Sequence[int], title: str, xlabel:
         top = -(-top // _TICKS) * _TICKS  # so that the ticks are whole numbers, evenly apart
     step = (WIDTH - _LEFT - _RIGHT) / max(len(heights), 1)
     floor = HEIGHT - _BOTTOM
-    every = max(1, -(-len(labels) * (max(map(len, labels), default=1) + 2) * 8 // (WIDTH - _LEFT - _RIGHT)))
+    every = max(1, -(-len(labels) * (max(map(len, labels), default=1) + 2) * 9 // (WIDTH - _LEFT - _RIGHT)))
     parts = [_axes(0.0, float(top), xlabel, ylabel, whole=True)]
     for place, (label, height) in enumerate(zip(labels, heights, strict=True)):
         middle, wide = _LEFT + (place + 0.5) * step, min(step * 0.8, _WIDEST_BAR)
@@ -65,7 +65,8 @@ def bar_chart(labels: Sequence[str], heights: Sequence[int], title: str, xlabel:
             f'rx="2" fill="{COLOURS[0]}"><title>{name}</title></rect>'
         )
         if place % every == 0:
-            parts.append(_text(middle, floor + 17, label, "middle"))
+            half = 4.0 * len(label)  # a long one at either end would be cut off
+            parts.append(_text(min(max(middle, half), WIDTH - half), floor + 17, label, "middle"))
     return _svg(title, parts)
 
 

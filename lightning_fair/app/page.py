@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from html import escape
@@ -21,21 +22,39 @@ except ImportError as error:
     raise ImportError('The page needs Gradio: pip install "lightning-fair[app]".') from error
 
 from lightning_fair.app.charts import bar_chart, bin_counts, line_chart
-from lightning_fair.app.session import ORDERS, Session, Table, file_name, file_text, table
+from lightning_fair.app.session import (
+    LARGEST_FILE,
+    LARGEST_K,
+    LARGEST_N,
+    MOST_COUNTS,
+    ORDERS,
+    PAGE_ROWS,
+    Session,
+    Table,
+    file_name,
+    file_text,
+    table,
+)
 from lightning_fair.app.simulation import Settings, simulate
 from lightning_fair.app.web import CHOOSE, CSS, DOWNLOAD, FONTS, MONO
+from lightning_fair.saved import LARGEST_COUNT
 from lightning_fair.simplex import Floats
 
 Update: TypeAlias = dict[Any, Any]
+Done: TypeAlias = tuple[str, Update]  # what to say, and what to show besides the session
 Tone: TypeAlias = Literal["good", "bad", "warn"]
 
 _PUT_AWAY = "Your session is no longer on the server; reload the page, and your browser brings it back."
 _NOT_KEPT = "These counts are too many for your browser to keep over a reload: use Full save."
+_LOST = "The counts were too many for your browser to keep, so all are 0 again: Full load brings back a saved file."
 _SHOWN_JSON = 100_000  # characters of JSON that are shown for copying; longer ones are for a file
 # Not a secret: it only has to be the same after the server was started anew, for the browser's copy to be read.
 _BROWSER_KEY = "lightning-fair-rotation"
 # Events answer at once, and are no programming interface of the page.
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+# Reading and writing JSON takes some hundred MB while it lasts: one visitor after the other.
+_IN_TURN: dict[str, Any] = {"concurrency_id": "json", "concurrency_limit": 1}
+_SESSIONS = 30  # at up to 0.45 GB each, with a million counts: 13.5 GB, where a free Space has 16
 
 
 def build() -> gr.Blocks:
@@ -59,7 +78,7 @@ def launch_options() -> dict[str, Any]:
         "css": CSS,
         "footer_links": [],
         "max_file_size": 1024,  # bytes: nothing here uploads
-        "state_session_capacity": 200,  # of the longest idle, their browsers keep the counts
+        "state_session_capacity": _SESSIONS,  # of those longer idle, their browsers keep the counts
         "ssr_mode": False,
         "quiet": True,
     }
@@ -73,16 +92,18 @@ def serve(argv: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser("lightning-fair-app", description="Fair batches of integers, as a web page.")
     parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), help="%(default)s")
-    parser.add_argument(
-        "--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", "7860")), help="%(default)s"
-    )
+    parser.add_argument("--port", type=int, default=os.environ.get("GRADIO_SERVER_PORT", "7860"), help="%(default)s")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     options = parser.parse_args(argv)
     host = "localhost" if options.host in ("127.0.0.1", "0.0.0.0") else options.host
-    print(f"Fair batches: http://{host}:{options.port} (Ctrl+C ends it)", flush=True)
-    build().launch(
-        server_name=options.host, server_port=options.port, inbrowser=options.open, share=False, **launch_options()
-    )
+    address, where = f"http://{host}:{options.port}", {"server_name": options.host, "server_port": options.port}
+    demo = build()
+    try:
+        demo.launch(**where, inbrowser=options.open, share=False, prevent_thread_lock=True, **launch_options())
+    except (OSError, OverflowError):
+        sys.exit(f"The page cannot be served at {address}: choose a free one with --port, or another --host.")
+    print(f"Fair batches: {address} (Ctrl+C ends it)", flush=True)
+    demo.block_thread()
 
 
 class _Generator:
@@ -97,7 +118,12 @@ class _Generator:
         with gr.Row():
             with gr.Column(scale=1):
                 self._draw_controls()
-                gr.Markdown("### Save and load\n**Quick** is the counts alone, **full** the counts and N, k and start.")
+                gr.Markdown(
+                    "### Save and load\n**Quick** is the counts alone, **full** the counts and N, k and start. "
+                    f"Limits: {MOST_COUNTS:,} numbers with a count, {LARGEST_COUNT:,} for a count, "
+                    f"{LARGEST_FILE // 2**20} MB for a file. Your browser keeps the counts over a reload; of two tabs, "
+                    "those of the one that changed last."
+                )
                 self._draw_saving()
             with gr.Column(scale=1):
                 self._draw_counts()
@@ -105,13 +131,13 @@ class _Generator:
         self.look = [self.order, self.page]
         self.shown = [
             *(*self.inputs, self.batch, self.message, self.warning, self.clean),
-            *(self.picture, self.page, self.rows, self.pasted, self.text, self.kept),
+            *(self.picture, self.page, self.rows, self.pasted, self.name, self.text, self.kept),
         ]
 
     def _draw_controls(self) -> None:
         with gr.Row(elem_classes="inputs"):
-            self.n = gr.Number(10, label="N", info="range size", min_width=80, elem_id="n")
-            self.k = gr.Number(3, label="k", info="batch size", min_width=80, elem_id="k")
+            self.n = gr.Number(10, label="N", info=f"range size, at most {LARGEST_N:,}", min_width=80, elem_id="n")
+            self.k = gr.Number(3, label="k", info=f"batch size, at most {LARGEST_K:,}", min_width=80, elem_id="k")
             self.start = gr.Number(1, label="start", info="first number", min_width=80, elem_id="start")
         self.generate = gr.Button("Generate", variant="primary", elem_id="generate")
         self.batch = gr.Textbox(
@@ -148,8 +174,15 @@ class _Generator:
         gr.Markdown("### Counts")
         self.picture = gr.HTML(elem_id="histogram")
         with gr.Row():
-            self.order = gr.Dropdown(list(ORDERS), value=ORDERS[0], label="Sort", min_width=160, elem_id="order")
-            self.page = gr.Number(1, label="Page", min_width=80, elem_id="page")
+            self.order = gr.Dropdown(
+                list(ORDERS),
+                value=ORDERS[0],
+                label="Sort",
+                info="sorts the whole table",
+                min_width=160,
+                elem_id="order",
+            )
+            self.page = gr.Number(1, label="Page", info=f"{PAGE_ROWS} rows each", min_width=80, elem_id="page")
         self.rows = gr.Dataframe(
             headers=["Number", "Count", "Note"],
             datatype=["number", "number", "str"],
@@ -162,50 +195,62 @@ class _Generator:
 
     def wire(self, demo: gr.Blocks) -> None:
         """Connect the components to what they do."""
-        demo.load(self._restore, [self.kept, *self.look], [self.state, *self.shown], **_QUIET)
-        for field in self.inputs:
-            self._on(field.input, self._type, self.inputs, trigger_mode="always_last")
-        self._on(self.generate.click, self._generate, self.inputs)
-        self._on(self.clean.click, Session.clean)
+        demo.load(self._restore, [self.kept, *self.look], [self.state, *self.shown], concurrency_limit=1, **_QUIET)
+        # One event for all of them: of two, the answer to what was typed first could come last.
+        self._on([field.input for field in self.inputs], lambda _: ("", {}), trigger_mode="always_last")
+        self._on(self.generate.click, self._generate, self.inputs, enter=False)
+        self._on(self.clean.click, lambda session: (session.clean(), {}))
         self._on(self.reset.click, self._reset)
         for event in (self.order.input, self.page.submit, self.page.blur):
             event(self._turn_page, [self.state, *self.look], [self.page, self.rows], **_QUIET)
+        loading: dict[str, Any] = _IN_TURN | {"show_progress": "full", "show_progress_on": self.picture}
         for button, full in ((self.quick_file, False), (self.full_file, True)):
             inputs = [self.text, self.size]
             # A file dialogue that is closed in an old browser never ends its event; the next may start all the same.
-            self._on(button.click, self._loading_file(full), inputs, js=CHOOSE, trigger_mode="multiple")
+            choosing = loading | {"js": CHOOSE, "trigger_mode": "multiple"}
+            self._on(button.click, self._loading_file(full), inputs, enter=not full, **choosing)
         for button, full in ((self.quick_paste, False), (self.full_paste, True)):
-            self._on(button.click, self._loading_text(full), [self.pasted])
+            self._on(button.click, self._loading_text(full), [self.pasted], enter=not full, **loading)
         for button, full in ((self.quick_show, False), (self.full_show, True)):
-            self._on(button.click, self._showing_json(full))
+            self._on(button.click, self._showing_json(full), **_IN_TURN)
         for button, full in ((self.quick_save, False), (self.full_save, True)):
-            outputs = [self.name, self.text, self.message]
-            saved = button.click(self._saving_file(full), [self.state], outputs, **_QUIET)
+            saved = self._on(button.click, self._saving_file(full), **_IN_TURN)
             saved.then(None, [self.name, self.text], None, js=DOWNLOAD, **_QUIET)
 
-    def _on(self, event: Any, change: Callable[..., str | Update], inputs: Sequence[Any] = (), **options: Any) -> None:
-        """Let an event change the session and show it; where it may not, say why and change nothing."""
+    def _on(
+        self,
+        events: Any,
+        change: Callable[..., Done],
+        inputs: Sequence[Any] = (),
+        *,
+        enter: bool = True,
+        **options: Any,
+    ) -> Any:
+        """Let an event take over the inputs, change the session and show it; where it may not, say why."""
 
-        def run(session: Session | None, order: str, page: Any, *values: Any) -> Update:
+        def run(session: Session | None, order: str, page: Any, n: Any, k: Any, start: Any, *values: Any) -> Update:
             if session is None:
-                return {self.message: _say(_PUT_AWAY, "bad")}
-            try:
-                done = change(session, *values)
-            except (ValueError, TypeError) as error:
-                return {self.message: _say(str(error), "bad")}
-            update = {self.message: _say(done)} if isinstance(done, str) else done
-            return self._show(session, order, page) | update
+                return {self.message: _say(_PUT_AWAY, "bad"), self.name: ""}
+            with session.lock:
+                try:
+                    if enter:
+                        session.enter(n, k, start)
+                    said, update = change(session, *values)
+                except (ValueError, TypeError) as error:
+                    return {self.message: _say(str(error), "bad"), self.name: ""}
+                return self._show(session, order, page, said) | update
 
-        event(run, [self.state, *self.look, *inputs], self.shown, **_QUIET, **options)
+        return gr.on(events, run, [self.state, *self.look, *self.inputs, *inputs], self.shown, **_QUIET | options)
 
-    def _show(self, session: Session, order: str, page: Any) -> Update:
+    def _show(self, session: Session, order: str, page: Any, said: str = "") -> Update:
         """Return what follows from the session, all but the inputs."""
         with session.lock:
             mismatch, packed = session.rotation.mismatch, session.pack()
             labels, heights = bin_counts(session.rotation.tallies)
             part = table(session.rotation, order, page)
+        many = "too_many" in packed
         return {
-            self.message: _say(_NOT_KEPT if packed is None else "", "warn"),
+            self.message: _say(f"{said} {_NOT_KEPT}".strip() if many else said, "warn" if many else "good"),
             self.warning: _say(f"{mismatch} Clean counts drops them." if mismatch else "", "warn"),
             self.clean: gr.update(interactive=bool(mismatch), variant="primary" if mismatch else "secondary"),
             self.picture: bar_chart(labels, heights, "Histogram of the counts", "count", "numbers with that count"),
@@ -225,7 +270,8 @@ class _Generator:
 
     def _restore(self, kept: Any, order: str, page: Any) -> Update:
         session = Session.unpack(kept)
-        return {self.state: session} | self._show(session, order, page) | self._fields(session)
+        shown = self._show(session, order, page) | self._fields(session) | {self.state: session}
+        return shown | {self.message: _say(_LOST, "warn")} if session.lost else shown
 
     def _turn_page(self, session: Session | None, order: str, page: Any) -> Update:
         if session is None:
@@ -233,50 +279,42 @@ class _Generator:
         with session.lock:
             return self._page(table(session.rotation, order, page))
 
-    def _type(self, session: Session, *typed: Any) -> Update:
-        session.enter(*typed)
-        return {}
+    def _generate(self, session: Session, *typed: Any) -> Done:
+        return "", {self.batch: ", ".join(map(str, session.generate(*typed)))}
 
-    def _generate(self, session: Session, *typed: Any) -> Update:
-        return {self.batch: ", ".join(map(str, session.generate(*typed)))}
-
-    def _reset(self, session: Session) -> Update:
+    def _reset(self, session: Session) -> Done:
         session.reset()
-        return {self.batch: "", self.message: _say("All counts are 0 again.")}
+        return "All counts are 0 again.", {self.batch: ""}
 
-    def _loading_file(self, full: bool) -> Callable[[Session, str | None, float], Update]:
-        def run(session: Session, text: str | None, size: float) -> Update:
+    def _loading_file(self, full: bool) -> Callable[[Session, str | None, float], Done]:
+        def run(session: Session, text: str | None, size: float) -> Done:
             if size < 0:  # no file was chosen
-                return {}
+                return "", {}
             said = session.load(file_text(text, size), full=full)
             # The text is up to 32 MB that Gradio would keep.
-            return {self.message: _say(said), self.text: ""} | self._fields(session)
+            return said, {self.text: ""} | self._fields(session)
 
         return run
 
-    def _loading_text(self, full: bool) -> Callable[[Session, str | None], Update]:
-        def run(session: Session, text: str | None) -> Update:
-            said = session.load(text or "", full=full)
-            return {self.message: _say(said)} | self._fields(session)
+    def _loading_text(self, full: bool) -> Callable[[Session, str | None], Done]:
+        def run(session: Session, text: str | None) -> Done:
+            return session.load(text or "", full=full), self._fields(session)
 
         return run
 
-    def _showing_json(self, full: bool) -> Callable[[Session], Update]:
-        def run(session: Session) -> Update:
+    def _showing_json(self, full: bool) -> Callable[[Session], Done]:
+        def run(session: Session) -> Done:
             text = session.to_json(counts_only=not full)
             if len(text) > _SHOWN_JSON:
                 raise ValueError(f"The JSON has {len(text):,} characters, too many to show here: save it as a file.")
-            return {self.pasted: text, self.message: _say("Copy the JSON below.")}
+            return "Copy the JSON below.", {self.pasted: text}
 
         return run
 
-    def _saving_file(self, full: bool) -> Callable[[Session | None], Update]:
-        def run(session: Session | None) -> Update:
-            if session is None:
-                return {self.name: "", self.message: _say(_PUT_AWAY, "bad")}
+    def _saving_file(self, full: bool) -> Callable[[Session], Done]:
+        def run(session: Session) -> Done:
             name = file_name("full" if full else "counts", datetime.now())
-            text = session.to_json(counts_only=not full)
-            return {self.name: name, self.text: text, self.message: _say(f"Saved as {name}.")}
+            return f"Saved as {name}.", {self.name: name, self.text: session.to_json(counts_only=not full)}
 
         return run
 
@@ -299,7 +337,7 @@ class _Feedback:
                 gr.Slider(1, 50, first.imbalance, step=1, label="Imbalance", info="commonest to rarest", **wide),
                 gr.Slider(0, 40, first.alpha, step=0.5, label="Alpha", info="gain; 0: no feedback", **wide),
                 gr.Slider(0, 0.2, first.floor, step=0.005, label="Floor", info="least probability", **wide),
-                gr.Slider(2, 64, first.horizon, step=1, label="Horizon", info="memory, batches", **wide),
+                gr.Slider(2, 64, first.horizon, step=1, label="Horizon", info="memory, in batches", **wide),
                 gr.Slider(0, 1, first.loss_emphasis, step=0.05, label="Loss emphasis", info="lambda2", **wide),
             ]
         self.turn = gr.Button("Turn the stream over", variant="primary", elem_id="turn")
@@ -327,7 +365,7 @@ class _Feedback:
         try:
             trace = simulate(Settings(*values), turns)
         except (ValueError, TypeError) as error:
-            return {self.message: _say(str(error), "bad")}
+            return {self.message: _say(str(error), "bad"), self.mix: "", self.weights: ""}
         rarest = int(trace.unsteered[-1].argmin())
         said = (
             f"Class {rarest} is the rarest now: {trace.trained[-1, rarest]:.0%} of what is trained on, where it would "

@@ -7,6 +7,7 @@ import binascii
 import math
 import threading
 import zlib
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,7 +23,7 @@ from lightning_fair.saved import check_counts, parse, show, whole_number
 LARGEST_N = 1_000_000
 LARGEST_K = 10_000
 MOST_COUNTS = 1_000_000  # numbers with a count, in range or not: what a visitor can make the server hold
-LARGEST_FILE = 32 * 2**20  # bytes; a million counts, as the published app writes them, are 16 MB
+LARGEST_FILE = 32 * 2**20  # bytes; a full save of a million counts, all as long as can be, has 33,000,077
 PAGE_ROWS = 100
 DEFAULTS = (10, 3, 1)
 
@@ -43,6 +44,7 @@ class Session:
     Attributes:
         rotation: The rotation.
         lock: To be held while reading the rotation.
+        lost: Whether this is a new session because the counts had been too many for the browser to keep.
 
     Example:
         >>> session = Session()
@@ -53,6 +55,7 @@ class Session:
     def __init__(self, seed: int | None = None) -> None:
         self.rotation = FairRotation(*DEFAULTS, seed=seed)
         self.lock = threading.RLock()
+        self.lost = False
 
     @property
     def inputs(self) -> tuple[int, int, int]:
@@ -70,12 +73,16 @@ class Session:
         """Take over the inputs, draw a batch and return it."""
         inputs = check_entered(entered("N", n), entered("k", k), entered("start", start))
         with self.lock:
+            n, k, start = inputs
             held = len(self.rotation.counts)
-            if self.rotation.out_of_range and held + inputs[1] > MOST_COUNTS:
-                raise ValueError(
-                    f"A session keeps the counts of at most {MOST_COUNTS:,} numbers, this one has {held:,}: "
-                    "Clean counts drops those that are out of range."
-                )
+            if held + k > MOST_COUNTS:
+                numbers = range(start, start + n)
+                added = min(k, n - sum(number in numbers for number in self.rotation.counts))
+                if held + added > MOST_COUNTS:
+                    raise ValueError(
+                        f"A session keeps the counts of at most {MOST_COUNTS:,} numbers, this one has {held:,}: "
+                        "Clean counts drops those that are out of range."
+                    )
             self.enter(*inputs)
             return self.rotation.next_batch(warn=False)  # the page shows `mismatch` instead
 
@@ -83,6 +90,13 @@ class Session:
         """Load a saved text: its counts alone, or with its inputs. Return what was done, in one sentence."""
         if len(text) > LARGEST_FILE:
             raise ValueError(f"The text must have at most {LARGEST_FILE:,} characters, got {len(text):,}.")
+        # Before it is parsed, which takes up to fifty times the room of the text. An object has one comma less
+        # than pairs; a full save has three more, for the inputs, and a second brace.
+        things = sum(map(text.count, ",[{"))
+        if things > MOST_COUNTS + 4:
+            raise ValueError(
+                f"The JSON lists {things:,} things: a session keeps the counts of at most {MOST_COUNTS:,} numbers."
+            )
         saved = parse(text)
         if len(saved.counts) > MOST_COUNTS:
             raise ValueError(
@@ -118,14 +132,15 @@ class Session:
 
     # -- what the browser keeps ----------------------------------------------------------------------------
 
-    def pack(self) -> dict[str, Any] | None:
-        """Return the session in the form the browser keeps, or None where that would be too large for it."""
+    def pack(self) -> dict[str, Any]:
+        """Return the session in the form the browser keeps: the inputs and ``counts``, or ``too_many`` for these."""
         with self.lock:
-            packed = pack_counts(self.rotation.counts)
             n, k, start = self.inputs
-        if len(packed) > _LARGEST_KEPT:
-            return None
-        return {"version": _PACKED_VERSION, "N": n, "k": k, "start": start, "counts": packed}
+            kept = {"version": _PACKED_VERSION, "N": n, "k": k, "start": start}
+            packed, held = pack_counts(self.rotation.counts), len(self.rotation.counts)
+        if held > MOST_COUNTS or len(packed) > _LARGEST_KEPT:
+            return kept | {"too_many": True}  # not nothing at all: an older copy would stay, and come back
+        return kept | {"counts": packed}
 
     @classmethod
     def unpack(cls, kept: Any) -> Session:
@@ -134,8 +149,8 @@ class Session:
         try:
             if kept["version"] == _PACKED_VERSION:
                 inputs = check_entered(kept["N"], kept["k"], kept["start"])
-                counts = unpack_counts(kept["counts"])
-                session.rotation.load_counts(counts)
+                session.lost = bool(kept.get("too_many"))
+                session.rotation.load_counts({} if session.lost else unpack_counts(kept["counts"]))
                 session.rotation.resize(*inputs)
         except (ValueError, TypeError, KeyError):
             return cls()  # a browser can send anything: nothing of it is used
@@ -160,7 +175,7 @@ class Table:
 def table(rotation: FairRotation, order: str = ORDERS[0], page: Any = 1, size: int = PAGE_ROWS) -> Table:
     """Return a page of the counts: every number of the range, and those out of range that have a count.
 
-    By number it costs ``O(size)``; by count a sort of ``n`` machine integers.
+    By number it costs ``O(size)`` and a copy of the numbers out of range; by count, a sort of all rows' counts.
 
     Args:
         rotation: The rotation.
@@ -180,7 +195,7 @@ def table(rotation: FairRotation, order: str = ORDERS[0], page: Any = 1, size: i
     chosen = int(page) if isinstance(page, int | float) and math.isfinite(page) else 1
     chosen = min(max(chosen, 1), pages)
     places = range((chosen - 1) * size, min(chosen * size, total))
-    below = sum(1 for number in outside if number < numbers.start)
+    below = bisect_left(outside, numbers.start)
 
     def at(place: int) -> int:
         """Return the number at a place among all of them by rising number."""

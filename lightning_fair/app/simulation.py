@@ -89,7 +89,7 @@ def simulate(settings: Settings, turns: int = 0, seed: int = 0) -> Trace:
         seed: Seed of the draws and the losses.
 
     Raises:
-        ValueError: If a setting is out of range, or the gain is too high for the horizon to be stable.
+        ValueError: If a setting is out of range, or alpha is too high to be stable.
 
     Example:
         >>> trace = simulate(Settings(imbalance=4.0, alpha=8.0))
@@ -98,13 +98,21 @@ def simulate(settings: Settings, turns: int = 0, seed: int = 0) -> Trace:
     """
     if not settings.imbalance >= 1:
         raise ValueError(f"imbalance must be at least 1, got {settings.imbalance}.")
-    controller = FeedbackController(
-        CLASSES,
-        alpha=settings.alpha,
-        lambda2=settings.loss_emphasis,
-        min_prob=settings.floor,
-        horizon=settings.horizon,
-    )
+    try:
+        controller = FeedbackController(
+            CLASSES,
+            alpha=settings.alpha,
+            lambda2=settings.loss_emphasis,
+            min_prob=settings.floor,
+            horizon=settings.horizon,
+        )
+    except ValueError as error:
+        if "oscillates" not in str(error):
+            raise
+        raise ValueError(  # the controller's sentence names what is no setting here
+            f"Alpha {settings.alpha:g} is too high for horizon {settings.horizon:g} and loss emphasis "
+            f"{settings.loss_emphasis:g}, the class mix oscillates: lower alpha or the emphasis, or raise the horizon."
+        ) from error
     # What lies further back than the spans shown and one more has been forgotten: the cost does not grow.
     begin = max(0, turns + 1 - _SHOWN_SPANS - _WARM_UP_SPANS)
     spans = range(begin, turns + 1)

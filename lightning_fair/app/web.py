@@ -40,7 +40,7 @@ CSS = """
 .notice.good { border-color: #009e73; background: #009e7318; }
 .notice.bad { border-color: #d55e00; background: #d55e0018; }
 .notice.warn { border-color: #e69f00; background: #e69f0020; }
-.chart { width: 100%; height: auto; display: block; }
+.chart { width: 100%; height: auto; display: block; overflow: visible; }
 .legend { display: flex; flex-wrap: wrap; gap: .25rem 1rem; font-size: .85rem; padding-left: 2.5rem; }
 @media (max-width: 640px) { .chart { font-size: 16px; } .legend { padding-left: 0; gap: .25rem .8rem; } }
 .legend i { display: inline-block; width: 1rem; height: .25rem; border-radius: 2px; margin-right: .4rem;
@@ -51,4 +51,8 @@ CSS = """
 /* The table's own menu would sort one page of it only; "Sort" sorts the whole. */
 #counts .cell-menu-button { display: none; }
 .inputs .form, .inputs { flex-wrap: nowrap; }
+.inputs label { display: flex; flex-direction: column; height: 100%; }
+/* Without the arrows of number fields, the largest N fits a phone. */
+.inputs input { margin-top: auto; padding: .5rem .3rem !important; appearance: textfield; }
+.inputs input::-webkit-inner-spin-button { display: none; }
 """
