@@ -110,11 +110,11 @@ def test_fair_loader_keeps_every_setting_and_leaves_the_users_one_alone(settings
     theirs = loader(**settings)
     before = dict(vars(theirs))
     mine = fair(theirs)
-    changed = {"batch_sampler", "delivered", "on_start", "guess_labels", "_iterator"}
+    changed = {"batch_sampler", "delivered", "on_start", "start_anew", "guess_labels", "_iterator"}
     for name, value in vars(theirs).items():
         assert value is before[name]
         assert name in changed or vars(mine)[name] is value
-    assert vars(mine).keys() - vars(theirs).keys() == {"delivered", "on_start", "guess_labels"}
+    assert vars(mine).keys() - vars(theirs).keys() == {"delivered", "on_start", "start_anew", "guess_labels"}
     assert isinstance(mine, type(theirs))
     assert is_fair(mine)
     assert not is_fair(theirs)

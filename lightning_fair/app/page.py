@@ -337,7 +337,7 @@ class _Feedback:
                 gr.Slider(1, 50, first.imbalance, step=1, label="Imbalance", info="commonest to rarest", **wide),
                 gr.Slider(0, 40, first.alpha, step=0.5, label="Alpha", info="gain; 0: no feedback", **wide),
                 gr.Slider(0, 0.2, first.floor, step=0.005, label="Floor", info="least probability", **wide),
-                gr.Slider(2, 64, first.horizon, step=1, label="Horizon", info="memory, in batches", **wide),
+                gr.Slider(2, 64, first.horizon, step=1, label="Horizon", info="batches it looks back on", **wide),
                 gr.Slider(0, 1, first.loss_emphasis, step=0.05, label="Loss emphasis", info="lambda2", **wide),
             ]
         self.turn = gr.Button("Turn the stream over", variant="primary", elem_id="turn")
