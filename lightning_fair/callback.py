@@ -12,12 +12,9 @@ import lightning.pytorch as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import Tensor
-from torch.nn.modules.loss import _WeightedLoss
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_fair.controller import Deficit, FeedbackController
@@ -38,6 +35,7 @@ from lightning_fair.losses import HostCopy, StepWeights
 from lightning_fair.sampler import BatchDraw, DrawKind, FeedbackBatchSampler, Missing
 from lightning_fair.schedules import Schedule
 from lightning_fair.simplex import Ints, Target
+from lightning_fair.trainers import check_trainer, redirect, steps_per_epoch, warn_of_class_weights
 from lightning_fair.weights import class_weights, weights_of_mixes
 
 Reference: TypeAlias = Literal["target", "prior"]
@@ -184,36 +182,8 @@ class FairSampling(L.Callback):
                 "is trained on. Take training_step(batch, batch_idx)."
             )
         if self.reference != "prior" and not (isinstance(self.target_probs, str) and self.target_probs == "prior"):
-            _warn_of_class_weights(pl_module)
-        source, strategy = trainer.fit_loop._data_source, trainer.strategy
-        request, process = source.dataloader, strategy.process_dataloader
-        turn = chosen = 0
-
-        def requested() -> object:
-            nonlocal turn, chosen
-            loaders = request()
-            turn, chosen = 0, _place(loaders, self.loader)
-            return loaders
-
-        def process_fairly(dataloader: object) -> object:
-            nonlocal turn
-            dataloader = process(dataloader)
-            if not trainer.training:
-                return dataloader
-            turn += 1
-            return self._made_fair(trainer, dataloader) if turn == chosen + 1 else dataloader
-
-        # Lightning asks for the loaders with the one, and calls the other for each of them, whatever its source,
-        # after its own work on the sampler and again at each reload. Attributes of these two objects shadow the
-        # methods and are taken away afterwards.
-        undo_request = _shadow(source, "dataloader", requested)
-        undo_process = _shadow(strategy, "process_dataloader", process_fairly)
-
-        def undo() -> None:
-            undo_request()
-            undo_process()
-
-        self._undo = undo
+            warn_of_class_weights(pl_module)
+        self._undo = redirect(trainer, self.loader, partial(self._made_fair, trainer))
 
     @override
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -309,7 +279,7 @@ class FairSampling(L.Callback):
 
     def _sampler_for(self, loader: DataLoader[Any], trainer: L.Trainer) -> FeedbackBatchSampler:
         labels, size = self._labels_of(loader.dataset), batch_size(loader)
-        steps = self.steps_per_epoch or _batches(loader, trainer.world_size)
+        steps = self.steps_per_epoch or steps_per_epoch(loader, trainer.world_size)
         known = self.sampler
         if known is not None and known.batch_size == size and np.array_equal(labels, known.labels):
             known.steps_per_epoch = steps  # reloaded
@@ -546,90 +516,7 @@ class FairSampling(L.Callback):
             )
 
 
-def _place(loaders: Any, chosen: str | int | None) -> int:
-    """Return the place, among all training loaders, of the one to make fair."""
-    if isinstance(loaders, CombinedLoader):
-        loaders = loaders.iterables
-    everything = CombinedLoader(loaders).flattened
-    if chosen is None and len(everything) == 1:
-        return 0
-    if isinstance(loaders, Mapping):
-        parts = dict(loaders)
-    else:
-        parts = dict(enumerate(loaders if isinstance(loaders, (list, tuple)) else [loaders]))
-    wanted = parts.get(chosen)
-    place = next((i for i, loader in enumerate(everything) if loader is wanted), None)
-    if place is None:
-        names = [key for key, part in parts.items() if any(part is loader for loader in everything)]
-        got = "there are several" if chosen is None else f"loader={chosen!r} is none of them"
-        raise ValueError(
-            f"FairSampling steers one training DataLoader, but {got}: {', '.join(map(repr, names))}. "
-            f"Choose one with FairSampling(loader={names[0]!r})."
-        )
-    return place
-
-
-def _shadow(owner: Any, name: str, method: Callable[..., Any]) -> Callable[[], None]:
-    """Set an attribute that hides a method of this one object, and return how to take it away again."""
-    before = owner.__dict__.get(name)
-    setattr(owner, name, method)
-
-    def undo() -> None:
-        owner.__dict__.pop(name, None)
-        if before is not None:
-            setattr(owner, name, before)
-
-    return undo
-
-
-def _uneven(weight: Tensor | None) -> bool:
-    return isinstance(weight, Tensor) and bool((weight != weight.flatten()[0]).any())
-
-
-def check_trainer(trainer: object) -> None:
-    """Raise if ``trainer`` is not of the package ``lightning``: the older name's classes are others.
-
-    Raises:
-        TypeError: If it is that of ``pytorch_lightning``, for example.
-    """
-    if not isinstance(trainer, L.Trainer):
-        raise TypeError(
-            f"lightning_fair works with lightning.pytorch, got a Trainer of {type(trainer).__module__.split('.')[0]}. "
-            "Write `import lightning.pytorch as pl` in place of `import pytorch_lightning as pl`, everywhere."
-        )
-
-
 def find_callback(trainer: L.Trainer) -> FairSampling | None:
     """Return the ``FairSampling`` that the user gave the Trainer or its ``FairDataModule``."""
     given = [*trainer.callbacks, getattr(trainer.datamodule, "fair", None)]  # type: ignore[attr-defined]
     return next((callback for callback in given if isinstance(callback, FairSampling)), None)
-
-
-def _batches(loader: DataLoader[Any], world_size: int) -> int:
-    """Batches of an epoch on this rank: as long as the user's loader, split over the ranks."""
-    if not hasattr(loader.batch_sampler, "__len__"):
-        raise ValueError(
-            f"The batch sampler {type(loader.batch_sampler).__name__} has no length. State "
-            "FairSampling(steps_per_epoch=...)."
-        )
-    if not len(loader):
-        raise ValueError(
-            "The training DataLoader has no batch: its data set has fewer samples than "
-            f"batch_size={batch_size(loader)}, and drop_last=True. Set drop_last=False or a smaller batch_size."
-        )
-    if world_size == 1 or isinstance(loader.sampler, DistributedSampler):
-        return len(loader)
-    return -(-len(loader) // world_size)
-
-
-def _warn_of_class_weights(pl_module: L.LightningModule) -> None:
-    for name, module in pl_module.named_modules():
-        if not isinstance(module, (_WeightedLoss, torch.nn.BCEWithLogitsLoss)):
-            continue
-        weight, positive = getattr(module, "weight", None), getattr(module, "pos_weight", None)
-        if _uneven(weight) or (isinstance(positive, Tensor) and bool((positive != 1).any())):
-            rank_zero_warn(
-                f"{name or type(module).__name__} has class weights, and FairSampling balances the batches: "
-                "together they correct twice. Take the weights away, or steer to target_probs='prior'."
-            )
-            return

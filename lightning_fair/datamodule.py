@@ -10,12 +10,13 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_fair.callback import FairSampling, check_trainer
+from lightning_fair.callback import FairSampling
 from lightning_fair.controller import FeedbackController
 from lightning_fair.labels import class_names, find_labels
 from lightning_fair.loader import batch_size as batch_size_of
 from lightning_fair.loader import check_loader, make_fair
 from lightning_fair.sampler import FeedbackBatchSampler
+from lightning_fair.trainers import check_trainer
 
 # Lightning asks whether a data module overrides these, so those of the wrapped one show only where it does.
 _HOOKS = (

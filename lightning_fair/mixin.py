@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import lightning.pytorch as L
 from torch import Tensor
 
-from lightning_fair.callback import FairSampling, check_trainer, find_callback
+from lightning_fair.callback import FairSampling, find_callback
+from lightning_fair.trainers import check_trainer
 
 if TYPE_CHECKING:
     from lightning_fair.losses import StepWeights
