@@ -399,16 +399,16 @@ class FairSampling(L.Callback):
                 sums[:, :-1] = 0
                 sums[0, -1] = 1
             seen = HostCopy(sum_over_ranks(sums))
-            weights = BatchWeights.of(self._weights, draw.counts, normalize=self.normalize)
         else:
             seen = np.bincount(delivered.labels, minlength=draw.counts.size) * trained
             if trainer.world_size > 1:
                 seen = HostCopy(sum_over_ranks(torch.from_numpy(seen).to(trainer.strategy.root_device)))
-            weights = BatchWeights(1.0, 1.0, float(self.sampler.global_batch_size))
         self._pending.append((draw, seen))
         self._report(pl_module, keep=self._delay)
-        if trained:
-            self._log(trainer, draw, weights)
+        if trained and self._step_weights is not None:
+            self._log(trainer, draw, BatchWeights.of(self._weights, draw.counts, normalize=self.normalize))
+        elif trained:
+            self._log(trainer, draw, BatchWeights(1.0, 1.0, float(draw.counts.sum())))
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

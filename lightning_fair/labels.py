@@ -68,7 +68,7 @@ def check_labels(labels: Any, num_classes: int | None = None) -> NDArray[Any]:
             f"labels must lie in [0, {num_classes}), got {high}. State num_classes={high + 1} or more, "
             "or number the labels with np.unique(labels, return_inverse=True)[1]."
         )
-    return y
+    return y.view(np.int64) if y.dtype == np.uint64 else y  # NumPy 1 counts no uint64
 
 
 def find_labels(source: Any, labels: Labels = None) -> NDArray[Any]:

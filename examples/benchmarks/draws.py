@@ -1,16 +1,28 @@
-"""Measure what the draws are worth, beside the count deficit and i.i.d. draws: `python examples/benchmarks/draws.py`.
+"""Measure what the draws are worth, and what they cost: `python examples/benchmarks/draws.py`.
 
-Everything runs on the library's own controller and sampler; the loader with workers is torch's. All but the times
-is a function of the seeds.
+What they are worth is shown beside the count deficit and i.i.d. draws, all on the library's own controller and sampler;
+the loader with workers is torch's. All of that is a function of the seeds.
+
+What they cost is shown beside other samplers, for each number of items (`--sizes`) and classes (`--classes`), with
+long-tailed labels in random order. Each sampler lives in a process of its own, and they take turns. Those of other
+libraries come with `pip install lightning-fair[bench]`; which are not there is said. A table of the costs and a picture
+(`--picture`) come last; `--only costs` or `--only worth` leaves out the other half.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import itertools
+import multiprocessing
+import re
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -126,39 +138,310 @@ def mean_weight(seed: int, steps: int, lead: int = LEAD) -> MeanWeight:
     )
 
 
-def torch_epoch(labels: NDArray[Any]) -> Callable[[], int]:
-    """Return a function that draws an epoch with torch's own weighted sampler, and counts its indices."""
-    weights = torch.from_numpy(1.0 / np.bincount(labels)[labels])
-    generator = torch.Generator().manual_seed(0)
-    sampler = BatchSampler(WeightedRandomSampler(weights, labels.size, generator=generator), BATCH, drop_last=False)
-    return lambda: sum(len(batch) for batch in sampler)
+# -- costs ---------------------------------------------------------------------------------------------
+
+Batches = Iterator[Any]  # of lists of indices, for ever
 
 
-def fair_epoch(labels: NDArray[Any], num_classes: int) -> Callable[[], int]:
-    """Return a function that draws an epoch with feedback: each batch is drawn, taken and reported."""
+def ours_draws(labels: NDArray[Any], num_classes: int) -> Batches:
+    """Yield batches of the library's sampler; the class mix changes with every one."""
+    sampler = OURS.sampler(labels, BATCH, 1, num_classes=num_classes)
+    rng = np.random.default_rng(0)
+    mixes = [rng.dirichlet(np.full(num_classes, 100.0)) for _ in range(8)]
+    for serial in itertools.count():
+        yield sampler._draw(serial, mixes[serial % 8])[1].tolist()
+
+
+def ours_steps(labels: NDArray[Any], num_classes: int) -> Batches:
+    """Yield batches of the library's sampler, each with the controller's part: drawn, taken and reported."""
     sampler = OURS.sampler(labels, BATCH, -(-labels.size // BATCH), num_classes=num_classes)
-
-    def epoch() -> int:
-        drawn = 0
+    while True:
         for batch in sampler:
             sampler.retire(sampler.take_record())
-            drawn += len(batch)
-        return drawn
-
-    return epoch
+            yield batch
 
 
-def nanoseconds_per_index(num_classes: int, rounds: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the time of each round for the feedback sampler and for torch's, in turns and in changing order."""
-    labels = long_tail_labels(num_classes)
-    epochs = (fair_epoch(labels, num_classes), torch_epoch(labels))
-    times = np.zeros((rounds + 1, 2))
-    for turn in range(rounds + 1):
-        for which in (0, 1) if turn % 2 else (1, 0):
-            start = time.perf_counter_ns()
-            drawn = epochs[which]()
-            times[turn, which] = (time.perf_counter_ns() - start) / drawn
-    return times[1:, 0], times[1:, 1]  # the first round warms up
+def weighted_random_sampler(labels: NDArray[Any], num_classes: int) -> Batches:  # noqa: ARG001
+    """Yield batches of torch's weighted sampler, epoch by epoch."""
+    weights = torch.from_numpy(1.0 / np.bincount(labels)[labels])
+    sampler = BatchSampler(WeightedRandomSampler(weights, labels.size), BATCH, drop_last=False)
+    while True:
+        yield from sampler
+
+
+def imbalanced_dataset_sampler(labels: NDArray[Any], num_classes: int) -> Batches:  # noqa: ARG001
+    """Yield batches of torchsampler's sampler, epoch by epoch."""
+    from torchsampler import ImbalancedDatasetSampler
+
+    sampler = BatchSampler(ImbalancedDatasetSampler(range(labels.size), labels=labels), BATCH, drop_last=False)
+    while True:
+        yield from sampler
+
+
+def m_per_class_sampler(labels: NDArray[Any], num_classes: int) -> Batches:
+    """Yield batches of pytorch-metric-learning's sampler: as many items of each of its classes as fit."""
+    from pytorch_metric_learning.samplers import MPerClassSampler
+
+    each = next(m for m in (2**e for e in range(9)) if m * num_classes >= BATCH)
+    sampler = BatchSampler(MPerClassSampler(labels, each, BATCH, 8 * BATCH), BATCH, drop_last=False)
+    while True:
+        yield from sampler
+
+
+def floor(at_once: int, gather: bool) -> Callable[[NDArray[Any], int], Batches]:
+    """Return what yields arrays of uniform random integers, made ``at_once``, as they are or as places of an index."""
+
+    def batches(labels: NDArray[Any], num_classes: int) -> Batches:  # noqa: ARG001
+        rng = np.random.default_rng(0)
+        index = np.arange(labels.size, dtype=np.int32) if gather else None
+        while True:
+            drawn = rng.integers(0, labels.size, at_once)
+            drawn = drawn if index is None else index[drawn]
+            yield from (drawn[start : start + BATCH] for start in range(0, at_once, BATCH))
+
+    return batches
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """A way to draw batches whose cost is measured.
+
+    Attributes:
+        name: What table and picture call it.
+        batches: Takes labels and the number of classes, and yields batches for ever.
+        module: What has to be installed.
+        by_epoch: Whether an epoch is drawn at its first batch, so that only whole ones can be timed.
+    """
+
+    name: str
+    batches: Callable[[NDArray[Any], int], Batches]
+    module: str = "torch"
+    by_epoch: bool = False
+
+
+DRAWERS = (
+    Drawer("lightning-fair, the draw", ours_draws),
+    Drawer("lightning-fair, draw and controller", ours_steps),
+    Drawer("WeightedRandomSampler", weighted_random_sampler, by_epoch=True),
+    Drawer("ImbalancedDatasetSampler", imbalanced_dataset_sampler, "torchsampler", by_epoch=True),
+    Drawer("MPerClassSampler", m_per_class_sampler, "pytorch_metric_learning"),
+    Drawer("integers, 256 a call", floor(BATCH, gather=False)),
+    Drawer("integers, 256 a call, gathered", floor(BATCH, gather=True)),
+    Drawer("integers, 16,384 a call", floor(64 * BATCH, gather=False)),
+    Drawer("integers, 16,384 a call, gathered", floor(64 * BATCH, gather=True)),
+)
+
+
+@dataclass
+class Cost:
+    """What was measured of a way to draw.
+
+    Attributes:
+        nanoseconds: Time an index of each turn.
+        build: Seconds to construct it and to its first batch.
+        memory: Most memory it took for that and its turns beside the labels, in MiB; NaN where it cannot be known.
+        longest: Longest time of a draw after the first, in seconds.
+        draws: Draws timed.
+        failed: Why there is nothing; empty where there is.
+    """
+
+    nanoseconds: list[float] = field(default_factory=list)
+    build: float = np.nan
+    memory: float = np.nan
+    longest: float = 0.0
+    draws: int = 0
+    failed: str = ""
+
+
+def long_tail(num_classes: int, size: int) -> NDArray[Any]:
+    """Return long-tailed labels in random order, in as few bytes as will do; every class has an item."""
+    share = 100.0 ** -np.linspace(0.0, 1.0, num_classes)
+    edges = num_classes + np.cumsum(share) / share.sum() * (size - num_classes)
+    counts = np.diff(np.floor(edges - num_classes + np.arange(1, num_classes + 1)).astype(np.int64), prepend=0)
+    counts[-1] += size - counts.sum()
+    labels = np.repeat(np.arange(num_classes, dtype=np.min_scalar_type(-num_classes)), counts)
+    np.random.default_rng(0).shuffle(labels)
+    return labels
+
+
+def memory_status(name: str) -> float:
+    """Return a line of Linux's ``/proc/self/status`` in MiB; NaN elsewhere."""
+    status = Path("/proc/self/status")
+    found = re.search(rf"{name}:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return int(found[1]) / 1024 if found else np.nan
+
+
+def serve(pipe: Connection, drawer: Drawer, labels: NDArray[Any], num_classes: int, turn: int) -> None:
+    """Answer each message with the times of a turn's draws, after the times of the first batch."""
+    torch.set_num_threads(1)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # what the parent's memory was at its most does not count
+    before = memory_status("VmRSS")
+    per_turn = -(-labels.size // BATCH) if drawer.by_epoch else turn
+    try:
+        start = time.perf_counter()
+        batches = drawer.batches(labels, num_classes)
+        first = len(next(batches))
+        pipe.send((time.perf_counter() - start, first))
+        if drawer.by_epoch:
+            for _ in range(per_turn - 1):
+                next(batches)
+        while pipe.recv():
+            times, drawn = np.empty(per_turn), 0
+            for at in range(per_turn):
+                begin = time.perf_counter_ns()
+                batch = next(batches)
+                times[at] = time.perf_counter_ns() - begin
+                drawn += len(batch)
+            pipe.send((times.sum() / drawn, times.max() / 1e9, per_turn, memory_status("VmHWM") - before))
+    except Exception as error:  # a peer's limits are a result
+        pipe.send(f"raises {type(error).__name__}")
+
+
+def ask(process: Any, pipe: Connection, cost: Cost, limit: float) -> Any:
+    """Return the process's next answer; None where it failed, which ends it."""
+    try:
+        answer: Any = pipe.recv() if pipe.poll(limit) else f"gave up after {limit:.0f} s"
+    except EOFError:
+        answer = "ran out of memory"
+    if isinstance(answer, str):
+        cost.failed = answer
+        process.kill()
+        return None
+    return answer
+
+
+def costs(size: int, num_classes: int, rounds: int, turn: int, limit: float) -> dict[str, Cost]:
+    """Return what each way to draw costs, measured in turns."""
+    labels = long_tail(num_classes, size)
+    context = multiprocessing.get_context("fork")  # the labels are there once
+    running: dict[str, tuple[Any, Connection]] = {}
+    found: dict[str, Cost] = {}
+    spent = dict.fromkeys((drawer.name for drawer in DRAWERS), 0.0)
+    title = f"N = {size:,}, K = {num_classes:,}"
+    for drawer in tqdm([d for d in DRAWERS if importlib.util.find_spec(d.module)], desc=f"{title}: first batch"):
+        mine, its = context.Pipe()
+        process = context.Process(target=serve, args=(its, drawer, labels, num_classes, turn), daemon=True)
+        process.start()
+        its.close()
+        cost = found[drawer.name] = Cost()
+        answer = ask(process, mine, cost, limit)
+        if answer:
+            cost.build = answer[0]
+            running[drawer.name] = process, mine
+    for round_ in tqdm(range(rounds), desc=f"{title}: turns"):
+        for name in list(running)[:: 1 if round_ % 2 else -1]:
+            if spent[name] > limit:
+                continue  # its turns so far must do
+            process, pipe = running[name]
+            begin = time.perf_counter()
+            pipe.send(True)
+            answer = ask(process, pipe, found[name], limit)
+            spent[name] += time.perf_counter() - begin
+            if not answer:
+                del running[name]
+                continue
+            cost = found[name]
+            cost.nanoseconds.append(answer[0])
+            cost.longest = max(cost.longest, answer[1])
+            cost.draws += answer[2]
+            cost.memory = answer[3]
+    for process, pipe in running.values():
+        pipe.send(False)
+        process.join()
+    return found
+
+
+def enough_memory(size: int) -> bool:
+    """Return whether there is memory for so many items: labels, indices and what it takes to sort them."""
+    info = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s+(\d+) kB", info.read_text()) if info.exists() else None
+    return not found or int(found[1]) * 1024 > 60 * size
+
+
+def cost_rows(found: dict[tuple[int, int], dict[str, Cost]]) -> list[list[str]]:
+    """Return a row for each size, number of classes and way to draw."""
+    rows = []
+    for (size, num_classes), by_name in found.items():
+        torchs = by_name["WeightedRandomSampler"].nanoseconds
+        floors = by_name["integers, 256 a call"].nanoseconds
+        for name, cost in by_name.items():
+            head = [f"{size:,}", f"{num_classes:,}", name]
+            if cost.failed or not cost.nanoseconds:
+                rows.append([*head, cost.failed, "", "", "", "", "", ""])
+                continue
+            lowest = min(cost.nanoseconds)
+            low, middle, high = np.percentile(cost.nanoseconds, (25, 50, 75))
+            rows.append(
+                [
+                    *head,
+                    f"{lowest:,.0f}",
+                    f"{middle:,.0f} ({low:,.0f} to {high:,.0f})",
+                    f"{lowest / min(torchs):.2f}" if torchs else "",
+                    f"{lowest / min(floors):.1f}" if floors else "",
+                    f"{cost.build:,.3f}",
+                    f"{cost.memory:,.0f}",
+                    f"{1e3 * cost.longest:,.2f} ({cost.draws:,})",
+                ]
+            )
+    return rows
+
+
+def draw_picture(found: dict[tuple[int, int], dict[str, Cost]], path: Path) -> None:
+    """Save a picture: time an index over the number of items, a panel for each number of classes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    classes = sorted({num_classes for _, num_classes in found})
+    figure, axes = plt.subplots(1, len(classes), figsize=(4.2 * len(classes), 4.2), sharey=True, squeeze=False)
+    for panel, num_classes in zip(axes[0], classes, strict=True):
+        for color, drawer in enumerate(DRAWERS):
+            points = [
+                (size, min(by_name[drawer.name].nanoseconds))
+                for (size, k), by_name in sorted(found.items())
+                if k == num_classes and drawer.name in by_name and by_name[drawer.name].nanoseconds
+            ]
+            own = drawer.name.startswith("lightning-fair")
+            style = ":" if "integers" in drawer.name else "-"
+            panel.plot(
+                *zip(*points, strict=True), f"o{style}", c=f"C{color}", lw=2.5 if own else 1.2, label=drawer.name
+            ) if points else None
+        panel.set(xscale="log", yscale="log", title=f"{num_classes:,} classes", xlabel="items")
+        panel.grid(alpha=0.3)
+    axes[0, 0].set_ylabel(f"nanoseconds an index, batches of {BATCH}")
+    handles = {label: line for panel in axes[0] for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.subplots_adjust(bottom=0.3)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+
+
+def report_costs(args: argparse.Namespace) -> None:
+    """Measure and print the costs, and save the picture."""
+    found = {}
+    left_out = [drawer.name for drawer in DRAWERS if not importlib.util.find_spec(drawer.module)]
+    notes = [f"not installed: {', '.join(left_out)} (pip install lightning-fair[bench])"] if left_out else []
+    for size in args.sizes:
+        for num_classes in args.classes:
+            if num_classes > size:
+                notes.append(f"N = {size:,} has too few items for K = {num_classes:,}")
+            elif not enough_memory(size):
+                notes.append(f"N = {size:,} needs more memory than is free")
+            else:
+                found[size, num_classes] = costs(size, num_classes, args.rounds, args.draws, args.limit)
+    print(f"\nBatches of {BATCH}, one draw at a time; {args.rounds} rounds in turns (fewer past {args.limit:.0f} s);")
+    print(f"{machine()}")
+    print("".join(f"\nLeft out: {note}" for note in dict.fromkeys(notes)))
+    head = ("items", "classes", "sampler", "ns an index, lowest", "median (quartiles)", "of torch's", "of the floor")
+    more = ("construction and first batch, s", "memory, MiB", "longest draw, ms (of draws)")
+    print(markdown((*head, *more), cost_rows(found)))
+    if found:
+        draw_picture(found, args.picture)
+        print(f"\nPicture: {args.picture}")
+
+
+# -- worth ---------------------------------------------------------------------------------------------
 
 
 def distance_rows(seeds: Sequence[int], workers: int, steps: int) -> list[list[str]]:
@@ -222,24 +505,6 @@ def loss_rows(seeds: Sequence[int], steps: int) -> list[list[str]]:
     return rows
 
 
-def time_rows(rounds: int) -> list[list[str]]:
-    """Return the rows on the time of a draw."""
-    rows = []
-    for num_classes in (10, 1000):
-        ours, theirs = nanoseconds_per_index(num_classes, rounds)
-        low, middle, high = np.percentile(ours / theirs, (25, 50, 75))
-        rows.append(
-            [
-                f"nanoseconds an index, K = {num_classes}, N = 60,000, batch {BATCH}",
-                "",
-                f"{np.median(ours):,.0f} (ratio {middle:.1f}, quartiles {low:.1f} to {high:.1f})",
-                "",
-                f"{np.median(theirs):.0f} (torch `WeightedRandomSampler`)",
-            ]
-        )
-    return rows
-
-
 def weight_rows(seeds: Sequence[int], steps: int) -> list[list[str]]:
     """Return the rows on the mean importance weight."""
     runs = [mean_weight(seed, steps) for seed in tqdm(seeds, desc="mean weight")]
@@ -276,19 +541,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=10, help="number of seeds (default: 10)")
     parser.add_argument("--steps", type=int, default=400, help="batches of a run (default: 400)")
     parser.add_argument("--workers", type=int, default=4, help="workers of the loader (default: 4)")
-    parser.add_argument("--rounds", type=int, default=15, help="epochs timed of each sampler (default: 15)")
+    parser.add_argument("--only", choices=["worth", "costs"], help="measure this half alone")
+    sizes, classes = [60_000, 1_000_000, 10_000_000, 100_000_000], [10, 1000, 100_000]
+    parser.add_argument("--sizes", type=int, nargs="+", default=sizes, help="numbers of items")
+    parser.add_argument("--classes", type=int, nargs="+", default=classes, help="numbers of classes")
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each sampler (default: 15)")
+    parser.add_argument("--draws", type=int, default=1000, help="draws of a turn, but for whole epochs (default: 1000)")
+    parser.add_argument(
+        "--limit", type=float, default=60.0, help="seconds after which a sampler gives up (default: 60)"
+    )
+    parser.add_argument("--picture", type=Path, default=Path("draws.png"), help="file of the picture (draws.png)")
     args = parser.parse_args(argv)
+    if args.only != "costs":
+        report_worth(args)
+    if args.only != "worth":
+        report_costs(args)
+
+
+def report_worth(args: argparse.Namespace) -> None:
+    """Measure and print what the draws are worth."""
     seeds = range(args.seed, args.seed + args.seeds)
     rows = [
         *distance_rows(seeds, args.workers, args.steps),
         *loss_rows(seeds, args.steps),
         *weight_rows(seeds, 5 * args.steps),
-        *time_rows(args.rounds),
     ]
-    print(
-        f"\n{args.seeds} seeds, mean ± standard deviation over them; times: median of {args.rounds} epochs, in turns,"
-    )
-    print(f"{machine()}\n")
+    print(f"\n{args.seeds} seeds, mean ± standard deviation over them\n")
     print(markdown(("measured", "to reach", *(system.name for system in SYSTEMS)), rows))
 
 
