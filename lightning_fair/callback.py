@@ -140,8 +140,6 @@ class FairSampling(L.Callback):
             "deficit": deficit,
         }
         self._check_settings()
-        self._restored: dict[str, Any] | None = None
-        self._restored_lag: int | None = None
         self._undo: Callable[[], None] | None = None
         self._scanned: tuple[Any, Any] | None = None
         self._forget_run()
@@ -207,6 +205,8 @@ class FairSampling(L.Callback):
 
     def _forget_run(self) -> None:
         self._forget_loader()
+        self._restored: dict[str, Any] | None = None
+        self._restored_lag: int | None = None
         self.sampler: FeedbackBatchSampler | None = None
         self._delivered: Delivered | None = None
         self._weights = self._reference_mix = np.ones(1)
@@ -245,8 +245,8 @@ class FairSampling(L.Callback):
             found if found and len(set(found)) == K else [str(label) for label in range(K)]
         )
         if self._restored is not None:
-            sampler.restore(self._restored)
-            self._restored = None
+            restored, self._restored = self._restored, None  # where it is refused, nothing of it stays
+            sampler.restore(restored)
         made: DataLoader[Any] = fair
         return made
 
@@ -475,12 +475,12 @@ class FairSampling(L.Callback):
         self.largest_weight = state_dict["largest_weight"]
         if self.sampler is None or self._loader is None:
             return  # the data comes later
-        if self._restored is not None:
-            self.sampler.restore(self._restored)
+        restored, self._restored = self._restored, None
+        if restored is not None:
+            self.sampler.restore(restored)
             self._set_lag(self.sampler.controller, lead(self._loader) + 1 + self._delay)  # type: ignore[arg-type]
         else:
             self.sampler.reset()  # Lightning's tuner goes back to before there was one
-        self._restored = None
         self._loader.start_anew = True  # some versions of Lightning go on with the iterator there is
 
     # -- settings ------------------------------------------------------------------------------------------

@@ -401,7 +401,7 @@ class FeedbackController:
         self._ewma_loss = state["ewma_loss"].numpy().copy()
         self._loss_seen = state["loss_seen"].numpy().copy()
         self._emphasis = state["emphasis"].numpy().copy()
-        self._z = self._standardised_loss()
+        self._z = self._standardised_loss() if self.lambda2 else np.zeros(self.num_classes)
         self._in_flight.clear()
         self._in_flight.extend(
             Draw(d["serial"], d["probs"].numpy(), d["counts"].numpy(), d["ratio"].numpy(), d["alpha"])

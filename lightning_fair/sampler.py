@@ -135,6 +135,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self._draw_kind: DrawKind = draw
         self._pools = ClassPools(self.labels, controller.num_classes, self.seed)
         self._untouched = self._pools.state
+        self._checksum: int | None = None
         absent = (controller.q > 0) & (self._pools.sizes == 0)
         if absent.any():
             if missing == "error":
@@ -402,10 +403,15 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             self._replay.clear()
 
     def _fingerprint(self) -> dict[str, Any]:
+        if self._checksum is None:  # not before it is needed: the labels may be many, and on disk
+            self._checksum = 0
+            for first in range(0, self.labels.size, 2**20):
+                part = np.ascontiguousarray(self.labels[first : first + 2**20], dtype=np.int64)
+                self._checksum = zlib.crc32(part.data, self._checksum)
         return {
             "number of samples": int(self.labels.size),
-            "class counts' checksum": zlib.crc32(self.class_counts.tobytes()),
             "number of classes": self.controller.num_classes,
+            "labels' checksum": self._checksum,
             "seed": self.seed,
             "draw": self._draw_kind,
         }

@@ -234,7 +234,7 @@ def test_captured_state_goes_on_bit_for_bit(stop):
         ({"seed": 6}, r"made with seed = 5, this run has 6\. Resume with the same data set and settings"),
         ({"batch_size": 6}, r"batch size = 12, this run has 6"),
         ({"labels": LABELS[:-1]}, r"number of samples = 120, this run has 119"),
-        ({"labels": LABELS[LABELS < 2].repeat(2)[:120]}, r"number of classes = 3, this run has 2|checksum"),
+        ({"labels": LABELS[LABELS < 2].repeat(2)[:120]}, "number of classes = 3, this run has 1"),
         ({"draw": "iid"}, r"draw = systematic, this run has iid"),
     ],
 )

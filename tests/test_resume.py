@@ -1,0 +1,166 @@
+"""Law 5: a run that is cut after any batch and resumed in a new process is the uninterrupted one, bit for bit.
+
+``python tests/resume_runs.py`` prints how many resumed runs of each scenario are exact.
+"""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from lightning_helpers import BATCH, Indexed, Weighted, fit, loader, movement, trainer
+from resume_runs import COUNTS, SCENARIOS, Job, bits, in_new_processes, resume_everywhere, steering
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_run_that_is_cut_anywhere_goes_on_as_the_uninterrupted_one(tmp_path, name):
+    scenario = SCENARIOS[name]
+    if scenario.needs:
+        pytest.importorskip(scenario.needs)
+    resumed = resume_everywhere(name, tmp_path)
+    assert len(resumed) == scenario.cuts
+    assert {each.cut: each.differences for each in resumed if each.differences} == {}
+
+
+@pytest.mark.parametrize(
+    ("fault", "name", "finds"),
+    [
+        ("controller not restored", "every step", "samples"),
+        ("draws in flight not restored", "every step, 2 workers", "samples"),
+        ("losses on their way not restored", "every step", "draws"),
+        ("counted at delivery", "exception in every batch", "samples"),
+        ("optimiser not restored", "every step", "model"),
+    ],
+)
+def test_comparison_finds_a_resume_that_is_not_exact(tmp_path, fault, name, finds):
+    resumed = resume_everywhere(name, tmp_path, fault, only=(3, 8))
+    assert len(resumed) == 2
+    assert all(finds in each.differences for each in resumed)
+
+
+def test_class_mix_moves_and_samples_come_again_so_that_there_is_something_to_restore(tmp_path):
+    (whole,) = in_new_processes([Job("every step", tmp_path)])
+    assert movement(whole.draws) > 0.1
+    assert np.bincount(np.concatenate([step.indices for step in whole.steps])).max() > 1
+    assert len({weight for step in whole.steps for weight in step.weights}) > len(whole.steps)
+
+
+def test_batches_overtake_one_another_where_their_order_is_free(tmp_path):
+    """Else that scenario would show nothing."""
+    (whole,) = in_new_processes([Job("any order, 2 workers", tmp_path)])
+    assert whole.serials != sorted(whole.serials)
+    states = [torch.load(path, weights_only=True)["callbacks"]["FairSampling"] for path in tmp_path.glob("*.ckpt")]
+    assert any(state["sampler"]["overtook"] for state in states)
+
+
+# -- what a checkpoint holds -----------------------------------------------------------------------------------
+
+
+def cut(tmp_path, data=None, steps=6, **settings):
+    """Train, save a checkpoint in the middle of an epoch, and return its path."""
+    fair = steering(**settings)
+    made = trainer(fair, max_steps=steps)
+    made.fit(Weighted(), loader(Indexed(COUNTS) if data is None else data, num_workers=2))
+    made.save_checkpoint(tmp_path / "cut.ckpt")
+    return tmp_path / "cut.ckpt"
+
+
+def entry(path):
+    return torch.load(path, weights_only=True)["callbacks"]["FairSampling"]
+
+
+def leaves(value):
+    if isinstance(value, dict):
+        assert all(type(key) in (str, int) for key in value)
+        value = list(value.values())
+    return [leaf for inner in value for leaf in leaves(inner)] if isinstance(value, list) else [value]
+
+
+def size(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.tell()
+
+
+def test_checkpoint_is_as_small_for_many_samples_as_for_few(tmp_path):
+    few, many = (entry(cut(tmp_path, Indexed(tuple(n * k for n in (700, 200, 70, 30))))) for k in (1, 20))
+    assert many["sampler"]["data"]["number of samples"] == 20_000
+    assert len(many["sampler"]["controller"]["in_flight"]) == 4
+    assert abs(size(many) - size(few)) <= 64  # larger numbers, and the file's own rounding
+
+
+def test_checkpoint_holds_tensors_and_plain_python_and_no_list_of_items(tmp_path):
+    state = entry(cut(tmp_path))
+    for leaf in leaves(state):
+        assert isinstance(leaf, torch.Tensor) or type(leaf) in (bool, int, float, str, type(None))
+        # One number a class; or samples that a batch passed over at the end of a class, fewer than the batch.
+        assert not isinstance(leaf, torch.Tensor) or leaf.numel() <= max(len(COUNTS), BATCH - 1)
+
+
+@pytest.mark.parametrize("part", ["sampler", "controller"])
+def test_checkpoint_says_its_version_and_no_other_is_read(tmp_path, part):
+    path = cut(tmp_path)
+    checkpoint = torch.load(path, weights_only=True)
+    sampler = checkpoint["callbacks"]["FairSampling"]["sampler"]
+    state = {"sampler": sampler, "controller": sampler["controller"]}[part]
+    assert state["version"] == 1
+    state["version"] = 99
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match=f"This {part} reads state version 1, got 99"):
+        fit(Weighted(), loader(Indexed(COUNTS)), steering(), ckpt=path, max_epochs=2)
+
+
+# -- another run's checkpoint ----------------------------------------------------------------------------------
+
+ELSEWHERE = {
+    "more samples": ((32, 10, 6, 4), {}, {}, "number of samples = 48, this run has 52"),
+    "other labels": ((26, 12, 6, 4), {}, {}, r"checksum = \d+, this run has \d+"),
+    "more classes": (
+        (28, 10, 6, 2, 2),
+        {},
+        {"target_probs": (0.3, 0.3, 0.2, 0.1, 0.1)},
+        "number of classes = 4, this run has 5",
+    ),
+    "larger batches": (COUNTS, {"batch_size": 12}, {}, "batch size = 8, this run has 12"),
+    "another seed": (COUNTS, {}, {"seed": 6}, "seed = 5, this run has 6"),
+    "another target": (
+        COUNTS,
+        {},
+        {"target_probs": (0.7, 0.1, 0.1, 0.1)},
+        r"steers to \[0.4 0.3 0.2 0.1\], this controller to \[0.7 0.1 0.1 0.1\]",
+    ),
+}
+
+
+@pytest.mark.parametrize(("counts", "of_loader", "settings", "match"), ELSEWHERE.values(), ids=ELSEWHERE)
+def test_checkpoint_of_another_run_is_refused_and_nothing_of_it_stays(tmp_path, counts, of_loader, settings, match):
+    def data():
+        return loader(Indexed(counts), **of_loader)
+
+    path = cut(tmp_path)
+    fair, fresh = steering(**settings), steering(**settings)
+    with pytest.raises(ValueError, match=match):
+        fit(Weighted(), data(), fair, ckpt=path, max_epochs=2)
+    # The same callback without the checkpoint: a new run like any other.
+    after, anew = Weighted(len(counts)), Weighted(len(counts))
+    fit(after, data(), fair)
+    fit(anew, data(), fresh)
+    assert [step.indices for step in after.steps] == [step.indices for step in anew.steps]
+    assert bits(fair.state_dict()) == bits(fresh.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("labels", "match"),
+    [
+        (Indexed((32, 10, 6, 4)).targets, "number of samples = 48, this run has 52"),
+        (Indexed(COUNTS).targets.flip(0), "checksum"),  # the same class sizes, but other samples
+    ],
+    ids=["more samples", "another order"],
+)
+def test_refused_checkpoint_leaves_a_sampler_as_it_was(tmp_path, labels, match):
+    state = entry(cut(tmp_path))["sampler"]
+    sampler = steering().make_sampler(labels, BATCH)
+    before = bits(sampler.capture())
+    with pytest.raises(ValueError, match=match):
+        sampler.restore(state)
+    assert bits(sampler.capture()) == before
