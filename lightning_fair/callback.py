@@ -301,7 +301,12 @@ class FairSampling(L.Callback):
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             named=len(class_names(loader.dataset) or ()),
+            # One for all ranks, also where each of them called seed_everything with its own.
+            seed=trainer.strategy.broadcast(self._seed()),
         )
+
+    def _seed(self) -> int:
+        return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
 
     def make_sampler(
         self,
@@ -312,6 +317,7 @@ class FairSampling(L.Callback):
         rank: int = 0,
         world_size: int = 1,
         named: int = 0,
+        seed: int | None = None,
     ) -> FeedbackBatchSampler:
         """Return the sampler that these settings mean for a data set with these ``labels``.
 
@@ -322,6 +328,7 @@ class FairSampling(L.Callback):
             rank: This process's rank.
             world_size: Number of processes.
             named: Classes that the data set names; the last of them may have no samples.
+            seed: Seed of the draws. None: as the settings say.
         """
         labels = find_labels(labels)
         num_classes = self.num_classes or (
@@ -337,7 +344,7 @@ class FairSampling(L.Callback):
             batch_size,
             steps_per_epoch,
             controller,
-            seed=int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed,
+            seed=self._seed() if seed is None else seed,
             rank=rank,
             world_size=world_size,
             missing=self.missing,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from typing import Any
 
 import lightning.pytorch as L
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn.modules.loss import _WeightedLoss
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_fair.loader import batch_size
+from lightning_fair.loader import batch_size, samplers
 
 
 def check_trainer(trainer: object) -> None:
@@ -35,7 +36,7 @@ def redirect(trainer: L.Trainer, chosen: str | int | None, make: Callable[[Any],
     Args:
         trainer: The Trainer, before its loaders are made.
         chosen: Key or place of the loader among several; None: the only one.
-        make: Takes the loader, after Lightning's own work on it, and returns the one to train on.
+        make: Takes the loader as the user made it, and returns the one to train on.
 
     Returns:
         A function that takes this back.
@@ -46,24 +47,27 @@ def redirect(trainer: L.Trainer, chosen: str | int | None, make: Callable[[Any],
     source, strategy = trainer.fit_loop._data_source, trainer.strategy
     request, process = source.dataloader, strategy.process_dataloader
     turn = wanted = 0
+    own: Any = None
 
     def requested() -> object:
-        nonlocal turn, wanted
+        nonlocal turn, wanted, own
         loaders = request()
-        turn, wanted = 0, _place(loaders, chosen)
+        if isinstance(loaders, CombinedLoader):
+            loaders = copy(loaders)  # Lightning puts what becomes of its loaders back into it
+        turn, (wanted, own) = 0, _find(loaders, chosen)
         return loaders
 
     def processed(dataloader: object) -> object:
         nonlocal turn
-        dataloader = process(dataloader)
         if not trainer.training:
-            return dataloader
+            return process(dataloader)
         turn += 1
-        return make(dataloader) if turn == wanted + 1 else dataloader
+        return make(process(own)) if turn == wanted + 1 else process(dataloader)
 
     # Lightning asks for the loaders with the one, and calls the other for each of them, whatever its source,
-    # after its own work on the sampler and again at each reload. Attributes of these two objects shadow the
-    # methods and are taken away afterwards.
+    # after its own work on the sampler and again at each reload. Where there are several ranks that work hides
+    # the user's sampler and can change the batch size; we split the batches ourselves, so `make` gets the user's
+    # own loader. Attributes of these two objects shadow the methods and are taken away afterwards.
     undo_request = _shadow(source, "dataloader", requested)
     undo_process = _shadow(strategy, "process_dataloader", processed)
 
@@ -74,13 +78,13 @@ def redirect(trainer: L.Trainer, chosen: str | int | None, make: Callable[[Any],
     return undo
 
 
-def _place(loaders: Any, chosen: str | int | None) -> int:
-    """Return the place, among all training loaders, of the one to make fair."""
+def _find(loaders: Any, chosen: str | int | None) -> tuple[int, Any]:
+    """Return the place, among all training loaders, of the one to make fair, and the loader."""
     if isinstance(loaders, CombinedLoader):
         loaders = loaders.iterables
     everything = CombinedLoader(loaders).flattened
     if chosen is None and len(everything) == 1:
-        return 0
+        return 0, everything[0]
     if isinstance(loaders, Mapping):
         parts = dict(loaders)
     else:
@@ -94,7 +98,7 @@ def _place(loaders: Any, chosen: str | int | None) -> int:
             f"FairSampling steers one training DataLoader, but {got}: {', '.join(map(repr, names))}. "
             f"Choose one with FairSampling(loader={names[0]!r})."
         )
-    return place
+    return place, wanted
 
 
 def _shadow(owner: Any, name: str, method: Callable[..., Any]) -> Callable[[], None]:
@@ -126,8 +130,10 @@ def steps_per_epoch(loader: DataLoader[Any], world_size: int) -> int:
             "The training DataLoader has no batch: its data set has fewer samples than "
             f"batch_size={batch_size(loader)}, and drop_last=True. Set drop_last=False or a smaller batch_size."
         )
-    if world_size == 1 or isinstance(loader.sampler, DistributedSampler):
+    if world_size == 1 or any(isinstance(sampler, DistributedSampler) for sampler in samplers(loader)):
         return len(loader)
+    if getattr(loader.batch_sampler, "drop_last", False):
+        return max(len(loader) // world_size, 1)
     return -(-len(loader) // world_size)
 
 

@@ -290,6 +290,16 @@ def test_loaders_that_were_not_chosen_stay_the_users_own():
     assert watches.seen is theirs
 
 
+def test_combined_loader_of_the_users_own_can_be_used_again():
+    """Lightning writes what becomes of the loaders back into it."""
+    theirs = CombinedLoader({"fair": loader(), "other": other()}, "min_size")
+    before = dict(theirs.iterables)
+    for _ in range(2):
+        fit(module := Among(), theirs, moving(loader="fair"), reload_dataloaders_every_n_epochs=1, max_epochs=2)
+        assert len(module.steps) == 10
+        assert theirs.iterables == before
+
+
 # -- tuning ----------------------------------------------------------------------------------------------------
 
 
