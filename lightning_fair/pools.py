@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -10,17 +11,27 @@ from numpy.typing import NDArray
 
 from lightning_fair.simplex import Ints
 
+_U32: TypeAlias = NDArray[np.uint32]
 _U64: TypeAlias = NDArray[np.uint64]
+Owed: TypeAlias = Mapping[int, tuple[int, Ints]]
 
-_ROUNDS, _SMALL_SIDE, _SMALL_ROUNDS = 4, 16, 10
+# With so many rounds two places lie alike in every pair of positions, from two items on (test_pools.py).
+_ROUNDS = 8
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_27, _30, _31, _32 = (np.uint64(bits) for bits in (27, 30, 31, 32))
+_27, _30, _31, _32, _63 = (np.uint64(bits) for bits in (27, 30, 31, 32, 63))
+_ODD_1, _ODD_2 = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
+_ONE, _TWO, _15, _16 = (np.uint32(number) for number in (1, 2, 15, 16))
+
+# Items worked out in advance: about so many at a time, which takes half a millisecond, and about so many in all;
+# of a class at least and at most so many.
+_AT_A_TIME, _AHEAD, _FEWEST, _MOST = 2**14, 2**16, 16, 4096
+_MOST_ROOM = 2**18  # the rows grow up to so many items where a batch takes more of a class than a row holds
 
 
 @dataclass(frozen=True)
 class PoolState:
-    """Where the pools stand: items taken per class, and items passed over that come first next time."""
+    """Where the pools stand: items drawn per class, and items passed over that come first next time."""
 
     taken: Ints
     owed: dict[int, Ints]
@@ -37,17 +48,20 @@ class ClassPools:
     Where a pass ends inside a batch, an item of the next pass that the batch already has is passed over and
     comes first next time. So no item is twice in a batch, unless the class has fewer items than its share.
 
+    A call of NumPy costs as much as it does to work out hundreds of items, so the next items of each class are
+    kept in a row, worked out for many classes at once when one runs out. What is drawn does not depend on that.
+
     Args:
         labels: Class of each item, integers in ``[0, K)``, shape ``(N,)``.
         num_classes: Number of classes ``K``.
         seed: Seed of the orders, at least 0.
 
     Attributes:
-        sizes: Items of each class, int64, shape ``(K,)``.
+        sizes: Items of each class, at most ``2**32``, int64, shape ``(K,)``.
 
     Example:
         >>> pools = ClassPools(np.array([0, 0, 1, 0]), num_classes=2)
-        >>> sorted(pools.draw(np.array([3, 1])).tolist())
+        >>> sorted(pools.draw(np.array([0, 0, 0, 1])).tolist())
         [0, 1, 2, 3]
     """
 
@@ -59,161 +73,243 @@ class ClassPools:
         self._items = order.astype(np.int32 if labels.size <= np.iinfo(np.int32).max else np.int64, copy=False)
         self._starts: Ints = np.concatenate(([0], np.cumsum(self.sizes)[:-1]))
         self._class_keys = _hash(np.arange(num_classes, dtype=np.uint64) ^ _hash(np.array([seed], dtype=np.uint64)))
-        self._taken: Ints = np.zeros(num_classes, dtype=np.int64)
-        self._owed: dict[int, Ints] = {}
+        # In the rows an item stands as it is, or as ~item (below 0) where its pass ends with it. A row ends with
+        # the least number there is, so that the least of a draw says whether there is anything to look after.
+        self._none = np.iinfo(self._items.dtype).min
+        self._heads: Ints = np.zeros(num_classes, dtype=np.int64)  # room for a draw to work in
+        self._owed: dict[int, tuple[int, Ints]] = {}  # by class: items, and the number of the first; never changed
+        self._window = 0
+        self._make_rows(min(max(_AHEAD // num_classes, _FEWEST), _MOST), np.zeros(num_classes, dtype=np.int64))
 
     @property
     def state(self) -> PoolState:
         """Where the pools stand. Setting it takes them back (or on) to exactly there."""
-        return PoolState(self._taken.copy(), dict(self._owed))
+        return self.before(0, self._owed)
 
     @state.setter
     def state(self, state: PoolState) -> None:
-        self._taken, self._owed = state.taken.copy(), dict(state.owed)
+        self._make_rows(self._width, state.taken)
+        self._owed = {label: (int(state.taken[label]), items) for label, items in state.owed.items()}
+
+    @property
+    def owed(self) -> Owed:
+        """Items passed over, to be given to :meth:`before`; a new mapping whenever it changes."""
+        return self._owed
 
     @property
     def drawn(self) -> Ints:
         """Items handed out of each class so far, shape ``(K,)``."""
-        drawn: Ints = self._taken.copy()
-        for label, items in self._owed.items():
-            drawn[label] -= items.size
+        drawn: Ints = self._first + (self._next - self._rows)
         return drawn
 
-    def draw(self, counts: Ints) -> Ints:
-        """Take ``counts[c]`` items of each class ``c``, least used first.
+    def before(self, counts: Ints | int, owed: Owed) -> PoolState:
+        """Return where the pools stood ``counts`` items ago, when :attr:`owed` was ``owed``."""
+        taken = self.drawn - counts
+        left = {label: items[max(taken[label] - first, 0) :] for label, (first, items) in owed.items()}
+        return PoolState(taken, {label: items for label, items in left.items() if items.size})
+
+    def draw(self, labels: Ints) -> NDArray[Any]:
+        """Take the next items of some classes, least used first.
 
         Args:
-            counts: Items to take of each class, int64, shape ``(K,)``; 0 for a class without items.
+            labels: Class of each item to take, those of a class side by side, shape ``(B,)``.
 
         Returns:
-            Indices of the items, int64, shape ``(sum(counts),)``, class by class.
+            Indices of the items, int32 or int64, shape ``(B,)``.
         """
-        (classes,) = np.nonzero(counts)
-        if not classes.size:
-            return np.zeros(0, dtype=np.int64)
-        if self._owed:
-            return self._draw_with_owed(counts)
-        items, wraps = self._take(classes, counts[classes])
-        if wraps:
-            items = self._without_repeats(items, classes, counts[classes])
+        if not labels.size:
+            return self._items[:0]
+        places = np.arange(labels.size)
+        # Written last to first, what stays is where the class begins among the labels.
+        self._heads[labels[::-1]] = places[::-1]
+        spots = self._next.take(labels)
+        spots -= self._heads.take(labels)
+        spots += places
+        items = self._ring.take(spots, mode="clip")
+        if np.minimum.reduce(items) < 0:
+            items, spots = self._look_after(items, labels, spots)
+        self._next[labels] = spots + 1  # the last of a class stays
         return items
 
-    # An item is owed only after a pass ended inside a batch: the common path above never comes here.
+    # What follows runs where a row or a pass ends, which is rare enough where classes are not tiny.
 
-    def _draw_with_owed(self, counts: Ints) -> Ints:
-        fresh = counts.copy()
-        first: dict[int, Ints] = {}
-        for label in [label for label in self._owed if counts[label]]:
-            owed = self._owed.pop(label)
-            first[label], rest = owed[: counts[label]], owed[counts[label] :]
-            if rest.size:
-                self._owed[label] = rest
-            fresh[label] -= first[label].size
-        (classes,) = np.nonzero(counts)
-        (taking,) = np.nonzero(fresh)
-        taken, _ = self._take(taking, fresh[taking])
-        starts = np.cumsum(fresh[classes]) - fresh[classes]
-        parts = [
-            np.concatenate((first.get(int(label), taken[:0]), taken[start : start + fresh[label]]))
-            for label, start in zip(classes, starts, strict=True)
-        ]
-        return self._without_repeats(np.concatenate(parts), classes, counts[classes])
+    def _look_after(self, items: NDArray[Any], labels: Ints, spots: Ints) -> tuple[NDArray[Any], Ints]:
+        """Return the items of a draw, with passes that end in it seen to, and their spots."""
+        ranks = spots - self._next[labels]
+        if np.minimum.reduce(items) == self._none:
+            wider = 2 * int(ranks.max() + 1)
+            if wider // 2 > self._width and wider * self.sizes.size <= _MOST_ROOM:
+                self._make_rows(wider, self.drawn)
+                self._fill(labels)
+            else:
+                self._fill(labels[spots - self._rows[labels] >= self._width])
+            spots = self._next[labels] + ranks
+            items = self._ring.take(spots, mode="clip")
+        numbers = spots - self._rows[labels] + self._first[labels]
+        beyond = bool(ranks.max() >= self._width)
+        if beyond:  # more of a class than a row holds: worked out for this draw alone, the rows count as used up
+            items = self._numbered(labels, numbers, 1)[:, 0]
+            spots = self._rows[labels] + (self._width - 1)
+        ends = items < 0
+        items = np.where(ends, ~items, items)
+        if (ends[:-1] & (labels[1:] == labels[:-1])).any():
+            self._pass_over(items, labels, spots, numbers)
+        if beyond:
+            self._first[labels] = numbers + 1 - self._width
+        return items, spots
 
-    def _without_repeats(self, items: Ints, classes: Ints, counts: Ints) -> Ints:
-        """Pass over the items that the batch already has, in the classes large enough to do without."""
+    def _pass_over(self, items: NDArray[Any], labels: Ints, spots: Ints, numbers: Ints) -> None:
+        """Replace the items that the draw already has, in the classes large enough to do without."""
         ordered = np.sort(items)
-        if not (ordered[1:] == ordered[:-1]).any():
-            return items
-        starts = np.cumsum(counts) - counts
-        for label, count, start in zip(classes, counts, starts, strict=True):
-            if count < 2 or count > self.sizes[label]:
+        if (ordered[1:] != ordered[:-1]).all():
+            return
+        order = np.argsort(items, kind="stable")
+        again = order[1:][items[order[1:]] == items[order[:-1]]]
+        for label in np.unique(labels[again]).tolist():
+            (mine,) = np.nonzero(labels == label)
+            size, first, count = int(self.sizes[label]), int(numbers[mine[0]]), mine.size
+            if count > size:
                 continue
-            mine = items[start : start + count]
-            _, kept = np.unique(mine, return_index=True)
-            passed_over = np.delete(mine, kept)
-            if not passed_over.size:
-                continue
-            chosen = mine[np.sort(kept)]
-            while chosen.size < count:
-                more, _ = self._take(np.array([label]), np.array([count - chosen.size]))
-                new = ~np.isin(more, chosen)
-                chosen, passed_over = np.append(chosen, more[new]), np.append(passed_over, more[~new])
-            items[start : start + count] = chosen
-            self._owed[int(label)] = np.append(self._owed.get(int(label), passed_over[:0]), passed_over)
+            # Each item left of this pass can be in the way once: by then there are enough others.
+            left = size - first % size
+            begin, end = int(spots[mine[0]]), int(self._rows[label]) + self._width
+            if begin + count + left <= end:
+                following = self._ring[begin : begin + count + left]
+            else:
+                following = self._numbered(np.array([label]), np.array([first]), count + left)[0]
+            following = np.where(following < 0, ~following, following)
+            kept = np.sort(np.unique(following, return_index=True)[1])[:count]
+            items[mine] = following[kept]
+            owed = np.delete(following[: kept[-1] + 1], kept)
+            # They come next: numbered on from here, in place of those that were taken instead.
+            after = first + count
+            still = {c: o for c, o in self._owed.items() if c != label and o[0] + o[1].size > self._number(c)}
+            self._owed = {**still, label: (after, owed.astype(np.int64))}
+            spot = int(spots[mine[-1]]) + 1
+            if spot + owed.size <= end:
+                if (after + owed.size) % size == 0:
+                    owed[-1] = ~owed[-1]
+                self._ring[spot : spot + owed.size] = owed
+            else:  # the row counts as used up: it is filled before the next draw from it
+                spots[mine[-1]] = end - 1
+                self._first[label] = after - self._width
+
+    def _number(self, label: int) -> int:
+        return int(self._first[label] + self._next[label] - self._rows[label])
+
+    # -- rows of items worked out in advance -------------------------------------------------------------
+
+    def _make_rows(self, width: int, taken: Ints) -> None:
+        """Begin with rows that are all used up: a row is used from its class's spot on, and empty at its end."""
+        self._width = width
+        self._rows: Ints = np.arange(self.sizes.size) * (width + 1)
+        self._ring: NDArray[Any] = np.full(self.sizes.size * (width + 1), self._none, dtype=self._items.dtype)
+        self._next: Ints = self._rows + width  # spot of the next item of each class
+        self._first: Ints = taken - width  # number of the item that each row begins with
+
+    def _fill(self, used_up: Ints) -> None:
+        """Work out new rows for the classes that need one, and for others that will soon, a window of them a time."""
+        K, width = self.sizes.size, self._width
+        window = np.arange(self._window, self._window + min(max(_AT_A_TIME // width, 1), K)) % K
+        self._window = int(window[-1] + 1)
+        soon = (self._next[window] - self._rows[window] >= width // 2) & (self.sizes[window] > 0)
+        classes = np.unique(np.concatenate((used_up, window[soon])))
+        rows = self._rows[classes]
+        numbers = self._first[classes] + self._next[classes] - rows
+        self._ring.reshape(K, width + 1)[classes, :width] = self._numbered(classes, numbers, width)
+        self._first[classes], self._next[classes] = numbers, rows
+
+    def _numbered(self, classes: Ints, numbers: Ints, width: int) -> NDArray[Any]:
+        """Return ``width`` items of each class from a number on, ``~item`` where a pass ends, shape ``(C, width)``."""
+        sizes = self.sizes[classes]
+        turns = numbers // sizes
+        places = (numbers - turns * sizes)[:, None] + np.arange(width)
+        keys = self._class_keys[classes] + turns.view(np.uint64)
+        if width > 1 and (places[:, -1] >= sizes).any():
+            more = ((places + 0.5) * (1.0 / sizes)[:, None]).astype(np.int64)
+            places -= more * sizes[:, None]
+            grid = _hash(keys[:, None] + more.view(np.uint64))
+        else:
+            grid = np.repeat(_hash(keys), width).reshape(places.shape)
+        items = self._items.take(permute(places, sizes, grid) + self._starts[classes][:, None])
+        ends = places == (sizes - 1)[:, None]
+        np.copyto(items, ~items, where=ends)
+        for label in self._owed.keys() & set(classes.tolist()) if self._owed else ():
+            (mine,) = np.nonzero(classes == label)
+            first, owed = self._owed[label]
+            offsets = numbers[mine][:, None] + np.arange(width) - first
+            row, column = np.nonzero((offsets >= 0) & (offsets < owed.size))
+            new = owed[offsets[row, column]]
+            row = mine[row]
+            items[row, column] = np.where(ends[row, column], ~new, new)
         return items
 
-    def _take(self, classes: Ints, counts: Ints) -> tuple[Ints, bool]:
-        """Return the next items of the ``classes``, and whether a pass ended among those of some class."""
-        sizes, taken = self.sizes[classes], self._taken[classes]
-        ends = np.cumsum(counts)
-        # Everything that belongs to the class of an item, spread over the items in one go.
-        n, first, start, key = (
-            np.repeat(column, counts)
-            for column in (sizes, taken - ends + counts, self._starts[classes], self._class_keys[classes])
-        )
-        turn, place = np.divmod(first + np.arange(n.size), n)
-        position = permute(place, n, _hash(key + turn.view(np.uint64)))
-        self._taken[classes] += counts
-        wraps = bool((taken % sizes + counts > sizes).any())
-        return self._items[start + position].astype(np.int64), wraps
 
-
-def permute(places: Ints, sizes: Ints, keys: _U64) -> Ints:
+def permute(places: Ints, sizes: Ints, keys: _U64) -> _U32:
     """Return where each place lies in a pseudo-random permutation of ``range(size)`` chosen by its key.
 
     A Feistel network over a square of side ``ceil(sqrt(size))``, applied again to the few places that land
     outside the range: a bijection for every size and key, computed one place at a time.
 
     Args:
-        places: Places in ``[0, size)``, int64, shape ``(batch,)``.
-        sizes: Size of each place's range, at least 1, shape ``(batch,)``.
-        keys: Key of each place's permutation, shape ``(batch,)``.
+        places: Places in ``[0, size)``, int64, shape ``(rows, width)``.
+        sizes: Size of each row's range, in ``[1, 2**32]``, shape ``(rows,)``.
+        keys: Key of each place's permutation, shape ``(rows, width)``.
 
     Reference:
         J. Black and P. Rogaway, "Ciphers with arbitrary finite domains" (2002).
 
     Example:
-        >>> sorted(permute(np.arange(5), np.full(5, 5), np.zeros(5, np.uint64)).tolist())
-        [0, 1, 2, 3, 4]
+        >>> permute(np.arange(5)[None], np.array([5]), np.zeros((1, 5), np.uint64)).tolist()
+        [[0, 2, 4, 1, 3]]
     """
-    limits = sizes.view(np.uint64)
-    sides = np.ceil(np.sqrt(sizes)).astype(np.uint64)
-    result = places.view(np.uint64)
-    # A round on a small square has few outcomes: it takes more of them to reach every permutation alike.
-    small = sides <= _SMALL_SIDE
-    for group, rounds in ((~small, _ROUNDS), (small, _SMALL_ROUNDS)):
-        (inside,) = np.nonzero(group)
-        if inside.size == result.size:  # the common case needs no copies
-            result = _walk(result, limits, sides, keys, rounds)
-        elif inside.size:
-            result = result.copy()
-            result[inside] = _walk(result[inside], limits[inside], sides[inside], keys[inside], rounds)
-    return result.view(np.int64)
+    width = places.shape[1]
+    sides = np.ceil(np.sqrt(sizes))
+    x = places.astype(np.uint32)
+    # All rounds are even permutations: without this swap a handful of items would not have every order alike.
+    x ^= (x < (sizes > 1)[:, None] * _TWO) & (keys >> _63).astype(bool)
+    # Divides by multiplying, in a tenth of the time: half a unit is far more than the rounding.
+    left = ((x + 0.5) * (1.0 / sides)[:, None]).astype(np.uint32).ravel()
+    side = np.repeat(sides.astype(np.uint32), width)
+    right = x.ravel() - left * side
+    # Of 64 bits of key one half begins the keys of the rounds, the other parts them.
+    key, step = keys.astype(np.uint32).ravel(), (keys >> _32).astype(np.uint32).ravel() | _ONE
+    left, right = _feistel(left, right, side, key, step)
+    result: _U32 = left * side + right
+    most = np.repeat((sizes - 1).astype(np.uint32), width)
+    (outside,) = np.nonzero(result > most)
+    at = outside
+    while at.size:
+        left, right, side, key, step = (column[outside] for column in (left, right, side, key, step))
+        left, right = _feistel(left, right, side, key, step)
+        again = left * side + right
+        result[at] = again
+        (outside,) = np.nonzero(again > most[at])
+        at = at[outside]
+    return result.reshape(places.shape)
 
 
-def _walk(x: _U64, limits: _U64, sides: _U64, keys: _U64, rounds: int) -> _U64:
-    """Apply the network until every value is back in its range."""
-    x = _feistel(x, sides, keys, rounds)
-    (outside,) = np.nonzero(x >= limits)
-    while outside.size:
-        again = _feistel(x[outside], sides[outside], keys[outside], rounds)
-        x[outside] = again
-        outside = outside[again >= limits[outside]]
-    return x
-
-
-def _feistel(x: _U64, side: _U64, keys: _U64, rounds: int) -> _U64:
-    left = x // side
-    right = x - left * side
-    for _ in range(rounds):
-        keys = keys + _GOLDEN
-        mixed = (right ^ keys) * _MIX_1
-        mixed ^= mixed >> _32
-        mixed *= _MIX_2
-        mixed >>= _32
-        mixed += left
-        left, right = right, mixed % side
-    return left * side + right
+def _feistel(left: _U32, right: _U32, side: _U32, key: _U32, step: _U32) -> tuple[_U32, _U32]:
+    """Apply the network to ``left * side + right``. The arguments stay as they are."""
+    left, right, key = left.copy(), right.copy(), key.copy()
+    mixed, other = np.empty_like(left), np.empty_like(left)
+    for _ in range(_ROUNDS):
+        np.add(right, key, out=mixed)
+        np.multiply(mixed, _ODD_1, out=mixed)
+        np.right_shift(mixed, _15, out=other)
+        np.bitwise_xor(mixed, other, out=mixed)
+        np.multiply(mixed, _ODD_2, out=mixed)
+        # The upper half of the bits makes a number below the side ...
+        np.right_shift(mixed, _16, out=mixed)
+        np.multiply(mixed, side, out=mixed)
+        np.right_shift(mixed, _16, out=mixed)
+        # ... added modulo the side: where the sum is below it, less the side is huge.
+        np.add(mixed, left, out=mixed)
+        np.subtract(mixed, side, out=left)
+        np.minimum(mixed, left, out=left)
+        left, right = right, left
+        np.add(key, step, out=key)
+    return left, right
 
 
 def _hash(x: _U64) -> _U64:

@@ -18,7 +18,7 @@ from torch.utils.data import Sampler
 from lightning_fair.controller import Draw, FeedbackController
 from lightning_fair.labels import check_labels, find_labels
 from lightning_fair.pools import ClassPools, PoolState
-from lightning_fair.simplex import Floats, Ints, apportion
+from lightning_fair.simplex import Chances, Floats, Ints, apportion
 
 Missing: TypeAlias = Literal["error", "skip"]
 DrawKind: TypeAlias = Literal["systematic", "iid"]
@@ -135,6 +135,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self._draw_kind: DrawKind = draw
         self._pools = ClassPools(self.labels, controller.num_classes, self.seed)
         self._untouched = self._pools.state
+        self._chances = Chances(self.seed, controller.num_classes, self.batch_size * self.world_size, self.batch_size)
         self._checksum: int | None = None
         absent = (controller.q > 0) & (self._pools.sizes == 0)
         if absent.any():
@@ -264,21 +265,24 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         return indices
 
     def _make(self, serial: int, probs: Floats, ratio: Floats, alpha: float) -> tuple[BatchDraw, list[int]]:
-        counts, indices, pools = self._draw(serial, probs)
-        return BatchDraw(serial, probs, counts, ratio, alpha, self.labels[indices], pools), indices.tolist()
+        counts, indices, labels, pools = self._draw(serial, probs)
+        return BatchDraw(serial, probs, counts, ratio, alpha, labels, pools), indices.tolist()
 
-    def _draw(self, serial: int, probs: Floats) -> tuple[Ints, Ints, PoolState]:
-        """Return class counts over all ranks, this rank's indices, and the pools' state before."""
-        rng = np.random.default_rng([self.seed, serial])
+    def _draw(self, serial: int, probs: Floats) -> tuple[Ints, NDArray[Any], Ints, PoolState]:
+        """Return class counts over all ranks, this rank's indices and labels, and the pools' state before."""
+        order, start, shuffle = self._chances(serial)
         if self._draw_kind == "systematic":
-            counts = apportion(probs, self.global_batch_size, rng)
+            labels = apportion(probs, self.global_batch_size, order, start)
+            counts = np.bincount(labels, minlength=probs.size)
         else:
-            counts = rng.multinomial(self.global_batch_size, probs).astype(np.int64)
+            rng = np.random.default_rng([self.seed, serial])
+            counts = rng.multinomial(self.global_batch_size, probs)
+            labels = np.repeat(np.arange(probs.size), counts)
         before = self._pools.state
-        indices = self._pools.draw(counts)
-        # The draw lies class by class, so every rank gets a like share of every class.
-        mine = indices[self.rank :: self.world_size]
-        return counts, mine[rng.permutation(mine.size)], before
+        indices = self._pools.draw(labels)
+        if self.world_size > 1:  # the draw lies class by class, so every rank gets a like share of every class
+            labels, indices = labels[self.rank :: self.world_size], indices[self.rank :: self.world_size]
+        return counts, indices.take(shuffle), labels.take(shuffle), before
 
     # -- what became of the draws: the callback's side ----------------------------------------------------
 

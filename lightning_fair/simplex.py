@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -15,6 +16,8 @@ Ints: TypeAlias = NDArray[np.int64]
 TargetName: TypeAlias = Literal["uniform", "prior", "sqrt"]
 Target: TypeAlias = TargetName | Mapping[int, float] | Sequence[float] | ArrayLike | None
 
+_BLOCK, _MOST_DRAWS = 2**15, 128  # random numbers are made for so many samples, at most so many draws, at once
+_MOST_STRANDS = 2**13  # a running sum over more classes than this takes longer than the rest of a draw
 _SUM_TOLERANCE = 1e-3  # float32 vectors and hand-written decimals pass; a forgotten class does not
 
 
@@ -127,40 +130,104 @@ def distance(a: ArrayLike, b: ArrayLike) -> float:
     return float(np.abs(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)).sum() / 2.0)
 
 
-def apportion(probs: Floats, size: int, rng: np.random.Generator) -> Ints:
+def apportion(probs: Floats, size: int, order: Ints, start: float) -> Ints:
     """Split a batch of ``size`` over the classes by systematic sampling.
 
-    Lay the intervals ``size * p`` end to end in a random order of the classes and count the points
-    ``u, u + 1, u + 2, ...`` in each, with one ``u`` uniform in [0, 1). Then each count is the floor or
+    Lay the intervals ``size * p`` end to end in a random order of the classes and see in which the points
+    ``u, u + 1, u + 2, ...`` lie, with one ``u`` uniform in [0, 1). Then the count of each class is the floor or
     the ceiling of ``size * p``, its expectation is exactly ``size * p``, and the counts sum to ``size``.
     The random order keeps two classes from always excluding each other.
 
     Args:
         probs: Class mix, float64, shape ``(K,)``, summing to one.
         size: Samples in the batch.
-        rng: Source of the order and the start.
+        order: A random permutation of ``range(K)``. Where classes are many, one of ``range(M)`` with a smaller
+            ``M`` will do, and takes less time: it orders the strands of classes ``m, m + M, m + 2 * M, ...``.
+        start: The ``u``. Off zero and one by more than rounding, it counts whole numbers alike.
 
     Returns:
-        Counts, int64, shape ``(K,)``. A class of probability zero gets none.
+        Class of each sample, int64, shape ``(size,)``, those of a class side by side. A class of probability
+        zero has none.
 
     Reference:
         W. G. Madow (1949), "On the theory of systematic sampling, II".
 
     Example:
-        >>> apportion(np.array([0.5, 0.5]), 8, np.random.default_rng(0))
-        array([4, 4])
+        >>> apportion(np.array([0.5, 0.5]), 4, np.array([1, 0]), 0.5)
+        array([1, 1, 0, 0])
     """
-    order = rng.permutation(probs.size)
-    edges = np.cumsum(probs[order])
-    # Scaling by the last edge, not overwriting it, makes the total exact and leaves a trailing class of
-    # probability zero with an empty interval.
-    edges = edges / edges[-1] * size
-    whole = np.floor(edges)
-    # floor(edge + u), without the rounding of that sum: a whole edge counts alike for every start.
-    points = (whole + (edges - whole + rng.random() >= 1.0)).astype(np.int64)
-    counts = np.empty(probs.size, dtype=np.int64)
-    counts[order] = np.diff(points, prepend=0)
-    return counts
+    strands = order.size
+    if strands >= probs.size:
+        edges = probs.take(order)
+        np.cumsum(edges, out=edges)
+        return order.take(edges.searchsorted(_points(size, start, float(edges[-1])), side="right"))
+    whole = probs.size // strands * strands
+    masses = probs[:whole].reshape(-1, strands).sum(axis=0)
+    masses[: probs.size - whole] += probs[whole:]
+    edges = np.cumsum(masses.take(order))
+    points = _points(size, start, float(edges[-1]))
+    places = edges.searchsorted(points, side="right")
+    # Within a strand the classes come in their own order, each of them a row of this table.
+    table = order.take(places) + np.arange(0, probs.size, strands)[:, None]
+    within = probs.take(table, mode="clip")
+    within[-1, table[-1] >= probs.size] = 0.0
+    np.cumsum(within, axis=0, out=within)
+    edges -= masses.take(order)
+    # By rounding a point may lie off its strand: then it is in the first or last class that has a probability.
+    inside = np.clip(points - edges.take(places), 0.0, np.nextafter(within[-1], 0.0))
+    labels: Ints = table[(within <= inside).sum(axis=0), np.arange(size)]
+    return labels
+
+
+def _points(size: int, start: float, total: float) -> Floats:
+    points: Floats = np.arange(size, dtype=np.float64)
+    points += start
+    points *= total / size
+    points[-1] = min(points[-1], math.nextafter(total, 0.0))  # rounding may not take it over the end
+    return points
+
+
+class Chances:
+    """The random numbers of draws, each a function of the seed and the number of the draw alone.
+
+    To set up a generator takes as long as a draw, so they are made for a block of draws at once. The draws of a
+    block share the order of the classes; each has its own start and its own shuffle, so its law is that of a draw
+    with an order of its own.
+
+    Args:
+        seed: Seed, at least 0.
+        num_classes: Number of classes ``K``.
+        size: Samples of a batch.
+        shuffled: Length of the shuffles. Default: ``size``.
+
+    Example:
+        >>> order, start, shuffle = Chances(seed=0, num_classes=3, size=4)(7)
+        >>> sorted(order.tolist()), 0.0 < start < 1.0, sorted(shuffle.tolist())
+        ([0, 1, 2], True, [0, 1, 2, 3])
+    """
+
+    def __init__(self, seed: int, num_classes: int, size: int, shuffled: int | None = None) -> None:
+        self._seed, self._num_classes = seed, num_classes
+        self._shuffled = size if shuffled is None else shuffled
+        self._block = min(max(_BLOCK // size, 1), _MOST_DRAWS)
+        self._number = -1
+
+    def __call__(self, serial: int) -> tuple[Ints, float, Ints]:
+        """Return the order of the classes (see :func:`apportion`), the start, and a shuffle of the batch."""
+        number, place = divmod(serial, self._block)
+        if number != self._number:
+            self._roll(number)
+        return self._order, self._starts[place], self._shuffles[place]
+
+    def _roll(self, number: int) -> None:
+        rng = np.random.default_rng([self._seed, number])
+        strands = self._num_classes
+        if strands > _MOST_STRANDS:  # another number of strands brings other classes together
+            strands = int(rng.integers(_MOST_STRANDS // 2, _MOST_STRANDS))
+        self._order: Ints = rng.permutation(strands)
+        self._starts: list[float] = ((rng.integers(0, 2**32, self._block) + 0.5) / 2**32).tolist()
+        self._shuffles: Ints = rng.integers(0, 2**32, (self._block, self._shuffled), dtype=np.uint32).argsort(axis=1)
+        self._number = number
 
 
 def _from_mapping(target: Mapping[int, float], num_classes: int) -> Floats:

@@ -1,4 +1,4 @@
-import itertools
+import math
 
 import numpy as np
 import pytest
@@ -13,6 +13,11 @@ def keys(rng, size):
     return rng.integers(0, 2**64, size, dtype=np.uint64)
 
 
+def take(pools, counts):
+    """Draw ``counts[c]`` items of each class ``c``, class by class."""
+    return pools.draw(np.repeat(np.arange(len(counts)), counts))
+
+
 # -- permute -------------------------------------------------------------------------------------------
 
 
@@ -23,7 +28,7 @@ def test_permute_is_a_bijection_for_every_size(seed):
     size = np.repeat(sizes, sizes)
     key = np.repeat(keys(np.random.default_rng(seed), sizes.size), sizes)
     before = place.copy()
-    position = permute(place, size, key)
+    position = permute(place[:, None], size, key[:, None])[:, 0]
     assert (place == before).all()
     for n, start in zip(sizes, np.cumsum(sizes) - sizes, strict=True):
         assert sorted(position[start : start + n].tolist()) == list(range(n))
@@ -31,32 +36,58 @@ def test_permute_is_a_bijection_for_every_size(seed):
 
 @pytest.mark.parametrize("n", [10_007, 65_536, 99_999])
 def test_permute_is_a_bijection_for_large_sizes(n):
-    position = permute(np.arange(n), np.full(n, n), np.full(n, 12345, dtype=np.uint64))
-    assert (np.bincount(position, minlength=n) == 1).all()
+    position = permute(np.arange(n)[None], np.array([n]), np.full((1, n), 12345, dtype=np.uint64))
+    assert (np.bincount(position[0], minlength=n) == 1).all()
+
+
+@pytest.mark.parametrize("n", [2**31 + 11, 2**32])
+def test_permute_stays_in_its_range_and_apart_at_the_largest_sizes(n):
+    place = np.concatenate((np.arange(500), np.arange(n - 500, n)))[None]
+    position = permute(place, np.array([n]), np.full((1, 1000), 12345, dtype=np.uint64))[0].astype(np.int64)
+    assert position.max() < n
+    assert np.unique(position).size == 1000
+    assert position.max() - position.min() > 0.9 * n
+
+
+def test_permute_does_the_same_in_rows_and_alone():
+    rng = np.random.default_rng(0)
+    sizes = np.array([1, 2, 40, 1000])
+    place, key = rng.integers(0, sizes[:, None], (4, 50)), keys(rng, 200).reshape(4, 50)
+    alone = permute(place.reshape(-1, 1), np.repeat(sizes, 50), key.reshape(-1, 1))
+    assert (permute(place, sizes, key).ravel() == alone[:, 0]).all()
+
+
+def together(n, places, trials, seed):
+    """Chi-square, less its mean and in its deviations, of the positions that some places have together."""
+    key = np.repeat(keys(np.random.default_rng(seed), trials)[:, None], len(places), axis=1)
+    position = permute(np.tile(places, (trials, 1)), np.full(trials, n), key).astype(np.int64)
+    cells = math.perm(n, len(places))
+    found = np.bincount(position @ n ** np.arange(len(places)))
+    found = found[found > 0]
+    expected = trials / cells
+    statistic = ((found - expected) ** 2 / expected).sum() + (cells - found.size) * expected
+    return statistic, reference.chi_square_limit(cells - 1)
 
 
 @pytest.mark.parametrize("n", [2, 5, 17, 100, 256, 257, 300])
 @pytest.mark.parametrize("place", ["first", "last"])
 def test_every_position_is_as_likely(n, place):
-    trials = 100 * n
-    where = 0 if place == "first" else n - 1
-    position = permute(np.full(trials, where), np.full(trials, n), keys(np.random.default_rng(n), trials))
-    counts = np.bincount(position, minlength=n)
     # Chi-square of n cells of 100 expected; passed by chance once in 10,000 seeds.
-    assert ((counts - 100) ** 2 / 100).sum() < reference.chi_square_limit(n - 1)
+    statistic, limit = together(n, [0 if place == "first" else n - 1], 100 * n, n)
+    assert statistic < limit
 
 
-@pytest.mark.parametrize("n", [3, 4])
+@pytest.mark.parametrize("n", [3, 4, 6, 7, 10, 16, 17, 33, 64, 100, 257])
+@pytest.mark.parametrize("places", [(0, 1), (0, -1)])
+def test_two_places_have_every_pair_of_positions_alike(n, places):
+    statistic, limit = together(n, [place % n for place in places], 20 * n * n, n)
+    assert statistic < limit
+
+
+@pytest.mark.parametrize("n", [3, 4, 5])
 def test_every_permutation_of_a_small_class_is_as_likely(n):
-    all_of_them = list(itertools.permutations(range(n)))
-    trials = 200 * len(all_of_them)
-    key = np.repeat(keys(np.random.default_rng(0), trials), n)
-    position = permute(np.tile(np.arange(n), trials), np.full(trials * n, n), key).reshape(trials, n)
-    found = dict.fromkeys(all_of_them, 0)
-    for row in position.tolist():
-        found[tuple(row)] += 1
-    statistic = sum((count - 200) ** 2 / 200 for count in found.values())
-    assert statistic < reference.chi_square_limit(len(all_of_them) - 1)
+    statistic, limit = together(n, list(range(n)), 200 * math.factorial(n), 0)
+    assert statistic < limit
 
 
 # -- fair items (law 3) --------------------------------------------------------------------------------
@@ -74,7 +105,7 @@ def test_use_of_the_items_of_a_class_never_differs_by_more_than_one(sizes, seed,
     uses, asked = np.zeros(labels.size, dtype=int), np.zeros(len(sizes), dtype=int)
     for _ in range(12):
         counts = np.array(data.draw(st.lists(st.integers(0, 15), min_size=len(sizes), max_size=len(sizes))))
-        items = pools.draw(counts.copy())
+        items = take(pools, counts)
         assert np.bincount(labels[items], minlength=len(sizes)).tolist() == counts.tolist()
         assert (np.diff(labels[items]) >= 0).all()  # class by class
         uses += np.bincount(items, minlength=labels.size)
@@ -90,8 +121,8 @@ def test_use_of_the_items_of_a_class_never_differs_by_more_than_one(sizes, seed,
 def test_class_without_items_is_left_alone():
     pools = ClassPools(np.array([0, 2, 2]), 3)
     assert pools.sizes.tolist() == [1, 0, 2]
-    assert sorted(pools.draw(np.array([1, 0, 2])).tolist()) == [0, 1, 2]
-    assert pools.draw(np.zeros(3, dtype=np.int64)).tolist() == []
+    assert sorted(take(pools, [1, 0, 2]).tolist()) == [0, 1, 2]
+    assert take(pools, [0, 0, 0]).tolist() == []
 
 
 def test_state_takes_the_pools_back():
@@ -99,15 +130,85 @@ def test_state_takes_the_pools_back():
     pools = ClassPools(labels, 2, seed=3)
     counts = np.array([4, 2])
     while not pools.state.owed:  # the state that is hard to keep: an item passed over
-        pools.draw(counts)
+        take(pools, counts)
     state = pools.state
     drawn = pools.drawn.tolist()
-    after = [pools.draw(counts).tolist() for _ in range(6)]
+    after = [take(pools, counts).tolist() for _ in range(6)]
     pools.state = state
     assert pools.drawn.tolist() == drawn
-    assert [pools.draw(counts).tolist() for _ in range(6)] == after
+    assert [take(pools, counts).tolist() for _ in range(6)] == after
     pools.state = state
-    assert [pools.draw(counts).tolist() for _ in range(6)] == after
+    assert [take(pools, counts).tolist() for _ in range(6)] == after
+
+
+@given(
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=6),
+    seed=st.integers(0, 1000),
+    width=st.sampled_from([2, 3, 5, 16]),
+    data=st.data(),
+)
+def test_draws_do_not_depend_on_what_was_worked_out_in_advance(sizes, seed, width, data):
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    steady, moved = (ClassPools(labels, len(sizes), seed) for _ in range(2))
+    # Rows so short that they end all the time: the other draws are compared with what these give.
+    moved._make_rows(width, np.zeros(len(sizes), dtype=np.int64))
+    states = [moved.state]
+    drawn = []
+    for _ in range(10):
+        counts = data.draw(st.lists(st.integers(0, 15), min_size=len(sizes), max_size=len(sizes)))
+        drawn.append((counts, take(steady, counts).tolist()))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("lightning_fair.pools._MOST_ROOM", 0)  # so they stay short
+            assert take(moved, counts).tolist() == drawn[-1][1]
+        states.append(moved.state)
+        assert states[-1].taken.tolist() == steady.state.taken.tolist()
+        assert {c: o.tolist() for c, o in states[-1].owed.items()} == {
+            c: o.tolist() for c, o in steady.state.owed.items()
+        }
+    back = data.draw(st.integers(0, 9))
+    for pools in (moved, ClassPools(labels, len(sizes), seed)):
+        pools.state = states[back]
+        for counts, items in drawn[back:]:
+            assert take(pools, counts).tolist() == items
+
+
+@pytest.mark.parametrize(("K", "size"), [(1, 30_000), (3, 5000), (700, 40), (40_000, 3)])
+def test_large_pools_taken_up_in_the_middle_go_on_as_if_they_had_not_stopped(K, size):
+    labels = np.tile(np.arange(K), size)
+    steady = ClassPools(labels, K, seed=1)
+    rng = np.random.default_rng(0)
+    draws = [np.sort(rng.integers(0, K, 256)) for _ in range(60)]
+    for wanted in draws[:40]:
+        items = steady.draw(wanted)
+        assert (labels[items] == wanted).all()
+    fresh = ClassPools(labels, K, seed=1)
+    fresh.state = steady.state
+    for wanted in draws[40:]:
+        assert steady.draw(wanted).tolist() == fresh.draw(wanted).tolist()
+
+
+def test_state_before_some_draws_is_that_of_before():
+    labels = np.repeat([0, 1], [5, 3])
+    pools = ClassPools(labels, 2, seed=3)
+    counts, history = np.array([4, 2]), []
+    for _ in range(30):
+        history.append((pools.state, pools.owed))
+        take(pools, counts)
+    assert any(state.owed for state, _ in history)
+    for ago, (state, owed) in enumerate(reversed(history), start=1):
+        before = pools.before(ago * counts, owed)
+        assert before.taken.tolist() == state.taken.tolist()
+        assert {c: o.tolist() for c, o in before.owed.items()} == {c: o.tolist() for c, o in state.owed.items()}
+
+
+def test_draw_that_takes_more_of_a_class_than_is_worked_out_in_advance():
+    labels = np.repeat([0, 1], [100_000, 40])
+    one, other = ClassPools(labels, 2), ClassPools(labels, 2)
+    at_once = take(one, [60_000, 30])
+    parts = [take(other, [600, 0]) for _ in range(100)]
+    assert at_once[:60_000].tolist() == np.concatenate(parts).tolist()
+    assert np.unique(at_once).size == 60_030
+    assert take(one, [40_000, 0]).tolist() == take(other, [40_000, 0]).tolist()
 
 
 # -- random order --------------------------------------------------------------------------------------
@@ -118,7 +219,7 @@ def passes(seed, label=0, size=8, many=6):
     pools = ClassPools(np.repeat(np.arange(3), size), 3, seed)
     counts = np.zeros(3, dtype=np.int64)
     counts[label] = size
-    return [tuple((pools.draw(counts) - label * size).tolist()) for _ in range(many)]
+    return [tuple((take(pools, counts) - label * size).tolist()) for _ in range(many)]
 
 
 def test_order_is_new_for_every_pass_class_and_seed():
@@ -139,7 +240,7 @@ def test_items_meet_in_batches_as_often_as_chance_has_it():
     pools = ClassPools(np.zeros(n, dtype=np.int64), 1, seed=7)
     together = np.zeros((n, n))
     for _ in range(many * n // batch):
-        items = pools.draw(np.array([batch]))
+        items = take(pools, [batch])
         together[np.ix_(items, items)] += 1
     pairs = together[np.triu_indices(n, 1)]
     assert pairs.sum() == many * 18
