@@ -407,8 +407,11 @@ class FairSampling(L.Callback):
                 sums[0, -1] = 1
             seen = HostCopy(sum_over_ranks(sums))
         else:
-            seen = np.bincount(delivered.labels, minlength=draw.counts.size) * trained
-            if trainer.world_size > 1:
+            seen = draw.counts
+            one_rank = self.sampler.world_size == 1
+            if not (trained and delivered.as_drawn and one_rank):
+                seen = np.bincount(delivered.labels, minlength=seen.size) * trained
+            if not one_rank:
                 seen = HostCopy(sum_over_ranks(torch.from_numpy(seen).to(trainer.strategy.root_device)))
         self._pending.append((draw, seen))
         self._report(pl_module, keep=self._delay)

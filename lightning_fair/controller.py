@@ -267,13 +267,15 @@ class FeedbackController:
             logits = alpha * (self.lambda1 * self._behind + self.lambda2 * self._ewma_loss)
             logits[~self._active] = -np.inf
         else:
-            drive = self.lambda1 * (1.0 - self._ratio / self._q_or_one)
+            # The deficit is 1 - r / q: its 1 is the same for all classes, and drops out of the softmax.
+            logits = self._ratio / self._q_or_one
+            logits *= -alpha * self.lambda1
+            logits += self._log_q
             if self.lambda2:
-                drive += self.lambda2 * self._emphasis
-            logits = self._log_q + alpha * drive
-        logits -= logits.max()
-        mix = np.exp(logits)
-        mix /= mix.sum()
+                logits += (alpha * self.lambda2) * self._emphasis
+        logits -= np.maximum.reduce(logits)
+        mix = np.exp(logits, out=logits)
+        mix /= np.add.reduce(mix)
         return apply_floor(mix, self.min_prob, self._active)
 
     def register(self, draw: Draw) -> None:
@@ -315,12 +317,15 @@ class FeedbackController:
             draw: The draw it belongs to. Default: the oldest in flight; with none in flight, the batch was
                 drawn elsewhere and is taken as a draw of its own.
         """
-        counts = np.asarray(counts)
-        total = counts.sum()
         if draw is None:
             draw = self._in_flight.popleft() if self._in_flight else None
         else:
             self._in_flight.remove(draw)
+        if draw is not None and counts is draw.counts and loss_sums is None:
+            self._apply_feedback()  # as drawn: there is nothing to put right
+            return
+        counts = np.asarray(counts)
+        total = counts.sum()
         losses = self._mean_losses(counts, loss_sums, loss_counts)
         if draw is None:
             serial = self.draws
@@ -458,12 +463,15 @@ class FeedbackController:
 
     def _follow(self, counts: NDArray[Any]) -> None:
         """Let one more batch enter the trained mix. A new array each time: draws keep the old ones."""
-        total = counts.sum()
+        total = int(np.add.reduce(counts))
         if total:
             rate = 1.0 / self.horizon
-            self._ratio = (1.0 - rate) * self._ratio + rate * (counts / total)
-            self._emphasis = (1.0 - rate) * self._emphasis + rate * self._z
-            self._count(counts)
+            self._ratio = (1.0 - rate) * self._ratio
+            self._ratio += counts * (rate / total)
+            if self.lambda2:
+                self._emphasis = (1.0 - rate) * self._emphasis + rate * self._z
+            if self.deficit == "count":
+                self._count(counts)
         self.draws += 1
 
     def _count(self, counts: NDArray[Any]) -> None:

@@ -37,10 +37,12 @@ class Delivered:
     Attributes:
         draw: Its record.
         labels: Class of each of its samples, on the host, shape ``(batch,)``; none where the batch is None.
+        as_drawn: Whether these are the labels that were drawn, in that order.
     """
 
     draw: BatchDraw
     labels: Tensor
+    as_drawn: bool
 
 
 class FairLoader:
@@ -100,8 +102,12 @@ class _FairIterator:
                     f"{type(loader).__name__.removeprefix('Fair')}.__iter__ leaves batches out, so a batch cannot be "
                     "told from another one's draw. Hand out every batch, or leave samples out of the data set."
                 )
-        labels = _NONE if batch is None else _labels_of(batch, draw, guess=loader.guess_labels)
-        loader.delivered = Delivered(draw, labels)
+        if batch is None:
+            loader.delivered = Delivered(draw, _NONE, as_drawn=False)
+        else:
+            drawn = torch.from_numpy(draw.labels.astype(np.int64, copy=False))
+            labels = _labels_of(batch, draw, drawn) if loader.guess_labels else drawn
+            loader.delivered = Delivered(draw, labels, as_drawn=labels is drawn)
         return batch
 
 
@@ -309,21 +315,18 @@ def lead(loader: DataLoader[Any]) -> int:
     return loader.num_workers * (loader.prefetch_factor or 0)
 
 
-def _labels_of(batch: Any, draw: BatchDraw, *, guess: bool) -> Tensor:
+def _labels_of(batch: Any, draw: BatchDraw, drawn: Tensor) -> Tensor:
     """Return the class of each sample of the batch: in the order of the draw, unless the batch shows another one.
 
-    ``collate_fn`` may drop or reorder samples. The batch's own labels are taken if the labels are the data set's
-    (``guess``), nothing in the batch is in the order of the draw, and what stands where labels usually stand (second
-    of a pair, or under a usual key) is integers of which no class has more than were drawn.
+    ``collate_fn`` may drop or reorder samples. The batch's own labels are taken if nothing in the batch is in the
+    order of the draw, and what stands where labels usually stand (second of a pair, or under a usual key) is integers
+    of which no class has more than were drawn.
     """
-    drawn = torch.from_numpy(draw.labels.astype(np.int64))
     columns = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
     found = usual_labels(batch)
-    if (
-        not guess
-        or not _on_host(found)
-        or any(_on_host(column) and torch.equal(column.long(), drawn) for column in columns)
-    ):
+    if not _on_host(found) or torch.equal(found.long(), drawn):
+        return drawn
+    if any(_on_host(column) and torch.equal(column.long(), drawn) for column in columns):
         return drawn
     y = found.numpy()
     K = draw.probs.size

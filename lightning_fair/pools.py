@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -13,7 +12,6 @@ from lightning_fair.simplex import Ints
 
 _U32: TypeAlias = NDArray[np.uint32]
 _U64: TypeAlias = NDArray[np.uint64]
-Owed: TypeAlias = Mapping[int, tuple[int, Ints]]
 
 # With so many rounds two places lie alike in every pair of positions, from two items on (test_pools.py).
 _ROUNDS = 8
@@ -79,12 +77,14 @@ class ClassPools:
         self._heads: Ints = np.zeros(num_classes, dtype=np.int64)  # room for a draw to work in
         self._owed: dict[int, tuple[int, Ints]] = {}  # by class: items, and the number of the first; never changed
         self._window = 0
+        self._taken: Ints
         self._make_rows(min(max(_AHEAD // num_classes, _FEWEST), _MOST), np.zeros(num_classes, dtype=np.int64))
 
     @property
     def state(self) -> PoolState:
         """Where the pools stand. Setting it takes them back (or on) to exactly there."""
-        return self.before(0, self._owed)
+        left = {label: items[max(int(self._taken[label]) - first, 0) :] for label, (first, items) in self._owed.items()}
+        return PoolState(self._taken, {label: items for label, items in left.items() if items.size})
 
     @state.setter
     def state(self, state: PoolState) -> None:
@@ -92,27 +92,16 @@ class ClassPools:
         self._owed = {label: (int(state.taken[label]), items) for label, items in state.owed.items()}
 
     @property
-    def owed(self) -> Owed:
-        """Items passed over, to be given to :meth:`before`; a new mapping whenever it changes."""
-        return self._owed
-
-    @property
     def drawn(self) -> Ints:
-        """Items handed out of each class so far, shape ``(K,)``."""
-        drawn: Ints = self._first + (self._next - self._rows)
-        return drawn
+        """Items handed out of each class so far, shape ``(K,)``; not to be written to."""
+        return self._taken
 
-    def before(self, counts: Ints | int, owed: Owed) -> PoolState:
-        """Return where the pools stood ``counts`` items ago, when :attr:`owed` was ``owed``."""
-        taken = self.drawn - counts
-        left = {label: items[max(taken[label] - first, 0) :] for label, (first, items) in owed.items()}
-        return PoolState(taken, {label: items for label, items in left.items() if items.size})
-
-    def draw(self, labels: Ints) -> NDArray[Any]:
+    def draw(self, labels: Ints, counts: Ints | None = None) -> NDArray[Any]:
         """Take the next items of some classes, least used first.
 
         Args:
             labels: Class of each item to take, those of a class side by side, shape ``(B,)``.
+            counts: Items of each class among them, shape ``(K,)``, where they are known.
 
         Returns:
             Indices of the items, int32 or int64, shape ``(B,)``.
@@ -129,6 +118,8 @@ class ClassPools:
         if np.minimum.reduce(items) < 0:
             items, spots = self._look_after(items, labels, spots)
         self._next[labels] = spots + 1  # the last of a class stays
+        # A new array each time: states keep the old ones.
+        self._taken = self._taken + (np.bincount(labels, minlength=self.sizes.size) if counts is None else counts)
         return items
 
     # What follows runs where a row or a pass ends, which is rare enough where classes are not tiny.
@@ -139,7 +130,7 @@ class ClassPools:
         if np.minimum.reduce(items) == self._none:
             wider = 2 * int(ranks.max() + 1)
             if wider // 2 > self._width and wider * self.sizes.size <= _MOST_ROOM:
-                self._make_rows(wider, self.drawn)
+                self._make_rows(wider, self._taken)
                 self._fill(labels)
             else:
                 self._fill(labels[spots - self._rows[labels] >= self._width])
@@ -206,6 +197,7 @@ class ClassPools:
         self._ring: NDArray[Any] = np.full(self.sizes.size * (width + 1), self._none, dtype=self._items.dtype)
         self._next: Ints = self._rows + width  # spot of the next item of each class
         self._first: Ints = taken - width  # number of the item that each row begins with
+        self._taken = taken
 
     def _fill(self, used_up: Ints) -> None:
         """Work out new rows for the classes that need one, and for others that will soon, a window of them a time."""

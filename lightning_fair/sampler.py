@@ -168,14 +168,15 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     @property
     def drawn(self) -> Ints:
         """Samples of each class drawn so far over all ranks, in flight or not, int64, shape ``(K,)``."""
-        return self._pools.drawn
+        drawn: Ints = self._pools.drawn.copy()
+        return drawn
 
     @property
     def trained(self) -> Ints:
         """Samples of each class drawn so far and no longer in flight, int64, shape ``(K,)``."""
         trained = self.drawn
         for draw in self.controller.in_flight:
-            trained -= draw.counts
+            trained = trained - draw.counts
         return trained
 
     @property
@@ -279,7 +280,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             counts = rng.multinomial(self.global_batch_size, probs)
             labels = np.repeat(np.arange(probs.size), counts)
         before = self._pools.state
-        indices = self._pools.draw(labels)
+        indices = self._pools.draw(labels, counts)
         if self.world_size > 1:  # the draw lies class by class, so every rank gets a like share of every class
             labels, indices = labels[self.rank :: self.world_size], indices[self.rank :: self.world_size]
         return counts, indices.take(shuffle), labels.take(shuffle), before

@@ -116,7 +116,7 @@ def apply_floor(mix: Floats, min_prob: float, active: NDArray[np.bool_]) -> Floa
         >>> apply_floor(np.array([1.0, 0.0]), 0.1, np.array([True, True]))
         array([0.9, 0.1])
     """
-    floored: Floats = (1.0 - int(active.sum()) * min_prob) * mix + min_prob * active
+    floored: Floats = (1.0 - np.count_nonzero(active) * min_prob) * mix + min_prob * active
     return floored
 
 

@@ -1,4 +1,5 @@
 import math
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -187,18 +188,20 @@ def test_large_pools_taken_up_in_the_middle_go_on_as_if_they_had_not_stopped(K, 
         assert steady.draw(wanted).tolist() == fresh.draw(wanted).tolist()
 
 
-def test_state_before_some_draws_is_that_of_before():
+def test_state_that_was_read_is_not_changed_by_later_draws():
     labels = np.repeat([0, 1], [5, 3])
     pools = ClassPools(labels, 2, seed=3)
-    counts, history = np.array([4, 2]), []
+    read, copies, drawn = [], [], []
     for _ in range(30):
-        history.append((pools.state, pools.owed))
-        take(pools, counts)
-    assert any(state.owed for state, _ in history)
-    for ago, (state, owed) in enumerate(reversed(history), start=1):
-        before = pools.before(ago * counts, owed)
-        assert before.taken.tolist() == state.taken.tolist()
-        assert {c: o.tolist() for c, o in before.owed.items()} == {c: o.tolist() for c, o in state.owed.items()}
+        read.append(pools.state)
+        copies.append(deepcopy(pools.state))
+        drawn.append(take(pools, np.array([4, 2])).tolist())
+    assert any(state.owed for state in read)
+    for state, copied, items in zip(read, copies, drawn, strict=True):
+        assert (state.taken == copied.taken).all()
+        assert {c: o.tolist() for c, o in state.owed.items()} == {c: o.tolist() for c, o in copied.owed.items()}
+        pools.state = state
+        assert take(pools, np.array([4, 2])).tolist() == items
 
 
 def test_draw_that_takes_more_of_a_class_than_is_worked_out_in_advance():
