@@ -274,9 +274,7 @@ class FeedbackController:
             if self.lambda2:
                 logits += (alpha * self.lambda2) * self._emphasis
         logits -= np.maximum.reduce(logits)
-        mix = np.exp(logits, out=logits)
-        mix /= np.add.reduce(mix)
-        return apply_floor(mix, self.min_prob, self._active)
+        return apply_floor(np.exp(logits, out=logits), self._floor)
 
     def register(self, draw: Draw) -> None:
         """Count a new draw as in flight: its samples enter the trained mix at once."""
@@ -440,6 +438,7 @@ class FeedbackController:
         self._q.setflags(write=False)
         self._active: NDArray[np.bool_] = q > 0
         self._q_or_one: Floats = np.where(self._active, q, 1.0)
+        self._floor: Floats = np.where(self._active, self.min_prob, 0.0)
         with np.errstate(divide="ignore"):
             self._log_q: Floats = np.log(q)
 
@@ -463,7 +462,7 @@ class FeedbackController:
 
     def _follow(self, counts: NDArray[Any]) -> None:
         """Let one more batch enter the trained mix. A new array each time: draws keep the old ones."""
-        total = int(np.add.reduce(counts))
+        total = np.add.reduce(counts)
         if total:
             rate = 1.0 / self.horizon
             self._ratio = (1.0 - rate) * self._ratio

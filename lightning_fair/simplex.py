@@ -106,18 +106,23 @@ def resolve_target(target: Target, num_classes: int, class_counts: ArrayLike | N
     return check_mix(target, num_classes)
 
 
-def apply_floor(mix: Floats, min_prob: float, active: NDArray[np.bool_]) -> Floats:
-    """Mix in a uniform share so that no active class falls below ``min_prob``.
+def apply_floor(shares: Floats, floor: Floats) -> Floats:
+    """Make a class mix of ``shares``, mixed with a floor so that no class falls below its ``floor``.
 
-    ``p = (1 - K * min_prob) * mix + min_prob`` over the ``K`` active classes; the others stay at zero.
-    Unlike clipping and dividing by the new sum, this keeps the floor exactly and the order of the classes.
+    ``p = (1 - sum(floor)) * shares / sum(shares) + floor``. Unlike clipping and dividing by the new sum, this keeps
+    the floor exactly and the order of the classes.
+
+    Args:
+        shares: Not negative, with a positive sum, shape ``(K,)``. Worked on in place.
+        floor: Least probability of each class, summing to less than one, shape ``(K,)``.
 
     Example:
-        >>> apply_floor(np.array([1.0, 0.0]), 0.1, np.array([True, True]))
-        array([0.9, 0.1])
+        >>> apply_floor(np.array([5.0, 0.0, 0.0]), np.array([0.1, 0.1, 0.0]))
+        array([0.9, 0.1, 0. ])
     """
-    floored: Floats = (1.0 - np.count_nonzero(active) * min_prob) * mix + min_prob * active
-    return floored
+    shares *= (1.0 - np.add.reduce(floor)) / np.add.reduce(shares)
+    shares += floor
+    return shares
 
 
 def distance(a: ArrayLike, b: ArrayLike) -> float:
