@@ -50,7 +50,7 @@ from tqdm import tqdm
 from lightning_fair.weights import class_weights
 
 LOSS_CLASSES, LOSS_BATCH = 10, 128
-LEAD = 8
+LEAD = 16
 
 
 def first_batch(system: System, seed: int) -> float:
