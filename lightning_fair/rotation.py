@@ -54,6 +54,9 @@ class FairRotation:
         self._counts = SparseCounts()
         self._arrange()
 
+    def __repr__(self) -> str:
+        return f"<FairRotation n={self._n}, k={self._k}, start={self._start}: {len(self._counts):,} with a count>"
+
     @property
     def n(self) -> int:
         """Size of the range, in numbers."""
@@ -194,23 +197,35 @@ class FairRotation:
         if (self._n, self._start) != (before[0], before[2]):
             self._arrange()
 
-    def load_counts(self, counts: Mapping[int, int]) -> None:
+    def load_counts(self, counts: Mapping[int, int] | str) -> None:
         """Take over counts, balanced or not, in place of those so far.
 
         Args:
             counts: Appearances of each number, in ``[0, 10**9]``; a number that is not named has 0. Numbers
-                outside the range are kept, and ignored by the draw.
+                outside the range are kept, and ignored by the draw. Or the text of ``to_json``, with or without
+                ``counts_only``; its inputs are not taken over.
 
         Raises:
-            ValueError: If a number or a count is not an integer or out of its range. Nothing is changed then.
+            ValueError: If a number or a count is not an integer or out of its range, or the text is not such
+                JSON. Nothing is changed then.
+            TypeError: If it is neither a mapping nor text. Nothing is changed then.
 
         Example:
             >>> rotation = FairRotation(n=3, k=2)
             >>> rotation.load_counts({1: 5, 2: 7})
             >>> rotation.next_batch()
             [3, 1]
+            >>> rotation.load_counts('{"2": 4}')
+            >>> rotation.counts[2]
+            4
         """
-        self._counts = SparseCounts(check_counts(counts.items()))
+        if isinstance(counts, str):
+            checked = parse(counts).counts
+        elif hasattr(counts, "items"):
+            checked = check_counts(counts.items())
+        else:
+            raise TypeError(f"The counts must be a mapping such as {{1: 3, 2: 2}} or its JSON, got {show(counts)}.")
+        self._counts = SparseCounts(checked)
         self._arrange()
 
     def clean(self) -> None:
@@ -266,7 +281,7 @@ class FairRotation:
 
         Raises:
             ValueError: If the text is not that; the message says what is wrong. For counts alone, make a
-                ``FairRotation(n, k, start)`` and pass them to ``load_counts``.
+                ``FairRotation(n, k, start)`` and pass the text to its ``load_counts``.
 
         Example:
             >>> FairRotation.from_json('{"appearance_counts": {"3": 4}, "N": 3, "k": 2, "start": 1}').n
@@ -278,7 +293,7 @@ class FairRotation:
         if saved.inputs is None:
             raise ValueError(
                 'The JSON holds counts alone and no "N", "k" and "start": make a FairRotation(n, k, start) and '
-                "pass it the counts, load_counts(parse(text).counts)."
+                "pass the text to its load_counts."
             )
         try:
             rotation = cls(*saved.inputs, seed=seed)

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 LARGEST_NUMBER = 2**53 - 1  # integers beyond it are rounded by JavaScript, and by others that read JSON
@@ -140,7 +141,7 @@ def show(value: Any) -> str:
         return "an object" if isinstance(value, dict) else "a list"
     if isinstance(value, int) and value.bit_length() > 128:
         return f"an integer of {value.bit_length()} bits"
-    text = repr(value)
+    text = str(value) if isinstance(value, Decimal) else repr(value)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 
@@ -173,9 +174,15 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-def _number(digits: str) -> int | float:
+def _number(digits: str) -> int | float | Decimal:
     value = float(digits)
-    return int(value) if value.is_integer() else value  # other programs write 10 as 10.0
+    if not value.is_integer():
+        return value
+    try:
+        exact = Decimal(digits)  # a float rounds 3.0000000000000000001 to 3
+    except InvalidOperation:  # an exponent of twenty digits
+        return value
+    return int(exact) if exact == exact.to_integral_value() else exact  # other programs write 10 as 10.0
 
 
 def _integer_keys(content: dict[str, Any]) -> Iterable[tuple[int, Any]]:

@@ -253,15 +253,86 @@ def test_app_of_the_space_starts_and_reads_what_the_browser_kept_of_a_server_bef
     stop(server)
     server, address = serve(["examples/fair_batch_space/app.py"], uploads, int(address.rsplit(":", 1)[1]))
     try:
-        visitor.page.click("#generate")
-        visitor.says("Your session is no longer on the server; reload the page")
+        batch += visitor.generate()  # in a page of the server before
+        assert visitor.counts() == {number: batch.count(number) for number in range(1, 11)}
         visitor.page.goto(address)
         visitor.ready()
-        wait_until(lambda: visitor.counts() == {number: int(number in batch) for number in range(1, 11)})
+        wait_until(lambda: visitor.counts() == {number: batch.count(number) for number in range(1, 11)})
         visitor.generate()
     finally:
         visitor.close()
         stop(server)
+
+
+@pytest.fixture
+def crowded(uploads, chromium, request):
+    """A visitor, and what puts their session off the server: it holds one, and here comes another visitor."""
+    few = f"import lightning_fair.app.session as session, lightning_fair.app.page as page; {request.param}"
+    server, address = serve(["-c", f"{few}; page._SESSIONS = 1; page.serve([])"], uploads)
+    visitor = Visitor(chromium, address)
+    yield visitor, lambda: Visitor(chromium, address).close()
+    assert visitor.errors == []
+    visitor.close()
+    stop(server)
+
+
+@pytest.mark.parametrize("crowded", ["pass"], indirect=True)
+def test_session_that_made_room_for_another_comes_back_with_the_next_event(crowded, tmp_path):
+    visitor, put_away = crowded
+    visitor.fill(n=150, k=140)
+    drawn = visitor.generate()
+    put_away()
+    visitor.page.fill("#page input", "2")
+    visitor.page.press("#page input", "Enter")
+    wait_until(lambda: "101" in dict.fromkeys(row[0] for row in visitor.table()))
+    assert visitor.page.locator("#message .notice").count() == 0
+    put_away()
+    drawn += visitor.generate()
+    put_away()
+    counts = json.loads(visitor.save("#quick-save")[1])
+    assert counts == {str(number): drawn.count(number) for number in sorted(set(drawn))}
+    put_away()
+    (tmp_path / "counts.json").write_text('{"4": 9}')
+    visitor.load_file("#quick-file", tmp_path / "counts.json")
+    visitor.says("Loaded the count of 1 number")
+    put_away()
+    visitor.fill(n=5, k=2)  # and at once, so that two events find no session:
+    assert '"4": 9}, "N": 5, "k": 2' in visitor.save("#full-save")[1]
+    assert visitor.inputs() == ["5", "2", "1"]
+    put_away()
+    visitor.page.click("#reset")
+    visitor.says("All counts are 0 again")
+
+
+@pytest.mark.parametrize("crowded", ["session._LARGEST_KEPT = 9"], indirect=True)
+def test_session_that_made_room_and_was_too_many_for_its_browser_is_lost_aloud(crowded):
+    visitor, put_away = crowded
+    visitor.fill(n=7)
+    visitor.generate()
+    for click in ("#generate", "#quick-save", "#reset"):
+        put_away()
+        downloads = []
+        visitor.page.on("download", lambda download, seen=downloads: seen.append(download))
+        visitor.page.click(click)
+        visitor.says("The counts were too many for your browser to keep, so all are 0 again: Full load")
+        assert (visitor.counts(), visitor.batch(), downloads) == (dict.fromkeys(range(1, 8), 0), [], [])
+        assert visitor.inputs() == ["7", "3", "1"]
+        assert len(visitor.generate()) == 3
+
+
+def test_nothing_sound_in_the_browser_brings_no_session_back():
+    import gradio as gr
+
+    from lightning_fair.app.page import _Generator
+    from lightning_fair.app.session import Session
+
+    with gr.Blocks():
+        generator = _Generator()
+    session, update = generator._awake({"version": 9}, "", 1, gr.Request(session_hash="a"))
+    assert session is None
+    assert "your browser has no copy of it: reload the page." in update[generator.message]["value"]
+    session, update = generator._awake(Session().pack(), "", 1, gr.Request(session_hash="a"))
+    assert (session.inputs, update) == ((10, 3, 1), {})
 
 
 def test_quick_and_full_save_are_dated_files_that_load_again(visitor, tmp_path):
@@ -332,8 +403,8 @@ def test_mismatch_is_named_after_a_load(visitor):
     visitor.says(r"outside 65 to 74 is ignored: 5\.", "#warning")
 
 
-@pytest.mark.parametrize("button", ["#clean", "#reset", "#quick-save", "#full-save", "#quick-show", "#full-show"])
-def test_buttons_take_over_the_inputs_first_and_refuse_bad_ones(visitor, button):
+@pytest.mark.parametrize("button", ["#generate", "#full-save", "#full-show"])
+def test_buttons_that_need_the_inputs_take_them_over_first_and_refuse_bad_ones(visitor, button):
     visitor.load_text('{"4": 1, "50": 1}')
     visitor.says("outside 1 to 10 is ignored: 50", "#warning")
     visitor.page.get_by_role("tab", name="Pasted JSON" if "show" in button else "File").click()
@@ -349,6 +420,45 @@ def test_buttons_take_over_the_inputs_first_and_refuse_bad_ones(visitor, button)
     visitor.says("got k = 11 for N = 5")
     assert (visitor.table(), downloads) == (before, [])
     assert visitor.page.locator("#pasted textarea").input_value() == '{"4": 1, "50": 1}'
+
+
+BLANK = r"k must be a whole number, and its field is empty\.$"
+
+
+def test_buttons_that_need_no_inputs_go_on_with_those_in_force_and_say_what_is_wrong(visitor, tmp_path):
+    visitor.load_text('{"4": 1, "50": 1}')
+    visitor.says("outside 1 to 10 is ignored: 50", "#warning")
+    visitor.fill(k="")
+    visitor.says(f"^{BLANK}")
+
+    def warns(said):
+        visitor.says(f"^{said} {BLANK}")
+        assert visitor.page.locator("#message .notice.warn").count() == 1
+        assert visitor.inputs() == ["10", "", "1"]
+
+    visitor.page.click("#quick-show")
+    warns(r"Copy the JSON below\.")
+    assert visitor.page.input_value("#pasted textarea") == '{"4": 1, "50": 1}'
+    visitor.page.get_by_role("tab", name="File").click()
+    assert json.loads(visitor.save("#quick-save")[1]) == {"4": 1, "50": 1}
+    warns(r"Saved as \S+\.")
+    visitor.page.click("#clean")
+    warns(r"Dropped the count of 1 number out of range\.")
+    wait_until(lambda: visitor.counts() == {number: int(number == 4) for number in range(1, 11)})
+    (tmp_path / "counts.json").write_text('{"3": 2}')
+    visitor.load_file("#quick-file", tmp_path / "counts.json")
+    warns(r"Loaded the count of 1 number\.")
+    visitor.load_text('{"2": 5, "3": 5}')
+    warns(r"Loaded the counts of 2 numbers\.")
+    wait_until(lambda: visitor.counts()[2] == 5)
+    visitor.load_text("[]")
+    visitor.says(rf"^The JSON must be an object .* {BLANK}")
+    assert visitor.page.locator("#message .notice.bad").count() == 1
+    visitor.page.click("#reset")
+    warns(r"All counts are 0 again\.")
+    visitor.load_text('{"appearance_counts": {"1": 1}, "N": 4, "k": 2, "start": 1}', "#full-paste")
+    visitor.says(r"and the inputs N = 4, k = 2, start = 1\.$")  # which brings inputs of its own
+    assert visitor.inputs() == ["4", "2", "1"]
 
 
 def test_click_that_is_quicker_than_the_typing_before_it_has_the_new_inputs(visitor):
@@ -434,6 +544,7 @@ def test_two_visitors_never_see_each_others_counts(visitor, chromium, address):
         ({"start": 0.1}, r"^start must be a whole number, got 0\.1\.$"),
         ({"k": ""}, r"^k must be a whole number, and its field is empty\.$"),
         ({"n": 1_000_001}, r"^N must be at most 1,000,000 on this page, got 1000001\.$"),
+        ({"n": "9" * 26}, r"^N must be at most 1,000,000 on this page"),
         ({"n": 1_000_000, "k": 10_001}, r"^k must be at most 10,000 on this page, got 10001\.$"),
         ({"start": 10**17}, r"^start to start \+ N - 1 must lie within"),
     ],
@@ -505,12 +616,15 @@ def test_nothing_is_written_on_the_server(visitor, address, uploads, tmp_path):
     visitor.load_file("#quick-file", tmp_path / "counts.json")
     visitor.says("Loaded the count of 1 number")
     visitor.save("#full-save")
-    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n' + b"y" * 5000 + b"\r\n--x--\r\n"
-    request = urllib.request.Request(
-        f"{address}/gradio_api/upload", body, {"Content-Type": "multipart/form-data; boundary=x"}
-    )
-    with pytest.raises(urllib.error.HTTPError, match="413"):
-        urllib.request.urlopen(request, timeout=20)
+    for path, size in itertools.product(("upload", "process_recording", "component_server"), (0, 1, 5000)):
+        part = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n'
+        request = urllib.request.Request(
+            f"{address}/gradio_api/{path}",
+            part + b"y" * size + b"\r\n--x--\r\n",
+            {"Content-Type": "Multipart/form-data; boundary=x"},
+        )
+        with pytest.raises(urllib.error.HTTPError, match="415"):
+            urllib.request.urlopen(request, timeout=20)
     assert not any(path.is_file() for path in uploads.rglob("*"))
 
 
@@ -558,11 +672,16 @@ def test_page_fits_its_width(chromium, address, tmp_path, width, height, name):
     page.get_by_role("tab", name="File").click()
     visitor.generate()
     visitor.says("outside 1 to 10", "#warning")
+    visitor.sort("Number, down")  # so that the numbers warned of are in sight
+    wait_until(lambda: visitor.table()[:2] == [("12", "3", "out of range"), ("11", "2", "out of range")])
     for tab, suffix in (("Generator", ""), ("Feedback", "-feedback")):
         page.get_by_role("tab", name=tab).click()
         if suffix:
             page.click("#turn")
             visitor.says("Class 0 is the rarest now", "#feedback-message")
+            heads = [head.bounding_box() for head in page.locator(".sliders .head").all()]
+            numbers = [number.bounding_box() for number in page.locator(".sliders .head input").all()]
+            assert len({number["y"] - head["y"] for head, number in zip(heads, numbers, strict=True)}) == 1
         page.mouse.move(0, 0)
         time.sleep(0.5)  # colours fade
         page.screenshot(path=folder / f"{name}{suffix}.png", full_page=True)

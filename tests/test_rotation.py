@@ -1,14 +1,18 @@
 import contextlib
+import gc
 import itertools
 import json
 import random
 import re
 import subprocess
 import sys
+import threading
 import time
 import warnings
+import weakref
 import zlib
 from base64 import b64encode
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
 import numpy as np
@@ -22,6 +26,7 @@ from lightning_fair.app.session import (
     MOST_COUNTS,
     ORDERS,
     Session,
+    Sessions,
     file_name,
     file_text,
     pack_counts,
@@ -340,6 +345,9 @@ BAD_JSON = [
     ('{"1": {}}', r"must be a whole number, got an object"),
     ('{"1": NaN}', r"must be a whole number, got nan"),
     ('{"1": 1e400}', r"must be a whole number, got inf"),
+    ('{"1": 3.0000000000000000001}', r"must be a whole number, got 3\.0000000000000000001"),
+    ('{"1": 1e-400}', r"must be a whole number, got 1E-400"),
+    ('{"1": 1e-99999999999999999999}', r"must be a whole number, got 0\.0"),
     ('{"1": 1000000001}', r"Counts must be at most 1,000,000,000, got 1000000001 for number 1"),
     (f'{{"1": {"9" * 5000}}}', r"an integer of 5000 digits: the largest count is 1,000,000,000"),
     ('{"appearance_counts": 3, "N": 1, "k": 1, "start": 1}', r'"appearance_counts" must be an object .* got 3'),
@@ -352,6 +360,14 @@ BAD_INPUTS = [
     ('{"appearance_counts": {}, "N": 0, "k": 1, "start": 1}', r"N must be at least 1"),
     ('{"appearance_counts": {}, "N": 2.5, "k": 1, "start": 1}', r"N must be a whole number, got 2\.5"),
     ('{"appearance_counts": {}, "N": 2, "k": "1", "start": 1}', r"k must be a whole number, got '1'"),
+    (
+        '{"appearance_counts": {}, "N": 2, "k": 1, "start": 4503599627370497.5000001}',
+        r"start must be a whole number, got 4503599627370497\.5000001",
+    ),
+    (
+        '{"appearance_counts": {}, "N": 1, "k": 1, "start": 9007199254740992.9999}',
+        r"start must be a whole number, got 9007199254740992\.9999",
+    ),
     ('{"appearance_counts": {}, "N": 2, "k": 1, "start": [1]}', r"start must be a whole number, got a list"),
 ]
 
@@ -365,8 +381,37 @@ def test_bad_text_is_refused_with_one_sentence(text, message):
 
 
 def test_counts_alone_are_no_rotation_and_the_message_says_what_to_do():
-    with pytest.raises(ValueError, match=r"counts alone .* make a FairRotation\(n, k, start\)"):
+    remedy = r"counts alone .* make a FairRotation\(n, k, start\) and pass the text to its load_counts\.$"
+    with pytest.raises(ValueError, match=remedy):
         FairRotation.from_json('{"1": 2}')
+    rotation = FairRotation(n=3, k=1)
+    rotation.load_counts('{"1": 2}')
+    assert rotation.counts == {1: 2}
+
+
+@given(rotation=loaded(), counts_only=st.booleans())
+def test_counts_load_from_saved_text_of_either_kind(rotation, counts_only):
+    again = FairRotation(n=3, k=2, start=7)
+    again.load_counts(rotation.to_json(counts_only=counts_only))
+    assert again.counts == rotation.counts
+    assert (again.n, again.k, again.start) == (3, 2, 7)
+
+
+@pytest.mark.parametrize("counts", [[1, 2], None, 5, b"{}"])
+def test_counts_that_are_no_mapping_are_refused_with_what_is_one(counts):
+    rotation = FairRotation(n=3, k=2)
+    rotation.load_counts({1: 4})
+    with pytest.raises(TypeError, match=r"^The counts must be a mapping such as \{1: 3, 2: 2\} or its JSON, got .+\.$"):
+        rotation.load_counts(counts)
+    with pytest.raises(ValueError, match="not JSON"):
+        rotation.load_counts("1, 2")
+    assert rotation.counts == {1: 4}
+
+
+def test_rotation_shows_itself_in_short():
+    rotation = FairRotation(n=1_000_000, k=2_000, start=-5)
+    rotation.next_batch()
+    assert repr(rotation) == "<FairRotation n=1000000, k=2000, start=-5: 2,000 with a count>"
 
 
 @pytest.mark.parametrize("text", [b"{}", None, 5, {"1": 2}])
@@ -407,6 +452,7 @@ def test_counts_too_many_for_the_browser_leave_a_mark_that_says_so():
     mark = {"version": 1, "N": 20, "k": 4, "start": -3, "too_many": True}
     assert session.pack() == mark
     again = Session.unpack(json.loads(json.dumps(mark)))
+    assert again is not None
     assert (again.inputs, dict(again.rotation.counts), again.lost) == ((20, 4, -3), {}, True)
     assert not Session.unpack(again.pack()).lost
     # Few characters, and yet more counts than are read back.
@@ -440,14 +486,55 @@ GOOD = {"version": 1, "N": 5, "k": 2, "start": 1, "counts": pack_counts({1: 2})}
         GOOD | {"too_many": True, "N": 0},
     ],
 )
-def test_browser_storage_that_is_not_sound_gives_a_new_session(kept):
-    session = Session.unpack(kept)
-    assert (session.inputs, dict(session.rotation.counts), session.lost) == ((10, 3, 1), {}, False)
+def test_browser_storage_that_is_not_sound_gives_no_session(kept):
+    assert Session.unpack(kept) is None
 
 
 def test_sound_browser_storage_is_taken():
     session = Session.unpack(GOOD)
     assert (session.inputs, dict(session.rotation.counts)) == ((5, 2, 1), {1: 2})
+
+
+def test_sessions_used_last_are_kept_and_no_other_stays_in_memory():
+    sessions, made = Sessions(most=3), []
+
+    def get(visitor):
+        session = sessions.get(visitor, Session)
+        made.append(weakref.ref(session))
+        return session
+
+    gc.disable()  # so that a cycle would keep them
+    try:
+        for visitor in "abcadeafa":
+            get(visitor)
+            assert len({id(one()) for one in made if one()}) <= 3
+        assert len({id(one()) for one in made if one()}) == 3
+    finally:
+        gc.enable()
+    kept, again = made[-1](), get("a")
+    assert kept is again  # of the first: it was used again and again
+    for visitor in "xyz":
+        get(visitor)
+    assert get("a") is again  # it made room, and is in use
+    assert get("b") is not get("c")
+    for _ in range(2):
+        assert sessions.get("nobody", lambda: None) is None
+    assert sessions.get(None, Session) is not sessions.get(None, Session)
+
+
+def test_events_that_overlap_bring_a_session_back_once():
+    sessions, begin = Sessions(most=2), threading.Barrier(8)
+
+    def slow():
+        time.sleep(0.05)
+        return Session()
+
+    def event(_):
+        begin.wait()
+        return sessions.get("one", slow)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(event, range(8)))) == 1
 
 
 BAD_FIELDS = [
@@ -458,7 +545,9 @@ BAD_FIELDS = [
     ((5, float("nan"), 1), r"k must be a whole number, got nan"),
     ((5, 1, float("inf")), r"start must be a whole number, got inf"),
     ((1_000_001, 1, 1), r"N must be at most 1,000,000 on this page, got 1000001"),
-    ((1e300, 1, 1), r"."),
+    ((1e300, 1, 1), r"^N must be at most 1,000,000 on this page, got an integer of 997 bits\.$"),
+    ((float("9" * 26), 1, 1), r"^N must be at most 1,000,000 on this page"),
+    ((10, 1e300, 1), r"^k must be at most 10,000 on this page"),
     ((20_000, 10_001, 1), r"k must be at most 10,000 on this page"),
     (("<b>", 1, 1), r"N must be a whole number, got '<b>'"),
     (([1], {}, 1), r"N must be a whole number, got a list"),
@@ -653,6 +742,17 @@ def test_long_labels_are_within_the_chart_and_do_not_meet(bars):
     middles, half = [float(place) for place in places], 92  # of such a label at the phone's font size
     assert half <= middles[0] <= middles[-1] <= 480 - half
     assert all(right - left > 2 * half for left, right in itertools.pairwise(middles))
+
+
+def test_value_that_is_missing_leaves_a_gap_in_its_line():
+    values = np.array([1.0, 1.0, np.nan, 1.0, np.nan, np.inf, 1.0, 1.0, 1.0])
+    chart = line_chart({"a": values[values < 2], "b": np.where(values < 2, values, np.nan)}, "A", "batch", "share")
+    lines = [len(points.split()) for points in re.findall(r'<polyline points="([^"]*)"', chart)]
+    assert lines == [6, 2, 2, 3]  # the one between two gaps is a dot: from itself to itself
+    first, last = (re.findall(r'<polyline points="([^"]*)"', chart)[place] for place in (2, 3))
+    assert len(set(first.split())) == 1
+    assert len(set(last.split())) == 3
+    assert line_chart({"a": np.full(3, np.nan)}, "A", "batch", "share").count('points=""') == 1
 
 
 def test_charts_escape_what_they_are_told():

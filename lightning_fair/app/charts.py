@@ -112,8 +112,13 @@ def line_chart(
         return HEIGHT - _BOTTOM - (HEIGHT - _BOTTOM - _TOP) * (value - floor) / (top - floor)
 
     def line(name: str, values: Floats, style: str) -> str:
-        points = " ".join(f"{x(first + at):.1f},{y(v):.1f}" for at, v in enumerate(values) if math.isfinite(v))
-        return f'<polyline points="{points}" fill="none" stroke="{colours[name]}" {style}/>'
+        known = np.flatnonzero(np.isfinite(values))
+        runs = np.split(known, np.flatnonzero(np.diff(known) > 1) + 1)
+        # A value alone between two gaps is a line from itself to itself: its round ends make a dot.
+        ends = [run if len(run) > 1 else run.repeat(2) for run in runs]
+        points = [" ".join(f"{x(first + at):.1f},{y(values[at]):.1f}" for at in run) for run in ends]
+        style = f'fill="none" stroke="{colours[name]}" stroke-linecap="round" {style}'
+        return "".join(f'<polyline points="{run}" {style}/>' for run in points)
 
     parts = [_axes(floor, top, xlabel, ylabel)]
     parts += [

@@ -2,8 +2,8 @@
 
 Nothing here decides anything: the rules are in :mod:`~lightning_fair.app.session` and
 :mod:`~lightning_fair.app.simulation`, which know no Gradio. Every visitor has a session of their own, on the server
-in ``gr.State`` and, to outlive a reload, in their browser's storage. Files are read and written by the browser:
-the server holds none, and never learns their names.
+and, to outlive a reload or making room there for another, in their browser. Files are read and written by the
+browser: the server holds none, and never learns their names.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ try:
 except ImportError as error:
     raise ImportError('The page needs Gradio: pip install "lightning-fair[app]".') from error
 
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
 from lightning_fair.app.charts import bar_chart, bin_counts, line_chart
 from lightning_fair.app.session import (
     LARGEST_FILE,
@@ -30,6 +34,7 @@ from lightning_fair.app.session import (
     ORDERS,
     PAGE_ROWS,
     Session,
+    Sessions,
     Table,
     file_name,
     file_text,
@@ -43,8 +48,11 @@ from lightning_fair.simplex import Floats
 Update: TypeAlias = dict[Any, Any]
 Done: TypeAlias = tuple[str, Update]  # what to say, and what to show besides the session
 Tone: TypeAlias = Literal["good", "bad", "warn"]
+# What an event does with N, k and start: it takes them over and stops at a bad one, or takes them over if they are
+# good and else goes on with those in force, or sees to them itself.
+Fields: TypeAlias = Literal["needed", "spare", "own"]
 
-_PUT_AWAY = "Your session is no longer on the server; reload the page, and your browser brings it back."
+_PUT_AWAY = "Your session is no longer on the server, and your browser has no copy of it: reload the page."
 _NOT_KEPT = "These counts are too many for your browser to keep over a reload: use Full save."
 _LOST = "The counts were too many for your browser to keep, so all are 0 again: Full load brings back a saved file."
 _SHOWN_JSON = 100_000  # characters of JSON that are shown for copying; longer ones are for a file
@@ -73,12 +81,12 @@ def build() -> gr.Blocks:
 def launch_options() -> dict[str, Any]:
     """Return what ``launch`` is told besides the address: the looks, and the limits."""
     return {
-        # The visitor's own fonts: nothing to download, from here or elsewhere.
+        # The visitor's own fonts: the theme's would be downloaded.
         "theme": gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONO),
         "css": CSS,
         "footer_links": [],
-        "max_file_size": 1024,  # bytes: nothing here uploads
-        "state_session_capacity": _SESSIONS,  # of those longer idle, their browsers keep the counts
+        "app_kwargs": {"middleware": [Middleware(_NoUploads)]},
+        "state_session_capacity": _SESSIONS,  # what Gradio itself keeps of visitors
         "ssr_mode": False,
         "quiet": True,
     }
@@ -106,11 +114,25 @@ def serve(argv: Sequence[str] | None = None) -> None:
     demo.block_thread()
 
 
+class _NoUploads:
+    """Refuses what a form uploads: nothing here does, and Gradio would write it to the server's disk."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        types = (value for name, value in scope.get("headers", ()) if name == b"content-type")
+        refused = any(b"multipart" in value.lower() for value in types)
+        app = PlainTextResponse("This page takes no uploads.", 415) if refused else self.app
+        await app(scope, receive, send)
+
+
 class _Generator:
-    """The tab of the fair batch generator. It holds the components; what a visitor has lies in ``state``."""
+    """The tab of the fair batch generator. It holds the components; what visitors have lies in ``sessions``."""
 
     def __init__(self) -> None:
-        self.state = gr.State(None)
+        # Not `gr.State`: of those that Gradio forgets, many stay in memory until Python looks for cycles.
+        self.sessions = Sessions(_SESSIONS)
         self.kept = gr.BrowserState(None, storage_key=_BROWSER_KEY, secret=_BROWSER_KEY)
         # What passes between the server and the browser's own files.
         self.name, self.text = gr.Textbox(visible=False), gr.Textbox(visible=False)
@@ -128,7 +150,7 @@ class _Generator:
             with gr.Column(scale=1):
                 self._draw_counts()
         self.inputs = [self.n, self.k, self.start]
-        self.look = [self.order, self.page]
+        self.visit = [self.kept, self.order, self.page]
         self.shown = [
             *(*self.inputs, self.batch, self.message, self.warning, self.clean),
             *(self.picture, self.page, self.rows, self.pasted, self.name, self.text, self.kept),
@@ -195,26 +217,27 @@ class _Generator:
 
     def wire(self, demo: gr.Blocks) -> None:
         """Connect the components to what they do."""
-        demo.load(self._restore, [self.kept, *self.look], [self.state, *self.shown], concurrency_limit=1, **_QUIET)
+        demo.load(self._restore, self.visit, self.shown, concurrency_limit=1, **_QUIET)
         # One event for all of them: of two, the answer to what was typed first could come last.
         self._on([field.input for field in self.inputs], lambda _: ("", {}), trigger_mode="always_last")
-        self._on(self.generate.click, self._generate, self.inputs, enter=False)
-        self._on(self.clean.click, lambda session: (session.clean(), {}))
-        self._on(self.reset.click, self._reset)
+        self._on(self.generate.click, self._generate, self.inputs, fields="own")
+        self._on(self.clean.click, lambda session: (session.clean(), {}), fields="spare")
+        self._on(self.reset.click, self._reset, fields="spare")
         for event in (self.order.input, self.page.submit, self.page.blur):
-            event(self._turn_page, [self.state, *self.look], [self.page, self.rows], **_QUIET)
+            event(self._turn_page, self.visit, self.shown, **_QUIET)
         loading: dict[str, Any] = _IN_TURN | {"show_progress": "full", "show_progress_on": self.picture}
         for button, full in ((self.quick_file, False), (self.full_file, True)):
             inputs = [self.text, self.size]
             # A file dialogue that is closed in an old browser never ends its event; the next may start all the same.
             choosing = loading | {"js": CHOOSE, "trigger_mode": "multiple"}
-            self._on(button.click, self._loading_file(full), inputs, enter=not full, **choosing)
+            self._on(button.click, self._loading_file(full), inputs, fields="own" if full else "spare", **choosing)
         for button, full in ((self.quick_paste, False), (self.full_paste, True)):
-            self._on(button.click, self._loading_text(full), [self.pasted], enter=not full, **loading)
+            pasted = [self.pasted]
+            self._on(button.click, self._loading_text(full), pasted, fields="own" if full else "spare", **loading)
         for button, full in ((self.quick_show, False), (self.full_show, True)):
-            self._on(button.click, self._showing_json(full), **_IN_TURN)
+            self._on(button.click, self._showing_json(full), fields="needed" if full else "spare", **_IN_TURN)
         for button, full in ((self.quick_save, False), (self.full_save, True)):
-            saved = self._on(button.click, self._saving_file(full), **_IN_TURN)
+            saved = self._on(button.click, self._saving_file(full), fields="needed" if full else "spare", **_IN_TURN)
             saved.then(None, [self.name, self.text], None, js=DOWNLOAD, **_QUIET)
 
     def _on(
@@ -223,34 +246,58 @@ class _Generator:
         change: Callable[..., Done],
         inputs: Sequence[Any] = (),
         *,
-        enter: bool = True,
+        fields: Fields = "needed",
         **options: Any,
     ) -> Any:
         """Let an event take over the inputs, change the session and show it; where it may not, say why."""
 
-        def run(session: Session | None, order: str, page: Any, n: Any, k: Any, start: Any, *values: Any) -> Update:
+        def run(
+            kept: Any,
+            order: str,
+            page: Any,
+            request: gr.Request,
+            n: Any,
+            k: Any,
+            start: Any,
+            *values: Any,
+        ) -> Update:
+            session, update = self._awake(kept, order, page, request)
             if session is None:
-                return {self.message: _say(_PUT_AWAY, "bad"), self.name: ""}
+                return update
+            wrong = ""
             with session.lock:
                 try:
-                    if enter:
-                        session.enter(n, k, start)
-                    said, update = change(session, *values)
+                    if fields != "own":
+                        wrong = _refusal(session.enter, n, k, start)
+                    if wrong and fields == "needed":
+                        return {self.message: _say(wrong, "bad"), self.name: ""}
+                    said, more = change(session, *values)
                 except (ValueError, TypeError) as error:
-                    return {self.message: _say(str(error), "bad"), self.name: ""}
-                return self._show(session, order, page, said) | update
+                    return {self.message: _say(f"{error} {wrong}".strip(), "bad"), self.name: ""}
+                return self._show(session, order, page, said, wrong) | more
 
-        return gr.on(events, run, [self.state, *self.look, *self.inputs, *inputs], self.shown, **_QUIET | options)
+        return gr.on(events, run, [*self.visit, *self.inputs, *inputs], self.shown, **_QUIET | options)
 
-    def _show(self, session: Session, order: str, page: Any, said: str = "") -> Update:
-        """Return what follows from the session, all but the inputs."""
+    def _awake(self, kept: Any, order: str, page: Any, request: gr.Request) -> tuple[Session | None, Update]:
+        """Return the visitor's session, from their browser where it made room for another on the server.
+
+        Without one, the update is what to show instead: the browser has no copy either, or one without counts, of
+        which no batch is to be drawn and no file to be saved before the visitor knows.
+        """
+        session = self.sessions.get(request.session_hash, lambda: Session.unpack(kept))
+        if session is None:
+            return None, {self.message: _say(_PUT_AWAY, "bad"), self.name: ""}
+        return (None, self._restored(session, order, page)) if session.lost else (session, {})
+
+    def _show(self, session: Session, order: str, page: Any, said: str = "", wrong: str = "") -> Update:
+        """Return what follows from the session, all but the inputs; ``wrong`` says which of those is not in force."""
         with session.lock:
             mismatch, packed = session.rotation.mismatch, session.pack()
             labels, heights = bin_counts(session.rotation.tallies)
             part = table(session.rotation, order, page)
-        many = "too_many" in packed
+        unkept = _NOT_KEPT if "too_many" in packed else ""
         return {
-            self.message: _say(f"{said} {_NOT_KEPT}".strip() if many else said, "warn" if many else "good"),
+            self.message: _say(" ".join(filter(None, (said, wrong, unkept))), "warn" if wrong or unkept else "good"),
             self.warning: _say(f"{mismatch} Clean counts drops them." if mismatch else "", "warn"),
             self.clean: gr.update(interactive=bool(mismatch), variant="primary" if mismatch else "secondary"),
             self.picture: bar_chart(labels, heights, "Histogram of the counts", "count", "numbers with that count"),
@@ -268,14 +315,22 @@ class _Generator:
             self.rows: [list(row) for row in part.rows],
         }
 
-    def _restore(self, kept: Any, order: str, page: Any) -> Update:
-        session = Session.unpack(kept)
-        shown = self._show(session, order, page) | self._fields(session) | {self.state: session}
-        return shown | {self.message: _say(_LOST, "warn")} if session.lost else shown
+    def _restore(self, kept: Any, order: str, page: Any, request: gr.Request) -> Update:
+        session = self.sessions.get(request.session_hash, lambda: Session.unpack(kept) or Session())
+        return self._restored(session, order, page) if session else {}
 
-    def _turn_page(self, session: Session | None, order: str, page: Any) -> Update:
+    def _restored(self, session: Session, order: str, page: Any) -> Update:
+        """Return all of a session that comes from the browser; where its counts are lost, say so, once."""
+        shown = self._show(session, order, page) | self._fields(session) | {self.name: ""}
+        if session.lost:
+            session.lost = False
+            shown |= {self.message: _say(_LOST, "warn"), self.batch: ""}
+        return shown
+
+    def _turn_page(self, kept: Any, order: str, page: Any, request: gr.Request) -> Update:
+        session, update = self._awake(kept, order, page, request)
         if session is None:
-            return {self.page: gr.skip()}
+            return update
         with session.lock:
             return self._page(table(session.rotation, order, page))
 
@@ -292,13 +347,13 @@ class _Generator:
                 return "", {}
             said = session.load(file_text(text, size), full=full)
             # The text is up to 32 MB that Gradio would keep.
-            return said, {self.text: ""} | self._fields(session)
+            return said, {self.text: ""} | (self._fields(session) if full else {})
 
         return run
 
     def _loading_text(self, full: bool) -> Callable[[Session, str | None], Done]:
         def run(session: Session, text: str | None) -> Done:
-            return session.load(text or "", full=full), self._fields(session)
+            return session.load(text or "", full=full), self._fields(session) if full else {}
 
         return run
 
@@ -331,7 +386,7 @@ class _Feedback:
             "as the imbalance says. Nobody tells the sampler; it learns from what was trained on, and draws more of "
             "what fell behind. Turn the stream over, and the commonest class becomes the rarest."
         )
-        with gr.Row():
+        with gr.Row(elem_classes="sliders"):
             wide: dict[str, Any] = {"min_width": 190}
             self.sliders = [
                 gr.Slider(1, 50, first.imbalance, step=1, label="Imbalance", info="commonest to rarest", **wide),
@@ -390,6 +445,15 @@ class _Feedback:
                 **axes,
             ),
         }
+
+
+def _refusal(enter: Callable[..., None], *typed: Any) -> str:
+    """Return why the inputs are refused; nothing where they are taken over."""
+    try:
+        enter(*typed)
+    except (ValueError, TypeError) as error:
+        return str(error)
+    return ""
 
 
 def _by_class(values: Floats) -> dict[str, Floats]:

@@ -8,11 +8,13 @@ import math
 import threading
 import zlib
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
 from typing import Any, Literal, TypeAlias
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +46,7 @@ class Session:
     Attributes:
         rotation: The rotation.
         lock: To be held while reading the rotation.
-        lost: Whether this is a new session because the counts had been too many for the browser to keep.
+        lost: Whether the counts were too many for the browser to keep, and the visitor is still to be told.
 
     Example:
         >>> session = Session()
@@ -143,18 +145,65 @@ class Session:
         return kept | {"counts": packed}
 
     @classmethod
-    def unpack(cls, kept: Any) -> Session:
-        """Return the session that the browser kept; a new one where it kept none, or none that is sound."""
+    def unpack(cls, kept: Any) -> Session | None:
+        """Return the session that the browser kept; None where it kept none, or none that is sound."""
         session = cls()
         try:
-            if kept["version"] == _PACKED_VERSION:
-                inputs = check_entered(kept["N"], kept["k"], kept["start"])
-                session.lost = bool(kept.get("too_many"))
-                session.rotation.load_counts({} if session.lost else unpack_counts(kept["counts"]))
-                session.rotation.resize(*inputs)
+            if kept["version"] != _PACKED_VERSION:
+                return None
+            inputs = check_entered(kept["N"], kept["k"], kept["start"])
+            session.lost = bool(kept.get("too_many"))
+            session.rotation.load_counts({} if session.lost else unpack_counts(kept["counts"]))
+            session.rotation.resize(*inputs)
         except (ValueError, TypeError, KeyError):
-            return cls()  # a browser can send anything: nothing of it is used
+            return None  # a browser can send anything: nothing of it is used
         return session
+
+
+class Sessions:
+    """The sessions that were used last, by visitor; any thread may ask.
+
+    Args:
+        most: Sessions to keep. Of the others none stays in memory, except for as long as it is in use.
+
+    Example:
+        >>> sessions = Sessions(most=1)
+        >>> one = sessions.get("one", Session)
+        >>> one is sessions.get("one", Session), sessions.get("two", lambda: None) is None
+        (True, True)
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._used: OrderedDict[str, Session] = OrderedDict()
+        # With those that made room but are in use: an event that overlaps must not bring them back a second time.
+        self._alive: WeakValueDictionary[str, Session] = WeakValueDictionary()
+        self._lock, self._making = threading.Lock(), threading.Lock()
+
+    def get(self, visitor: str | None, make: Callable[[], Session | None]) -> Session | None:
+        """Return the visitor's session; where there is none, what ``make`` returns. A visitor of None has none."""
+        if visitor is None:
+            return make()
+        session = self._alive.get(visitor)
+        if session is None:
+            with self._making:  # one after the other: a million counts take a while, and memory
+                session = self._alive.get(visitor)
+                if session is None:
+                    self._leave(self._most - 1)
+                    session = make()
+                    if session is None:
+                        return None
+                    self._alive[visitor] = session
+        with self._lock:
+            self._used[visitor] = session
+            self._used.move_to_end(visitor)
+        self._leave(self._most)
+        return session
+
+    def _leave(self, most: int) -> None:
+        with self._lock:
+            while len(self._used) > most:
+                self._used.popitem(last=False)
 
 
 @dataclass(frozen=True)
@@ -240,12 +289,10 @@ def check_entered(n: Any, k: Any, start: Any) -> tuple[int, int, int]:
         ValueError: If one is out of its range.
         TypeError: If one is not an integer.
     """
-    n, k, start = check_inputs(n, k, start)
-    if n > LARGEST_N:
-        raise ValueError(f"N must be at most {LARGEST_N:,} on this page, got {show(n)}.")
-    if k > LARGEST_K:
-        raise ValueError(f"k must be at most {LARGEST_K:,} on this page, got {show(k)}.")
-    return n, k, start
+    for name, value, largest in (("N", n, LARGEST_N), ("k", k, LARGEST_K)):
+        if whole_number(name, value) > largest:
+            raise ValueError(f"{name} must be at most {largest:,} on this page, got {show(value)}.")
+    return check_inputs(n, k, start)
 
 
 def file_text(text: str | None, size: float) -> str:

@@ -50,6 +50,8 @@ CSS = """
 #batch textarea { font-size: 1.5rem; font-weight: 600; line-height: 1.5; }
 /* The table's own menu would sort one page of it only; "Sort" sorts the whole. */
 #counts .cell-menu-button { display: none; }
+/* The number under the words, of every slider: where it has room beside them it would sit higher. */
+.sliders .head label { flex-basis: 100%; }
 .inputs .form, .inputs { flex-wrap: nowrap; }
 .inputs label { display: flex; flex-direction: column; height: 100%; }
 /* Without the arrows of number fields, the largest N fits a phone. */
