@@ -142,6 +142,8 @@ class FairSampling(L.Callback):
         self._check_settings()
         self._undo: Callable[[], None] | None = None
         self._scanned: tuple[Any, Any] | None = None
+        self._stage, self._run = "fit", (0, False)
+        self._lent = False  # a FairDataModule put it into the Trainer
         self._forget_run()
 
     @property
@@ -158,13 +160,22 @@ class FairSampling(L.Callback):
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._stage = stage
         if stage != "fit":
             return
         check_trainer(trainer)
+        others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
+        if self._lent and getattr(trainer.fit_loop._data_source.instance, "_own", None) is not self:
+            trainer.callbacks = others  # type: ignore[attr-defined]  # the data module that brought it has gone
+            return
+        # Before all others: one that saves a checkpoint at the end of a batch has to find that batch reported.
+        trainer.callbacks = [self, *others]  # type: ignore[attr-defined]
         self._take_back(trainer, pl_module)
         if sum(isinstance(callback, FairSampling) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
             raise ValueError("The Trainer has more than one FairSampling callback. Keep one: it owns the state.")
-        if self.sampler is not None and trainer.global_step:  # the same run goes on
+        same = self._run == (id(trainer), bool(trainer.global_step))
+        self._run = id(trainer), True
+        if self.sampler is not None and same:  # the same run goes on
             self._report()
             self.sampler.abandon_epoch()
         else:
@@ -212,8 +223,14 @@ class FairSampling(L.Callback):
         self._weights = self._reference_mix = np.ones(1)
         self._step_weights: StepWeights | None = None
         self._pending: deque[tuple[BatchDraw, HostCopy | Ints]] = deque()
+        self._forget_numbers()
+
+    def _forget_numbers(self) -> None:
         self._steps, self._ess_sum, self.largest_weight = 0, 0.0, 0.0
         self._uncalled = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_undo": None, "_loader": None}  # the Trainer's, not a copy's
 
     # -- the loader ----------------------------------------------------------------------------------------
 
@@ -231,7 +248,7 @@ class FairSampling(L.Callback):
         controller = sampler.controller
         # Steps that a device may still be working on. Not the module's device: it may not be there yet.
         self._delay = 0 if trainer.strategy.root_device.type == "cpu" else 1
-        self._set_lag(controller, lead(loader) + 1 + self._delay)
+        self._set_lag(controller, self._least_lag(loader))
         if self._loader is None:
             rank_zero_info(
                 f"FairSampling steers {controller.num_classes} classes in batches of {sampler.batch_size}, "
@@ -250,6 +267,10 @@ class FairSampling(L.Callback):
         made: DataLoader[Any] = fair
         return made
 
+    def _least_lag(self, loader: Any) -> int:
+        # Beside a loader without length Lightning fetches one batch ahead.
+        return lead(loader) + 1 + self._delay + (self.loader is not None)
+
     def _set_lag(self, controller: FeedbackController, least: int) -> None:
         wanted = self.lag or self._restored_lag
         controller.lag = self.lag or max(wanted or _USUAL_LAG, least)
@@ -265,9 +286,13 @@ class FairSampling(L.Callback):
         A checkpoint of an epoch's last batch is written before ``on_train_epoch_end``.
         """
         assert self.sampler is not None
+        assert self._loader is not None
         self._report()
-        self.sampler.requeue()
-        if not trainer.fit_loop.epoch_loop.batch_progress.current.ready:
+        within = bool(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+        if not within:
+            self._loader.delivered.clear()
+        self.sampler.requeue(but_delivered=within and bool(self._loader.delivered))
+        if not within:
             self.sampler.abandon_epoch()
 
     def _labels_of(self, dataset: Any) -> Any:
@@ -288,6 +313,7 @@ class FairSampling(L.Callback):
         searching = self not in trainer.callbacks  # type: ignore[attr-defined]
         if known is not None and known.controller.draws and not searching:
             rank_zero_warn("The training data or its batch size have changed: FairSampling starts anew.")
+            self._forget_numbers()
         replaced = without_effect(loader)
         if replaced is not None:
             rank_zero_warn(
@@ -374,7 +400,7 @@ class FairSampling(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._delivered = delivered = self._loader.take() if self._loader else None
+        self._delivered = delivered = self._loader.take() if self._loader is not None else None
         if delivered is None or self._step_weights is None:
             return
         self._weights = weights_of_mixes(self._reference_mix, delivered.draw.probs, self.max_weight, self.exponent)
@@ -480,6 +506,8 @@ class FairSampling(L.Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._stage != "fit":
+            return  # `validate(ckpt_path=...)` and the like leave the run as it is
         self._restored, self._restored_lag = state_dict["sampler"], state_dict["lag"]
         self._steps, self._ess_sum = state_dict["steps"], state_dict["effective_sample_size_sum"]
         self.largest_weight = state_dict["largest_weight"]
@@ -488,7 +516,7 @@ class FairSampling(L.Callback):
         restored, self._restored = self._restored, None
         if restored is not None:
             self.sampler.restore(restored)
-            self._set_lag(self.sampler.controller, lead(self._loader) + 1 + self._delay)  # type: ignore[arg-type]
+            self._set_lag(self.sampler.controller, self._least_lag(self._loader))
         else:
             self.sampler.reset()  # Lightning's tuner goes back to before there was one
         self._loader.start_anew = True  # some versions of Lightning go on with the iterator there is
@@ -500,7 +528,7 @@ class FairSampling(L.Callback):
         if self.max_weight is not None and not self.max_weight > 0:
             raise ValueError(f"max_weight must be positive, or None for no bound, got {self.max_weight}.")
         class_weights([1.0], [1.0], exponent=self.exponent)
-        if isinstance(self.labels, str) and self.labels != "scan":
+        if isinstance(self.labels, (str, bytes)) and self.labels != "scan":
             raise ValueError(f"labels must be one class per sample, 'scan' or None, got {self.labels!r}.")
         if self.lag is not None:
             FeedbackController(1, lag=self.lag)

@@ -135,7 +135,11 @@ class FairDataModule(L.LightningDataModule):
         trainer = self.trainer
         if stage == "fit" and trainer is not None:
             theirs = self._callback()
+            if theirs is not None and theirs is not self._own and theirs._lent:
+                trainer.callbacks.remove(theirs)  # type: ignore[attr-defined]  # of another FairDataModule
+                theirs = None
             if theirs is None:
+                self._own._lent = True
                 callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
                 first = next((i for i, c in enumerate(callbacks) if isinstance(c, Checkpoint)), len(callbacks))
                 callbacks.insert(first, self._own)

@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset, IterableDataset, Subset, TensorDatas
 
 from lightning_fair.simplex import to_numpy
 
-Labels: TypeAlias = ArrayLike | Sequence[int] | Literal["scan"] | None
+Labels: TypeAlias = Literal["scan"] | ArrayLike | Sequence[int] | None  # in this order for parsers of configurations
 
 LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 _REMEDY = "Pass labels=<one class per sample>, or labels='scan' to read every sample once (slow for images on disk)."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from torch.utils.data import (
 from lightning_fair.labels import usual_labels
 from lightning_fair.sampler import BatchDraw, FeedbackBatchSampler
 
+_MOST_DELIVERED = 4096  # where nobody takes them, in a loop without the callback
 _SPARE = 8  # batches that a loader of the user's own may hold back besides those of its workers
 _NONE = torch.zeros(0, dtype=torch.int64)
 # These draw from the whole data set, on one rank or all together, however few samples an epoch has.
@@ -32,7 +34,7 @@ _DRAW_FROM_ALL = (RandomSampler, SequentialSampler, WeightedRandomSampler, Distr
 
 @dataclass(eq=False)
 class Delivered:
-    """The batch that the loader handed out last.
+    """A batch that the loader handed out.
 
     Attributes:
         draw: Its record.
@@ -49,7 +51,7 @@ class FairLoader:
     """What a loader gains by being made fair; the class of a fair loader is this plus the user's own class."""
 
     batch_sampler: FeedbackBatchSampler
-    delivered: Delivered | None
+    delivered: deque[Delivered]
     on_start: Callable[[], None] | None
     guess_labels: bool
     start_anew: bool
@@ -58,9 +60,8 @@ class FairLoader:
         return _FairIterator(self, super().__iter__)  # type: ignore[misc]
 
     def take(self) -> Delivered | None:
-        """Return the batch handed out last, once."""
-        delivered, self.delivered = self.delivered, None
-        return delivered
+        """Return the oldest batch handed out and not taken yet: Lightning may fetch one ahead. None: there is none."""
+        return self.delivered.popleft() if self.delivered else None
 
 
 class _FairIterator:
@@ -82,8 +83,9 @@ class _FairIterator:
 
     def __next__(self) -> Any:
         loader, sampler = self._loader, self._loader.batch_sampler
-        loader.delivered = None
         if self._batches is None or loader.start_anew:
+            if loader.start_anew:
+                loader.delivered.clear()
             loader.start_anew = False
             if loader.on_start:
                 loader.on_start()
@@ -92,22 +94,33 @@ class _FairIterator:
             else:
                 with _numbered(loader):
                     self._batches = self._start()
-        batch = next(self._batches)
+        try:
+            batch = next(self._batches)
+        except StopIteration:
+            if sampler.exhausted and sampler.undelivered:
+                warnings.warn(
+                    f"{_name(loader)}.__iter__ ended with {sampler.undelivered} of the drawn batches not handed out. "
+                    "If it left them out in the middle, the weights of later ones were those of others: hand out every "
+                    "batch, or leave samples out of the data set.",
+                    stacklevel=2,
+                )
+            raise
         if isinstance(batch, _Numbered):
             draw, batch = sampler.take_record(batch.serial), batch.content
         else:
             draw = sampler.take_record()
             if sampler.undelivered > lead(loader) + _SPARE:  # type: ignore[arg-type]
                 raise RuntimeError(
-                    f"{type(loader).__name__.removeprefix('Fair')}.__iter__ leaves batches out, so a batch cannot be "
-                    "told from another one's draw. Hand out every batch, or leave samples out of the data set."
+                    f"{_name(loader)}.__iter__ leaves batches out, or fetches more than {_SPARE} ahead by itself, so a "
+                    "batch cannot be told from another one's draw. Hand out every batch, or leave samples out of the "
+                    "data set."
                 )
         if batch is None:
-            loader.delivered = Delivered(draw, _NONE, as_drawn=False)
+            loader.delivered.append(Delivered(draw, _NONE, as_drawn=False))
         else:
             drawn = torch.from_numpy(draw.labels.astype(np.int64, copy=False))
             labels = _labels_of(batch, draw, drawn) if loader.guess_labels else drawn
-            loader.delivered = Delivered(draw, labels, as_drawn=labels is drawn)
+            loader.delivered.append(Delivered(draw, labels, as_drawn=labels is drawn))
         return batch
 
 
@@ -188,6 +201,10 @@ def _numbered(loader: Any) -> Iterator[None]:
         settings.update(own)
 
 
+def _name(loader: Any) -> str:
+    return type(loader).__name__.removeprefix("Fair")
+
+
 def is_fair(loader: Any) -> bool:
     """Return whether ``loader`` has been made fair already."""
     return isinstance(loader, FairLoader)
@@ -204,7 +221,7 @@ def make_fair(
 
     The copy is of the loader's own class and keeps all of its settings (workers, ``collate_fn``, pinning,
     generator, ...); data set and workers' start-up are shared, and the loader itself stays as it was. The
-    attribute ``delivered`` of the copy holds the record of the batch it handed out last.
+    method ``take`` of the copy returns the record of each batch it handed out, in turn.
 
     Args:
         loader: The loader to copy.
@@ -217,7 +234,7 @@ def make_fair(
         >>> dataset = TensorDataset(torch.arange(100.0), torch.tensor([0] * 98 + [1] * 2))
         >>> loader = make_fair(DataLoader(dataset), FeedbackBatchSampler(dataset, batch_size=4))
         >>> x, y = next(iter(loader))
-        >>> y.bincount().tolist(), loader.delivered.draw.probs
+        >>> y.bincount().tolist(), loader.take().draw.probs
         ([2, 2], array([0.5, 0.5]))
     """
     check_loader(loader)
@@ -232,7 +249,7 @@ def make_fair(
     fair.__dict__.update(
         loader.__dict__,
         batch_sampler=sampler,
-        delivered=None,
+        delivered=deque(maxlen=_MOST_DELIVERED),
         on_start=on_start,
         guess_labels=guess_labels,
         start_anew=False,
@@ -262,6 +279,8 @@ def check_loader(loader: Any) -> None:
         )
     everything = len(loader.dataset)  # type: ignore[arg-type]
     for sampler in samplers(loader):
+        if isinstance(sampler, BatchSampler):
+            continue  # its length is in batches
         if not isinstance(sampler, _DRAW_FROM_ALL) and hasattr(sampler, "__len__") and len(sampler) < everything:
             raise ValueError(
                 f"The training DataLoader draws from a part of its data set with {type(sampler).__name__}; fair "

@@ -82,6 +82,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         controller: The controller. Report each batch to it with ``step_update``.
         class_counts: Samples of each class in the data, int64, shape ``(K,)``.
         epoch: Number of the current epoch, from 0.
+        exhausted: Whether the newest iteration has drawn all of its batches.
 
     Raises:
         ValueError: If the labels are empty or not integers in ``[0, K)``, a class with a target has no
@@ -149,6 +150,8 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self.steps_per_epoch = int(steps_per_epoch or -(-self.labels.size // self.global_batch_size))
         self.epoch = 0
         self._begun = False  # this epoch has been iterated over
+        self._keeping = False  # draws in flight stay so when it is
+        self.exhausted = False
         self._position = 0  # batches of this epoch that have been retired
         self._replay: deque[_Replay] = deque()
         self._overtook: list[_Replay] = []  # trained on before an older one
@@ -205,16 +208,20 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
         Draws that an abandoned iteration left in flight count as trained on, unless ``requeue`` was called.
         """
-        self.controller.withdraw()
-        self._overtook.clear()
+        if not self._keeping:
+            self.controller.withdraw()
+            self._overtook.clear()
+        on_their_way = len(self.controller.in_flight)
         if self._begun:
             self.end_epoch()
-        elif self._position >= self.steps_per_epoch:
-            self._position = 0  # once more within an epoch, that of a longer loader beside this one
-        self._begun = True
+        elif self._position + on_their_way >= self.steps_per_epoch:
+            # Once more within an epoch, that of a longer loader beside this one.
+            self._position = -on_their_way
+        self._begun, self._keeping, self.exhausted = True, False, False
         self.controller.epoch = self.epoch
-        for _ in range(self.steps_per_epoch - self._position):
+        for _ in range(self.steps_per_epoch - self._position - on_their_way):
             yield self._next()
+        self.exhausted = True
 
     def set_epoch(self, epoch: int) -> None:
         """Number the next iteration ``epoch``. Schedules by epoch follow it; the draws do not."""
@@ -233,7 +240,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         """
         waiting = self._undelivered() if serial is None else self._numbered(serial)
         if not waiting:
-            raise RuntimeError("Every batch in flight has been delivered already: draw one first.")
+            raise RuntimeError("The loader hands out more batches than were drawn: each must come out once.")
         waiting[-1].delivered = True
         return waiting[-1]
 
@@ -332,12 +339,19 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         if self._position:
             self.end_epoch()
 
-    def requeue(self) -> None:
+    def requeue(self, *, but_delivered: bool = False) -> None:
         """Put the draws that were not trained on back: the next iteration hands them out first, as drawn.
 
         That iteration goes on with the epoch, unless ``end_epoch`` is called.
+
+        Args:
+            but_delivered: Leave all draws in flight that have been delivered, and will still be trained on; none
+                else is in flight where an iteration has come to its end.
         """
         self._begun = False
+        if but_delivered and not self._undelivered():
+            self._keeping = bool(self.controller.in_flight)
+            return
         draws = self.controller.withdraw()
         if not draws:
             return

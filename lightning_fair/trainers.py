@@ -89,16 +89,21 @@ def _find(loaders: Any, chosen: str | int | None) -> tuple[int, Any]:
         parts = dict(loaders)
     else:
         parts = dict(enumerate(loaders if isinstance(loaders, (list, tuple)) else [loaders]))
-    wanted = parts.get(chosen)
-    place = next((i for i, loader in enumerate(everything) if loader is wanted), None)
-    if place is None:
-        names = [key for key, part in parts.items() if any(part is loader for loader in everything)]
+    # By place and not by identity: one loader may stand under several keys.
+    place = 0
+    places = {}
+    for key, part in parts.items():
+        size = len(CombinedLoader(part).flattened)
+        if size == 1:
+            places[key] = place
+        place += size
+    if chosen not in places:
         got = "there are several" if chosen is None else f"loader={chosen!r} is none of them"
         raise ValueError(
-            f"FairSampling steers one training DataLoader, but {got}: {', '.join(map(repr, names))}. "
-            f"Choose one with FairSampling(loader={names[0]!r})."
+            f"FairSampling steers one training DataLoader, but {got}: {', '.join(map(repr, places))}. "
+            f"Choose one with FairSampling(loader={next(iter(places))!r})."
         )
-    return place, wanted
+    return places[chosen], everything[places[chosen]]
 
 
 def _shadow(owner: Any, name: str, method: Callable[..., Any]) -> Callable[[], None]:

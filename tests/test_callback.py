@@ -939,6 +939,71 @@ def test_resume_at_the_end_of_an_epoch_goes_on_with_the_next(tmp_path, every, se
         assert after == steps
 
 
+class SavesFirst(L.Callback):
+    """Listed before the plugin, it saves at the end of a batch, before the plugin's own hook would run."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 7:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize("way", ["callback", "data module"])
+def test_checkpoint_of_a_callback_listed_before_has_the_batch_reported(tmp_path, way):
+    def run(ckpt=None):
+        fair = moving(lag=5)
+        wrapped = FairDataModule(Indexed(), batch_size=BATCH, fair=fair)
+        data, ours = (loader(), [fair]) if way == "callback" else (wrapped, [])
+        fit(module := Weighted(), data, SavesFirst(tmp_path / "7.ckpt"), *ours, ckpt=ckpt)
+        return [step.indices for step in module.steps]
+
+    whole = run()
+    assert run(tmp_path / "7.ckpt") == whole[7:]
+
+
+def test_validation_from_another_checkpoint_leaves_the_run_as_it_is(tmp_path):
+    module, fair = Weighted(), moving()
+    made = fit(module, loader(), fair, max_epochs=1)
+    made.save_checkpoint(tmp_path / "old.ckpt")
+    made.fit_loop.max_epochs = 2
+    made.fit(module, loader())
+    before = fair.state_dict()
+    made.validate(module, loader(shuffle=False), ckpt_path=tmp_path / "old.ckpt")
+    assert fair.controller.draws == 2 * BATCHES
+    assert fair.state_dict()["steps"] == before["steps"] == 2 * BATCHES
+
+
+def test_callback_of_another_trainer_starts_anew():
+    fair = moving()
+    first, second = trainer(fair, max_epochs=1), trainer(fair, max_epochs=1)
+    for made in (first, second):
+        made.fit(Weighted(), loader())
+    first.fit_loop.max_epochs = 2
+    first.fit(Weighted(), loader())
+    assert fair.controller.draws == BATCHES
+
+
+def test_numbers_of_a_run_are_of_its_own_data():
+    module, fair = Weighted(), moving()
+    made = fit(module, loader(), fair)
+    made.fit_loop.max_epochs = 2
+    made.fit(module, loader(Indexed((40, 20, 10, 10))))
+    assert fair.state_dict()["steps"] == 10
+
+
+def test_callback_is_copied_within_a_fit():
+    class Copies(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            copy.deepcopy(fair)
+            self.pickled = pickle.dumps(fair)
+
+    fair = moving()
+    fit(Weighted(), loader(), fair, copies := Copies(), limit_train_batches=2)
+    assert pickle.loads(copies.pickled).controller.draws == 2
+
+
 def test_new_run_with_the_same_callback_starts_anew():
     fair = moving()
     runs = []

@@ -53,6 +53,17 @@ def test_settings_are_those_of_the_trainers_callback_where_the_module_has_none()
     assert data.controller is fair.controller
 
 
+def test_data_module_takes_its_callback_along_when_another_one_is_trained_on():
+    made, fair = trainer(max_epochs=1), moving(seed=3)
+    made.fit(Plain(), datamodule=FairDataModule(KeysAndNames()))
+    made.fit_loop.max_epochs = 2
+    made.fit(Plain(), datamodule=FairDataModule(KeysAndNames(), fair=fair))
+    assert [c for c in made.callbacks if isinstance(c, FairSampling)] == [fair]
+    made.fit_loop.max_epochs = 3
+    made.fit(Plain(), datamodule=KeysAndNames())
+    assert not any(isinstance(c, FairSampling) for c in made.callbacks)
+
+
 def test_settings_in_both_places_are_refused():
     module = Weighted()
     with pytest.raises(ValueError, match=r"Both Trainer\(callbacks=\[...\]\) and FairDataModule\(fair=...\)"):

@@ -100,7 +100,7 @@ def test_record_is_of_the_batch_delivered_now():
         assert record.counts.tolist() == np.bincount(LABELS[batch], minlength=3).tolist()
         assert sampler.controller.get_probs().tolist() == record.probs.tolist()
         sampler.retire(record)
-    with pytest.raises(RuntimeError, match=r"delivered already: draw one first"):
+    with pytest.raises(RuntimeError, match=r"hands out more batches than were drawn"):
         sampler.take_record()
 
 

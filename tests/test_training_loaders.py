@@ -31,7 +31,7 @@ from lightning_helpers import (
     wrong_steps,
 )
 from packaging.version import Version
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from lightning_fair import FairDataModule, ImportanceWeightedMixin
 
@@ -80,8 +80,8 @@ def stateful(**settings):
 
 
 def dropping(samples):
-    """Leave out every sample whose index is a multiple of three."""
-    return default_collate([sample for sample in samples if sample[2] % 3] or samples)
+    """Leave out a sample here and there: what is left has to tell whose draw it was."""
+    return default_collate([sample for sample in samples if sample[2] % 7])
 
 
 def sometimes_none(samples):
@@ -111,6 +111,27 @@ class Among(Weighted):
         if mine is None:  # the fair loader is exhausted
             return torch.zeros((), requires_grad=True)
         return super().training_step(mine, batch_idx)
+
+
+class Stream(IterableDataset):
+    """A data set without length: Lightning then fetches one batch ahead."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(torch.zeros(self.batches))
+
+
+def stream(batches):
+    return DataLoader(Stream(batches), batch_size=1)
+
+
+class Unmeasured(Own):
+    """A subclass that has no length to tell."""
+
+    def __len__(self):
+        raise TypeError("no length")
 
 
 class Planned(Weighted):
@@ -205,6 +226,20 @@ KINDS = {
         lambda: CombinedLoader({"fair": loader(num_workers=2), "other": twice_as_long()}, "max_size"),
         Among, {"loader": "fair"}, {}, BATCHES,
     ),
+    **{
+        f"beside a stream, {name}, {workers} workers": (
+            lambda m=mode, b=batches, w=workers: CombinedLoader({"other": stream(b), "fair": loader(num_workers=w)}, m),
+            Among, {"loader": "fair"}, {}, steps,
+        )
+        for workers in (0, 2)
+        for name, mode, batches, steps in (
+            ("the longer one", "max_size_cycle", BATCHES + 5, BATCHES + 5),
+            ("the shorter one", "max_size_cycle", 5, BATCHES),
+            ("padded", "max_size", BATCHES + 5, BATCHES),
+            ("cut short", "min_size", 5, 5),
+        )
+    },
+    "no length": (lambda: Unmeasured(2), Weighted, {"steps_per_epoch": BATCHES}, {}, BATCHES),
     "once more within the epoch": (
         lambda: {"fair": loader(num_workers=2), "other": twice_as_long()},
         Among, {"loader": "fair"}, {}, 2 * BATCHES,
@@ -298,6 +333,13 @@ def test_combined_loader_of_the_users_own_can_be_used_again():
         fit(module := Among(), theirs, moving(loader="fair"), reload_dataloaders_every_n_epochs=1, max_epochs=2)
         assert len(module.steps) == 10
         assert theirs.iterables == before
+
+
+def test_one_loader_under_two_keys_is_fair_under_the_chosen_one():
+    both = loader()
+    fit(module := Among(), {"first": both, "fair": both}, fair := moving(loader="fair"))
+    assert len(module.steps) == fair.controller.draws == BATCHES
+    assert sum(len(step.indices) for step in module.steps) == len(Indexed())
 
 
 # -- tuning ----------------------------------------------------------------------------------------------------
@@ -394,7 +436,8 @@ def test_lightning_cli_makes_the_callback(tmp_path, monkeypatch):
         "    - class_path: lightning_fair.FairSampling\n      init_args:\n"
         "        alpha:\n          class_path: lightning_fair.schedules.Linear\n"
         "          init_args: {start: 0.0, end: 8.0, duration: 10}\n"
-        "        target_probs: [0.4, 0.3, 0.2, 0.1]\n        max_weight: 20\n        class_names: [a, b, c, d]\n"
+        "        labels: scan\n        target_probs: [0.4, 0.3, 0.2, 0.1]\n"
+        "        max_weight: 20\n        class_names: [a, b, c, d]\n"
     )
     cli = LightningCLI(Weighted, Sized, args=["fit", "--config", str(config)], save_config_callback=None)
     (fair,) = [c for c in cli.trainer.callbacks if type(c).__name__ == "FairSampling"]
