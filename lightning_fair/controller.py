@@ -6,7 +6,7 @@ import math
 import warnings
 from bisect import insort
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -215,6 +215,15 @@ class FeedbackController:
     def in_flight(self) -> tuple[Draw, ...]:
         """The draws that have not been trained on yet, oldest first."""
         return tuple(self._in_flight)
+
+    @property
+    def oldest(self) -> Draw | None:
+        """The oldest draw in flight; None where nothing is."""
+        return self._in_flight[0] if self._in_flight else None
+
+    def newest_first(self) -> Iterator[Draw]:
+        """Iterate over the draws in flight, newest first."""
+        return reversed(self._in_flight)
 
     def get_probs(self) -> Floats:
         """Return the class mix of the batch at hand, shape ``(K,)``, float64, summing to one.

@@ -7,7 +7,6 @@ import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -251,11 +250,15 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
     def _undelivered(self) -> list[BatchDraw]:
         """The newest first: behind the first that was delivered, all were."""
-        newest_first = reversed(self.controller.in_flight)
-        return list(takewhile(lambda draw: not draw.delivered, (d for d in newest_first if isinstance(d, BatchDraw))))
+        waiting = []
+        for draw in self.controller.newest_first():
+            if not isinstance(draw, BatchDraw) or draw.delivered:
+                break
+            waiting.append(draw)
+        return waiting
 
     def _numbered(self, serial: int) -> list[BatchDraw]:
-        return [d for d in self.controller.in_flight if isinstance(d, BatchDraw) and d.serial == serial]
+        return [d for d in self.controller.newest_first() if isinstance(d, BatchDraw) and d.serial == serial]
 
     def _next(self) -> list[int]:
         while self._replay:
@@ -311,8 +314,10 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         """
         self._position += 1
         self.controller.commit(draw.counts if counts is None else counts, loss_sums, loss_counts, draw=draw)
-        self._overtook.append(_Replay(draw.serial, draw.probs, draw.ratio, draw.alpha, trained=True))
-        self._forget_overtakers()
+        oldest = self.controller.oldest
+        if self._overtook or (oldest is not None and oldest.serial < draw.serial):
+            self._overtook.append(_Replay(draw.serial, draw.probs, draw.ratio, draw.alpha, trained=True))
+            self._forget_overtakers()
 
     def _forget_overtakers(self) -> None:
         """Keep the draws that were trained on while an older one is in flight: a replay has to pass them."""

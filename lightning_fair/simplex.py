@@ -185,10 +185,11 @@ def apportion(probs: Floats, size: int, order: Ints, start: float) -> Ints:
 
 
 def _points(size: int, start: float, total: float) -> Floats:
-    points: Floats = np.arange(size, dtype=np.float64)
-    points += start
-    points *= total / size
-    points[-1] = min(points[-1], math.nextafter(total, 0.0))  # rounding may not take it over the end
+    step = total / size
+    points: Floats = np.arange(size) * step
+    points += start * step
+    if points[-1] >= total:  # rounding may not take it over the end
+        points[-1] = math.nextafter(total, 0.0)
     return points
 
 
