@@ -482,12 +482,10 @@ class FairSampling(L.Callback):
         self._steps += 1
         self._ess_sum += weights.effective_sample_size
         self.largest_weight = max(self.largest_weight, weights.largest)
+        if not trainer.loggers:
+            return
         # As Lightning's own callbacks do; and one point, not several, per optimiser step.
-        if (
-            not trainer.loggers
-            or not trainer._logger_connector.should_update_logs
-            or trainer.fit_loop._should_accumulate()
-        ):
+        if not trainer._logger_connector.should_update_logs or trainer.fit_loop._should_accumulate():
             return
         for logger in trainer.loggers:
             logger.log_metrics(

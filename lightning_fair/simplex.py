@@ -186,7 +186,8 @@ def apportion(probs: Floats, size: int, order: Ints, start: float) -> Ints:
 
 def _points(size: int, start: float, total: float) -> Floats:
     step = total / size
-    points: Floats = np.arange(size) * step
+    points: Floats = np.arange(size, dtype=np.float64)
+    points *= step
     points += start * step
     if points[-1] >= total:  # rounding may not take it over the end
         points[-1] = math.nextafter(total, 0.0)
