@@ -8,11 +8,13 @@ import io
 import numpy as np
 import pytest
 import torch
-from lightning_helpers import BATCH, Indexed, Weighted, fit, loader, movement, trainer
+from lightning_helpers import BATCH, Indexed, Weighted, fit, in_any_order, loader, movement, trainer
 from resume_runs import COUNTS, SCENARIOS, Job, bits, in_new_processes, resume_everywhere, steering
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=in_any_order if kind.any_order else ()) for name, kind in SCENARIOS.items()]
+)
 def test_run_that_is_cut_anywhere_goes_on_as_the_uninterrupted_one(tmp_path, name):
     scenario = SCENARIOS[name]
     if scenario.needs:
@@ -45,6 +47,7 @@ def test_class_mix_moves_and_samples_come_again_so_that_there_is_something_to_re
     assert len({weight for step in whole.steps for weight in step.weights}) > len(whole.steps)
 
 
+@in_any_order
 def test_batches_overtake_one_another_where_their_order_is_free(tmp_path):
     """Else that scenario would show nothing."""
     (whole,) = in_new_processes([Job("any order, 2 workers", tmp_path)])
