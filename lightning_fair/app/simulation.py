@@ -94,7 +94,7 @@ def simulate(settings: Settings, turns: int = 0, seed: int = 0) -> Trace:
     Example:
         >>> trace = simulate(Settings(imbalance=4.0, alpha=8.0))
         >>> trace.unsteered[0].round(2), trace.trained[-1].round(2)
-        (array([0.44, 0.28, 0.17, 0.11]), array([0.27, 0.26, 0.24, 0.23]))
+        (array([0.44, 0.28, 0.17, 0.11]), array([0.27, 0.25, 0.24, 0.23]))
     """
     if not settings.imbalance >= 1:
         raise ValueError(f"imbalance must be at least 1, got {settings.imbalance}.")
