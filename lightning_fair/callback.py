@@ -422,7 +422,7 @@ class FairSampling(L.Callback):
         if delivered is None or self.sampler is None:
             return
         # A batch that is None, or a training_step that returned None: nothing was trained on.
-        trained = len(delivered.labels) > 0 and (bool(outputs) or not pl_module.automatic_optimization)
+        trained = len(delivered.labels) > 0 and (not pl_module.automatic_optimization or bool(outputs))
         draw = delivered.draw
         # Every rank comes to the sum once a step, whatever its batch was.
         seen: HostCopy | Ints
