@@ -444,7 +444,7 @@ class FairSampling(L.Callback):
         if trained and self._step_weights is not None:
             self._log(trainer, draw, BatchWeights.of(self._weights, draw.counts, normalize=self.normalize))
         elif trained:
-            self._log(trainer, draw, BatchWeights(1.0, 1.0, float(draw.counts.sum())))
+            self._log(trainer, draw, BatchWeights(1.0, 1.0, float(self.sampler.global_batch_size)))
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

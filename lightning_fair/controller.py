@@ -24,6 +24,8 @@ _STATE_VERSION = 1
 # Standardised losses are clipped, so that one outlier among many classes cannot raise the loop's gain without
 # bound. Clipping moves their mean by at most 1 / 3: sum(q * |z|, where |z| > c) <= sum(q * z**2) / c.
 _LARGEST_Z = 3.0
+_LEAST_Q = 1e-300  # the gain over it is a number
+_LARGEST_LOGIT = 500.0  # up to here, the sum of the exponentials of many classes is a number
 # The default horizon expects every class this often within it, at a batch of this size.
 _EXPECTED, _NOMINAL_BATCH, _SHORTEST_HORIZON, _LONGEST_HORIZON = 24, 64, 16, 10_000
 # A plain loop that never reports would otherwise keep the record of every batch it ever drew: beyond this many
@@ -125,6 +127,8 @@ class FeedbackController:
         >>> controller.get_probs().round(2)
         array([0.38, 0.62])
     """
+
+    _gained: tuple[float, Floats, Floats]  # an alpha, and what follows from it for the logits
 
     def __init__(
         self,
@@ -276,13 +280,16 @@ class FeedbackController:
             logits = alpha * (self.lambda1 * self._behind + self.lambda2 * self._ewma_loss)
             logits[~self._active] = -np.inf
         else:
-            # The deficit is 1 - r / q: its 1 is the same for all classes, and drops out of the softmax.
-            logits = self._ratio / self._q_or_one
-            logits *= -alpha * self.lambda1
-            logits += self._log_q
+            if alpha != self._gained[0]:
+                gain = alpha * self.lambda1
+                self._gained = (alpha, -gain / np.maximum(self._q_or_one, _LEAST_Q), self._log_q + gain)
+            _, slope, level = self._gained
+            logits = self._ratio * slope
+            logits += level
             if self.lambda2:
                 logits += (alpha * self.lambda2) * self._emphasis
-        logits -= np.maximum.reduce(logits)
+        if self._may_overflow:
+            logits -= np.maximum.reduce(logits)
         return apply_floor(np.exp(logits, out=logits), self._floor)
 
     def register(self, draw: Draw) -> None:
@@ -450,6 +457,10 @@ class FeedbackController:
         self._floor: Floats = np.where(self._active, self.min_prob, 0.0)
         with np.errstate(divide="ignore"):
             self._log_q: Floats = np.log(q)
+        # Some class has r <= q, so the largest logit is hardly below its log q, and no deficit is above 1.
+        largest = self.alpha.peak * (self.lambda1 + (_LARGEST_Z + 1.0 / _LARGEST_Z) * self.lambda2)
+        self._may_overflow = self.deficit == "count" or largest > _LARGEST_LOGIT
+        self._gained = (math.nan, q, q)
 
     def _check_gain(self) -> None:
         # Around the mix p the loop's gain is alpha * lambda1 * max(p / q), and at rest p / q is at most

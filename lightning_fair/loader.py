@@ -27,6 +27,7 @@ from lightning_fair.sampler import BatchDraw, FeedbackBatchSampler
 
 _MOST_DELIVERED = 4096  # where nobody takes them, in a loop without the callback
 _SPARE = 8  # batches that a loader of the user's own may hold back besides those of its workers
+_INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 _NONE = torch.zeros(0, dtype=torch.int64)
 # These draw from the whole data set, on one rank or all together, however few samples an epoch has.
 _DRAW_FROM_ALL = (RandomSampler, SequentialSampler, WeightedRandomSampler, DistributedSampler)
@@ -118,7 +119,7 @@ class _FairIterator:
         if batch is None:
             loader.delivered.append(Delivered(draw, _NONE, as_drawn=False))
         else:
-            drawn = torch.from_numpy(draw.labels.astype(np.int64, copy=False))
+            drawn = torch.from_numpy(draw.labels)
             labels = _labels_of(batch, draw, drawn) if loader.guess_labels else drawn
             loader.delivered.append(Delivered(draw, labels, as_drawn=labels is drawn))
         return batch
@@ -144,8 +145,7 @@ class _NumberedIndices:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[_Numbered]:
-        for indices in self.sampler:
-            yield _Numbered(self.sampler.controller.in_flight[-1].serial, indices)
+        return (_Numbered(*batch) for batch in self.sampler.numbered())
 
 
 class _NumberedSamples:
@@ -341,10 +341,12 @@ def _labels_of(batch: Any, draw: BatchDraw, drawn: Tensor) -> Tensor:
     order of the draw, and what stands where labels usually stand (second of a pair, or under a usual key) is integers
     of which no class has more than were drawn.
     """
-    columns = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
     found = usual_labels(batch)
+    if isinstance(found, Tensor) and found.dtype == torch.int64 and found.is_cpu and torch.equal(found, drawn):
+        return drawn
     if not _on_host(found) or torch.equal(found.long(), drawn):
         return drawn
+    columns = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
     if any(_on_host(column) and torch.equal(column.long(), drawn) for column in columns):
         return drawn
     y = found.numpy()
@@ -364,9 +366,4 @@ def _labels_of(batch: Any, draw: BatchDraw, drawn: Tensor) -> Tensor:
 
 def _on_host(column: Any) -> TypeGuard[Tensor]:
     """Return whether a column of a batch may hold its labels: integers, one a sample, on the CPU."""
-    return (
-        isinstance(column, Tensor)
-        and column.ndim == 1
-        and column.device.type == "cpu"
-        and column.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-    )
+    return isinstance(column, Tensor) and column.ndim == 1 and column.dtype in _INTEGERS and column.device.type == "cpu"

@@ -22,8 +22,8 @@ _ODD_1, _ODD_2 = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
 _ONE, _TWO, _15, _16 = (np.uint32(number) for number in (1, 2, 15, 16))
 
 # Items worked out in advance: about so many at a time, which takes half a millisecond, and about so many in all;
-# of a class at least and at most so many.
-_AT_A_TIME, _AHEAD, _FEWEST, _MOST = 2**14, 2**16, 16, 4096
+# of a class at least and at most so many, an even number.
+_AT_A_TIME, _AHEAD, _FEWEST, _MOST = 2**15, 2**17, 16, 4096
 _MOST_ROOM = 2**18  # the rows grow up to so many items where a batch takes more of a class than a row holds
 
 
@@ -78,13 +78,18 @@ class ClassPools:
         self._owed: dict[int, tuple[int, Ints]] = {}  # by class: items, and the number of the first; never changed
         self._window = 0
         self._taken: Ints
-        self._make_rows(min(max(_AHEAD // num_classes, _FEWEST), _MOST), np.zeros(num_classes, dtype=np.int64))
+        width = min(max(_AHEAD // num_classes, _FEWEST), _MOST)
+        self._make_rows(width // 2 * 2, np.zeros(num_classes, dtype=np.int64))
 
     @property
     def state(self) -> PoolState:
         """Where the pools stand. Setting it takes them back (or on) to exactly there."""
-        left = {label: items[max(int(self._taken[label]) - first, 0) :] for label, (first, items) in self._owed.items()}
-        return PoolState(self._taken, {label: items for label, items in left.items() if items.size})
+        left = {}
+        for label, (first, items) in self._owed.items():
+            past = int(self._taken[label]) - first
+            if past < items.size:
+                left[label] = items[max(past, 0) :]
+        return PoolState(self._taken, left)
 
     @state.setter
     def state(self, state: PoolState) -> None:
@@ -116,44 +121,41 @@ class ClassPools:
         spots += places
         items = self._ring.take(spots, mode="clip")
         if np.minimum.reduce(items) < 0:
-            items, spots = self._look_after(items, labels, spots)
+            spots = self._look_after(items, labels, spots)
         self._next[labels] = spots + 1  # the last of a class stays
         # A new array each time: states keep the old ones.
         self._taken = self._taken + (np.bincount(labels, minlength=self.sizes.size) if counts is None else counts)
         return items
 
-    # What follows runs where a row or a pass ends, which is rare enough where classes are not tiny.
+    # What follows runs where a row or a pass ends.
 
-    def _look_after(self, items: NDArray[Any], labels: Ints, spots: Ints) -> tuple[NDArray[Any], Ints]:
-        """Return the items of a draw, with passes that end in it seen to, and their spots."""
-        ranks = spots - self._next[labels]
+    def _look_after(self, items: NDArray[Any], labels: Ints, spots: Ints) -> Ints:
+        """See to the rows and passes that end in a draw: mend its ``items``, and return their spots."""
+        numbers: Ints | None = None  # of the items, where the rows are too short for them
         if np.minimum.reduce(items) == self._none:
-            wider = 2 * int(ranks.max() + 1)
-            if wider // 2 > self._width and wider * self.sizes.size <= _MOST_ROOM:
-                self._make_rows(wider, self._taken)
-                self._fill(labels)
-            else:
-                self._fill(labels[spots - self._rows[labels] >= self._width])
+            ranks = spots - self._next[labels]
+            most = int(ranks.max()) + 1
+            if most > self._width // 2 and 4 * most * self.sizes.size <= _MOST_ROOM:
+                self._make_rows(4 * most, self._taken)
+            self._fill(labels)
             spots = self._next[labels] + ranks
-            items = self._ring.take(spots, mode="clip")
-        numbers = spots - self._rows[labels] + self._first[labels]
-        beyond = bool(ranks.max() >= self._width)
-        if beyond:  # more of a class than a row holds: worked out for this draw alone, the rows count as used up
-            items = self._numbered(labels, numbers, 1)[:, 0]
-            spots = self._rows[labels] + (self._width - 1)
-        ends = items < 0
-        items = np.where(ends, ~items, items)
-        if (ends[:-1] & (labels[1:] == labels[:-1])).any():
-            self._pass_over(items, labels, spots, numbers)
-        if beyond:
-            self._first[labels] = numbers + 1 - self._width
-        return items, spots
+            if (spots - self._rows[labels]).max() >= self._width:  # worked out for this draw, and the rows used up
+                numbers = spots - self._rows[labels] + self._first[labels]
+                items[:] = self._numbered(labels, numbers, 1)[:, 0]
+                spots = self._rows[labels] + (self._width - 1)
+            else:
+                items[:] = self._ring.take(spots)
+        np.invert(items, out=items, where=items < 0)
+        ordered = np.sort(items)
+        if (ordered[1:] == ordered[:-1]).any():
+            here = spots - self._rows[labels] + self._first[labels] if numbers is None else numbers
+            self._pass_over(items, labels, spots, here)
+        if numbers is not None:
+            self._first[labels] = numbers + (1 - self._width)
+        return spots
 
     def _pass_over(self, items: NDArray[Any], labels: Ints, spots: Ints, numbers: Ints) -> None:
         """Replace the items that the draw already has, in the classes large enough to do without."""
-        ordered = np.sort(items)
-        if (ordered[1:] != ordered[:-1]).all():
-            return
         order = np.argsort(items, kind="stable")
         again = order[1:][items[order[1:]] == items[order[:-1]]]
         for label in np.unique(labels[again]).tolist():
@@ -199,31 +201,32 @@ class ClassPools:
         self._first: Ints = taken - width  # number of the item that each row begins with
         self._taken = taken
 
-    def _fill(self, used_up: Ints) -> None:
-        """Work out new rows for the classes that need one, and for others that will soon, a window of them a time."""
-        K, width = self.sizes.size, self._width
-        window = np.arange(self._window, self._window + min(max(_AT_A_TIME // width, 1), K)) % K
+    def _fill(self, wanted: Ints) -> None:
+        """Go on with the rows that are half used up: those of the classes ``wanted``, and a window of the others."""
+        K, half = self.sizes.size, self._width // 2
+        window = np.arange(self._window, self._window + min(max(_AT_A_TIME // half, 1), K)) % K
         self._window = int(window[-1] + 1)
-        soon = (self._next[window] - self._rows[window] >= width // 2) & (self.sizes[window] > 0)
-        classes = np.unique(np.concatenate((used_up, window[soon])))
-        rows = self._rows[classes]
-        numbers = self._first[classes] + self._next[classes] - rows
-        self._ring.reshape(K, width + 1)[classes, :width] = self._numbered(classes, numbers, width)
-        self._first[classes], self._next[classes] = numbers, rows
+        classes = np.unique(np.concatenate((wanted, window)))
+        classes = classes[(self._next[classes] - self._rows[classes] >= half) & (self.sizes[classes] > 0)]
+        rows = self._ring.reshape(K, self._width + 1)
+        new = self._numbered(classes, self._first[classes] + self._width, half)
+        rows[classes, :half] = rows[classes, half : 2 * half]
+        rows[classes, half : 2 * half] = new
+        self._first[classes] += half
+        self._next[classes] -= half
 
     def _numbered(self, classes: Ints, numbers: Ints, width: int) -> NDArray[Any]:
         """Return ``width`` items of each class from a number on, ``~item`` where a pass ends, shape ``(C, width)``."""
         sizes = self.sizes[classes]
-        turns = numbers // sizes
-        places = (numbers - turns * sizes)[:, None] + np.arange(width)
-        keys = self._class_keys[classes] + turns.view(np.uint64)
+        passes = numbers // sizes
+        places = (numbers - passes * sizes)[:, None] + np.arange(width)
+        keys = (self._class_keys[classes] + passes.view(np.uint64))[:, None]
+        turns = None
         if width > 1 and (places[:, -1] >= sizes).any():
-            more = ((places + 0.5) * (1.0 / sizes)[:, None]).astype(np.int64)
-            places -= more * sizes[:, None]
-            grid = _hash(keys[:, None] + more.view(np.uint64))
-        else:
-            grid = np.repeat(_hash(keys), width).reshape(places.shape)
-        items = self._items.take(permute(places, sizes, grid) + self._starts[classes][:, None])
+            turns = ((places + 0.5) * (1.0 / sizes)[:, None]).astype(np.int64)
+            places -= turns * sizes[:, None]
+            keys = keys + np.arange(turns.max() + 1, dtype=np.uint64)
+        items = self._items.take(permute(places, sizes, _hash(keys), turns) + self._starts[classes][:, None])
         ends = places == (sizes - 1)[:, None]
         np.copyto(items, ~items, where=ends)
         for label in self._owed.keys() & set(classes.tolist()) if self._owed else ():
@@ -237,7 +240,7 @@ class ClassPools:
         return items
 
 
-def permute(places: Ints, sizes: Ints, keys: _U64) -> _U32:
+def permute(places: Ints, sizes: Ints, keys: _U64, turns: Ints | None = None) -> _U32:
     """Return where each place lies in a pseudo-random permutation of ``range(size)`` chosen by its key.
 
     A Feistel network over a square of side ``ceil(sqrt(size))``, applied again to the few places that land
@@ -246,26 +249,31 @@ def permute(places: Ints, sizes: Ints, keys: _U64) -> _U32:
     Args:
         places: Places in ``[0, size)``, int64, shape ``(rows, width)``.
         sizes: Size of each row's range, in ``[1, 2**32]``, shape ``(rows,)``.
-        keys: Key of each place's permutation, shape ``(rows, width)``.
+        keys: Keys of each row's permutations, shape ``(rows, T)``.
+        turns: Which of its row's keys each place has, in ``[0, T)``, shape ``(rows, width)``. None: the first.
 
     Reference:
         J. Black and P. Rogaway, "Ciphers with arbitrary finite domains" (2002).
 
     Example:
-        >>> permute(np.arange(5)[None], np.array([5]), np.zeros((1, 5), np.uint64)).tolist()
+        >>> permute(np.arange(5)[None], np.array([5]), np.zeros((1, 1), np.uint64)).tolist()
         [[0, 2, 4, 1, 3]]
     """
     width = places.shape[1]
+    begins = np.arange(0, keys.size, keys.shape[1])[:, None]
+    which = (np.broadcast_to(begins, places.shape) if turns is None else turns + begins).ravel()
+    keys = keys.ravel()
+    # Of 64 bits of key one half begins the keys of the rounds, the other parts them.
+    key, step = keys.astype(np.uint32).take(which), ((keys >> _32).astype(np.uint32) | _ONE).take(which)
     sides = np.ceil(np.sqrt(sizes))
     x = places.astype(np.uint32)
     # All rounds are even permutations: without this swap a handful of items would not have every order alike.
-    x ^= (x < (sizes > 1)[:, None] * _TWO) & (keys >> _63).astype(bool)
+    (swapped,) = np.nonzero((x < (sizes > 1)[:, None] * _TWO).ravel())
+    x.ravel()[swapped] ^= (keys.take(which[swapped]) >> _63).astype(np.uint32)
     # Divides by multiplying, in a tenth of the time: half a unit is far more than the rounding.
     left = ((x + 0.5) * (1.0 / sides)[:, None]).astype(np.uint32).ravel()
     side = np.repeat(sides.astype(np.uint32), width)
     right = x.ravel() - left * side
-    # Of 64 bits of key one half begins the keys of the rounds, the other parts them.
-    key, step = keys.astype(np.uint32).ravel(), (keys >> _32).astype(np.uint32).ravel() | _ONE
     left, right = _feistel(left, right, side, key, step)
     result: _U32 = left * side + right
     most = np.repeat((sizes - 1).astype(np.uint32), width)

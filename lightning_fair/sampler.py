@@ -23,6 +23,9 @@ Missing: TypeAlias = Literal["error", "skip"]
 DrawKind: TypeAlias = Literal["systematic", "iid"]
 
 _STATE_VERSION = 1
+# Draws made one after the other where the lag lets them: after a training step nothing of a draw is in the
+# processor's caches, and the first takes as long as the next three.
+_AT_ONCE = 4
 
 
 @dataclass(eq=False)
@@ -148,6 +151,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             controller.skip_classes(absent)
         self.steps_per_epoch = int(steps_per_epoch or -(-self.labels.size // self.global_batch_size))
         self.epoch = 0
+        self._held = 0  # draws made that the iteration has not come to
         self._begun = False  # this epoch has been iterated over
         self._keeping = False  # draws in flight stay so when it is
         self.exhausted = False
@@ -205,10 +209,16 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the indices of the epoch's batches (those that are left of it, after a resume).
 
-        Draws that an abandoned iteration left in flight count as trained on, unless ``requeue`` was called.
+        Batches of an abandoned iteration that were not reported count as trained on, unless ``requeue`` was called.
         """
+        return (indices for _, indices in self.numbered())
+
+    def numbered(self) -> Iterator[tuple[int, list[int]]]:
+        """Iterate over the same batches, each with the number of its draw."""
         if not self._keeping:
-            self.controller.withdraw()
+            held = self._held
+            draws = self.controller.withdraw()
+            self._put_back(draws[len(draws) - held :])
             self._overtook.clear()
         on_their_way = len(self.controller.in_flight)
         if self._begun:
@@ -218,9 +228,25 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             self._position = -on_their_way
         self._begun, self._keeping, self.exhausted = True, False, False
         self.controller.epoch = self.epoch
-        for _ in range(self.steps_per_epoch - self._position - on_their_way):
-            yield self._next()
+        left = self.steps_per_epoch - self._position - on_their_way
+        while left > 0:
+            made = [self._next() for _ in range(min(self._at_once(), left))]
+            left -= len(made)
+            self._held = len(made)
+            for batch in made:
+                self._held -= 1
+                yield batch
         self.exhausted = True
+
+    def _at_once(self) -> int:
+        """How many draws can be made now, by what is known of those before."""
+        controller = self.controller
+        free = (
+            controller.lag
+            if controller.oldest is None
+            else controller.oldest.serial + controller.lag - controller.draws
+        )
+        return max(min(free, _AT_ONCE), 1)
 
     def set_epoch(self, epoch: int) -> None:
         """Number the next iteration ``epoch``. Schedules by epoch follow it; the draws do not."""
@@ -245,8 +271,8 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
     @property
     def undelivered(self) -> int:
-        """Batches in flight whose record nobody has asked for yet."""
-        return len(self._undelivered())
+        """Batches handed out whose record nobody has asked for yet."""
+        return len(self._undelivered()) - self._held
 
     def _undelivered(self) -> list[BatchDraw]:
         """The newest first: behind the first that was delivered, all were."""
@@ -260,20 +286,20 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     def _numbered(self, serial: int) -> list[BatchDraw]:
         return [d for d in self.controller.newest_first() if isinstance(d, BatchDraw) and d.serial == serial]
 
-    def _next(self) -> list[int]:
+    def _next(self) -> tuple[int, list[int]]:
         while self._replay:
             again = self._replay.popleft()
             draw, indices = self._make(again.serial, again.probs, again.ratio, again.alpha)
             if not again.trained:
                 self.controller.reopen(draw)
-                return indices
+                return draw.serial, indices
             self._overtook.append(again)
             self._forget_overtakers()
         controller = self.controller
         probs, serial = controller.next_probs(), controller.draws
         draw, indices = self._make(serial, probs, controller.ratio, controller.alpha(serial, controller.epoch))
         controller.register(draw)
-        return indices
+        return serial, indices
 
     def _make(self, serial: int, probs: Floats, ratio: Floats, alpha: float) -> tuple[BatchDraw, list[int]]:
         counts, indices, labels, pools = self._draw(serial, probs)
@@ -335,6 +361,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         """Forget every draw, and what the controller has seen; the settings stay."""
         self.controller.reset()
         self._pools.state = self._untouched
+        self._held = 0
         self._replay.clear()
         self._overtook.clear()
         self.epoch, self._position, self._begun = 0, 0, False
@@ -357,7 +384,11 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         if but_delivered and not self._undelivered():
             self._keeping = bool(self.controller.in_flight)
             return
-        draws = self.controller.withdraw()
+        self._put_back(self.controller.withdraw())
+
+    def _put_back(self, draws: list[Draw]) -> None:
+        """Make these draws, the newest of all, once more before any other."""
+        self._held = 0
         if not draws:
             return
         first = draws[0]

@@ -17,6 +17,7 @@ TargetName: TypeAlias = Literal["uniform", "prior", "sqrt"]
 Target: TypeAlias = TargetName | Mapping[int, float] | Sequence[float] | ArrayLike | None
 
 _BLOCK, _MOST_DRAWS = 2**15, 128  # random numbers are made for so many samples, at most so many draws, at once
+_SHUFFLES = 16  # a block's shuffles are made of so many inner ones and a few outer ones
 _MOST_STRANDS = 2**13  # a running sum over more classes than this takes longer than the rest of a draw
 _SUM_TOLERANCE = 1e-3  # float32 vectors and hand-written decimals pass; a forgotten class does not
 
@@ -164,7 +165,7 @@ def apportion(probs: Floats, size: int, order: Ints, start: float) -> Ints:
     strands = order.size
     if strands >= probs.size:
         edges = probs.take(order)
-        np.cumsum(edges, out=edges)
+        np.add.accumulate(edges, out=edges)
         return order.take(edges.searchsorted(_points(size, start, float(edges[-1])), side="right"))
     whole = probs.size // strands * strands
     masses = probs[:whole].reshape(-1, strands).sum(axis=0)
@@ -185,10 +186,9 @@ def apportion(probs: Floats, size: int, order: Ints, start: float) -> Ints:
 
 
 def _points(size: int, start: float, total: float) -> Floats:
-    step = total / size
     points: Floats = np.arange(size, dtype=np.float64)
-    points *= step
-    points += start * step
+    points += start
+    points *= total / size
     if points[-1] >= total:  # rounding may not take it over the end
         points[-1] = math.nextafter(total, 0.0)
     return points
@@ -224,7 +224,8 @@ class Chances:
         number, place = divmod(serial, self._block)
         if number != self._number:
             self._roll(number)
-        return self._order, self._starts[place], self._shuffles[place]
+        outer, inner = divmod(place, _SHUFFLES)
+        return self._order, self._starts[place], self._outer[outer].take(self._inner[inner])
 
     def _roll(self, number: int) -> None:
         rng = np.random.default_rng([self._seed, number])
@@ -233,7 +234,11 @@ class Chances:
             strands = int(rng.integers(_MOST_STRANDS // 2, _MOST_STRANDS))
         self._order: Ints = rng.permutation(strands)
         self._starts: list[float] = ((rng.integers(0, 2**32, self._block) + 0.5) / 2**32).tolist()
-        self._shuffles: Ints = rng.integers(0, 2**32, (self._block, self._shuffled), dtype=np.uint32).argsort(axis=1)
+        # Any two of these are independent: they differ in at least one of two random permutations.
+        outer = -(-self._block // _SHUFFLES)
+        random = rng.integers(0, 2**32, (outer + _SHUFFLES, self._shuffled), dtype=np.uint32).argsort(axis=1)
+        self._outer: Ints = random[:outer]
+        self._inner: Ints = random[outer:]
         self._number = number
 
 

@@ -143,13 +143,13 @@ def test_weights_are_right_with_validation_in_the_middle_of_an_epoch(workers):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_check_of_the_weights_can_fail(workers):
-    """The same steps against the newest class mix at the time: wrong as soon as the loader runs ahead."""
+    """The same steps against the newest class mix at the time: wrong as soon as batches are drawn ahead."""
     module = Weighted()
     with recorded_draws() as draws:
         module.draws = draws
         fit(module, loader(num_workers=workers), moving())
     wrong = sum(not as_expected(step, draws[step.newest][0], by_target) for step in module.steps)
-    assert wrong == 0 if workers == 0 else wrong > BATCHES / 2
+    assert wrong > BATCHES / 2
 
 
 @pytest.mark.parametrize(

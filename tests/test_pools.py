@@ -37,14 +37,14 @@ def test_permute_is_a_bijection_for_every_size(seed):
 
 @pytest.mark.parametrize("n", [10_007, 65_536, 99_999])
 def test_permute_is_a_bijection_for_large_sizes(n):
-    position = permute(np.arange(n)[None], np.array([n]), np.full((1, n), 12345, dtype=np.uint64))
+    position = permute(np.arange(n)[None], np.array([n]), np.full((1, 1), 12345, dtype=np.uint64))
     assert (np.bincount(position[0], minlength=n) == 1).all()
 
 
 @pytest.mark.parametrize("n", [2**31 + 11, 2**32])
 def test_permute_stays_in_its_range_and_apart_at_the_largest_sizes(n):
     place = np.concatenate((np.arange(500), np.arange(n - 500, n)))[None]
-    position = permute(place, np.array([n]), np.full((1, 1000), 12345, dtype=np.uint64))[0].astype(np.int64)
+    position = permute(place, np.array([n]), np.full((1, 1), 12345, dtype=np.uint64))[0].astype(np.int64)
     assert position.max() < n
     assert np.unique(position).size == 1000
     assert position.max() - position.min() > 0.9 * n
@@ -53,14 +53,18 @@ def test_permute_stays_in_its_range_and_apart_at_the_largest_sizes(n):
 def test_permute_does_the_same_in_rows_and_alone():
     rng = np.random.default_rng(0)
     sizes = np.array([1, 2, 40, 1000])
-    place, key = rng.integers(0, sizes[:, None], (4, 50)), keys(rng, 200).reshape(4, 50)
-    alone = permute(place.reshape(-1, 1), np.repeat(sizes, 50), key.reshape(-1, 1))
-    assert (permute(place, sizes, key).ravel() == alone[:, 0]).all()
+    place, key, turns = (
+        rng.integers(0, sizes[:, None], (4, 50)),
+        keys(rng, 12).reshape(4, 3),
+        rng.integers(0, 3, (4, 50)),
+    )
+    alone = permute(place.reshape(-1, 1), np.repeat(sizes, 50), np.take_along_axis(key, turns, axis=1).reshape(-1, 1))
+    assert (permute(place, sizes, key, turns).ravel() == alone[:, 0]).all()
 
 
 def together(n, places, trials, seed):
     """Chi-square, less its mean and in its deviations, of the positions that some places have together."""
-    key = np.repeat(keys(np.random.default_rng(seed), trials)[:, None], len(places), axis=1)
+    key = keys(np.random.default_rng(seed), trials)[:, None]
     position = permute(np.tile(places, (trials, 1)), np.full(trials, n), key).astype(np.int64)
     cells = math.perm(n, len(places))
     found = np.bincount(position @ n ** np.arange(len(places)))
@@ -145,7 +149,7 @@ def test_state_takes_the_pools_back():
 @given(
     sizes=st.lists(st.integers(1, 12), min_size=1, max_size=6),
     seed=st.integers(0, 1000),
-    width=st.sampled_from([2, 3, 5, 16]),
+    width=st.sampled_from([2, 4, 6, 16]),
     data=st.data(),
 )
 def test_draws_do_not_depend_on_what_was_worked_out_in_advance(sizes, seed, width, data):
