@@ -230,7 +230,10 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self.controller.epoch = self.epoch
         left = self.steps_per_epoch - self._position - on_their_way
         while left > 0:
-            made = [self._next() for _ in range(min(self._at_once(), left))]
+            made = [self._next()]
+            # Up to a number that depends on nothing else, so that a resumed run is as far ahead.
+            while made[-1][0] % _AT_ONCE < _AT_ONCE - 1 and len(made) < left and self._knows_enough():
+                made.append(self._next())
             left -= len(made)
             self._held = len(made)
             for batch in made:
@@ -238,15 +241,11 @@ class FeedbackBatchSampler(Sampler[list[int]]):
                 yield batch
         self.exhausted = True
 
-    def _at_once(self) -> int:
-        """How many draws can be made now, by what is known of those before."""
+    def _knows_enough(self) -> bool:
+        """Whether what the next draw depends on has been reported."""
         controller = self.controller
-        free = (
-            controller.lag
-            if controller.oldest is None
-            else controller.oldest.serial + controller.lag - controller.draws
-        )
-        return max(min(free, _AT_ONCE), 1)
+        oldest = controller.oldest
+        return bool(self._replay) or oldest is None or controller.draws < oldest.serial + controller.lag
 
     def set_epoch(self, epoch: int) -> None:
         """Number the next iteration ``epoch``. Schedules by epoch follow it; the draws do not."""
