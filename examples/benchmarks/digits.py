@@ -61,6 +61,7 @@ def table(fair: Sequence[str], reports: Sequence[Sequence[Report]]) -> str:
     rows = [
         ["balanced accuracy", *(spread([run.balanced_accuracy for run in runs], 3) for runs in reports)],
         ["plain accuracy", *(spread([run.accuracy for run in runs], 3) for runs in reports)],
+        ["accuracy at the long tail's own mix", *(spread([run.prior_accuracy for run in runs], 3) for runs in reports)],
     ]
     for name, group in groups.items():
         if group.size:
