@@ -221,6 +221,11 @@ class FeedbackController:
         return tuple(self._in_flight)
 
     @property
+    def by_epoch(self) -> bool:
+        """Whether draws depend on the epoch."""
+        return self.alpha.by_epoch
+
+    @property
     def oldest(self) -> Draw | None:
         """The oldest draw in flight; None where nothing is."""
         return self._in_flight[0] if self._in_flight else None
@@ -301,11 +306,11 @@ class FeedbackController:
         """Count a draw that is handed out once more as in flight; it is in the trained mix already."""
         self._in_flight.append(draw)
 
-    def withdraw(self) -> list[Draw]:
-        """Take every draw out of flight without saying what became of it, oldest first."""
-        draws = list(self._in_flight)
-        self._in_flight.clear()
-        return draws
+    def withdraw(self, newest: int | None = None) -> list[Draw]:
+        """Take draws out of flight without saying what became of them: the newest ones or all, oldest first."""
+        if newest is None:
+            newest = len(self._in_flight)
+        return [self._in_flight.pop() for _ in range(newest)][::-1]
 
     def rewind(self, serial: int, ratio: Floats) -> None:
         """Forget the draws from number ``serial`` on, before which the trained mix was ``ratio``."""

@@ -59,7 +59,8 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     Each batch takes the class mix ``p`` of the controller, splits the batch over the classes by systematic
     sampling (a class gets the floor or the ceiling of ``batch * p``, on average exactly that), and takes the
     items of each class least used first. A draw is a function of the seed, its number, ``p`` and the items
-    used so far, so the same seed gives the same batches.
+    used so far, so the same seed gives the same batches. Where the controller's lag lets it, a few draws are made
+    at once; those that no batch was handed out of yet are in flight as well.
 
     With ``world_size`` ranks each rank makes the same draw of ``world_size * batch_size`` samples and keeps
     its own share of it.
@@ -151,7 +152,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             controller.skip_classes(absent)
         self.steps_per_epoch = int(steps_per_epoch or -(-self.labels.size // self.global_batch_size))
         self.epoch = 0
-        self._held = 0  # draws made that the iteration has not come to
+        self._ahead: deque[tuple[int, list[int]]] = deque()  # drawn, and not handed out yet
         self._begun = False  # this epoch has been iterated over
         self._keeping = False  # draws in flight stay so when it is
         self.exhausted = False
@@ -216,9 +217,8 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     def numbered(self) -> Iterator[tuple[int, list[int]]]:
         """Iterate over the same batches, each with the number of its draw."""
         if not self._keeping:
-            held = self._held
-            draws = self.controller.withdraw()
-            self._put_back(draws[len(draws) - held :])
+            self._put_back(self.controller.withdraw(newest=len(self._ahead)))
+            self.controller.withdraw()
             self._overtook.clear()
         on_their_way = len(self.controller.in_flight)
         if self._begun:
@@ -228,24 +228,24 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             self._position = -on_their_way
         self._begun, self._keeping, self.exhausted = True, False, False
         self.controller.epoch = self.epoch
-        left = self.steps_per_epoch - self._position - on_their_way
-        while left > 0:
-            made = [self._next()]
-            # Up to a number that depends on nothing else, so that a resumed run is as far ahead.
-            while made[-1][0] % _AT_ONCE < _AT_ONCE - 1 and len(made) < left and self._knows_enough():
-                made.append(self._next())
-            left -= len(made)
-            self._held = len(made)
-            for batch in made:
-                self._held -= 1
-                yield batch
+        for left in range(self.steps_per_epoch - self._position - on_their_way, 0, -1):
+            if not self._ahead:
+                self._ahead.append(self._next())
+                # Up to a number that depends on nothing else, so that a resumed run is as far ahead.
+                while self._ahead[-1][0] % _AT_ONCE < _AT_ONCE - 1 and len(self._ahead) < left and self._may_go_on():
+                    self._ahead.append(self._next())
+            yield self._ahead.popleft()
         self.exhausted = True
 
-    def _knows_enough(self) -> bool:
-        """Whether what the next draw depends on has been reported."""
+    def _may_go_on(self) -> bool:
+        """Whether one more draw made now is the one that would be made later."""
         controller = self.controller
+        if any(not again.trained for again in self._replay):
+            return True  # it has been made before
+        if controller.lag <= _AT_ONCE or controller.by_epoch or controller.deficit == "count":
+            return False  # the next epoch may begin early; counts are put right at once
         oldest = controller.oldest
-        return bool(self._replay) or oldest is None or controller.draws < oldest.serial + controller.lag
+        return oldest is None or controller.draws < oldest.serial + controller.lag
 
     def set_epoch(self, epoch: int) -> None:
         """Number the next iteration ``epoch``. Schedules by epoch follow it; the draws do not."""
@@ -271,7 +271,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     @property
     def undelivered(self) -> int:
         """Batches handed out whose record nobody has asked for yet."""
-        return len(self._undelivered()) - self._held
+        return len(self._undelivered()) - len(self._ahead)
 
     def _undelivered(self) -> list[BatchDraw]:
         """The newest first: behind the first that was delivered, all were."""
@@ -360,7 +360,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         """Forget every draw, and what the controller has seen; the settings stay."""
         self.controller.reset()
         self._pools.state = self._untouched
-        self._held = 0
+        self._ahead.clear()
         self._replay.clear()
         self._overtook.clear()
         self.epoch, self._position, self._begun = 0, 0, False
@@ -377,24 +377,26 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
         Args:
             but_delivered: Leave all draws in flight that have been delivered, and will still be trained on; none
-                else is in flight where an iteration has come to its end.
+                else has been handed out where an iteration has come to its end.
         """
         self._begun = False
-        if but_delivered and not self._undelivered():
+        if but_delivered and not self.undelivered:
+            self._put_back(self.controller.withdraw(newest=len(self._ahead)))
             self._keeping = bool(self.controller.in_flight)
             return
         self._put_back(self.controller.withdraw())
 
     def _put_back(self, draws: list[Draw]) -> None:
         """Make these draws, the newest of all, once more before any other."""
-        self._held = 0
+        self._ahead.clear()
         if not draws:
             return
         first = draws[0]
         if isinstance(first, BatchDraw):
             self._pools.state = first.pools
         again = [_Replay(d.serial, d.probs, d.ratio, d.alpha, trained=False) for d in draws]
-        self._replay.extendleft(sorted(again + self._overtook, reverse=True, key=lambda item: item.serial))
+        passed = [item for item in self._overtook if item.serial > first.serial]
+        self._replay.extendleft(sorted(again + passed, reverse=True, key=lambda item: item.serial))
         self._overtook.clear()
 
     # -- checkpoints -----------------------------------------------------------------------------------

@@ -41,6 +41,11 @@ class Schedule(ABC):
     def trough(self) -> float:
         """Smallest value the schedule ever takes."""
 
+    @property
+    def by_epoch(self) -> bool:
+        """Whether the value may depend on the epoch. A few batches of one that does not are drawn at once."""
+        return True
+
 
 @dataclass(frozen=True)
 class Constant(Schedule):
@@ -58,6 +63,10 @@ class Constant(Schedule):
 
     def __call__(self, step: int, epoch: int) -> float:  # noqa: ARG002
         return self.value
+
+    @property
+    def by_epoch(self) -> bool:
+        return False
 
     @property
     def peak(self) -> float:
@@ -92,6 +101,10 @@ class _Ramp(Schedule):
 
     @abstractmethod
     def _shape(self, progress: float) -> float: ...
+
+    @property
+    def by_epoch(self) -> bool:
+        return self.unit == "epoch"
 
     @property
     def peak(self) -> float:
@@ -189,6 +202,10 @@ class Join(Schedule):
     def __call__(self, step: int, epoch: int) -> float:
         time = step if self.unit == "step" else epoch
         return self.schedules[bisect_right(self.boundaries, time)](step, epoch)
+
+    @property
+    def by_epoch(self) -> bool:
+        return self.unit == "epoch" or any(schedule.by_epoch for schedule in self.schedules)
 
     @property
     def peak(self) -> float:

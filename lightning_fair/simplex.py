@@ -224,7 +224,7 @@ class Chances:
         number, place = divmod(serial, self._block)
         if number != self._number:
             self._roll(number)
-        outer, inner = divmod(place, _SHUFFLES)
+        outer, inner = divmod(place, len(self._inner))
         return self._order, self._starts[place], self._outer[outer].take(self._inner[inner])
 
     def _roll(self, number: int) -> None:
@@ -235,8 +235,9 @@ class Chances:
         self._order: Ints = rng.permutation(strands)
         self._starts: list[float] = ((rng.integers(0, 2**32, self._block) + 0.5) / 2**32).tolist()
         # Any two of these are independent: they differ in at least one of two random permutations.
-        outer = -(-self._block // _SHUFFLES)
-        random = rng.integers(0, 2**32, (outer + _SHUFFLES, self._shuffled), dtype=np.uint32).argsort(axis=1)
+        inner = min(self._block, _SHUFFLES)
+        outer = -(-self._block // inner)
+        random = rng.integers(0, 2**32, (outer + inner, self._shuffled), dtype=np.uint32).argsort(axis=1)
         self._outer: Ints = random[:outer]
         self._inner: Ints = random[outer:]
         self._number = number
