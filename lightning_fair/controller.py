@@ -7,7 +7,7 @@ import warnings
 from bisect import insort
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from lightning_fair.labels import check_labels
-from lightning_fair.schedules import Schedule, as_schedule
+from lightning_fair.schedules import Schedule, Shift, as_schedule
 from lightning_fair.simplex import Floats, Ints, Target, apply_floor, resolve_target, to_numpy
 
 Deficit: TypeAlias = Literal["relative", "count"]
@@ -43,6 +43,7 @@ class Draw:
         counts: Class counts of the batch, over all ranks, shape ``(K,)``.
         ratio: The trained mix ``r`` before the draw, shape ``(K,)``.
         alpha: Gain at the draw.
+        progress: How far the target had moved, in [0, 1]; 0 for one that stays.
     """
 
     serial: int
@@ -50,6 +51,7 @@ class Draw:
     counts: Ints
     ratio: Floats
     alpha: float
+    progress: float = field(default=0.0, kw_only=True)
 
 
 @dataclass
@@ -91,7 +93,9 @@ class FeedbackController:
         num_classes: Number of classes ``K``, at least 1.
         target_probs: Class mix ``q`` that batches are steered to: ``"uniform"`` (or None), ``"prior"``,
             ``"sqrt"``, a vector of ``K`` probabilities, or a mapping from class to probability (the other
-            classes share the rest). A class with target 0 is never drawn.
+            classes share the rest); or a :class:`~lightning_fair.schedules.Shift` from one to another. A class with
+            target 0 is never drawn. Where the target moves, the trained mix moves with it in proportion: no class is
+            behind for having been drawn as the target was at the time.
         alpha: Gain, no unit, at least 0, or a schedule of it. 0 draws from the target and ignores feedback.
         lambda1: Weight of the deficit, at least 0.
         lambda2: Weight of the standardised loss, at least 0.
@@ -133,7 +137,7 @@ class FeedbackController:
     def __init__(
         self,
         num_classes: int,
-        target_probs: Target = None,
+        target_probs: Target | Shift = None,
         alpha: float | Schedule = 8.0,
         lambda1: float = 1.0,
         lambda2: float = 0.0,
@@ -164,9 +168,11 @@ class FeedbackController:
         self.ewma_beta = float(ewma_beta)
         self.deficit: Deficit = deficit
         self.lag = int(lag)
-        self._set_target(resolve_target(target_probs, K, class_counts))
+        self._shift = target_probs if isinstance(target_probs, Shift) else None
+        self._ends = [resolve_target(end, K, class_counts) for end in ends_of(target_probs)]
+        self._begin()
         if horizon is None:
-            rarest = max(float(self._q[self._active].min()), 1e-12)
+            rarest = max(self._rarest(), 1e-12)
             wanted = math.ceil(_EXPECTED / (_NOMINAL_BATCH * rarest))
             horizon = min(max(wanted, _SHORTEST_HORIZON), _LONGEST_HORIZON)
         if not (math.isfinite(horizon) and horizon >= 1):
@@ -181,6 +187,7 @@ class FeedbackController:
         """Forget everything seen and drawn; the settings stay."""
         K = self.num_classes
         self.draws = 0
+        self._begin()
         # The trained mix starts at the target, so the first batch is drawn from the target.
         self._ratio: Floats = self._q.copy()
         self._behind: Floats = np.zeros(K)  # deficit="count": q * t - n, in samples
@@ -197,8 +204,22 @@ class FeedbackController:
 
     @property
     def q(self) -> Floats:
-        """Target class mix, read-only float64 array of shape ``(K,)``."""
+        """Target class mix, read-only float64 array of shape ``(K,)``; of one that moves, that of the newest draw."""
         return self._q
+
+    @property
+    def progress(self) -> float:
+        """How far the target has moved at the newest draw, in [0, 1]; 0 for one that stays."""
+        return self._progress
+
+    @property
+    def wanted(self) -> NDArray[np.bool_]:
+        """Whether the target has, or comes to have, something of each class, shape ``(K,)``."""
+        return (self._ends[0] > 0) | (self._ends[1] > 0)
+
+    def target_at(self, progress: float) -> Floats:
+        """Return the target that has moved so far, shape ``(K,)``: of a draw, ``target_at(draw.progress)``."""
+        return self._q if progress == self._progress else self._mixed(progress)
 
     @property
     def ratio(self) -> Floats:
@@ -216,6 +237,15 @@ class FeedbackController:
         return np.where(self._loss_seen, self._ewma_loss, np.nan)
 
     @property
+    def emphasis(self) -> Floats:
+        """The ``e`` of the law, smoothed standardised loss of each class, shape ``(K,)``; a follower may set it."""
+        return self._emphasis
+
+    @emphasis.setter
+    def emphasis(self, emphasis: Floats) -> None:
+        self._emphasis = emphasis
+
+    @property
     def in_flight(self) -> tuple[Draw, ...]:
         """The draws that have not been trained on yet, oldest first."""
         return tuple(self._in_flight)
@@ -223,7 +253,7 @@ class FeedbackController:
     @property
     def by_epoch(self) -> bool:
         """Whether draws depend on the epoch."""
-        return self.alpha.by_epoch
+        return self.alpha.by_epoch or (self._shift is not None and self._shift.progress.by_epoch)
 
     @property
     def oldest(self) -> Draw | None:
@@ -242,6 +272,10 @@ class FeedbackController:
         """
         probs: Floats = (self._in_flight[0].probs if self._in_flight else self.next_probs()).copy()
         return probs
+
+    def get_target(self) -> Floats:
+        """Return the target of the batch at hand, shape ``(K,)``: ``q``, unless that moves and a loader runs ahead."""
+        return self.target_at(self._in_flight[0].progress) if self._in_flight else self._q
 
     # -- the plain loop --------------------------------------------------------------------------------
 
@@ -277,9 +311,16 @@ class FeedbackController:
 
     # -- draws: the sampler's side ---------------------------------------------------------------------
 
-    def next_probs(self) -> Floats:
-        """Return the class mix ``p`` for the next draw, shape ``(K,)``."""
+    def next_probs(self, there: NDArray[np.bool_] | None = None) -> Floats:
+        """Return the class mix ``p`` for the next draw, shape ``(K,)``.
+
+        Args:
+            there: Which classes can be drawn, shape ``(K,)``; the others have none of it. None: all that have a
+                target. At least one of these has to be.
+        """
         self._apply_feedback()
+        if self._shift is not None:
+            self._move_target(self._shift.progress(self.draws, self.epoch))
         alpha = self.alpha(self.draws, self.epoch)
         if self.deficit == "count":
             logits = alpha * (self.lambda1 * self._behind + self.lambda2 * self._ewma_loss)
@@ -293,9 +334,13 @@ class FeedbackController:
             logits += level
             if self.lambda2:
                 logits += (alpha * self.lambda2) * self._emphasis
-        if self._may_overflow:
+        if there is not None:
+            logits[~there] = -np.inf
+        if self._may_overflow or there is not None:
             logits -= np.maximum.reduce(logits)
-        return apply_floor(np.exp(logits, out=logits), self._floor)
+        return apply_floor(
+            np.exp(logits, out=logits), self._floor if there is None else np.where(there, self._floor, 0.0)
+        )
 
     def register(self, draw: Draw) -> None:
         """Count a new draw as in flight: its samples enter the trained mix at once."""
@@ -312,8 +357,9 @@ class FeedbackController:
             newest = len(self._in_flight)
         return [self._in_flight.pop() for _ in range(newest)][::-1]
 
-    def rewind(self, serial: int, ratio: Floats) -> None:
-        """Forget the draws from number ``serial`` on, before which the trained mix was ``ratio``."""
+    def rewind(self, serial: int, ratio: Floats, progress: float = 0.0) -> None:
+        """Forget the draws from number ``serial`` on, before which these were the trained mix and the target's way."""
+        self._aim(progress)
         self.draws, self._ratio = serial, ratio.copy()
         self._in_flight.clear()
 
@@ -371,7 +417,8 @@ class FeedbackController:
             "version": _STATE_VERSION,
             "draws": self.draws,
             "epoch": self.epoch,
-            "q": _tensor(self._q),
+            "q": torch.from_numpy(np.stack(self._ends)),
+            "progress": self._progress,
             "ratio": _tensor(self._ratio),
             "behind": _tensor(self._behind),
             "ewma_loss": _tensor(self._ewma_loss),
@@ -381,6 +428,7 @@ class FeedbackController:
                 {
                     "serial": d.serial,
                     "alpha": d.alpha,
+                    "progress": d.progress,
                     "probs": _tensor(d.probs),
                     "counts": _tensor(d.counts),
                     "ratio": _tensor(d.ratio),
@@ -409,17 +457,22 @@ class FeedbackController:
                 f"This controller reads state version {_STATE_VERSION}, got {state.get('version')!r}. "
                 "Resume with the version of lightning-fair that wrote the checkpoint."
             )
-        if state["q"].numel() != self.num_classes:
+        if state["q"].shape[1] != self.num_classes:
             raise ValueError(
-                f"The state is of a controller with {state['q'].numel()} classes, this one has "
+                f"The state is of a controller with {state['q'].shape[1]} classes, this one has "
                 f"{self.num_classes}. Resume with the data set the checkpoint was made with."
             )
-        if not np.allclose(state["q"].numpy(), self._q, rtol=0.0, atol=1e-9):
+        if not np.allclose(state["q"].numpy(), self._ends, rtol=0.0, atol=1e-9):
+            theirs, mine = (
+                _few(end) if self._shift is None and np.allclose(start, end) else f"{_few(end)} from {_few(start)}"
+                for start, end in (state["q"].numpy(), self._ends)
+            )
             raise ValueError(
-                f"The state steers to {_few(state['q'].numpy())}, this controller to {_few(self._q)}. "
+                f"The state steers to {theirs}, this controller to {mine}. "
                 "Resume with the target_probs the checkpoint was made with, or start anew without it."
             )
         self.draws, self.epoch = int(state["draws"]), int(state["epoch"])
+        self._aim(state["progress"])
         self._ratio = state["ratio"].numpy().copy()
         self._behind = state["behind"].numpy().copy()
         self._ewma_loss = state["ewma_loss"].numpy().copy()
@@ -428,7 +481,14 @@ class FeedbackController:
         self._z = self._standardised_loss() if self.lambda2 else np.zeros(self.num_classes)
         self._in_flight.clear()
         self._in_flight.extend(
-            Draw(d["serial"], d["probs"].numpy(), d["counts"].numpy(), d["ratio"].numpy(), d["alpha"])
+            Draw(
+                d["serial"],
+                d["probs"].numpy(),
+                d["counts"].numpy(),
+                d["ratio"].numpy(),
+                d["alpha"],
+                progress=d["progress"],
+            )
             for d in state["in_flight"]
         )
         self._feedback = deque(
@@ -448,13 +508,35 @@ class FeedbackController:
         Raises:
             ValueError: If no class with a target is left.
         """
-        kept = np.where(missing, 0.0, self._q)
-        if not kept.any():
+        kept = [np.where(missing, 0.0, end) for end in self._ends]
+        if not all(end.any() for end in kept):
             raise ValueError("Every class with a target lacks samples: there is nothing to draw.")
-        self._set_target(kept / kept.sum())
+        self._ends = [end / end.sum() for end in kept]
         self.reset()
 
-    def _set_target(self, q: Floats) -> None:
+    def _mixed(self, progress: float) -> Floats:
+        start, end = self._ends
+        return (1.0 - progress) * start + progress * end
+
+    def _begin(self) -> None:
+        """Aim at the target of the first draw."""
+        self._aim(self._shift.progress(0, 0) if self._shift else 0.0)
+
+    def _rarest(self) -> float:
+        """The least share that the target, or what it moves between, has of a class it wants."""
+        return min(float(end[end > 0].min()) for end in self._ends)
+
+    def _move_target(self, progress: float) -> None:
+        if progress == self._progress:
+            return
+        before, was = self._q, self._active
+        self._aim(progress)
+        moved = np.where(was, self._ratio * self._q / np.where(was, before, 1.0), self._q)
+        self._ratio = moved / moved.sum()
+
+    def _aim(self, progress: float) -> None:
+        q = self._mixed(progress) if self._shift else self._ends[0]
+        self._progress = progress
         self._q = q
         self._q.setflags(write=False)
         self._active: NDArray[np.bool_] = q > 0
@@ -470,7 +552,7 @@ class FeedbackController:
     def _check_gain(self) -> None:
         # Around the mix p the loop's gain is alpha * lambda1 * max(p / q), and at rest p / q is at most
         # 1 + lambda2 / lambda1 * (the largest z there can be).
-        rarest = float(self._q[self._active].min())
+        rarest = self._rarest()
         largest = min(_LARGEST_Z + 1.0 / _LARGEST_Z, math.sqrt((1.0 - rarest) / rarest))
         weight = self.lambda1 and self.lambda1 + largest * self.lambda2
         name = f"(lambda1 + {largest:.3g} * lambda2)" if self.lambda2 else "lambda1"
@@ -552,6 +634,11 @@ class FeedbackController:
         if spread > 1e-12:
             z[seen] = np.clip(losses / spread, -_LARGEST_Z, _LARGEST_Z)
         return z
+
+
+def ends_of(target: Target | Shift) -> tuple[Target, Target]:
+    """Return what a target moves from and to: twice the same for one that stays."""
+    return (target.start, target.end) if isinstance(target, Shift) else (target, target)
 
 
 def _few(mix: Floats) -> str:

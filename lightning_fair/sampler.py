@@ -50,6 +50,7 @@ class _Replay(NamedTuple):
     probs: Floats
     ratio: Floats
     alpha: float
+    progress: float
     trained: bool
 
 
@@ -141,7 +142,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self._untouched = self._pools.state
         self._chances = Chances(self.seed, controller.num_classes, self.batch_size * self.world_size, self.batch_size)
         self._checksum: int | None = None
-        absent = (controller.q > 0) & (self._pools.sizes == 0)
+        absent = controller.wanted & (self._pools.sizes == 0)
         if absent.any():
             if missing == "error":
                 named = ", ".join(map(str, np.flatnonzero(absent)[:5])) + (", ..." if absent.sum() > 5 else "")
@@ -288,7 +289,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     def _next(self) -> tuple[int, list[int]]:
         while self._replay:
             again = self._replay.popleft()
-            draw, indices = self._make(again.serial, again.probs, again.ratio, again.alpha)
+            draw, indices = self._make(again.serial, again.probs, again.ratio, again.alpha, again.progress)
             if not again.trained:
                 self.controller.reopen(draw)
                 return draw.serial, indices
@@ -296,13 +297,17 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             self._forget_overtakers()
         controller = self.controller
         probs, serial = controller.next_probs(), controller.draws
-        draw, indices = self._make(serial, probs, controller.ratio, controller.alpha(serial, controller.epoch))
+        alpha = controller.alpha(serial, controller.epoch)
+        draw, indices = self._make(serial, probs, controller.ratio, alpha, controller.progress)
         controller.register(draw)
         return serial, indices
 
-    def _make(self, serial: int, probs: Floats, ratio: Floats, alpha: float) -> tuple[BatchDraw, list[int]]:
+    def _make(
+        self, serial: int, probs: Floats, ratio: Floats, alpha: float, progress: float
+    ) -> tuple[BatchDraw, list[int]]:
         counts, indices, labels, pools = self._draw(serial, probs)
-        return BatchDraw(serial, probs, counts, ratio, alpha, labels, pools), indices.tolist()
+        draw = BatchDraw(serial, probs, counts, ratio, alpha, labels, pools, progress=progress)
+        return draw, indices.tolist()
 
     def _draw(self, serial: int, probs: Floats) -> tuple[Ints, NDArray[Any], Ints, PoolState]:
         """Return class counts over all ranks, this rank's indices and labels, and the pools' state before."""
@@ -341,7 +346,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self.controller.commit(draw.counts if counts is None else counts, loss_sums, loss_counts, draw=draw)
         oldest = self.controller.oldest
         if self._overtook or (oldest is not None and oldest.serial < draw.serial):
-            self._overtook.append(_Replay(draw.serial, draw.probs, draw.ratio, draw.alpha, trained=True))
+            self._overtook.append(_replay(draw, trained=True))
             self._forget_overtakers()
 
     def _forget_overtakers(self) -> None:
@@ -394,7 +399,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         first = draws[0]
         if isinstance(first, BatchDraw):
             self._pools.state = first.pools
-        again = [_Replay(d.serial, d.probs, d.ratio, d.alpha, trained=False) for d in draws]
+        again = [_replay(draw, trained=False) for draw in draws]
         passed = [item for item in self._overtook if item.serial > first.serial]
         self._replay.extendleft(sorted(again + passed, reverse=True, key=lambda item: item.serial))
         self._overtook.clear()
@@ -455,7 +460,8 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self.requeue()
         if not same_draws and self._replay:
             # Another number of ranks: what was in flight had another size, and is drawn anew.
-            self.controller.rewind(self._replay[0].serial, self._replay[0].ratio)
+            first = self._replay[0]
+            self.controller.rewind(first.serial, first.ratio, first.progress)
             self._replay.clear()
 
     def _fingerprint(self) -> dict[str, Any]:
@@ -471,6 +477,10 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             "seed": self.seed,
             "draw": self._draw_kind,
         }
+
+
+def _replay(draw: Draw, *, trained: bool) -> _Replay:
+    return _Replay(draw.serial, draw.probs, draw.ratio, draw.alpha, draw.progress, trained)
 
 
 def _as_tensors(item: _Replay) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Values that change while training goes on, such as a gain ``alpha`` that warms up and cools down.
+"""Values that change while training goes on: a gain ``alpha`` that warms up and cools down, a target that moves.
 
 A schedule is called with the step (batches drawn so far) and the epoch, both counted from zero, and gives
 the value for the next batch. Wherever the library takes a schedule it takes a plain number as well.
@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -165,6 +165,94 @@ class Cosine(_Ramp):
 
     def _shape(self, progress: float) -> float:
         return (1.0 - math.cos(math.pi * progress)) / 2.0
+
+
+@dataclass(frozen=True)
+class Step(Schedule):
+    """One value, and another from a certain moment on.
+
+    Args:
+        before: Value before.
+        after: Value from ``at`` on.
+        at: The moment, in units, at least 0.
+        unit: ``"step"`` (batches) or ``"epoch"``.
+
+    Raises:
+        ValueError: If a value is not finite, or ``at`` or the unit is out of range.
+
+    Example:
+        >>> deferred = Step(0.0, 1.0, at=160, unit="epoch")
+        >>> [deferred(step=0, epoch=e) for e in (0, 159, 160, 199)]
+        [0.0, 0.0, 1.0, 1.0]
+    """
+
+    before: float
+    after: float
+    at: int
+    unit: Unit = "step"
+
+    def __post_init__(self) -> None:
+        _check_finite(self, self.before, self.after)
+        _check_unit(self.unit)
+        if self.at < 0:
+            raise ValueError(f"Step needs at >= 0 (in {self.unit}s), got {self.at}.")
+
+    def __call__(self, step: int, epoch: int) -> float:
+        return self.after if (step if self.unit == "step" else epoch) >= self.at else self.before
+
+    @property
+    def by_epoch(self) -> bool:
+        return self.unit == "epoch"
+
+    @property
+    def peak(self) -> float:
+        return max(self.before, self.after)
+
+    @property
+    def trough(self) -> float:
+        return min(self.before, self.after)
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A target that moves from one class mix to another: ``q = (1 - s) * start + s * end``.
+
+    For a model whose features are better learnt from the data as they are, and balanced later. Wherever the library
+    takes a target it takes a shift of one as well.
+
+    Args:
+        progress: The ``s``: a schedule with values in [0, 1].
+        start: Class mix at 0, as for ``target_probs``: a name, a vector or a mapping.
+        end: Class mix at 1.
+
+    Raises:
+        TypeError: If the progress is no schedule.
+        ValueError: If it leaves [0, 1].
+
+    Reference:
+        Deferring: K. Cao et al., "Learning imbalanced datasets with label-distribution-aware margin loss" (2019).
+        Moving gradually: B. Kang et al., "Decoupling representation and classifier for long-tailed recognition" (2020).
+
+    Example:
+        >>> deferred = Shift(Step(0.0, 1.0, at=160, unit="epoch"), start="prior", end="uniform")
+        >>> progressive = Shift(Linear(0.0, 1.0, 200, unit="epoch"))
+    """
+
+    progress: Schedule
+    start: Any = "prior"
+    end: Any = "uniform"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.progress, Schedule):
+            raise TypeError(
+                f"Shift's progress must be a lightning_fair.schedules.Schedule, got {self.progress!r}. "
+                "For a step at batch 1000: Step(0.0, 1.0, at=1000)."
+            )
+        if self.progress.trough < 0 or self.progress.peak > 1:
+            raise ValueError(
+                f"Shift's progress must stay in [0, 1], got values from {self.progress.trough:g} to "
+                f"{self.progress.peak:g}."
+            )
 
 
 @dataclass(frozen=True)

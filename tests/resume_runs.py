@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from lightning_fair import FairDataModule, FairSampling, FeedbackBatchSampler, FeedbackController
 from lightning_fair.callback import find_callback
-from lightning_fair.schedules import Linear
+from lightning_fair.schedules import Linear, Shift
 
 COUNTS = (28, 10, 6, 4)  # so few that classes are used up and begin anew, within batches too
 PER_EPOCH = sum(COUNTS) // BATCH
@@ -242,6 +242,9 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "beside a shorter loader": Scenario(
         workers=2, data=beside(3), module=OfTwoLoaders, fair=lambda: steering(loader="a")
+    ),
+    "target that moves": Scenario(
+        workers=2, fair=lambda: steering(target_probs=Shift(Linear(0.0, 1.0, 12), start="prior"))
     ),
     "gain by epochs": Scenario(workers=2, fair=lambda: steering(alpha=Linear(2.0, 8.0, 2, unit="epoch"))),
     "samples left out by collate_fn": Scenario(workers=2, data=usual(collate_fn=dropping)),

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from lightning_fair import FeedbackController
 from lightning_fair.controller import Draw
-from lightning_fair.schedules import Linear
+from lightning_fair.schedules import Linear, Shift, Step
 
 
 def make_draw(controller, counts):
     """Register a draw as a sampler does."""
     probs = controller.next_probs()
-    draw = Draw(controller.draws, probs, np.array(counts), controller.ratio, 8.0)
+    draw = Draw(controller.draws, probs, np.array(counts), controller.ratio, 8.0, progress=controller.progress)
     controller.register(draw)
     return draw
 
@@ -404,6 +404,92 @@ def test_class_away_for_ever_so_long_is_caught_up_within_bounds():
     np.testing.assert_allclose(long.deficits, short.deficits, atol=1e-4)
 
 
+# -- a target that moves -------------------------------------------------------------------------------
+
+PRIOR = [0.9, 0.08, 0.02]
+
+
+def shifting(progress, **settings):
+    return FeedbackController(3, Shift(progress, start=PRIOR), horizon=40, **settings)
+
+
+def drawn(controller, size=4000):
+    """Draw and train on a batch whose counts are those expected, and return its class mix."""
+    probs = controller.next_probs()
+    make_draw(controller, np.rint(size * probs).astype(np.int64))
+    controller.step_update(labels_of(controller.in_flight[0].counts))
+    return probs
+
+
+def test_target_that_moves_is_followed_at_once_and_leaves_no_debt():
+    controller = shifting(Step(0.0, 1.0, at=50))
+    probs = [drawn(controller) for _ in range(100)]
+    np.testing.assert_allclose(probs[:50], np.tile(PRIOR, (50, 1)), atol=2e-3)
+    # Batches of 4000 are rounded to whole samples, so a class is at most 1/2 sample off.
+    np.testing.assert_allclose(probs[50:], np.full((50, 3), 1 / 3), atol=2e-3)
+    assert controller.q.tolist() == [1 / 3] * 3
+
+
+mixes = st.lists(st.floats(0.02, 1.0), min_size=4, max_size=4).map(lambda q: np.array(q) / sum(q))
+
+
+@given(
+    start=mixes,
+    end=mixes,
+    counts=st.lists(st.integers(0, 50), min_size=4, max_size=4).filter(any),
+    before=st.floats(0.0, 1.0),
+    after=st.floats(0.0, 1.0),
+)
+def test_deficits_stay_in_proportion_when_the_target_moves(start, end, counts, before, after):
+    controller = FeedbackController(4, Shift(Step(before, after, at=1), start, end), horizon=1e6, alpha=2.0)
+    controller.next_probs()
+    controller.commit(np.array(counts))
+    served = controller.ratio / controller.q
+    controller.next_probs()
+    np.testing.assert_allclose(controller.q, (1 - after) * np.array(start) + after * np.array(end))
+    assert controller.ratio.sum() == pytest.approx(1.0)
+    moved = controller.ratio / controller.q
+    np.testing.assert_allclose(moved / moved.mean(), served / served.mean(), rtol=1e-9)
+
+
+def test_class_that_the_target_comes_to_want_starts_without_a_deficit():
+    controller = FeedbackController(2, Shift(Step(0.0, 1.0, at=3), start=[1.0, 0.0]), horizon=20)
+    assert controller.next_probs().tolist() == [1.0, 0.0]
+    for _ in range(3):
+        controller.step_update([0] * 8)
+    np.testing.assert_allclose(controller.next_probs(), [0.5, 0.5])
+    assert controller.deficits.tolist() == [0.0, 0.0]
+
+
+def test_target_at_hand_is_that_of_the_draw():
+    controller = shifting(Linear(0.0, 1.0, 4))
+    targets = []
+    for _ in range(3):
+        make_draw(controller, np.rint(100 * controller.next_probs()).astype(np.int64))
+        targets.append(controller.q.tolist())
+    assert targets[0] == PRIOR
+    assert targets[0] != targets[1] != targets[2]
+    for target in targets:
+        assert controller.get_target().tolist() == target
+        controller.step_update(labels_of(controller.in_flight[0].counts))
+    assert controller.get_target().tolist() == controller.q.tolist()
+
+
+def test_horizon_and_stability_hold_for_both_ends_of_a_shift():
+    progress = Linear(0.0, 1.0, 10)
+    assert FeedbackController(3, Shift(progress, start=PRIOR)).horizon == FeedbackController(3, PRIOR).horizon
+    assert FeedbackController(3, Shift(progress, "uniform", PRIOR)).horizon == FeedbackController(3, PRIOR).horizon
+    with pytest.raises(ValueError, match="largest stable alpha"):
+        FeedbackController(3, Shift(progress, start=PRIOR), alpha=40.0, horizon=20)
+
+
+def test_state_of_another_shift_is_refused():
+    state = shifting(Step(0.0, 1.0, at=5)).state_dict()
+    with pytest.raises(ValueError, match="The state steers to"):
+        FeedbackController(3, horizon=40).load_state_dict(state)
+    shifting(Linear(0.0, 1.0, 7)).load_state_dict(state)  # the way between the ends is a setting, and may differ
+
+
 # -- checkpoints ---------------------------------------------------------------------------------------
 
 
@@ -419,7 +505,7 @@ def same(a, b):
 
 
 def busy_controller(**settings):
-    controller = FeedbackController(3, [0.5, 0.3, 0.2], lambda2=0.5, lag=4, **settings)
+    controller = FeedbackController(3, **{"target_probs": [0.5, 0.3, 0.2], "lambda2": 0.5, "lag": 4, **settings})
     rng = np.random.default_rng(0)
     for _ in range(7):
         draw = make_draw(controller, rng.multinomial(8, controller.next_probs()))
@@ -432,7 +518,10 @@ def busy_controller(**settings):
     return controller
 
 
-@pytest.mark.parametrize("settings", [{}, {"deficit": "count", "alpha": 0.1}])
+MOVING = {"target_probs": Shift(Linear(0.0, 1.0, 12), start=[0.5, 0.3, 0.2])}
+
+
+@pytest.mark.parametrize("settings", [{}, {"deficit": "count", "alpha": 0.1}, MOVING])
 def test_loaded_state_goes_on_bit_for_bit(settings):
     controller = busy_controller(**settings)
     file = io.BytesIO()
@@ -440,7 +529,8 @@ def test_loaded_state_goes_on_bit_for_bit(settings):
     file.seek(0)
     state = torch.load(file, weights_only=True)
     assert same(state, controller.state_dict())
-    other = FeedbackController(3, [0.5, 0.3, 0.2], lambda2=0.5, lag=4, horizon=controller.horizon, **settings)
+    law = {"target_probs": [0.5, 0.3, 0.2], "lambda2": 0.5, "lag": 4, "horizon": controller.horizon, **settings}
+    other = FeedbackController(3, **law)
     other.load_state_dict(state)
     assert same(other.state_dict(), controller.state_dict())
     rng = np.random.default_rng(1)

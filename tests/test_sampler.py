@@ -6,10 +6,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler, TensorDataset
 
 from lightning_fair import FeedbackBatchSampler, FeedbackController, importance_weights
-from lightning_fair.schedules import Linear
+from lightning_fair.schedules import Linear, Shift, Step
 
 LABELS = np.repeat([0, 1, 2], [90, 25, 5])
 
@@ -426,3 +428,72 @@ def test_import_brings_no_framework_along():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+# -- draws made at once --------------------------------------------------------------------------------
+
+
+def history(operations, at_once, settings):
+    """Do the operations with so many draws made at once, and return the batches with their draws."""
+    controller = FeedbackController(3, lambda2=0.5, horizon=40, **settings)
+    sampler = FeedbackBatchSampler(LABELS, 8, 11, controller, seed=3)
+    batches, out, found = iter(sampler), [], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightning_fair.sampler._AT_ONCE", at_once)
+        for name, place in operations:
+            if name == "next" and (batch := next(batches, None)) is not None:
+                out.append(sampler.take_record())
+                found.append((out[-1].serial, batch, out[-1].probs.tolist(), out[-1].alpha))
+            elif name == "retire" and out:
+                draw = out.pop(place % len(out))
+                sampler.retire(
+                    draw, draw.counts, draw.counts * (1.0 + np.arange(3)) * (1 + draw.serial % 3), draw.counts
+                )
+            elif name in ("requeue", "abandon", "resume"):
+                if name == "requeue":
+                    sampler.requeue()
+                elif name == "resume":
+                    state = sampler.capture()
+                    sampler.reset()
+                    sampler.restore(state)
+                batches, out = iter(sampler), []
+    return found
+
+
+OPERATIONS = st.lists(
+    st.tuples(st.sampled_from(["next"] * 6 + ["retire"] * 5 + ["requeue", "abandon", "resume"]), st.integers(0, 3)),
+    max_size=60,
+)
+
+
+@pytest.mark.parametrize("settings", [{"lag": 16}, {"lag": 6}, {"lag": 2}], ids=str)
+@given(operations=OPERATIONS)
+def test_draws_made_at_once_are_those_made_one_by_one(settings, operations):
+    assert history(operations, 4, settings) == history(operations, 1, settings)
+
+
+@pytest.mark.parametrize(
+    ("moving", "gain", "progress"),
+    [
+        ({"alpha": Linear(0.0, 8.0, 4, unit="epoch")}, 2.0, 0.0),
+        ({"target_probs": Shift(Step(0.0, 1.0, at=1, unit="epoch"), start=[0.8, 0.1, 0.1])}, 8.0, 1.0),
+    ],
+    ids=["gain", "target"],
+)
+def test_draws_that_depend_on_the_epoch_are_not_made_before_it(moving, gain, progress):
+    sampler = FeedbackBatchSampler(LABELS, 8, 11, FeedbackController(3, lag=16, **moving))
+    next(iter(sampler))
+    assert len(sampler.controller.in_flight) == 1
+    sampler.end_epoch()
+    next(iter(sampler))
+    newest = sampler.controller.in_flight[-1]
+    assert (newest.serial, newest.alpha, newest.progress) == (1, gain, progress)
+
+
+def test_several_draws_are_made_at_once_where_the_lag_lets_them():
+    sampler = FeedbackBatchSampler(LABELS, 8, 11, FeedbackController(3, lag=16))
+    batches = iter(sampler)
+    next(batches)
+    assert (len(sampler.controller.in_flight), sampler.undelivered) == (4, 1)
+    sampler.take_record()
+    assert sampler.undelivered == 0

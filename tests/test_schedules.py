@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_fair.schedules import Constant, Cosine, Join, Linear, Schedule, as_schedule
+from lightning_fair.schedules import Constant, Cosine, Join, Linear, Schedule, Shift, Step, as_schedule
 
 values = st.floats(-100.0, 100.0)
 
@@ -35,6 +35,12 @@ def test_unit_chooses_the_clock(ramp):
     assert ramp(0.0, 4.0, 2, unit="step")(step=1, epoch=1000) == pytest.approx(2.0)
 
 
+def test_step_changes_once_on_its_clock():
+    assert [Step(1.0, 5.0, at=3)(step=t, epoch=9) for t in (0, 2, 3, 99)] == [1.0, 1.0, 5.0, 5.0]
+    assert [Step(1.0, 5.0, at=3, unit="epoch")(step=99, epoch=e) for e in (2, 3)] == [1.0, 5.0]
+    assert (Step(5.0, 1.0, at=3).trough, Step(5.0, 1.0, at=3).peak) == (1.0, 5.0)
+
+
 def test_join_hands_over_at_its_boundaries():
     schedule = Join([Constant(1.0), Constant(2.0), Constant(3.0)], [10, 20])
     assert [schedule(step=t, epoch=0) for t in (0, 9, 10, 19, 20, 99)] == [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]
@@ -46,6 +52,7 @@ def test_join_hands_over_at_its_boundaries():
     schedules=st.lists(
         st.builds(Linear, values, values, st.integers(1, 9), st.integers(0, 9))
         | st.builds(Cosine, values, values, st.integers(1, 9), st.integers(0, 9))
+        | st.builds(Step, values, values, st.integers(0, 9))
         | st.builds(Constant, values),
         min_size=1,
         max_size=3,
@@ -96,8 +103,19 @@ def test_what_is_no_number_and_no_schedule_is_refused(value):
         (lambda: Join([Constant(1.0)], [], unit="batch"), r"unit must be 'step' or 'epoch', got 'batch'"),
         (lambda: Join([Constant(1.0)], [5]), r"one boundary fewer than schedules, got 1 schedules and 1 boundaries"),
         (lambda: Join([Constant(1.0)] * 3, [5, 5]), r"boundaries must increase, got \[5, 5\]"),
+        (lambda: Step(0.0, math.inf, at=3), r"Step needs finite values, got inf"),
+        (lambda: Step(0.0, 1.0, at=-1), r"Step needs at >= 0 \(in steps\), got -1"),
+        (lambda: Shift(Linear(0.0, 2.0, 5)), r"progress must stay in \[0, 1\], got values from 0 to 2"),
+        (lambda: Shift(Linear(-0.5, 1.0, 5)), r"got values from -0.5 to 1"),
     ],
 )
 def test_bad_schedule_is_refused_with_its_rule(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_shift_by_a_number_is_refused():
+    with pytest.raises(
+        TypeError, match=r"must be a lightning_fair.schedules.Schedule, got 0.5.*Step\(0.0, 1.0, at=1000"
+    ):
+        Shift(0.5)
