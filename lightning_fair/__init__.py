@@ -11,6 +11,7 @@ from lightning_fair import schedules
 from lightning_fair.controller import FeedbackController
 from lightning_fair.rotation import FairRotation
 from lightning_fair.sampler import FeedbackBatchSampler
+from lightning_fair.stream import FairStream
 from lightning_fair.weights import effective_sample_size, importance_weights
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ __all__ = [
     "FairDataModule",  # a LightningDataModule with a fair training loader, around yours or a data set
     "FairRotation",  # batches of integers from a range, least used first
     "FairSampling",  # the callback: alone in Trainer(callbacks=[...]) it is enough
+    "FairStream",  # a stream of samples whose batches have a steered class mix
     "FeedbackBatchSampler",  # batches of indices whose class mix is steered
     "FeedbackController",  # what was seen goes in, the next class mix comes out
     "ImportanceWeightedMixin",  # self.weighted_loss(losses) for a LightningModule

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_fair.controller import Deficit, FeedbackController
+from lightning_fair.controller import Deficit, Draw, FeedbackController, ends_of
 from lightning_fair.dashboard import BatchWeights, scalars
 from lightning_fair.distributed import sum_over_ranks
 from lightning_fair.labels import Labels, class_names, find_labels
@@ -32,14 +32,17 @@ from lightning_fair.loader import (
     without_effect,
 )
 from lightning_fair.losses import HostCopy, StepWeights
-from lightning_fair.sampler import BatchDraw, DrawKind, FeedbackBatchSampler, Missing
-from lightning_fair.schedules import Schedule
+from lightning_fair.sampler import DrawKind, FeedbackBatchSampler, Missing
+from lightning_fair.schedules import Schedule, Shift
 from lightning_fair.simplex import Ints, Target
+from lightning_fair.stream import FairStream
+from lightning_fair.stream_loader import StreamControl, is_stream, make_stream_fair
 from lightning_fair.trainers import check_trainer, redirect, steps_per_epoch, warn_of_class_weights
 from lightning_fair.weights import class_weights, weights_of_mixes
 
 Reference: TypeAlias = Literal["target", "prior"]
 
+_OF_DATA = ("prior", "sqrt")  # targets that only the data can tell
 _ENDLESS = 1e12
 _USUAL_LAG = 16  # more than the loaders of most runs draw ahead, so that these have the same batches
 
@@ -55,7 +58,8 @@ class FairSampling(L.Callback):
     Args:
         alpha: Gain of the feedback, at least 0, or a schedule (:mod:`lightning_fair.schedules`).
         target_probs: Class mix that batches are steered to: ``"uniform"``, ``"prior"``, ``"sqrt"``, a vector,
-            or a mapping from class to probability.
+            or a mapping from class to probability; or a :class:`~lightning_fair.schedules.Shift` from one of them to
+            another, such as from the prior to uniform after some epochs.
         lambda1: Weight of the deficit, at least 0.
         lambda2: Weight of the class losses, at least 0. Needs the mixin. For when it helps, see
             :class:`~lightning_fair.FeedbackController`.
@@ -83,7 +87,9 @@ class FairSampling(L.Callback):
         seed: Seed of the draws. None: that of ``seed_everything``, else 0.
 
     Attributes:
-        sampler: The :class:`~lightning_fair.FeedbackBatchSampler`, once training has its data; else None.
+        sampler: The :class:`~lightning_fair.FeedbackBatchSampler`, once training has its data; else None. Over a
+            :class:`~lightning_fair.FairStream` what stands in its place, with ``controller``, ``arrived`` and
+            ``handed_out``.
         controller: The :class:`~lightning_fair.FeedbackController`, likewise.
         largest_weight: Largest importance weight of the run so far.
         effective_sample_size: Mean over the batches so far of their effective sample size, in samples.
@@ -99,7 +105,7 @@ class FairSampling(L.Callback):
     def __init__(
         self,
         alpha: float | Schedule = 8.0,
-        target_probs: Target = "uniform",
+        target_probs: Target | Shift = "uniform",
         *,
         lambda1: float = 1.0,
         lambda2: float = 0.0,
@@ -177,7 +183,8 @@ class FairSampling(L.Callback):
         self._run = id(trainer), True
         if self.sampler is not None and same:  # the same run goes on
             self._report()
-            self.sampler.abandon_epoch()
+            if isinstance(self.sampler, FeedbackBatchSampler):
+                self.sampler.abandon_epoch()
         else:
             self._forget_run()
         if trainer.overfit_batches:  # type: ignore[attr-defined]
@@ -218,11 +225,11 @@ class FairSampling(L.Callback):
         self._forget_loader()
         self._restored: dict[str, Any] | None = None
         self._restored_lag: int | None = None
-        self.sampler: FeedbackBatchSampler | None = None
+        self.sampler: FeedbackBatchSampler | StreamControl | None = None
         self._delivered: Delivered | None = None
-        self._weights = self._reference_mix = np.ones(1)
+        self._weights = self._prior = np.ones(1)
         self._step_weights: StepWeights | None = None
-        self._pending: deque[tuple[BatchDraw, HostCopy | Ints]] = deque()
+        self._pending: deque[tuple[Any, HostCopy | Ints]] = deque()
         self._forget_numbers()
 
     def _forget_numbers(self) -> None:
@@ -240,14 +247,16 @@ class FairSampling(L.Callback):
                 "The training DataLoader is fair already, with settings of its own. Give the Trainer the plain loader, "
                 "or the FairDataModule it comes from."
             )
+        # Steps that a device may still be working on. Not the module's device: it may not be there yet.
+        self._delay = 0 if trainer.strategy.root_device.type == "cpu" else 1
+        if is_stream(loader):
+            return self._made_fair_stream(trainer, loader)
         check_loader(loader)
         sampler = self._sampler_for(loader, trainer)
         fair: Any = make_fair(
             loader, sampler, on_start=partial(self._start_iteration, trainer), guess_labels=self.labels is None
         )
         controller = sampler.controller
-        # Steps that a device may still be working on. Not the module's device: it may not be there yet.
-        self._delay = 0 if trainer.strategy.root_device.type == "cpu" else 1
         self._set_lag(controller, self._least_lag(loader))
         if self._loader is None:
             rank_zero_info(
@@ -255,9 +264,12 @@ class FairSampling(L.Callback):
                 f"{sampler.steps_per_epoch} an epoch; horizon {controller.horizon:g} batches, feedback lag "
                 f"{controller.lag}."
             )
+        self._prior = sampler.class_counts / sampler.labels.size
+        return self._take_over(fair, sampler, loader.dataset)
+
+    def _take_over(self, fair: Any, sampler: FeedbackBatchSampler | StreamControl, dataset: Any) -> DataLoader[Any]:
         self._loader, self.sampler = fair, sampler
-        self._reference_mix = controller.q if self.reference == "target" else sampler.class_counts / sampler.labels.size
-        K, found = controller.num_classes, class_names(loader.dataset)
+        K, found = sampler.controller.num_classes, class_names(dataset)
         self._names = self.class_names or (
             found if found and len(set(found)) == K else [str(label) for label in range(K)]
         )
@@ -266,6 +278,67 @@ class FairSampling(L.Callback):
             sampler.restore(restored)
         made: DataLoader[Any] = fair
         return made
+
+    def _made_fair_stream(self, trainer: L.Trainer, loader: DataLoader[Any]) -> DataLoader[Any]:
+        stream: Any = loader.dataset
+        control = self._control_for(stream, trainer)
+        fair = make_stream_fair(loader, on_start=partial(self._start_stream, trainer))
+        if self._loader is None:
+            rank_zero_info(
+                f"FairSampling steers {control.controller.num_classes} classes of a stream in batches of "
+                f"{control.batch_size}; horizon {control.controller.horizon:g} batches; at most {stream.buffer} "
+                f"samples of a class are held, and each is handed out at most {stream.reuse} times."
+            )
+        return self._take_over(fair, control, stream)
+
+    def _start_stream(self, trainer: L.Trainer) -> None:
+        assert isinstance(self.sampler, StreamControl)
+        assert self._loader is not None
+        self._report()
+        if not trainer.fit_loop.epoch_loop.batch_progress.current.ready:
+            self._loader.delivered.clear()
+        self.sampler.start_epoch(trainer.current_epoch)
+
+    def _control_for(self, stream: FairStream, trainer: L.Trainer) -> StreamControl:
+        for name, instead in (
+            ("labels", "FairStream(label=...) takes a sample and returns its class"),
+            ("steps_per_epoch", "Trainer(limit_train_batches=...) ends its epochs"),
+        ):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} is for data sets with a length, and this one is a stream: {instead}.")
+        known = self.sampler
+        if isinstance(known, StreamControl) and (known.stream is stream or not stream.brings_controller):
+            if known.stream is not stream:  # reloaded
+                stream.bind(known.controller)
+                known.follow(stream)
+            return known
+        if not stream.brings_controller:
+            stream.bind(self._controller_for(stream))
+        elif self._says_how():
+            rank_zero_warn(
+                "The FairStream has a controller of its own, so FairSampling's settings of the law and the target have "
+                "no effect. State them there, or make the FairStream without a controller."
+            )
+        return StreamControl(stream, trainer.global_rank, trainer.world_size)
+
+    def _controller_for(self, stream: FairStream) -> FeedbackController:
+        num_classes = self.num_classes or _classes_of(self.target_probs) or len(class_names(stream) or ())
+        if not num_classes:
+            raise ValueError(
+                "A stream does not show how many classes it has. State FairSampling(num_classes=...), or make the "
+                "FairStream with a controller."
+            )
+        if self.reference == "prior" or any(isinstance(e, str) and e in _OF_DATA for e in ends_of(self.target_probs)):
+            raise ValueError(
+                "A stream has no prior: its class mix is not known before it has come. State target_probs as "
+                "probabilities, and reference='target'."
+            )
+        self._check_names(num_classes)
+        return FeedbackController(num_classes, self.target_probs, **self._law)
+
+    def _says_how(self) -> bool:
+        plain = FairSampling()
+        return self._law != plain._law or not (isinstance(self.target_probs, str) and self.target_probs == "uniform")
 
     def _least_lag(self, loader: Any) -> int:
         # Beside a loader without length Lightning fetches one batch ahead.
@@ -285,7 +358,7 @@ class FairSampling(L.Callback):
 
         A checkpoint of an epoch's last batch is written before ``on_train_epoch_end``.
         """
-        assert self.sampler is not None
+        assert isinstance(self.sampler, FeedbackBatchSampler)
         assert self._loader is not None
         self._report()
         within = bool(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
@@ -305,7 +378,7 @@ class FairSampling(L.Callback):
     def _sampler_for(self, loader: DataLoader[Any], trainer: L.Trainer) -> FeedbackBatchSampler:
         labels, size = self._labels_of(loader.dataset), batch_size(loader)
         steps = self.steps_per_epoch or steps_per_epoch(loader, trainer.world_size)
-        known = self.sampler
+        known = self.sampler if isinstance(self.sampler, FeedbackBatchSampler) else None
         if known is not None and known.batch_size == size and np.array_equal(labels, known.labels):
             known.steps_per_epoch = steps  # reloaded
             return known
@@ -357,11 +430,7 @@ class FairSampling(L.Callback):
             seed: Seed of the draws. None: as the settings say.
         """
         labels = find_labels(labels)
-        num_classes = self.num_classes or (
-            len(self.target_probs)  # type: ignore[arg-type]
-            if hasattr(self.target_probs, "__len__") and not isinstance(self.target_probs, (str, Mapping))
-            else max(int(labels.max()) + 1, named)
-        )
+        num_classes = self.num_classes or _classes_of(self.target_probs) or max(int(labels.max()) + 1, named)
         self._check_names(num_classes)
         counts = np.bincount(labels, minlength=num_classes)
         controller = FeedbackController(num_classes, self.target_probs, class_counts=counts[:num_classes], **self._law)
@@ -403,7 +472,10 @@ class FairSampling(L.Callback):
         self._delivered = delivered = self._loader.take() if self._loader is not None else None
         if delivered is None or self._step_weights is None:
             return
-        self._weights = weights_of_mixes(self._reference_mix, delivered.draw.probs, self.max_weight, self.exponent)
+        draw = delivered.draw
+        assert self.sampler is not None
+        reference = self.sampler.controller.target_at(draw.progress) if self.reference == "target" else self._prior
+        self._weights = weights_of_mixes(reference, draw.probs, self.max_weight, self.exponent)
         self._step_weights.start(torch.from_numpy(self._weights).float(), delivered.labels)
 
     @override
@@ -436,7 +508,7 @@ class FairSampling(L.Callback):
             seen = draw.counts
             one_rank = self.sampler.world_size == 1
             if not (trained and delivered.as_drawn and one_rank):
-                seen = np.bincount(delivered.labels, minlength=seen.size) * trained
+                seen = np.bincount(delivered.labels, minlength=draw.counts.size) * trained
             if not one_rank:
                 seen = HostCopy(sum_over_ranks(torch.from_numpy(seen).to(trainer.strategy.root_device)))
         self._pending.append((draw, seen))
@@ -452,7 +524,7 @@ class FairSampling(L.Callback):
         self._delivered = None
         if self._step_weights is not None:
             self._step_weights.open = False
-        if self.sampler is not None:
+        if isinstance(self.sampler, FeedbackBatchSampler):
             self.sampler.end_epoch()
 
     def _report(self, pl_module: L.LightningModule | None = None, keep: int = 0) -> None:
@@ -464,8 +536,10 @@ class FairSampling(L.Callback):
                 self.sampler.retire(draw, seen)
                 continue
             counts, finite, sums = seen
-            if counts[:-1].sum() > draw.counts.sum():
-                # A closure that ran several times (LBFGS), or samples that are not the batch's own.
+            # More: a closure that ran several times (LBFGS), or samples that are not the batch's own.
+            if isinstance(self.sampler, StreamControl):
+                counts[:-1] = self.sampler.at_most_drawn(counts[:-1], draw)
+            elif counts[:-1].sum() > draw.counts.sum():
                 counts[:-1] = np.minimum(counts[:-1], draw.counts)
             if counts[-1]:
                 self.sampler.retire(draw, counts[:-1], sums[:-1], finite[:-1])
@@ -478,7 +552,7 @@ class FairSampling(L.Callback):
                     "has no importance weights and is not fed back."
                 )
 
-    def _log(self, trainer: L.Trainer, draw: BatchDraw, weights: BatchWeights) -> None:
+    def _log(self, trainer: L.Trainer, draw: Draw, weights: BatchWeights) -> None:
         self._steps += 1
         self._ess_sum += weights.effective_sample_size
         self.largest_weight = max(self.largest_weight, weights.largest)
@@ -518,7 +592,8 @@ class FairSampling(L.Callback):
         restored, self._restored = self._restored, None
         if restored is not None:
             self.sampler.restore(restored)
-            self._set_lag(self.sampler.controller, self._least_lag(self._loader))
+            if isinstance(self.sampler, FeedbackBatchSampler):
+                self._set_lag(self.sampler.controller, self._least_lag(self._loader))
         else:
             self.sampler.reset()  # Lightning's tuner goes back to before there was one
         self._loader.start_anew = True  # some versions of Lightning go on with the iterator there is
@@ -535,14 +610,14 @@ class FairSampling(L.Callback):
         if self.lag is not None:
             FeedbackController(1, lag=self.lag)
         FeedbackBatchSampler([0], 1, self.steps_per_epoch, seed=self.seed or 0, missing=self.missing, draw=self.draw)
-        law, target, K = dict(self._law), self.target_probs, self.num_classes
-        named = target if isinstance(target, str) else None
-        if K is None and named is None and target is not None and not isinstance(target, Mapping):
-            K = len(target)  # type: ignore[arg-type]
-        if law["horizon"] is None and (K is None or named in ("prior", "sqrt")):
+        law, target = dict(self._law), self.target_probs
+        K = self.num_classes or _classes_of(target)
+        ends = ends_of(target)
+        if law["horizon"] is None and (K is None or any(isinstance(end, str) and end in _OF_DATA for end in ends)):
             law["horizon"] = _ENDLESS  # the default, and with it the largest alpha, waits for the data
         if K is None:
-            FeedbackController(1, named, class_counts=[1], **law)
+            for end in ends:
+                FeedbackController(1, end if isinstance(end, str) else None, class_counts=[1], **law)
         else:
             FeedbackController(K, target, class_counts=np.ones(K), **law)
             self._check_names(K)
@@ -554,6 +629,12 @@ class FairSampling(L.Callback):
             raise ValueError(
                 f"class_names must name every class: got {len(self.class_names)} names for {num_classes} classes."
             )
+
+
+def _classes_of(target: Target | Shift) -> int | None:
+    """Return how many classes a target names, None where it leaves that to the data."""
+    vectors = (end for end in ends_of(target) if end is not None and not isinstance(end, (str, Mapping)))
+    return next((len(end) for end in vectors), None)  # type: ignore[arg-type]
 
 
 def find_callback(trainer: L.Trainer) -> FairSampling | None:

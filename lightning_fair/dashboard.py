@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lightning_fair.controller import Draw
 from lightning_fair.sampler import FeedbackBatchSampler
 from lightning_fair.simplex import Floats, distance
+from lightning_fair.stream_loader import StreamControl
 
 _MOST_BY_NAME = 20
 _QUANTILES = {"min": 0.0, "median": 0.5, "max": 1.0}
@@ -35,7 +36,7 @@ class BatchWeights:
 
 
 def scalars(
-    sampler: FeedbackBatchSampler,
+    sampler: FeedbackBatchSampler | StreamControl,
     draw: Draw,
     weights: BatchWeights,
     names: Sequence[str],
@@ -46,7 +47,7 @@ def scalars(
     Up to 20 classes are logged each by name; of more, the least, the median and the largest.
 
     Args:
-        sampler: The sampler, which holds the controller.
+        sampler: The sampler, which holds the controller; or what stands in its place for a stream.
         draw: The record of the batch.
         weights: Its importance weights.
         names: Name of each class.
@@ -60,6 +61,8 @@ def scalars(
         "prob": draw.probs,
         "loss": controller.ewma_loss,
     }
+    if isinstance(sampler, StreamControl):
+        per_class["arriving"] = sampler.arriving
     values = {
         "alpha": draw.alpha,
         "distance": distance(controller.ratio, controller.q),

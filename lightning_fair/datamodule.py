@@ -16,6 +16,7 @@ from lightning_fair.labels import class_names, find_labels
 from lightning_fair.loader import batch_size as batch_size_of
 from lightning_fair.loader import check_loader, make_fair
 from lightning_fair.sampler import FeedbackBatchSampler
+from lightning_fair.stream_loader import StreamControl, is_stream
 from lightning_fair.trainers import check_trainer
 
 # Lightning asks whether a data module overrides these, so those of the wrapped one show only where it does.
@@ -116,7 +117,7 @@ class FairDataModule(L.LightningDataModule):
             self.wrapped.trainer = trainer
 
     @property
-    def sampler(self) -> FeedbackBatchSampler | None:
+    def sampler(self) -> FeedbackBatchSampler | StreamControl | None:
         """The sampler of the training loader, once there is one; in a Trainer the callback's."""
         callback = self._callback()
         return callback.sampler if callback and callback.sampler else self._sampler
@@ -157,7 +158,7 @@ class FairDataModule(L.LightningDataModule):
     def train_dataloader(self) -> Any:
         """Return the training loader: fair, or in a Trainer the wrapped module's, made fair by the callback."""
         loader = self.wrapped.train_dataloader()
-        if self._callback() is not None:
+        if self._callback() is not None or is_stream(loader):  # a FairStream is fair by itself
             return loader
         check_loader(loader)
         if self._sampler is None:

@@ -7,10 +7,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
@@ -23,9 +24,12 @@ from torch.utils.data import (
 )
 
 from lightning_fair.labels import usual_labels
-from lightning_fair.sampler import BatchDraw, FeedbackBatchSampler
+from lightning_fair.sampler import FeedbackBatchSampler
+from lightning_fair.simplex import Floats
 
-_MOST_DELIVERED = 4096  # where nobody takes them, in a loop without the callback
+MOST_DELIVERED = 4096  # where nobody takes them, in a loop without the callback
+# A stateful loader would save and restore the sampler a second time, as of the draw and not of the step.
+STATELESS = {"state_dict": lambda _: {}, "load_state_dict": lambda _, state: None}  # noqa: ARG005
 _SPARE = 8  # batches that a loader of the user's own may hold back besides those of its workers
 _INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 _NONE = torch.zeros(0, dtype=torch.int64)
@@ -33,17 +37,29 @@ _NONE = torch.zeros(0, dtype=torch.int64)
 _DRAW_FROM_ALL = (RandomSampler, SequentialSampler, WeightedRandomSampler, DistributedSampler)
 
 
+class HasLabels(Protocol):
+    """What is asked of a record here."""
+
+    @property
+    def probs(self) -> Floats:
+        """Class mix of the draw, shape ``(K,)``."""
+
+    @property
+    def labels(self) -> NDArray[Any]:
+        """Class of each sample, shape ``(batch,)``."""
+
+
 @dataclass(eq=False)
 class Delivered:
     """A batch that the loader handed out.
 
     Attributes:
-        draw: Its record.
+        draw: Its record, a ``BatchDraw`` or a ``StreamDraw``.
         labels: Class of each of its samples, on the host, shape ``(batch,)``; none where the batch is None.
         as_drawn: Whether these are the labels that were drawn, in that order.
     """
 
-    draw: BatchDraw
+    draw: Any
     labels: Tensor
     as_drawn: bool
 
@@ -120,7 +136,7 @@ class _FairIterator:
             loader.delivered.append(Delivered(draw, _NONE, as_drawn=False))
         else:
             drawn = torch.from_numpy(draw.labels)
-            labels = _labels_of(batch, draw, drawn) if loader.guess_labels else drawn
+            labels = labels_of(batch, draw, drawn) if loader.guess_labels else drawn
             loader.delivered.append(Delivered(draw, labels, as_drawn=labels is drawn))
         return batch
 
@@ -239,17 +255,15 @@ def make_fair(
     """
     check_loader(loader)
     own = type(loader)
-    # A stateful loader would save and restore the sampler a second time, as of the draw and not of the step.
-    stateless = {"state_dict": lambda _: {}, "load_state_dict": lambda _, state: None}  # noqa: ARG005
     # Not a second call of the constructor: a subclass may have other arguments. Not `copy.copy` either: the
     # class changes. And past `DataLoader.__setattr__`, which forbids a new batch sampler.
     fair: Any = object.__new__(
-        type(f"Fair{own.__name__}", (FairLoader, own), stateless if hasattr(own, "state_dict") else {})
+        type(f"Fair{own.__name__}", (FairLoader, own), STATELESS if hasattr(own, "state_dict") else {})
     )
     fair.__dict__.update(
         loader.__dict__,
         batch_sampler=sampler,
-        delivered=deque(maxlen=_MOST_DELIVERED),
+        delivered=deque(maxlen=MOST_DELIVERED),
         on_start=on_start,
         guess_labels=guess_labels,
         start_anew=False,
@@ -275,7 +289,8 @@ def check_loader(loader: Any) -> None:
     if isinstance(loader.dataset, IterableDataset):
         raise TypeError(
             f"The training data set {type(loader.dataset).__name__} is a stream: its samples cannot be drawn "
-            "by index. Use a map-style data set (__getitem__ and __len__)."
+            "by index. Use FairStream(dataset, batch_size=...) in its place, or a map-style data set (__getitem__ and "
+            "__len__)."
         )
     everything = len(loader.dataset)  # type: ignore[arg-type]
     for sampler in samplers(loader):
@@ -334,7 +349,7 @@ def lead(loader: DataLoader[Any]) -> int:
     return loader.num_workers * (loader.prefetch_factor or 0)
 
 
-def _labels_of(batch: Any, draw: BatchDraw, drawn: Tensor) -> Tensor:
+def labels_of(batch: Any, draw: HasLabels, drawn: Tensor) -> Tensor:
     """Return the class of each sample of the batch: in the order of the draw, unless the batch shows another one.
 
     ``collate_fn`` may drop or reorder samples. The batch's own labels are taken if nothing in the batch is in the

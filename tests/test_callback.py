@@ -1,6 +1,7 @@
 import copy
 import multiprocessing
 import pickle
+from functools import partial
 
 import lightning.pytorch as L
 import numpy as np
@@ -139,6 +140,27 @@ def test_weights_are_right_with_validation_in_the_middle_of_an_epoch(workers):
     # The record of a validation step (with the plain mean) is not among the steps.
     assert len(module.steps) == BATCHES
     assert wrong_steps(module.steps, draws) == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_weights_are_those_of_the_target_at_the_draw(workers):
+    """A target that moves with every batch, and a loader that runs ahead."""
+    module = Weighted()
+    shift = schedules.Shift(schedules.Linear(0.0, 1.0, BATCHES), start=TARGET)
+    with recorded_draws() as draws:
+        fit(module, loader(num_workers=workers), moving(target_probs=shift))
+    right = newest = 0
+    for step in module.steps:
+        serial = own_draw(step, draws)
+
+        def weigh(labels, probs, moved):
+            target = (1 - moved / BATCHES) * np.array(TARGET) + moved / BATCHES / len(TARGET)
+            return target[labels] / probs[labels]
+
+        right += as_expected(step, draws[serial][0], partial(weigh, moved=serial))
+        newest += as_expected(step, draws[serial][0], partial(weigh, moved=min(serial + 1, BATCHES)))
+    assert right == len(module.steps) == BATCHES
+    assert newest < BATCHES / 2
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,0 +1,195 @@
+"""Measure what FairStream costs a stream, and what it keeps of its bounds: `python examples/benchmarks/stream.py`.
+
+Throughput: the bare stream and the same under FairStream, both through torch's DataLoader without workers, in one
+process and in turns, images of 28 by 28 pixels. A stream has to make its samples, and how long that takes decides the
+ratio, so there are several: one that augments an image (an affine warp), one that decodes it from a compressed record
+(zlib), one that only converts raw bytes to float, and one that hands out what lies in memory. Processor time, which
+other programs disturb less than the clock.
+
+Memory: the samples alive at once, in the buffers and in hand, against the K * buffer of the stated limit. Recovery:
+batches after each turn of a 99:1 stream until the trained mix stays within 2 % of the target.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+import weakref
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from overhead import quartiles
+from systems import machine, markdown
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset
+from tqdm import tqdm
+
+from lightning_fair import FairStream, FeedbackController
+
+ITEMS, SIDE = 2000, 28
+Sample = tuple[torch.Tensor, int]
+Make = Callable[[int], torch.Tensor]
+
+
+class Stream(IterableDataset[Sample]):
+    """``size`` samples of ``make`` in a long tail, or at 99:1 and 1:99 in turns."""
+
+    def __init__(self, make: Make, labels: NDArray[np.int64]) -> None:
+        self.make, self.labels = make, labels.tolist()
+
+    def __iter__(self) -> Iterator[Sample]:
+        make = self.make
+        for i, y in enumerate(self.labels):
+            yield make(i % ITEMS), y
+
+
+def sources() -> dict[str, Make]:
+    """Return ways of making a sample."""
+    raw = np.random.default_rng(0).integers(0, 256, (ITEMS, SIDE * SIDE), dtype=np.uint8)
+    raw[:, ::2] = 0  # as drawn digits, they compress
+    records = [bytearray(row.tobytes()) for row in raw]
+    packed = [zlib.compress(row.tobytes()) for row in raw]
+    in_memory = list(torch.from_numpy(raw).float().div(255).view(-1, SIDE, SIDE).clone().unbind())
+    in_memory = [image.clone() for image in in_memory]
+
+    def from_bytes(record: bytearray) -> torch.Tensor:
+        return torch.frombuffer(record, dtype=torch.uint8).view(SIDE, SIDE).float().div_(255)
+
+    def warped(i: int) -> torch.Tensor:
+        theta = torch.eye(2, 3).add_(torch.randn(2, 3), alpha=0.1)[None]
+        grid = F.affine_grid(theta, [1, 1, SIDE, SIDE], align_corners=False)
+        return F.grid_sample(from_bytes(records[i])[None, None], grid, align_corners=False)[0, 0].clone()
+
+    return {
+        "augmented": warped,
+        "unpacked": lambda i: from_bytes(bytearray(zlib.decompress(packed[i]))),
+        "raw bytes": lambda i: from_bytes(records[i]),
+        "in memory": lambda i: in_memory[i],
+    }
+
+
+def long_tail(size: int, num_classes: int, ratio: float = 100.0) -> NDArray[np.int64]:
+    """Return labels in a long tail."""
+    shares = ratio ** -np.linspace(0.0, 1.0, num_classes)
+    return np.random.default_rng(0).choice(num_classes, size, p=shares / shares.sum())
+
+
+def time_of(dataset: IterableDataset[Any], batch: int) -> float:
+    """Return the microseconds of processor time that a sample takes."""
+    start, samples = time.process_time(), 0
+    for x, _ in DataLoader(dataset, batch_size=batch):
+        samples += len(x)
+    return (time.process_time() - start) / samples * 1e6
+
+
+def throughput(make: Make, labels: NDArray[np.int64], batch: int, rounds: int, name: str) -> NDArray[np.float64]:
+    """Return the times of a sample, shape ``(2, rounds)``: bare, fair; who is first changes from round to round."""
+    K = int(labels.max()) + 1
+    bare = Stream(make, labels)
+    runs = (
+        partial(time_of, bare, batch),
+        lambda: time_of(FairStream(bare, FeedbackController(K), batch_size=batch), batch),
+    )
+    times = np.zeros((2, rounds))
+    for turn in tqdm(range(rounds), desc=name, leave=False):
+        for which in (0, 1) if turn % 2 else (1, 0):
+            times[which, turn] = runs[which]()
+    return times
+
+
+class Alive:
+    """Makes images, and counts those that are alive."""
+
+    def __init__(self, side: int) -> None:
+        self.side, self.now, self.most = side, 0, 0
+        self._watched: dict[int, weakref.ref[torch.Tensor]] = {}
+
+    def __call__(self, i: int) -> torch.Tensor:  # noqa: ARG002
+        """Return one."""
+        image = torch.ones(3, self.side, self.side)
+        self.now += 1
+        self.most = max(self.most, self.now)
+        key = id(image)
+        self._watched[key] = weakref.ref(image, lambda _: self._gone(key))
+        return image
+
+    def _gone(self, key: int) -> None:
+        self.now -= 1
+        del self._watched[key]
+
+
+def memory(side: int = 96, num_classes: int = 10, buffer: int = 256, batch: int = 16) -> tuple[int, int, float]:
+    """Return the most samples alive at once, the stated limit of the buffers, and the bytes the process grew by."""
+    labels = np.random.default_rng(0).integers(0, num_classes, 4 * num_classes * buffer)
+    alive = Alive(side)
+    stream = FairStream(Stream(alive, labels), FeedbackController(num_classes), batch_size=batch, buffer=buffer)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in stream.batches():
+        pass
+    grown = 1024.0 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return alive.most, num_classes * buffer, grown
+
+
+def recovery(turns: int, batch: int, seed: int, turn_size: int = 12_800) -> list[int]:
+    """Return, for each turn of a 99:1 stream after the first, the batches until the trained mix stays within 2 %."""
+    rng = np.random.default_rng(seed)
+    labels = np.concatenate([(rng.random(turn_size) < 0.99) ^ (turn % 2 == 0) for turn in range(turns)]).astype(int)
+    controller = FeedbackController(2)
+    stream = FairStream(list(enumerate(labels.tolist())), controller, batch_size=batch, seed=seed)
+    arrived, late, off = 0, [0] * turns, [0] * turns
+    for draw, _ in stream.batches(in_flight=True):
+        controller.commit(draw.counts, draw=draw)
+        arrived += int(draw.arrived.sum())
+        turn = min(max(arrived - 1, 0) // turn_size, turns - 1)
+        late[turn] += 1
+        if np.abs(controller.ratio - 0.5).max() > 0.02:
+            off[turn] = late[turn]
+    return off[1:]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each side (default: 15)")
+    parser.add_argument("--samples", type=int, default=10_000, help="samples of a turn (default: 10,000)")
+    parser.add_argument("--turns", type=int, default=11, help="of the stream that turns over (default: 11)")
+    parser.add_argument("--seeds", type=int, default=5, help="streams that turn over (default: 5)")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    most, limit, grown = memory()
+    table = []
+    for name, make in sources().items():
+        for K, batch in ((10, 128), (2, 128), (10, 64)):
+            bare, fair = throughput(make, long_tail(args.samples, K), batch, args.rounds, f"{name}, K = {K}")
+            table.append(
+                [
+                    name,
+                    str(K),
+                    str(batch),
+                    f"{np.median(bare):.1f}",
+                    quartiles(fair - bare, ".1f"),
+                    quartiles(bare / fair, ".2f"),
+                ]
+            )
+    off = [batches for seed in range(args.seeds) for batches in recovery(args.turns, 64, seed)]
+    print(f"\n{machine()}; {args.rounds} rounds in turns of {args.samples} samples; processor time, no worker\n")
+    print(markdown(("samples are", "K", "batch", "bare, µs", "added, µs", "throughput, ratio"), table))
+    size = 3 * 96 * 96 * 4
+    print(
+        f"\nMemory, K = 10, buffer 256, batch 16, images of 3 x 96 x 96: at most {most} samples alive at once, those in"
+    )
+    print(
+        f"hand with them; stated limit {limit}; ratio {most / limit:.3f}. The process grew by {grown / 2**20:.0f} MiB,"
+    )
+    print(f"the limit takes {limit * size / 2**20:.0f} MiB: the allocator's share is in it.")
+    print(f"\nRecovery after {len(off)} turns of a 99:1 stream, batch 64, within 2 % of the target for good: median")
+    print(f"{np.median(off):g}, largest {max(off)} batches.")
+
+
+if __name__ == "__main__":
+    main()

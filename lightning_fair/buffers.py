@@ -1,0 +1,234 @@
+"""What a stream's samples wait in: a bounded buffer per class, handed out least used first."""
+
+from __future__ import annotations
+
+import operator
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from lightning_fair.labels import LABEL_KEYS, usual_labels
+from lightning_fair.simplex import Floats, Ints
+
+_HOLDERS = (torch.Tensor, np.ndarray, tuple, list, dict)
+
+
+class ClassBuffers:
+    """Samples by class, a bounded number of each, and each handed out a bounded number of times.
+
+    Samples that were handed out less come first, and of these the oldest. Where a buffer is full, a new sample
+    takes the place of the one that was handed out most, and of these the oldest.
+
+    Args:
+        num_classes: Number of classes ``K``.
+        limit: Most samples held of a class, at least 1.
+        reuse: Most times that a sample is handed out, at least 1.
+
+    Attributes:
+        available: How often samples of each class can still be handed out, int64, shape ``(K,)``.
+
+    Example:
+        >>> buffers = ClassBuffers(num_classes=2, limit=2, reuse=2)
+        >>> buffers.add({1: ["a", "b", "c"]})
+        >>> buffers.take(np.array([0, 3])), buffers.available.tolist()
+        (['b', 'c', 'b'], [0, 1])
+    """
+
+    def __init__(self, num_classes: int, limit: int, reuse: int) -> None:
+        self._limit, self._reuse = limit, reuse
+        # For each class, by how often they were handed out; only those levels that have samples.
+        self._levels: list[dict[int, deque[Any]]] = [{} for _ in range(num_classes)]
+        self._held = [0] * num_classes
+        self.available: Ints = np.zeros(num_classes, dtype=np.int64)
+
+    @property
+    def held(self) -> Ints:
+        """Samples held of each class, int64, shape ``(K,)``."""
+        return np.array(self._held, dtype=np.int64)
+
+    def samples(self, label: int) -> list[Any]:
+        """Return the samples held of a class."""
+        return [sample for level in self._levels[label].values() for sample in level]
+
+    def add(self, by_class: Mapping[int, Sequence[Any]]) -> None:
+        """Hold these samples of each class, the oldest first; of more than the limit, the newest."""
+        gained = []
+        for label, samples in by_class.items():
+            if len(samples) > self._limit:
+                samples = samples[-self._limit :]
+            levels = self._levels[label]
+            excess = self._held[label] + len(samples) - self._limit
+            gain = len(samples) * self._reuse
+            if excess > 0:
+                self._held[label] -= excess
+                gain -= self._let_go(levels, excess)
+            self._held[label] += len(samples)
+            if 0 in levels:
+                levels[0].extend(samples)
+            else:
+                levels[0] = deque(samples)
+            gained.append(gain)
+        self.available[list(by_class)] += gained
+
+    def _let_go(self, levels: dict[int, deque[Any]], excess: int) -> int:
+        """Drop so many samples; return how often they could still have been handed out."""
+        lost = 0
+        while excess > 0:
+            uses = max(levels)
+            level = levels[uses]
+            leaving = min(excess, len(level))
+            if leaving == len(level):
+                del levels[uses]
+            else:
+                for _ in range(leaving):
+                    level.popleft()
+            lost += leaving * (self._reuse - uses)
+            excess -= leaving
+        return lost
+
+    def take(self, counts: Ints) -> list[Any]:
+        """Hand out so many samples of each class, at most as many as are available; class by class."""
+        self.available -= counts
+        taken: list[Any] = []
+        drawn = np.flatnonzero(counts)
+        for label, count in zip(drawn.tolist(), counts[drawn].tolist(), strict=True):
+            levels = self._levels[label]
+            while count > 0:
+                uses = min(levels)
+                level = levels[uses]
+                leaving = len(level)
+                if count < leaving:
+                    leaving = count
+                    pop = level.popleft
+                    out = deque([pop() for _ in range(leaving)])
+                else:
+                    out = levels.pop(uses)
+                taken += out
+                count -= leaving
+                uses += 1
+                if uses == self._reuse:
+                    self._held[label] -= leaving
+                elif uses in levels:
+                    levels[uses] += out
+                else:
+                    levels[uses] = out
+        return taken
+
+
+def share_out(probs: Floats, most: Floats) -> Floats:
+    """Cap a class mix, and share what is cut off over the other classes in proportion.
+
+    ``min(level * p, most)``, with the ``level`` at which it sums to one.
+
+    Args:
+        probs: Class mix, shape ``(K,)``, summing to one.
+        most: Largest share of each class, shape ``(K,)``, summing to at least one. Where all classes with a
+            probability together stay below one, the rest goes to the others by their caps.
+
+    Example:
+        >>> share_out(np.array([0.5, 0.3, 0.2]), np.array([0.1, 1.0, 1.0])).round(2)
+        array([0.1 , 0.54, 0.36])
+    """
+    if (probs <= most).all():
+        return probs
+    rising = np.flatnonzero(probs)
+    free, caps = probs[rising], most[rising]
+    if caps.sum() <= 1.0:
+        filled = np.where(probs > 0, most, 0.0)
+        others = np.where(probs > 0, 0.0, most)
+        if others.any():
+            filled += others * ((1.0 - filled.sum()) / others.sum())
+        full: Floats = filled / filled.sum()
+        return full
+    # Classes meet their caps in this order as the level rises; for each, the level if those before it are capped.
+    order = (caps / free).argsort(kind="stable")
+    free, caps = free[order], caps[order]
+    left = 1.0 - np.concatenate(([0.0], np.cumsum(caps)[:-1]))
+    levels = left / np.cumsum(free[::-1])[::-1]
+    level = levels[np.argmax(levels * free <= caps)]
+    shared: Floats = np.minimum(level * probs, most)
+    return shared
+
+
+def labels_of(samples: Sequence[Any], num_classes: int, label: Callable[[Any], Any] | None = None) -> list[int]:
+    """Return the class of each sample of a stream.
+
+    Args:
+        samples: Samples, at least one, all of one kind.
+        num_classes: Number of classes ``K``.
+        label: Takes a sample and returns its class. None: what stands where labels usually stand.
+
+    Raises:
+        TypeError: If that is not one integer.
+        ValueError: If it is not in ``[0, K)``.
+
+    Example:
+        >>> labels_of([("a cat", 1), ("a dog", torch.tensor(0))], num_classes=2)
+        [1, 0]
+    """
+    first = samples[0]
+    if label:
+        found = [label(sample) for sample in samples]
+    elif isinstance(first, (tuple, list)) and len(first) >= 2:
+        found = [sample[1] for sample in samples]
+    else:
+        found = [usual_labels(sample) for sample in samples]
+    try:
+        labels = list(map(operator.index, found))
+    except TypeError as error:
+        odd = next(y for y in found if not _is_integer(y))
+        raise TypeError(
+            "The class of a stream's sample is its second element, or stands under a key "
+            f"{' or '.join(map(repr, LABEL_KEYS))}, and is one integer; got {odd!r} in a {type(first).__name__}. "
+            "Pass FairStream(label=<function from a sample to its class>)."
+        ) from error
+    seen = set(labels)
+    if min(seen) < 0 or max(seen) >= num_classes:
+        odd = next(y for y in labels if not 0 <= y < num_classes)
+        raise ValueError(
+            f"labels must lie in [0, {num_classes}), got {odd} in the stream. State num_classes={max(labels) + 1} or "
+            "more, or number the classes with FairStream(label=<function from a sample to its class>)."
+        )
+    return labels
+
+
+def _is_integer(value: Any) -> bool:
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return True
+
+
+def own_memory(sample: Any) -> bool:
+    """Return whether nothing in a sample keeps memory alive that is larger than itself.
+
+    A slice of a block of images, for example, keeps the whole block.
+    """
+    if isinstance(sample, torch.Tensor):
+        return sample.untyped_storage().nbytes() <= sample.numel() * sample.element_size()
+    if isinstance(sample, np.ndarray):
+        return sample.base is None
+    if isinstance(sample, dict):
+        return all(map(own_memory, sample.values()))
+    return all(map(own_memory, sample)) if isinstance(sample, (tuple, list)) else True
+
+
+def detached(sample: Any) -> Any:
+    """Return a sample with copies of its tensors and arrays, which keep alive no memory but their own."""
+    if isinstance(sample, torch.Tensor):
+        return sample.clone()
+    if isinstance(sample, np.ndarray):
+        return sample.copy()
+    if type(sample) is tuple:
+        return tuple([detached(part) if isinstance(part, _HOLDERS) else part for part in sample])
+    if type(sample) is list:
+        return [detached(part) for part in sample]
+    if type(sample) is dict:
+        return {key: detached(part) for key, part in sample.items()}
+    if isinstance(sample, tuple) and hasattr(sample, "_fields"):
+        return type(sample)(*map(detached, sample))
+    return sample

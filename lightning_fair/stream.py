@@ -1,0 +1,386 @@
+"""The same control over a stream: samples wait in bounded buffers, and the controller's mix drains them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import chain, islice
+from types import GeneratorType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch.utils.data import IterableDataset, get_worker_info
+
+from lightning_fair.absences import Absences
+from lightning_fair.buffers import ClassBuffers, detached, labels_of, own_memory, share_out
+from lightning_fair.controller import Draw, FeedbackController
+from lightning_fair.simplex import Chances, Ints, apportion
+
+_STEP, _EPOCH, _PROGRESS, _VECTORS = 0, 1, 2, 3  # places in the shared news
+_NO_EPOCH = -1.0
+# Draws made one after the other: after a training step nothing of a draw is in the processor's caches.
+_AT_ONCE = 4
+
+
+@dataclass(eq=False)
+class StreamDraw(Draw):
+    """The draw of a batch from a stream, on one rank.
+
+    Attributes:
+        labels: Class of each sample, int64, shape ``(batch,)``.
+        arrived: Samples of each class read from the source since the draw before, int64, shape ``(K,)``.
+        ended: Whether the source had come to its end.
+    """
+
+    labels: Ints
+    arrived: Ints
+    ended: bool
+
+
+class FairStream(IterableDataset[Any]):
+    """Makes any stream of ``(x, y)`` fair: a :class:`FeedbackController` steers the class mix of its batches.
+
+    Samples wait in a buffer per class. For every batch as many samples are read as are handed out (``reads``
+    times as many), and the batch is taken from the buffers in the controller's mix ``p``: a class gets the floor
+    or the ceiling of ``batch * p``, on average exactly that. No class is asked for more than it has; what it
+    lacks goes to the others in proportion, and the record's ``p`` is the mix after that, so that
+    ``w = q[y] / p[y]`` is right. A class of which nothing is there has ``p = 0``: the weighted loss then stands
+    for the other classes only, and the log says once that it has gone, and once that it is back. Catching up is
+    bounded by the controller's horizon.
+
+    Use it as the data set of a ``DataLoader`` **with the same batch size**; samples come one by one, and each run
+    of ``batch_size`` of them is one draw::
+
+        controller = FeedbackController(num_classes=10)
+        stream = FairStream(source, controller, batch_size=64)
+        for x, y in DataLoader(stream, batch_size=64):
+            p = controller.get_probs()                     # of this very batch, where there are no workers
+            w = importance_weights(y, controller.get_target(), p)
+            ...
+            stream.step_update(y, losses)
+
+    With workers the batches are drawn elsewhere and ahead: pass ``weights=True``, and every sample comes with its
+    own weight, ``(x, y, w)``. Under Lightning, :class:`~lightning_fair.FairSampling` and ``weighted_loss`` need
+    neither: the record of each draw travels with its batch.
+
+    Each process that iterates, the main one or a worker, has buffers of its own and follows the mix that it drew
+    itself, beginning with what was trained on when the iteration began, so a loader that runs ahead adds no delay
+    to the loop. Losses, steps and epochs reach it from the main process through shared memory. The controller in
+    the main process follows what was trained on.
+
+    **What a stream cannot give.** A rare class can have at most the share ``reads * reuse * (its share of the
+    source)`` of the batches. A buffer that holds a class long after the source stopped sending it repeats what it
+    has, up to ``reuse`` times. And the source's position is not part of a checkpoint: a resumed run has the
+    controller's state, and starts with empty buffers wherever the source starts.
+
+    Args:
+        source: The stream: an ``IterableDataset``, or any iterable. An ``IterableDataset`` has to give each worker
+            and each rank its own shard, as torch's convention is; of any other iterable worker ``i`` of ``n``
+            takes every ``n``-th sample, beginning with the ``i``-th.
+        controller: The controller to follow. None: :class:`~lightning_fair.FairSampling` makes it.
+        batch_size: Samples of a batch on each rank, at least 1.
+        buffer: Most samples held of a class, at least 1, in each process that iterates. The buffers' memory is at
+            most ``K * buffer`` samples, over the classes that have a target.
+        reuse: Most times that a sample is handed out, at least 1: the least used first.
+        reads: Samples read for each one handed out, at least 1. More of them thin the frequent classes out,
+            and shorten the epoch: it hands out the source's length divided by ``reads``.
+        label: Takes a sample and returns its class. None: the second element of a pair, or what a mapping has under
+            ``"label"``, ``"target"``, ``"y"``.
+        weights: Add the importance weight ``q[y] / p[y]``, float32, to each sample: ``(x, y)`` becomes
+            ``(x, y, w)``, and a mapping has it under ``"weight"``.
+        seed: Seed of the draws, at least 0.
+
+    Attributes:
+        rank: This process's rank, so that the draws of the ranks differ.
+        brings_controller: Whether it was made with a controller.
+
+    Raises:
+        ValueError: If a number is out of range; while iterating, if a label is not an integer in ``[0, K)``.
+        TypeError: If the source cannot be iterated over; while iterating, if a sample shows no label.
+
+    Example:
+        >>> source = [(float(i), int(i % 100 == 99)) for i in range(800)]
+        >>> stream = FairStream(source, FeedbackController(num_classes=2), batch_size=8)
+        >>> labels = [y for _, y in stream]
+        >>> len(labels), sum(labels[80:160])
+        (800, 40)
+    """
+
+    def __init__(
+        self,
+        source: Iterable[Any],
+        controller: FeedbackController | None = None,
+        *,
+        batch_size: int,
+        buffer: int = 256,
+        reuse: int = 64,
+        reads: int = 1,
+        label: Callable[[Any], Any] | None = None,
+        weights: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if not hasattr(source, "__iter__"):
+            raise TypeError(
+                f"source must be an IterableDataset or another iterable of samples, got {type(source).__name__}. "
+                "A map-style data set needs no FairStream: FairSampling draws from it by index."
+            )
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("buffer", buffer, 1),
+            ("reuse", reuse, 1),
+            ("reads", reads, 1),
+            ("seed", seed, 0),
+        ):
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+        self.source, self.batch_size, self.buffer, self.reuse, self.reads = source, batch_size, buffer, reuse, reads
+        self.label, self.weights, self.seed, self.rank = label, weights, seed, 0
+        self.brings_controller = controller is not None
+        self._controller: FeedbackController | None = None
+        self._kept: ClassBuffers | None = None
+        self._news = torch.zeros(0)
+        if controller is not None:
+            self.bind(controller)
+
+    @property
+    def controller(self) -> FeedbackController:
+        """The controller.
+
+        Raises:
+            RuntimeError: If there is none yet.
+        """
+        if self._controller is None:
+            raise RuntimeError(
+                "This FairStream has no controller yet: FairSampling makes it when training begins. In a loop of your "
+                "own pass FairStream(source, FeedbackController(num_classes=...), ...)."
+            )
+        return self._controller
+
+    @property
+    def classes(self) -> Any:
+        """The source's names of the classes; None where it has none."""
+        return getattr(self.source, "classes", None)
+
+    def bind(self, controller: FeedbackController) -> None:
+        """Follow this controller from now on, with empty buffers."""
+        self._controller, self._kept = controller, None
+        self._news = torch.zeros(_VECTORS + 2 * controller.num_classes, dtype=torch.float64).share_memory_()  # type: ignore[no-untyped-call]
+        self._news[_EPOCH] = _NO_EPOCH
+        self.share()
+
+    def __len__(self) -> int:
+        """Samples that an iteration hands out at most, where the source has a length."""
+        return len(self.source) // self.reads  # type: ignore[arg-type]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Number the next iteration ``epoch``: for schedules, and for the source where it has a ``set_epoch``."""
+        self.controller.epoch = int(epoch)
+        self._news[_EPOCH] = float(epoch)
+
+    # -- what comes back from training -----------------------------------------------------------------
+
+    def step_update(self, labels: ArrayLike, losses: ArrayLike | None = None) -> None:
+        """Report the batch at hand to the controller, and what follows from it to the workers.
+
+        See :meth:`FeedbackController.step_update`. Without workers the controller's own does as well.
+        """
+        self.controller.step_update(labels, losses)
+        self.share()
+
+    def share(self) -> None:
+        """Let the processes that iterate know what the controller knows: one write into shared memory."""
+        controller, K = self.controller, self.controller.num_classes
+        news = self._news.numpy()
+        news[_STEP], news[_PROGRESS] = controller.draws, controller.progress
+        news[_VECTORS : _VECTORS + K] = controller.emphasis
+        news[_VECTORS + K :] = controller.ratio
+
+    # -- batches ---------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Any]:
+        """Return the samples; each run of ``batch_size`` of them is one draw."""
+        return chain.from_iterable(self._followed())
+
+    def _followed(self) -> Iterator[list[Any]]:
+        absences = Absences(self.controller)
+        for draw, samples in self.batches(in_flight=get_worker_info() is None):
+            if not draw.ended:
+                absences.follow(draw.probs)
+            yield samples
+
+    def batches(self, *, in_flight: bool = False) -> Iterator[tuple[StreamDraw, list[Any]]]:
+        """Yield the batches, each with its record.
+
+        Args:
+            in_flight: Draw with the controller itself, and leave each draw in flight until it is reported. If not,
+                draw with a copy of it that takes what was drawn as trained on.
+        """
+        drawn = self._drawn(in_flight)
+        while made := list(islice(drawn, _AT_ONCE)):
+            yield from made
+
+    def _drawn(self, in_flight: bool) -> Iterator[tuple[StreamDraw, list[Any]]]:
+        worker = get_worker_info()
+        place, places = (worker.id, worker.num_workers) if worker else (0, 1)
+        if in_flight:
+            controller = self.controller
+            controller.withdraw()  # what an abandoned iteration left counts as trained on
+        else:
+            controller = self._own_controller()
+        source = self._open(place, places)
+        seeds = np.random.SeedSequence([self.seed, self.rank, place])
+        chances = Chances(int(seeds.generate_state(1)[0]), controller.num_classes, self.batch_size)
+        buffers, self._kept = self._kept, None  # two iterations at once share nothing
+        if buffers is None:
+            buffers = ClassBuffers(controller.num_classes, self.buffer, self.reuse)
+        first = controller.draws + place
+        try:
+            for number, (arrived, size, ended) in enumerate(self._fill(source, buffers, controller)):
+                if not in_flight:
+                    # The workers take turns, so this is the number of the step that will have the batch.
+                    controller.draws = first + number * places
+                    self._take_over_emphasis(controller)
+                draw, samples = self._draw(controller, buffers, chances, size, arrived, ended)
+                controller.register(draw)
+                if not in_flight:
+                    controller.commit(draw.counts, draw=draw)
+                yield draw, samples
+        finally:
+            self._kept = buffers
+
+    def _own_controller(self) -> FeedbackController:
+        news, own = self._news.numpy(), deepcopy(self.controller)
+        own.withdraw()
+        if news[_STEP] >= own.draws:  # older, in a worker that began later and to which nobody reported
+            own.rewind(int(news[_STEP]), news[_VECTORS + own.num_classes :], float(news[_PROGRESS]))
+        if news[_EPOCH] != _NO_EPOCH:
+            own.epoch = int(news[_EPOCH])
+        return own
+
+    def _take_over_emphasis(self, controller: FeedbackController) -> None:
+        if controller.lambda2:
+            controller.emphasis = self._news.numpy()[_VECTORS : _VECTORS + controller.num_classes].copy()
+
+    def _open(self, place: int, places: int) -> Iterator[Any]:
+        epoch = self._news.numpy()[_EPOCH]
+        if epoch != _NO_EPOCH and hasattr(self.source, "set_epoch"):
+            self.source.set_epoch(int(epoch))
+        source = _forward(iter(self.source))
+        return source if isinstance(self.source, IterableDataset) else islice(source, place, None, places)
+
+    def _fill(
+        self, source: Iterator[Any], buffers: ClassBuffers, controller: FeedbackController
+    ) -> Iterator[tuple[Ints, int, bool]]:
+        """Read what a batch needs; yield how many of each class came, how large it can be, and if that was the end."""
+        B, K = self.batch_size, controller.num_classes
+        kept = set(np.flatnonzero(controller.wanted).tolist())
+        batch = B * self.reads
+        read = given = 0
+        ended = False
+        while True:
+            arrived = np.zeros(K, dtype=np.int64)
+            # In blocks: to read a little for every batch takes longer.
+            ahead = read - given * self.reads
+            to_read = 0 if ahead >= self.buffer + batch else self.buffer + (1 + _AT_ONCE) * batch - ahead
+            # Beyond that only where not even a batch is there: samples without target, or used up.
+            while not ended and (to_read > 0 or _total(buffers, controller) < B):
+                chunk = list(islice(source, min(B, to_read) if to_read > 0 else B))
+                ended = not chunk
+                read += len(chunk)
+                to_read -= len(chunk)
+                self._sort_in(chunk, buffers, arrived, kept)
+            size = min(B, _total(buffers, controller))
+            if ended:
+                size = min(size, read // self.reads - given)
+            if size < 1:
+                return
+            given += size
+            yield arrived, size, ended
+
+    def _sort_in(self, chunk: list[Any], buffers: ClassBuffers, arrived: Ints, kept: set[int]) -> None:
+        if not chunk:
+            return
+        labels = labels_of(chunk, arrived.size, self.label)
+        if not own_memory(chunk[0]):
+            chunk = list(map(detached, chunk))
+        by_class = defaultdict(list)
+        for y, sample in zip(labels, chunk, strict=True):
+            by_class[y].append(sample)
+        arrived[list(by_class)] += list(map(len, by_class.values()))
+        buffers.add(by_class if by_class.keys() <= kept else {y: by_class[y] for y in by_class if y in kept})
+
+    def _draw(
+        self,
+        controller: FeedbackController,
+        buffers: ClassBuffers,
+        chances: Chances,
+        size: int,
+        arrived: Ints,
+        ended: bool,
+    ) -> tuple[StreamDraw, list[Any]]:
+        serial, there = controller.draws, buffers.available > 0
+        # A class that is not there has a large deficit: next to it the floor would be all that the others have.
+        probs = controller.next_probs(None if there.all() or not (there & (controller.q > 0)).any() else there)
+        order, start, shuffle = chances(serial)
+        most = buffers.available / size
+        enough = bool((probs <= most).all())
+        if not enough:
+            probs = share_out(probs, most)
+        counts = np.bincount(apportion(probs, size, order, start), minlength=probs.size)
+        if not enough and (counts > buffers.available).any():  # by rounding
+            counts = _within(counts, buffers.available)
+        in_turn = buffers.take(counts)
+        if size < self.batch_size:
+            shuffle = shuffle[shuffle < size]
+        labels = np.arange(counts.size).repeat(counts)[shuffle]
+        samples = [in_turn[i] for i in shuffle.tolist()]
+        draw = StreamDraw(
+            serial=serial,
+            probs=probs,
+            counts=counts,
+            ratio=controller.ratio,
+            alpha=controller.alpha(serial, controller.epoch),
+            labels=labels,
+            arrived=arrived,
+            ended=ended,
+            progress=controller.progress,
+        )
+        if self.weights:
+            weights = np.divide(controller.q, probs, out=np.zeros_like(probs), where=probs > 0).astype(np.float32)
+            samples = [_with_weight(sample, w) for sample, w in zip(samples, weights[labels], strict=True)]
+        return draw, samples
+
+
+def _forward(source: Iterator[Any]) -> Iterator[Any]:
+    """Return an iterator that is never started again: some sources' ``__iter__`` starts anew and returns them."""
+    if isinstance(source, GeneratorType):
+        return source
+
+    def forward() -> Iterator[Any]:
+        while True:
+            try:
+                sample = next(source)
+            except StopIteration:
+                return
+            yield sample
+
+    return forward()
+
+
+def _total(buffers: ClassBuffers, controller: FeedbackController) -> int:
+    return int(buffers.available[controller.q > 0].sum())
+
+
+def _within(counts: Ints, most: Ints) -> Ints:
+    kept = np.minimum(counts, most)
+    for _ in range(int(counts.sum() - kept.sum())):
+        kept[np.argmax(most - kept)] += 1
+    return kept
+
+
+def _with_weight(sample: Any, weight: np.float32) -> Any:
+    return {**sample, "weight": weight} if isinstance(sample, Mapping) else (*sample, weight)

@@ -1,0 +1,678 @@
+"""A stream made fair: the laws of its batches, its buffers, and its way through workers, ranks and Lightning."""
+
+import importlib
+import logging
+import sys
+from collections import Counter
+from itertools import cycle, islice
+from pathlib import Path
+
+import lightning.pytorch as L
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning.pytorch.loggers.logger import Logger
+from lightning_helpers import Weighted, fit, in_any_order, trainer
+from rank_runs import Ranks
+from stream_runs import TARGET, Shards, Sums, Watching, mixed, train_on_stream
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from lightning_fair import FairDataModule, FairSampling, FairStream, FeedbackController, importance_weights, schedules
+from lightning_fair.buffers import ClassBuffers, share_out
+from lightning_fair.loader import check_loader
+from lightning_fair.stream_loader import StreamControl, make_stream_fair
+
+
+def stream(labels, controller=None, **settings):
+    """A stream of ``(place, label)``."""
+    labels = list(labels)
+    controller = controller or FeedbackController(max(labels) + 1)
+    return FairStream(list(enumerate(labels)), controller, **{"batch_size": 8, **settings})
+
+
+def long_tail(size, shares=(0.8, 0.12, 0.05, 0.03), seed=0):
+    return np.random.default_rng(seed).choice(len(shares), size, p=shares).tolist()
+
+
+def turning(turns, size, share=0.99, seed=0):
+    """Labels of two classes of which first the one and then the other is the frequent one."""
+    rng = np.random.default_rng(seed)
+    return np.concatenate([(rng.random(size) < share) ^ (turn % 2 == 0) for turn in range(turns)]).astype(int).tolist()
+
+
+def label_of(item):
+    return item % 4
+
+
+class Reading:
+    """An iterable that counts what was read of it."""
+
+    def __init__(self, labels):
+        self.labels, self.read = list(labels), 0
+
+    def __iter__(self):
+        for item in enumerate(self.labels):
+            self.read += 1
+            yield item
+
+
+# -- mixes and buffers ---------------------------------------------------------------------------------------
+
+
+shares = st.lists(st.floats(0.001, 1.0), min_size=1, max_size=8)
+
+
+@given(shares, st.data())
+def test_mix_under_caps_fills_them_and_keeps_the_proportions_of_the_others(values, data):
+    p = np.array(values) / np.sum(values)
+    most = np.array(data.draw(st.lists(st.floats(0.0, 2.0), min_size=p.size, max_size=p.size)))
+    if most.sum() < 1.0:
+        most += (1.001 - most.sum()) / p.size
+    mix = share_out(p, most)
+    assert mix.sum() == pytest.approx(1.0)
+    assert (mix <= most + 1e-12).all()
+    free = mix < most - 1e-9
+    levels = mix[free] / p[free]
+    assert np.allclose(levels, levels[:1])
+    # Who is capped would have had at least as much at that level.
+    assert (mix[~free] <= p[~free] * levels.max(initial=0.0) + 1e-9).all() or not free.any()
+
+
+def test_mix_is_left_alone_where_no_class_lacks_anything():
+    p = np.array([0.7, 0.3])
+    assert share_out(p, np.array([0.7, 5.0])) is p
+
+
+def test_share_of_a_class_that_is_not_there_goes_to_the_others_in_proportion():
+    assert share_out(np.array([0.5, 0.3, 0.2]), np.array([0.0, 9.0, 9.0])) == pytest.approx([0.0, 0.6, 0.4])
+
+
+def test_class_without_probability_gets_what_nobody_else_can_fill():
+    assert share_out(np.array([0.0, 1.0]), np.array([2.0, 0.25])) == pytest.approx([0.75, 0.25])
+
+
+class SlowBuffer:
+    """One class's buffer again, slowly: a list of ``[uses, age, sample]``."""
+
+    def __init__(self, limit, reuse):
+        self.limit, self.reuse, self.items, self.clock = limit, reuse, [], 0
+
+    def add(self, samples):
+        for sample in samples:
+            if len(self.items) == self.limit:
+                self.items.remove(max(self.items, key=lambda item: (item[0], -item[1])))
+            self.items.append([0, self.clock, sample])
+            self.clock += 1
+
+    def take(self, count):
+        taken = []
+        for _ in range(count):
+            item = min(self.items, key=lambda item: (item[0], item[1]))
+            taken.append(item[2])
+            item[0], item[1] = item[0] + 1, self.clock  # among equals the one that has waited longest
+            self.clock += 1
+            if item[0] == self.reuse:
+                self.items.remove(item)
+        return taken
+
+
+@given(
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.lists(st.tuples(st.integers(0, 6), st.integers(0, 9)), min_size=1, max_size=30),
+)
+def test_buffer_hands_out_as_a_slow_one_does(limit, reuse, moves):
+    buffers, slow, number = ClassBuffers(1, limit, reuse), SlowBuffer(limit, reuse), 0
+    for come, go in moves:
+        new = list(range(number, number + come))
+        number += come
+        # One by one: of more than the limit at once only the newest are looked at.
+        for sample in new:
+            buffers.add({0: [sample]})
+        slow.add(new)
+        go = min(go, int(buffers.available[0]))
+        assert sorted(buffers.take(np.array([go]))) == sorted(slow.take(go))
+        assert sorted(buffers.samples(0)) == sorted(item[2] for item in slow.items)
+        assert buffers.held[0] == len(slow.items) <= limit
+        assert buffers.available[0] == sum(reuse - item[0] for item in slow.items)
+
+
+# -- the laws of a batch -------------------------------------------------------------------------------------
+
+
+def test_counts_are_the_floor_or_the_ceiling_of_the_records_mix():
+    controller = FeedbackController(4, TARGET)
+    moved = []
+    for draw, samples in stream(long_tail(2000), controller, buffer=16, reuse=6).batches():
+        expected = draw.probs * len(samples)
+        assert (np.floor(expected + 1e-9) <= draw.counts + 1e-9).all()
+        assert (draw.counts <= np.ceil(expected - 1e-9)).all()
+        assert draw.probs.sum() == pytest.approx(1.0)
+        assert [y for _, y in samples] == draw.labels.tolist()
+        assert np.bincount(draw.labels, minlength=4).tolist() == draw.counts.tolist()
+        moved.append(draw.probs)
+    assert np.ptp(moved, axis=0).min() > 0.05  # where p stands still, nothing is tested
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_weighted_mean_is_unbiased_while_p_moves(workers):
+    """Each class has the same f, so E[mean(w f)] = sum(q f), batch by batch, whatever p is.
+
+    The rounding of the counts of 8 samples makes the deviation of one batch's mean at most that of a sample's
+    w f: below 1.5 here; of the mean over 500 batches 0.07, if they were independent.
+    """
+    f = np.array([1.0, -2.0, 0.5, 3.0])
+    source = stream(long_tail(4000, (0.4, 0.3, 0.2, 0.1)), FeedbackController(4, TARGET), weights=True, buffer=64)
+    means, probs = [], []
+    for _, y, w in DataLoader(source, batch_size=8, num_workers=workers):
+        means.append(float((w.double().numpy() * f[y.numpy()]).mean()))
+        probs.append(w.max().item())
+    assert np.mean(means) == pytest.approx(np.dot(TARGET, f), abs=0.07)
+    assert np.ptp(probs) > 0.1
+    assert len(means) == 500
+
+
+def test_probabilities_of_the_batch_at_hand_are_those_of_its_draw():
+    controller = FeedbackController(4, TARGET)
+    source = stream(long_tail(800), controller, weights=True)
+    for _, y, w in DataLoader(source, batch_size=8):
+        assert torch.allclose(w, importance_weights(y, controller.get_target(), controller.get_probs()))
+        source.step_update(y)
+    assert controller.draws == 100
+    assert controller.in_flight == ()
+
+
+def test_a_99_to_1_stream_is_trained_on_half_and_half_from_the_first_batches():
+    controller = FeedbackController(2)
+    off = []
+    for draw, _ in stream(turning(1, 12_800), controller, batch_size=64).batches(in_flight=True):
+        off.append(abs(controller.ratio[1] - 0.5))
+        controller.commit(draw.counts, draw=draw)
+    assert max(off[16:]) < 0.02
+
+
+def test_after_each_turn_the_trained_mix_is_within_2_percent_in_16_batches():
+    size = 6400
+    controller = FeedbackController(2)
+    source = stream(turning(5, size), controller, batch_size=64)
+    off = []
+    for draw, _ in source.batches(in_flight=True):
+        controller.commit(draw.counts, draw=draw)
+        off.append(abs(controller.ratio[1] - 0.5))
+    per_turn = size // 64
+    for turn in range(5):
+        assert max(off[turn * per_turn + 16 : (turn + 1) * per_turn]) < 0.02
+
+
+# -- bounds --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reads", [1, 3])
+def test_reads_per_sample_handed_out_are_bounded_and_an_epoch_has_the_sources_length(reads):
+    source = Reading(long_tail(3000))
+    fair = FairStream(source, FeedbackController(4), batch_size=16, buffer=64, reads=reads)
+    handed = 0
+    for _, samples in fair.batches():
+        handed += len(samples)
+        # Four batches are drawn at once, and as many read at once.
+        assert source.read <= (handed + 3 * 16) * reads + 64 + 5 * 16 * reads
+    assert source.read == 3000
+    assert handed == 3000 // reads
+    assert len(FairStream([0] * 3000, batch_size=8, reads=reads)) == 3000 // reads
+
+
+@pytest.mark.parametrize("reuse", [1, 2, 5])
+def test_no_sample_is_handed_out_more_than_reuse_times(reuse):
+    uses = Counter(item for item, _ in stream(long_tail(2000), reuse=reuse, buffer=32))
+    assert max(uses.values()) == reuse
+    assert sum(uses.values()) <= 2000
+
+
+def test_samples_are_used_once_where_a_class_has_enough_of_them():
+    labels = long_tail(2000, (0.5, 0.5))
+    uses = Counter(item for item, _ in stream(labels, buffer=64))
+    assert np.mean([uses[item] == 1 for item in range(2000)]) > 0.95
+
+
+def test_buffers_hold_no_more_than_their_limit_and_keep_no_block_alive():
+    def blocks():
+        for start in range(0, 4096, 512):  # a reader that hands out slices of what it reads at once
+            images = torch.zeros(512, 28, 28)
+            for i in range(512):
+                yield images[i], (start + i) % 7 % 4
+
+    source = FairStream(blocks(), FeedbackController(4), batch_size=32, buffer=50)
+    for _ in source.batches():
+        pass
+    kept = source._kept
+    assert kept.held.max() == 50  # the limit is reached, and so is tested
+    storages = {
+        x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for y in range(4) for x, _ in kept.samples(y)
+    }
+    assert sum(storages.values()) <= 1.1 * 4 * 50 * 28 * 28 * 4
+
+
+def test_samples_of_a_class_without_target_are_not_held():
+    source = stream(long_tail(800), FeedbackController(4, [0.5, 0.5, 0.0, 0.0]))
+    assert {y for _, y in source} == {0, 1}
+    assert source._kept.held[2:].tolist() == [0, 0]
+
+
+def test_what_the_buffers_hold_is_there_for_the_next_iteration():
+    source = stream([0] * 100 + [1] * 100, buffer=16)
+    list(source)
+    first = next(iter(source.batches()))[0]
+    assert first.counts.min() > 0
+
+
+# -- classes that go and come ----------------------------------------------------------------------------------
+
+
+def gone_for_a_while():
+    """Three classes; class 1 comes for 100 batches, stays away for 100, and comes again."""
+    there, away = cycle([0, 1, 2, 2]), cycle([0, 2, 2])
+    return [*islice(there, 800), *islice(away, 800), *islice(there, 800)]
+
+
+def test_class_that_stays_away_stalls_nothing_and_its_share_goes_to_the_others_in_proportion():
+    target = np.array([0.1, 0.5, 0.4])
+    draws = [
+        draw for draw, _ in stream(gone_for_a_while(), FeedbackController(3, target), reuse=2, buffer=16).batches()
+    ]
+    away = [draw for draw in draws if draw.probs[1] == 0][:60]
+    assert away[-1].serial - away[0].serial < 70
+    drawn = np.sum([draw.counts for draw in away], axis=0)
+    assert drawn[[0, 2]] / drawn.sum() == pytest.approx([0.2, 0.8], abs=0.04)  # half each of class 1's: 0.35, 0.65
+    assert sum(draw.counts.sum() for draw in draws) == 2400
+
+
+def test_catching_up_is_bounded_by_the_horizon():
+    controller = FeedbackController(3, [0.2, 0.5, 0.3])
+    draws = [draw for draw, _ in stream(gone_for_a_while(), controller, reuse=4, buffer=64).batches()]
+    back = next(i for i in range(150, len(draws)) if draws[i].probs[1] and not draws[i - 1].probs[1])
+    extra = np.cumsum([draw.counts[1] - 0.5 * 8 for draw in draws[back:]])
+    # The trained mix lacks at most its whole quota, q * B a batch, over a memory of `horizon` batches.
+    assert 8 < extra.max() <= 0.5 * 8 * controller.horizon
+    assert np.mean([draw.counts[1] for draw in draws[-20:]]) == pytest.approx(4.0, abs=0.3)
+
+
+def test_log_says_once_that_a_class_has_gone_and_once_that_it_is_back(caplog):
+    with caplog.at_level(logging.INFO, "lightning_fair"):
+        list(stream(gone_for_a_while(), reuse=2, buffer=16))
+    gone, back = [record.getMessage() for record in caplog.records]
+    assert gone.startswith("Class 1 has gone from the stream: none to be had for 16 batches, the last being batch ")
+    assert back.startswith("Class 1 is back in the stream: in batch ")
+
+
+def test_log_says_that_a_class_has_not_come_yet(caplog):
+    list(stream([0] * 400 + [1] * 400, buffer=8))
+    assert [record.getMessage()[:22] for record in caplog.records] == [
+        "Class 1 has not come y",
+        "Class 1 has come: in b",
+    ]
+
+
+def test_log_is_quiet_of_a_class_that_is_rare_but_comes(caplog):
+    list(stream(long_tail(2000, (0.7, 0.1, 0.1, 0.1)), reuse=1))
+    assert caplog.records == []
+
+
+def test_stream_of_one_class_only_goes_on():
+    assert [y for _, y in stream([0] * 100, FeedbackController(3))] == [0] * 100
+
+
+@pytest.mark.parametrize("size", [0, 1, 5, 8, 13])
+def test_short_source_is_handed_out_whole(size):
+    assert len(list(stream([0, 1, 0, 1, 1, 0, 1] * 2, buffer=4).batches())) == 2
+    assert len(list(stream([0] * size or [], FeedbackController(2)))) == size
+
+
+# -- sources, samples and workers --------------------------------------------------------------------------------
+
+
+def test_samples_may_be_any_objects():
+    def source():
+        for i in range(80):
+            yield {"text": f"sample {i}", "label": torch.tensor(i % 4)}
+
+    samples = list(FairStream(source(), FeedbackController(4), batch_size=8, weights=True))
+    assert len(samples) == 80
+    assert all(label_of(int(s["text"].split()[1])) == int(s["label"]) for s in samples)
+    assert samples[0]["weight"] == 1.0
+
+
+def test_label_says_where_the_class_of_a_sample_is():
+    drawn = list(FairStream(range(160), FeedbackController(4), batch_size=8, label=label_of))
+    assert np.bincount([label_of(item) for item in drawn]).tolist() == [40] * 4
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+def test_every_worker_has_its_shard_of_a_plain_iterable_and_batches_are_draws(workers):
+    labels = long_tail(2400)
+    source = stream(labels, FeedbackController(4, TARGET), weights=True)
+    seen = []
+    for items, y, w in DataLoader(source, batch_size=8, num_workers=workers):
+        assert [labels[item] for item in items.tolist()] == y.tolist()
+        assert {len(set(w[y == c].tolist())) for c in range(4)} <= {0, 1}  # one p a batch
+        if workers:
+            assert len({item % workers for item in items.tolist()}) == 1
+        seen += y.tolist()
+    assert len(seen) == 2400
+    assert np.bincount(seen[400:]) / len(seen[400:]) == pytest.approx(TARGET, abs=0.03)
+
+
+def test_iterable_dataset_shards_itself():
+    items = [i for x, y, i in DataLoader(mixed(400, FeedbackController(4)), batch_size=8, num_workers=2)]
+    assert len(torch.cat(items)) == 400
+
+
+def test_losses_reach_the_workers():
+    """The batches that a worker draws after the losses came hold more of the class that has the high loss."""
+    controller = FeedbackController(2, lambda2=0.5, ewma_beta=0.0)
+    source = FairStream(cycle([(0, 0), (0, 1)]), controller, batch_size=16)
+    counts = []
+    for _, y in islice(DataLoader(source, batch_size=16, num_workers=1), 150):
+        counts.append(int(y.sum()))
+        source.step_update(y, y.double() * 5.0)
+    assert counts[0] == 8
+    assert np.mean(counts[-50:]) > 10.0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_schedules_follow_the_step_that_will_have_the_batch(workers):
+    controller = FeedbackController(2, alpha=schedules.Linear(0.0, 10.0, 100))
+    loader = make_stream_fair(DataLoader(stream([0, 1] * 400, controller), batch_size=8, num_workers=workers))
+    alphas = [loader.take().draw.alpha for _ in loader]
+    assert alphas == pytest.approx([controller.alpha(step, 0) for step in range(100)])
+
+
+class Epochs(IterableDataset):
+    def __init__(self):
+        self.epoch = -1
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        assert get_worker_info() is not None
+        return ((self.epoch, 0) for _ in range(16))
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_epoch_reaches_the_source_in_the_workers(persistent):
+    source = FairStream(Epochs(), FeedbackController(1), batch_size=8, buffer=8, reuse=1)
+    loader = DataLoader(source, batch_size=8, num_workers=1, persistent_workers=persistent)
+    assert {epoch for x, _ in loader for epoch in x.tolist()} == {-1}
+    for number in (3, 4):
+        source.set_epoch(number)
+        assert {epoch for x, _ in loader for epoch in x.tolist()} == {number}
+
+
+# -- through Lightning -------------------------------------------------------------------------------------------
+
+
+def moving(**settings):
+    return FairSampling(**{"target_probs": TARGET, "lambda2": 0.3, "ewma_beta": 0.0, **settings})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"num_workers": 2}, pytest.param({"num_workers": 2, "in_order": False}, marks=in_any_order)],
+    ids=str,
+)
+def test_every_batch_has_the_weights_of_its_own_draw(settings):
+    """The weight that the process which drew it gave each sample is the one that acts in the training step."""
+    module, callback = Watching(), moving()
+    source = mixed(1200, None, weights=True)
+    fit(module, DataLoader(source, batch_size=8, **settings), callback, max_epochs=2)
+    assert len(module.steps) == 300
+    assert sum(not np.allclose(acted, drawn, rtol=1e-5) for acted, drawn in module.steps) == 0
+    assert np.ptp([drawn.max() for _, drawn in module.steps]) > 0.1
+    assert callback.controller.draws == 300
+    assert callback.sampler.arrived.sum() == 2400
+    assert not np.isnan(callback.controller.ewma_loss).any()
+
+
+def test_controller_follows_what_was_trained_on():
+    module, callback = Watching(), moving(lambda2=0.0)
+    fit(module, DataLoader(mixed(2400, None, weights=True), batch_size=8), callback)
+    assert callback.controller.ratio == pytest.approx(TARGET, abs=0.03)
+    assert callback.sampler.handed_out / callback.sampler.handed_out.sum() == pytest.approx(TARGET, abs=0.02)
+
+
+def test_stream_with_a_controller_of_its_own_keeps_it():
+    controller = FeedbackController(4, TARGET)
+    callback = FairSampling(alpha=2.0)
+    with pytest.warns(UserWarning, match="has a controller of its own"):
+        fit(Watching(), DataLoader(mixed(80, controller, weights=True), batch_size=8), callback)
+    assert callback.controller is controller
+    assert controller.draws == 10
+
+
+def test_one_of_several_loaders_may_be_a_stream():
+    class Two(Watching):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch["stream"], batch_idx)
+
+    module, callback = Two(), moving(loader="stream")
+    other = DataLoader(torch.zeros(96, 3), batch_size=8)
+    fit(module, {"other": other, "stream": DataLoader(mixed(400, None, weights=True), batch_size=8)}, callback)
+    assert sum(not np.allclose(acted, drawn, rtol=1e-5) for acted, drawn in module.steps) == 0
+    assert len(module.steps) == 50
+
+
+def test_checkpoint_has_the_controller_and_not_the_streams_place(tmp_path):
+    def run(ckpt=None, **settings):
+        module, callback = Watching(), moving()
+        made = trainer(callback, default_root_dir=tmp_path, **settings)
+        made.fit(module, DataLoader(mixed(400, None, weights=True), batch_size=8), ckpt_path=ckpt)
+        return module, callback, made
+
+    _, first, made = run(max_steps=30)
+    made.save_checkpoint(tmp_path / "a.ckpt")
+    seen = first.controller.state_dict()
+    module, second, _ = run(tmp_path / "a.ckpt", max_steps=60, max_epochs=2)
+    assert second.controller.draws == 30 + len(module.steps) > 40
+    assert second.sampler.arrived.sum() > first.sampler.arrived.sum()
+    # The first batch after it goes on from the mix that was trained on.
+    third = moving()
+    third.setup(trainer(third), Watching(), "fit")
+    control = StreamControl(mixed(80, FeedbackController(4, TARGET, lambda2=0.3, ewma_beta=0.0)))
+    control.restore({**first.sampler.capture()})
+    assert control.controller.draws == 30
+    draw, _ = next(control.stream.batches())
+    assert draw.serial == 30
+    assert draw.ratio.tolist() == seen["ratio"].tolist()
+
+
+def test_state_of_another_kind_of_data_is_refused():
+    control = StreamControl(mixed(8, FeedbackController(4)))
+    with pytest.raises(ValueError, match=r"stream reads state version 1, got None.*not a FairStream"):
+        control.restore({"version": 1})
+
+
+class Logged(Logger):
+    name, version = "logged", 0
+
+    def __init__(self):
+        super().__init__()
+        self.points = []
+
+    def log_metrics(self, metrics, step=None):
+        self.points.append(metrics)
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+
+def test_arriving_mix_is_logged_beside_the_trained_one():
+    logger = Logged()
+    fit(
+        Watching(),
+        DataLoader(mixed(3200, None, weights=True), batch_size=8),
+        moving(lambda2=0.0),
+        logger=logger,
+        log_every_n_steps=1,
+    )
+    last = logger.points[-1]
+    arriving = [last[f"fair/arriving/{c}"] for c in range(4)]
+    assert arriving == pytest.approx([0.8, 0.12, 0.05, 0.03], abs=0.1)
+    assert [last[f"fair/ratio/{c}"] for c in range(4)] == pytest.approx(TARGET, abs=0.05)
+
+
+def test_two_ranks_stream_their_shards_and_agree_on_what_was_trained_on():
+    ranks = Ranks(2)
+    try:
+        first, second = ranks(train_on_stream)
+    finally:
+        ranks.end()
+    assert isinstance(first, Sums)
+    assert first.wrong == second.wrong == 0
+    assert not first.items & second.items
+    assert first.ratio == second.ratio  # bit for bit
+    assert first.ratio == pytest.approx(TARGET, abs=0.04)
+    assert first.draws == second.draws == 100
+
+
+def test_fair_data_module_hands_a_stream_through():
+    class Module(L.LightningDataModule):
+        def train_dataloader(self):
+            return DataLoader(mixed(80, FeedbackController(4), weights=True), batch_size=8)
+
+    assert len(list(FairDataModule(Module()).train_dataloader())) == 10
+    callback = FairSampling()
+    fit(Watching(), FairDataModule(Module(), fair=callback))
+    assert callback.controller.draws == 10
+
+
+# -- what is refused -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
+        ({"buffer": 0}, "buffer must be"),
+        ({"reuse": 0.5}, "reuse must be"),
+        ({"reads": True}, "reads must be"),
+        ({"seed": -1}, "seed must be an integer of at least 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, match):
+    with pytest.raises(ValueError, match=match):
+        FairStream([], FeedbackController(2), **{"batch_size": 8, **settings})
+
+
+def test_source_has_to_be_iterable():
+    with pytest.raises(TypeError, match="source must be an IterableDataset or another iterable of samples, got int"):
+        FairStream(7, FeedbackController(2), batch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("sample", "error", "match"),
+    [
+        ((0, 4), ValueError, r"labels must lie in \[0, 4\), got 4 in the stream"),
+        ((0, -1), ValueError, "got -1"),
+        ((0, 1.0), TypeError, "is one integer; got 1.0 in a tuple"),
+        ((0, torch.tensor([1, 2])), TypeError, "is one integer; got tensor"),
+        ("text", TypeError, "got None in a str"),
+    ],
+)
+def test_labels_that_are_none_are_refused(sample, error, match):
+    with pytest.raises(error, match=match):
+        list(FairStream([sample], FeedbackController(4), batch_size=8))
+
+
+def test_stream_without_a_controller_says_where_one_comes_from():
+    with pytest.raises(RuntimeError, match="FairSampling makes it when training begins"):
+        list(FairStream([(0, 0)], batch_size=8))
+
+
+def test_batch_size_of_the_loader_has_to_be_that_of_the_stream():
+    with pytest.raises(ValueError, match=r"batch_size is 4, that of its FairStream 8.*batch_size=8"):
+        fit(Weighted(), DataLoader(mixed(80, None), batch_size=4), moving())
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({}, "does not show how many classes it has"),
+        ({"num_classes": 4, "target_probs": "prior"}, "has no prior"),
+        ({"num_classes": 4, "reference": "prior"}, "has no prior"),
+        ({"num_classes": 4, "labels": [0, 1]}, "labels is for data sets with a length"),
+        ({"num_classes": 4, "steps_per_epoch": 3}, "limit_train_batches"),
+    ],
+)
+def test_settings_that_a_stream_cannot_have_are_refused(settings, match):
+    with pytest.raises(ValueError, match=match):
+        fit(Weighted(), DataLoader(mixed(80, None), batch_size=8), FairSampling(**settings))
+
+
+def test_bare_stream_is_refused_with_the_remedy():
+    with pytest.raises(TypeError, match=r"is a stream: .*Use FairStream\(dataset, batch_size=...\)"):
+        check_loader(DataLoader(Shards(8), batch_size=8))
+
+
+# -- a streaming data set of the field ------------------------------------------------------------------------
+
+
+def _write(index):
+    return {"x": np.full((4, 4), index, dtype=np.float32), "label": int(index % 100 == 99)}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_litdata_streams_are_made_fair(tmp_path, workers):
+    litdata = pytest.importorskip("litdata", reason="litdata is not installed: pip install litdata")
+    from litdata.streaming import Cache
+
+    cache = Cache(str(tmp_path), chunk_size=500)
+    for index in range(4000):
+        cache[index] = _write(index)
+    cache.done()
+    cache.merge()
+    source = litdata.StreamingDataset(str(tmp_path), shuffle=False)
+    assert len(source) == 4000
+    fair = FairStream(source, FeedbackController(2), batch_size=16, buffer=64, weights=True)
+    counts, items = [], Counter()
+    for batch in DataLoader(fair, batch_size=16, num_workers=workers):
+        assert [int(i) % 100 == 99 for i in batch["x"][:, 0, 0]] == batch["label"].bool().tolist()
+        counts.append(int(batch["label"].sum()))
+        items.update(batch["x"][:, 0, 0].int().tolist())
+    assert sum(items.values()) == 4000
+    assert np.mean(counts[50:]) == pytest.approx(8.0, abs=0.5)
+    assert max(items.values()) <= 64
+
+
+# -- the benchmark ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """The script, imported as Python does when it is run: from its own folder."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / "benchmarks"))
+    before = set(sys.modules)
+    threads = torch.get_num_threads()
+    yield importlib.import_module("stream")
+    torch.set_num_threads(threads)
+    for name in {"stream", "overhead", "systems"} - before:
+        sys.modules.pop(name, None)
+
+
+def test_samples_alive_are_within_a_tenth_of_the_stated_limit(benchmark):
+    most, limit, _ = benchmark.memory(side=8)
+    assert limit == 2560
+    assert 0.95 * limit < most < 1.1 * limit
+
+
+def test_recovery_is_measured_from_each_turn(benchmark):
+    assert benchmark.recovery(turns=3, batch=64, seed=0, turn_size=3200) == [0, 0]
+
+
+def test_tables_of_the_benchmark_are_printed(benchmark, capsys):
+    benchmark.main(["--rounds", "1", "--samples", "300", "--turns", "2", "--seeds", "1"])
+    printed = capsys.readouterr().out
+    for name in benchmark.sources():
+        assert printed.count(f"| {name} |") == 3
+    assert "Recovery after 1 turns of a 99:1 stream" in printed
