@@ -5,12 +5,14 @@ import inspect
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object, instantiate
 from lightning import Trainer
 from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
 
 from lightning_fair import FairSampling
 from lightning_fair.recipes import configs
@@ -18,7 +20,8 @@ from lightning_fair.recipes.run import check, tensorboard_dir
 from lightning_fair.schedules import Linear
 
 CONF = Path(__file__).parent.parent / "conf"
-GROUPS = ("data", "model", "fair", "callbacks", "trainer", "logger", "experiment")
+GROUPS = ("data", "model", "fair", "baseline", "callbacks", "trainer", "logger", "experiment", "hparams_search")
+NEEDS = {"data/arrays": ["data.path=own.npz"]}  # what has no default
 FILES = sorted(path for group in GROUPS for path in (CONF / group).glob("*.yaml"))
 TARGETS = {name: schema for name, schema in configs.SCHEMAS.items() if hasattr(schema, "_target_")}
 
@@ -37,19 +40,25 @@ def composed(tmp_path, *overrides):
 
 def test_every_group_has_files():
     assert {path.parent.name for path in FILES} == set(GROUPS)
-    assert {path.stem for path in (CONF / "fair").glob("*.yaml")} == {"default", "off", "aggressive"}
-    assert {path.stem for path in (CONF / "experiment").glob("*.yaml")} == {"digits", "mnist"}
+    fair = {path.stem for path in (CONF / "fair").glob("*.yaml")}
+    assert fair == {"default", "off", "aggressive", "deferred", "progressive", "hard_classes"}
+    experiments = {path.stem for path in (CONF / "experiment").glob("*.yaml")}
+    assert experiments >= {"digits", "mnist", "cifar10_lt", "cifar100_lt"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_file_composes_and_instantiates(tmp_path, path):
-    cfg = composed(tmp_path, f"{path.parent.name}={path.stem}", "trainer.accelerator=cpu")
+    choice = f"{path.parent.name}/{path.stem}"
+    cfg = composed(tmp_path, choice.replace("/", "="), "trainer.accelerator=cpu", *NEEDS.get(choice, []))
     OmegaConf.resolve(cfg)
     check(cfg)
-    # The data module of MNIST reads nothing before prepare_data, so it can be made without the data.
+    # The data modules read nothing before prepare_data, so they can be made without the data.
     parts = [cfg.data, cfg.model, cfg.fair, cfg.trainer, *cfg.callbacks.values(), *cfg.logger.values()]
     for part in filter(None, parts):
         assert type(instantiate(part, _convert_="all")).__name__ == part._target_.split(".")[-1]
+    # What is completed later: by labels, class counts, parameters or an optimiser.
+    for part in filter(None, [*cfg.baseline.values(), cfg.model.optimizer, cfg.model.scheduler]):
+        assert instantiate(part).func.__name__ == part._target_.split(".")[-1]
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -58,7 +67,7 @@ def test_defaults_equal_those_of_the_signature(name):
     target = get_object(schema._target_)
     parameters = inspect.signature(target).parameters
     for field in dataclasses.fields(schema):
-        if field.name == "_target_":
+        if field.name in ("_target_", "_partial_"):
             continue
         assert field.name in parameters, f"{schema._target_} has no argument {field.name}"
         default = field.default if field.default is not dataclasses.MISSING else tuple(field.default_factory())
@@ -66,11 +75,12 @@ def test_defaults_equal_those_of_the_signature(name):
         assert default == (MISSING if expected is inspect.Parameter.empty else expected), field.name
 
 
-@pytest.mark.parametrize("name", ["digits", "mnist", "small_cnn", "mlp", "warp", "task", "fair"])
+@pytest.mark.parametrize("name", [name for name, schema in TARGETS.items() if "lightning_fair" in schema._target_])
 def test_everything_of_ours_that_can_be_set_is_in_the_schema(name):
     schema = TARGETS[name]
-    fields = {field.name for field in dataclasses.fields(schema)} - {"_target_"}
-    assert fields == set(inspect.signature(get_object(schema._target_)).parameters)
+    fields = {field.name for field in dataclasses.fields(schema)} - {"_target_", "_partial_"}
+    made_in_the_run = {"class_counts", "optimizer", "labels"} if hasattr(schema, "_partial_") else set()
+    assert fields == set(inspect.signature(get_object(schema._target_)).parameters) - made_in_the_run
 
 
 def test_every_trainer_argument_that_takes_a_plain_value_can_be_set():
@@ -156,6 +166,55 @@ def test_experiments_override_groups_and_the_command_line_overrides_both(tmp_pat
     assert cfg.model.net.image_size == 28
     assert cfg.trainer.max_epochs == 7
     assert composed(tmp_path, "model=mlp").model.net._target_.endswith("mlp")
+
+
+@pytest.mark.parametrize(("name", "classes"), [("cifar10_lt", 10), ("cifar100_lt", 100)])
+def test_cifar_has_the_recipe_of_the_field(tmp_path, name, classes):
+    cfg = composed(tmp_path, f"experiment={name}")
+    task = instantiate(cfg.model, _convert_="all")
+    ((optimizer,), (scheduler,)) = task.configure_optimizers()
+    assert type(optimizer) is torch.optim.SGD
+    settings = {key: optimizer.defaults[key] for key in ("lr", "momentum", "weight_decay", "nesterov", "dampening")}
+    assert settings == {"lr": 0.1, "momentum": 0.9, "weight_decay": 2e-4, "nesterov": False, "dampening": 0.0}
+    rates = [0.1 * scheduler.lr_lambdas[0](epoch) for epoch in range(cfg.trainer.max_epochs)]
+    # LDAM-DRW's adjust_learning_rate, epochs from 1.
+    assert rates == pytest.approx(
+        [0.02, 0.04, 0.06, 0.08, 0.1, *[0.1] * 155, *[0.1 * 0.01] * 20, *[0.1 * 0.01 * 0.01] * 20]
+    )
+    assert (cfg.data.batch_size, cfg.data.imbalance_ratio, cfg.data.seed) == (128, 100, None)
+    assert task.net(torch.zeros(2, 3, 32, 32)).shape == (2, classes)
+    assert (task.num_classes, task.augment.padding, task.augment.flip) == (classes, 4, 0.5)
+
+
+def test_arrays_and_the_smoke_trainer_go_with_the_cifar_experiment(tmp_path):
+    cfg = composed(tmp_path, "experiment=cifar10_lt", "data=arrays", "data.path=own.npz", "trainer=smoke")
+    assert (cfg.data.path, cfg.data.imbalance_ratio) == ("own.npz", 100)
+    assert (cfg.trainer.max_epochs, cfg.model.scheduler.drops) == (10, [8, 9])
+    assert composed(tmp_path, "experiment=cifar10_lt", "trainer=cpu").trainer.max_epochs == 200
+
+
+def test_a_share_of_the_training_needs_a_limit_of_epochs(tmp_path):
+    cfg = composed(tmp_path, "experiment=cifar10_lt", "baseline=drw", "trainer.max_epochs=null")
+    with pytest.raises(InterpolationResolutionError, match=r"needs trainer\.max_epochs, got None"):
+        OmegaConf.resolve(cfg)
+
+
+@pytest.mark.parametrize("experiment", ["digits", "mnist", "cifar10_lt"])
+def test_a_baseline_turns_the_plugin_off_and_is_refused_beside_it(tmp_path, experiment):
+    cfg = composed(tmp_path, f"experiment={experiment}", "baseline=drw")
+    assert not cfg.fair
+    assert cfg.baseline.loss.begin == round(0.8 * cfg.trainer.max_epochs)
+    check(cfg)
+    cfg = composed(tmp_path, f"experiment={experiment}", "baseline=drw", "fair=default")
+    with pytest.raises(ValueError, match=r"\(DeferredReweighting\) goes with fair=off.*baseline=none"):
+        check(cfg)
+
+
+def test_hard_classes_feeds_losses_back_and_is_stable(tmp_path):
+    cfg = composed(tmp_path, "fair=hard_classes").fair
+    assert cfg.lambda2 > 0
+    for num_classes in (2, 10, 100, 1000):
+        assert isinstance(instantiate(cfg, num_classes=num_classes), FairSampling)
 
 
 def test_one_seed_reaches_the_data(tmp_path):

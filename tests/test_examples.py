@@ -1,5 +1,6 @@
 """The example runs as a user runs it, and shows what it promises."""
 
+import csv
 import logging
 import os
 import re
@@ -7,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from lightning_fair.recipes import configs, run
+from lightning_fair.recipes.longtail import long_tail_counts
+from lightning_fair.recipes.report import Best
 
 ROOT = Path(__file__).parent.parent
 
@@ -93,6 +97,11 @@ def test_with_and_without_the_plugin_take_the_same_number_of_steps(config):
         (["data.imbalance_ratio=0.5"], "imbalance_ratio"),
         (["data.seed=-1"], "seed must be at least 0, got -1"),
         (["seed=-1"], "seed must be at least 0, got -1"),
+        (["baseline=drw", "fair=default"], r"A baseline \(DeferredReweighting\) goes with fair=off"),
+        (["baseline=drw", "baseline.loss.beta=1"], "beta must lie in"),
+        (["baseline=balanced_softmax", "baseline.loss.tau=-1"], "tau must be finite and at least 0"),
+        (["experiment=drift", "baseline=weighted_sampler"], "draws by index, and DriftDataModule gives a stream"),
+        (["model.num_classes=5"], r"have 10 classes, but the model is for 5\. Set model\.num_classes=10"),
     ],
 )
 def test_bad_input_is_an_error_that_names_it_and_writes_nothing(config, tmp_path, overrides, message):
@@ -128,3 +137,110 @@ def test_a_run_goes_on_from_its_checkpoint(config, tmp_path):
     run.train(config("logger=none", "callbacks.checkpoint.every_n_epochs=1", "trainer.check_val_every_n_epoch=1"))
     resumed = run.train(config("logger=none", "trainer.max_epochs=3", f"ckpt_path={tmp_path}/checkpoints/last.ckpt"))
     assert int(resumed.drawn.sum()) == 3 * 8 * 32
+
+
+# -- baselines, and CIFAR-LT -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path_factory):
+    """A file of small colour images whose brightness tells the class."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    parts = {}
+    for part, each in (("train", 40), ("test", 8)):
+        labels = np.repeat(np.arange(10), each)
+        parts[f"{part}_labels"] = labels
+        parts[f"{part}_images"] = rng.normal(25 * labels[:, None, None, None], 9, (labels.size, 12, 12, 3)).clip(0, 255)
+    np.savez(folder / "own.npz", **{key: part.astype(np.uint8) for key, part in parts.items()})
+    return str(folder / "own.npz")
+
+
+def cifar(own, *overrides):
+    return [
+        "threads=1",
+        "experiment=cifar10_lt",
+        "data=arrays",
+        f"data.path={own}",
+        "data.imbalance_ratio=40",
+        *overrides,
+    ]
+
+
+SMOKE = ["trainer=smoke", "model.net.width=2", "data.batch_size=8"]
+
+
+def test_the_smoke_trainer_goes_through_every_phase_of_the_schedule(config, own, tmp_path):
+    watch = "+callbacks.rates={_target_: lightning.pytorch.callbacks.LearningRateMonitor}"
+    cfg = config(*cifar(own, *SMOKE), "trainer.max_epochs=10", "logger=csv", "callbacks=none", watch)
+    report = run.train(cfg)
+    assert int(report.drawn.sum()) == 10 * 2 * 8
+    with open(next(tmp_path.rglob("metrics.csv"))) as file:
+        rates = [float(row["lr-SGD"]) for row in csv.DictReader(file) if row["lr-SGD"]]
+    assert rates == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1, 0.1, 0.1, 0.1, 0.001, 0.00001])
+    assert report.best.on_test
+    assert 1 <= report.best.epoch <= 10
+    assert list(report.shots) == ["many", "medium", "few"]
+
+
+def test_the_cifar_recipe_learns_and_measures_the_training_images(config, own):
+    small = ["model.net.width=4", "data.batch_size=16", "model.scheduler.warm_up=1", "trainer.max_epochs=12"]
+    report = run.train(config("logger=none", *cifar(own, *small)))
+    assert report.images.tolist() == long_tail_counts(10, 40, 40).tolist()
+    # Brightness tells the class, but for the crops' black edges; chance is 0.1.
+    assert report.balanced_accuracy > 0.3
+    assert report.best.accuracy >= report.balanced_accuracy - 1e-6  # the last epoch was validated on the same images
+
+
+@pytest.mark.parametrize("data", ["digits", "cifar"])
+@pytest.mark.parametrize("baseline", ["weighted_sampler", "drw", "balanced_softmax", "logit_adjustment"])
+def test_every_baseline_trains_without_the_plugin(config, own, capsys, baseline, data):
+    cfg = config("logger=none", f"baseline={baseline}", *(cifar(own, *SMOKE) if data == "cifar" else ()))
+    report = run.train(cfg)
+    assert (report.largest_weight, report.recall.shape) == (1.0, (10,))
+    run.show(report, cfg)
+    assert re.search("with (weighted_sampler|DeferredReweighting|Balanced|Logit)", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("fair", ["default", "aggressive", "deferred", "progressive", "hard_classes"])
+def test_every_setting_of_the_plugin_trains_cifar_through_the_schedule(config, own, fair):
+    report = run.train(config("logger=none", f"fair={fair}", *cifar(own, *SMOKE), "trainer.max_epochs=10"))
+    assert int(report.drawn.sum()) == 10 * 2 * 8
+    if fair == "default":
+        assert report.share_of_draws == pytest.approx([0.1] * 10, abs=1 / 160)
+    if fair == "deferred":
+        # 128 draws at the data's mix, then 32 from all classes alike; the feedback keeps both within half a batch.
+        assert report.drawn[0] == pytest.approx(128 * report.images[0] / report.images.sum() + 32 / 10, abs=4)
+
+
+def test_a_baseline_changes_what_it_says_and_nothing_else(config):
+    def trained(*overrides):
+        return run.train(config("logger=none", "trainer.max_epochs=6", *overrides))
+
+    off = trained("fair=off")
+    sampler = trained("baseline=weighted_sampler")
+    # 1452 draws: a class's share has the standard deviation sqrt(0.1 * 0.9 / 1452) < 0.008; five of them.
+    assert sampler.share_of_draws == pytest.approx([0.1] * 10, abs=0.04)
+    for name in ("drw", "balanced_softmax", "logit_adjustment"):
+        other = trained(f"baseline={name}")
+        assert other.drawn.tolist() == off.drawn.tolist()
+        assert other.recall.tolist() != off.recall.tolist()
+    for same in (
+        ["baseline=drw", "baseline.loss.begin=6"],
+        ["baseline=balanced_softmax", "baseline.loss.tau=0"],
+        ["baseline=logit_adjustment", "baseline.adjust.tau=0"],
+    ):
+        assert trained(*same).recall.tolist() == off.recall.tolist()
+
+
+def test_the_best_epoch_is_that_of_the_validations_and_outlives_a_checkpoint(config, tmp_path):
+    often = ["trainer.check_val_every_n_epoch=1", "callbacks.checkpoint.every_n_epochs=1"]
+    report = run.train(config("logger=csv", "trainer.max_epochs=5", *often))
+    with open(next(tmp_path.rglob("metrics.csv"))) as file:
+        rows = [row for row in csv.DictReader(file) if row["val/balanced_accuracy"]]
+    accuracies = [float(row["val/balanced_accuracy"]) for row in rows]
+    assert len(accuracies) == 5
+    assert report.best == Best(accuracies.index(max(accuracies)) + 1, pytest.approx(max(accuracies)), on_test=False)
+    # A rate of 1 spoils the network: no later epoch is the best one.
+    more = ["trainer.max_epochs=6", f"ckpt_path={tmp_path}/checkpoints/last.ckpt", "model.lr=1"]
+    assert run.train(config("logger=none", *often, *more)).best == report.best

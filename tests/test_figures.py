@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
+from test_recipes import fake_mnist
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -147,3 +149,78 @@ def test_spread_over_seeds_is_that_of_a_sample(load):
     assert digits.spread([1.0, 3.0], 2) == "2.00 ± 1.41"
     assert digits.spread([2.0, 2.0], 1, " %") == "2.0 %"
     assert digits.spread([2.0], 1) == "2.0"
+
+
+@pytest.fixture
+def mnist(load, tmp_path, monkeypatch):
+    """The benchmark, and what makes a run of it short."""
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        monkeypatch.setenv(name, "0")  # so that the test's end takes away what seed_everything sets
+    logger = logging.getLogger("lightning.pytorch")
+    threads, level = torch.get_num_threads(), logger.level
+    fake_mnist(tmp_path, packed=True)
+    script = load("mnist", "benchmarks")
+    short = ["trainer.accelerator=cpu", "threads=1", "data.largest=20", "data.imbalance_ratio=10"]
+    keep = tmp_path / "results" / "mnist.jsonl"
+
+    def main(*arguments, overrides=()):
+        given = ["--root", str(tmp_path), "--epochs", "1", "--keep", str(keep), *arguments]
+        script.main([*given, "--overrides", *short, *overrides])
+
+    yield script, main, keep
+    torch.set_num_threads(threads)
+    logger.setLevel(level)
+
+
+def test_table_of_mnist_is_printed_and_goes_on_from_what_was_kept(mnist, capsys, monkeypatch):
+    script, main, keep = mnist
+    methods = ["--methods", "off", "weighted_sampler", "default"]
+    main("--seeds", "1", *methods)
+    first = capsys.readouterr().out
+    assert "| `fair=off` | 0." in first
+    assert "| `baseline=weighted_sampler` | 0." in first
+    assert re.search(r"against `(fair=off|baseline=weighted_sampler)`, seed by seed", first)
+    assert "many-shot" not in first
+    assert "| medium-shot (images: 20) | few-shot (images: 15 to 2) |" in first
+    trained = []
+    real = script.train
+    monkeypatch.setattr(script, "train", lambda cfg: trained.append((cfg.seed, bool(cfg.fair))) or real(cfg))
+    main("--seeds", "1", *methods)
+    assert capsys.readouterr().out == first
+    assert not trained
+    keep.write_text(keep.read_text()[:-20])  # the last result, half written
+    main("--seeds", "2", *methods)
+    assert trained == [(1, True), (2, False), (2, False), (2, True)]
+    main("--seeds", "2", *methods)
+    assert len(trained) == 4
+    main("--seeds", "1", "--methods", "off", overrides=["trainer.max_epochs=2"])
+    assert len(trained) == 5  # other settings
+
+
+def test_benchmark_of_mnist_names_the_methods_there_are(mnist, capsys):
+    _, main, keep = mnist
+    with pytest.raises(SystemExit):
+        main("--methods", "off", "magic")
+    assert "There is no method 'magic'. Methods: aggressive, balanced_softmax, " in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main("--seeds", "0")
+    assert "--seeds must be at least 1, got 0" in capsys.readouterr().err
+    assert not keep.exists()
+
+
+def test_differences_are_those_of_runs_with_the_same_seed(load):
+    script = load("mnist", "benchmarks")
+    assert script.paired([0.5, 0.9, 0.7], [0.4, 0.7, 0.7]) == "+0.100 ± 0.100, 2 of 3 higher"
+    assert script.paired([0.4], [0.7]) == "-0.300, 0 of 1 higher"
+
+
+def test_every_method_of_the_mnist_benchmark_is_a_choice_of_config(load):
+    script = load("mnist", "benchmarks")
+    assert [script.choice(method) for method in script.METHODS] == [
+        "fair=off",
+        "baseline=weighted_sampler",
+        "fair=default",
+        "fair=deferred",
+        "fair=hard_classes",
+        "baseline=balanced_softmax",
+    ]

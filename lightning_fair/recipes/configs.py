@@ -7,84 +7,14 @@ kind of value (a number or a schedule) are `Any` here and checked in `recipes/ru
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import importlib.util
+from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
-
-@dataclass
-class DigitsData:
-    """`lightning_fair.recipes.data.DigitsDataModule`."""
-
-    _target_: str = "lightning_fair.recipes.data.DigitsDataModule"
-    imbalance_ratio: float = 100.0
-    kind: str = "exp"
-    largest: int = 100
-    batch_size: int = 32
-    num_workers: int = 0
-    seed: int = 0
-
-
-@dataclass
-class MNISTData:
-    """`lightning_fair.recipes.data.MNISTDataModule`."""
-
-    _target_: str = "lightning_fair.recipes.data.MNISTDataModule"
-    root: str = "data"
-    imbalance_ratio: float = 100.0
-    kind: str = "exp"
-    largest: int = 5000
-    batch_size: int = 128
-    num_workers: int = 0
-    seed: int = 0
-
-
-@dataclass
-class SmallCNN:
-    """`lightning_fair.recipes.models.small_cnn`."""
-
-    _target_: str = "lightning_fair.recipes.models.small_cnn"
-    image_size: int = 8
-    in_channels: int = 1
-    channels: list[int] = field(default_factory=lambda: [32, 64])
-    hidden: int = 128
-    num_classes: int = 10
-    dropout: float = 0.0
-
-
-@dataclass
-class MLP:
-    """`lightning_fair.recipes.models.mlp`."""
-
-    _target_: str = "lightning_fair.recipes.models.mlp"
-    image_size: int = 8
-    in_channels: int = 1
-    hidden: list[int] = field(default_factory=lambda: [128])
-    num_classes: int = 10
-    dropout: float = 0.0
-
-
-@dataclass
-class Warp:
-    """`lightning_fair.recipes.augment.RandomWarp`."""
-
-    _target_: str = "lightning_fair.recipes.augment.RandomWarp"
-    shift: float = 0.125
-    distort: float = 0.1
-
-
-@dataclass
-class Task:
-    """`lightning_fair.recipes.task.ClassificationTask`."""
-
-    _target_: str = "lightning_fair.recipes.task.ClassificationTask"
-    net: Any = MISSING
-    num_classes: int = 10
-    lr: float = 1e-3
-    weight_decay: float = 1e-2
-    augment: Warp | None = None
+from lightning_fair.recipes import schemas
 
 
 @dataclass
@@ -222,21 +152,38 @@ class Train:
     threads: int | None = None
     ckpt_path: str | None = None
     output_dir: str = MISSING
+    epochs: int = 10
     data: Any = MISSING
     model: Any = MISSING
     fair: Any = MISSING
+    baseline: Any = MISSING
     callbacks: Any = MISSING
     trainer: Any = MISSING
     logger: Any = MISSING
 
 
 SCHEMAS: dict[str, type] = {
-    "digits": DigitsData,
-    "mnist": MNISTData,
-    "small_cnn": SmallCNN,
-    "mlp": MLP,
-    "warp": Warp,
-    "task": Task,
+    "digits": schemas.DigitsData,
+    "mnist": schemas.MNISTData,
+    "cifar10": schemas.CIFAR10Data,
+    "cifar100": schemas.CIFAR100Data,
+    "arrays": schemas.ArraysData,
+    "drift": schemas.DriftData,
+    "recovery": schemas.Recovery,
+    "small_cnn": schemas.SmallCNN,
+    "mlp": schemas.MLP,
+    "resnet32": schemas.ResNet32,
+    "warp": schemas.Warp,
+    "crop_flip": schemas.CropFlip,
+    "standardize": schemas.Standardize,
+    "sgd": schemas.SGD,
+    "warm_up_and_drop": schemas.WarmUpAndDrop,
+    "task": schemas.Task,
+    "baseline": schemas.Baseline,
+    "weighted_sampler": schemas.WeightedSampler,
+    "drw": schemas.DRW,
+    "balanced_softmax": schemas.BalancedSoftmax,
+    "logit_adjustment": schemas.LogitAdjustment,
     "fair": Fair,
     "fair_off": FairOff,
     "checkpoint": Checkpoint,
@@ -248,8 +195,44 @@ SCHEMAS: dict[str, type] = {
 }
 
 
+def has_optuna() -> bool:
+    """Return whether Hydra's Optuna sweeper is installed."""
+    try:
+        return importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is not None
+    except ModuleNotFoundError:  # no plugin at all
+        return False
+
+
+def epoch_at(share: float, *, _root_: Any) -> int:
+    """Return the epoch, from 0, at which ``share`` of the training is over: ``${epoch_at:0.8}`` in a config.
+
+    Args:
+        share: In [0, 1].
+
+    Raises:
+        ValueError: If the Trainer has no limit of epochs.
+
+    Example:
+        >>> register()
+        >>> cfg = OmegaConf.create({"trainer": {"max_epochs": 200}, "begin": "${epoch_at:0.8}"})
+        >>> cfg.begin
+        160
+    """
+    epochs: int | None = _root_.trainer.max_epochs
+    if epochs is None or epochs < 0:
+        raise ValueError(
+            f"A schedule over {share:g} of the training needs trainer.max_epochs, got {epochs}. State it, or the epoch "
+            "in place of ${epoch_at:...}."
+        )
+    return round(share * epochs)
+
+
 def register() -> None:
-    """Make the schemas known to Hydra; call it before ``hydra.main`` or ``compose``."""
+    """Make the schemas and ``${epoch_at:...}`` known to Hydra; call it before ``hydra.main`` or ``compose``."""
+    OmegaConf.register_new_resolver("epoch_at", epoch_at, replace=True)
     store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
         store.store(group="schema", name=name, node=schema)
+    if not has_optuna():
+        # In the place of the sweeper that is missing, so that `hparams_search=optuna` can say what to install.
+        store.store(group="hydra/sweeper", name="optuna", node={"_target_": "optuna"})

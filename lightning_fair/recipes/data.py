@@ -5,110 +5,20 @@ from __future__ import annotations
 import contextlib
 import gzip
 import math
-from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 
-from lightning_fair.recipes.longtail import Kind, LongTail
+from lightning_fair.recipes.images import Images, Item, LongTailedImages
+from lightning_fair.recipes.longtail import Kind
 from lightning_fair.simplex import Ints
 
-Item = tuple[torch.Tensor, int]
 
-
-class Images(Dataset[Item]):
-    """Grey images in memory, with their labels.
-
-    Args:
-        images: Brightness from 0 to ``white``, uint8, shape ``(N, H, W)``.
-        targets: Label of each image, integers, shape ``(N,)``.
-        classes: Name of each class.
-        white: Brightness of white; images are given out divided by it.
-    """
-
-    def __init__(self, images: NDArray[np.uint8], targets: NDArray[Any], classes: Sequence[str], white: float) -> None:
-        self.images = torch.from_numpy(images).unsqueeze(1)
-        self.targets = targets.astype(np.int64)
-        self.classes = list(classes)
-        self._scale = 1.0 / white
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> Item:
-        """Return the image, float32 in [0, 1], shape ``(1, H, W)``, and its label."""
-        return self.images[index] * self._scale, int(self.targets[index])
-
-
-class _LongTailedImages(L.LightningDataModule):
-    """Training set long-tailed, validation and test set with every class alike (as far as the data are)."""
-
-    train_set: LongTail[Item]
-    val_set: Dataset[Item]
-    test_set: Dataset[Item]
-
-    def __init__(
-        self,
-        imbalance_ratio: float,
-        kind: Kind,
-        largest: int,
-        batch_size: int,
-        num_workers: int,
-        seed: int,
-    ) -> None:
-        super().__init__()
-        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0), ("seed", seed, 0)):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}.")
-        self.imbalance_ratio = imbalance_ratio
-        self.kind: Kind = kind
-        self.largest = largest
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.seed = seed
-
-    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002
-        """Make the three data sets, once."""
-        if not hasattr(self, "train_set"):
-            train, self.val_set, self.test_set = self._split()
-            self.train_set = LongTail(train, self.imbalance_ratio, self.kind, seed=self.seed, largest=self.largest)
-
-    def train_dataloader(self) -> DataLoader[Item]:
-        """Return the long-tailed training data, shuffled."""
-        return self._loader(self.train_set, shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[Item]:
-        """Return the validation data."""
-        return self._loader(self.val_set)
-
-    def test_dataloader(self) -> DataLoader[Item]:
-        """Return the test data."""
-        return self._loader(self.test_set)
-
-    @abstractmethod
-    def _split(self) -> tuple[Dataset[Item], Dataset[Item], Dataset[Item]]:
-        """Return training data that are still balanced, validation and test data."""
-
-    def _loader(self, dataset: Dataset[Item], shuffle: bool = False) -> DataLoader[Item]:
-        # The held-out sets need no gradients, so larger batches fit, and they are faster.
-        batch_size = self.batch_size if shuffle else max(self.batch_size, 256)
-        return DataLoader(
-            dataset,
-            batch_size=batch_size,
-            shuffle=shuffle,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
-
-
-class DigitsDataModule(_LongTailedImages):
+class DigitsDataModule(LongTailedImages):
     """The UCI handwritten digits that scikit-learn ships: 1797 grey images of 8x8 pixels, no download.
 
     A stratified third is held out for the test and 8 % for validation, so both keep the balance of the
@@ -135,6 +45,8 @@ class DigitsDataModule(_LongTailedImages):
         (144, 599)
     """
 
+    seed: int
+
     def __init__(
         self,
         imbalance_ratio: float = 100.0,
@@ -155,7 +67,7 @@ class DigitsDataModule(_LongTailedImages):
         return _subset(images, train), _subset(images, val), _subset(images, test)
 
 
-class MNISTDataModule(_LongTailedImages):
+class MNISTDataModule(LongTailedImages):
     """MNIST, made long-tailed. Validation: 1 / 15 of the training images; test: MNIST's own.
 
     The files are looked for in torchvision's layout, ``<root>/MNIST/raw/``, unpacked or as ``.gz``, and only
@@ -177,6 +89,8 @@ class MNISTDataModule(_LongTailedImages):
             too, if a file is not what its name says.
     """
 
+    seed: int
+
     def __init__(
         self,
         root: str = "data",
@@ -197,20 +111,13 @@ class MNISTDataModule(_LongTailedImages):
             return
         from torchvision.datasets import MNIST
 
-        raw = _raw_folder(self.root)
-        absent = [folder for folder in (raw, *raw.parents) if not folder.exists()]
-        try:
+        remedy = (
+            f"MNIST is not in {_raw_folder(self.root)} (missing: {', '.join(missing)}) and could not be "
+            "downloaded. Put the four files there, as they are or as .gz, or name the folder that has "
+            "them: data.root=<folder with MNIST/raw in it>. experiment=digits needs no files."
+        )
+        with downloading(_raw_folder(self.root), remedy):
             MNIST(self.root, download=True)
-        except (RuntimeError, OSError) as error:
-            raise FileNotFoundError(
-                f"MNIST is not in {_raw_folder(self.root)} (missing: {', '.join(missing)}) and could not be "
-                "downloaded. Put the four files there, as they are or as .gz, or name the folder that has "
-                "them: data.root=<folder with MNIST/raw in it>. experiment=digits needs no files."
-            ) from error
-        finally:
-            for folder in absent:  # torchvision makes them before it downloads
-                with contextlib.suppress(OSError):  # not empty: there are files now
-                    folder.rmdir()
 
     def _split(self) -> tuple[Dataset[Item], Dataset[Item], Dataset[Item]]:
         train, test = self._read("train"), self._read("t10k")
@@ -257,6 +164,28 @@ def deal(labels: NDArray[Any], shares: Sequence[float], seed: int) -> list[Ints]
         cuts = np.rint(edges * items.size).astype(np.int64)
         part[items] = np.searchsorted(cuts, np.arange(items.size), side="right")
     return [np.flatnonzero(part == number) for number in range(len(shares) + 1)]
+
+
+@contextlib.contextmanager
+def downloading(folder: Path, remedy: str) -> Iterator[None]:
+    """Turn a download that fails into an error that helps, and take away the empty folders that it leaves.
+
+    Args:
+        folder: Where torchvision puts the files; it makes the folder, and those above, before it downloads.
+        remedy: Text of the error.
+
+    Raises:
+        FileNotFoundError: If the download fails.
+    """
+    absent = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        raise FileNotFoundError(remedy) from error
+    finally:
+        for place in absent:
+            with contextlib.suppress(OSError):  # not empty: there are files now
+                place.rmdir()
 
 
 def read_idx(path: str | Path) -> NDArray[np.uint8]:

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from rich.table import Table
 
 from lightning_fair.simplex import Floats, Ints
 
+SHOTS = {"many": (101, None), "medium": (20, 100), "few": (0, 19)}  # training images, both ends included
+
+
+@dataclass(frozen=True)
+class Best:
+    """The epoch with the largest balanced accuracy in validation.
+
+    Attributes:
+        epoch: From 1.
+        accuracy: Balanced accuracy, in [0, 1].
+        on_test: Whether the test set is the validation data, so that the epoch was chosen with it.
+    """
+
+    epoch: int
+    accuracy: float
+    on_test: bool
+
 
 @dataclass(frozen=True)
 class Report:
-    """The outcome of a run.
+    """The outcome of a run, after its last epoch.
 
     Attributes:
         classes: Name of each class, ``K`` of them.
@@ -24,6 +42,9 @@ class Report:
         accuracy: Share of all test images that were recognised, in [0, 1].
         largest_weight: Largest importance weight of the run; 1 without the plugin.
         effective_sample_size: Mean over the batches, in samples; the batch size without the plugin.
+        val_balanced_accuracy: Balanced accuracy of the last validation, in [0, 1]; None without one, or if it
+            was by the test set.
+        best: The best epoch, to be shown beside the last and never in its place; None without validation.
     """
 
     classes: Sequence[str]
@@ -33,6 +54,8 @@ class Report:
     accuracy: float
     largest_weight: float
     effective_sample_size: float
+    val_balanced_accuracy: float | None = None
+    best: Best | None = None
 
     @property
     def share_of_draws(self) -> Floats:
@@ -53,6 +76,15 @@ class Report:
         """
         return float(self.recall @ self.images / self.images.sum())
 
+    @property
+    def shots(self) -> dict[str, float]:
+        """Mean recall of the classes with many, medium and few training images, in [0, 1]; NaN where there is none.
+
+        Many is more than 100, few is less than 20.
+        """
+        groups = {name: _within(self.images, *ends) for name, ends in SHOTS.items()}
+        return {name: float(self.recall[group].mean()) if group.any() else math.nan for name, group in groups.items()}
+
     def table(self, title: str = "") -> Table:
         """Return the report as a rich table; ``rich.print`` shows it."""
         table = Table(title=title or None, show_footer=True, title_justify="left")
@@ -69,14 +101,34 @@ class Report:
         """Return the numbers of the whole run as a rich table."""
         table = Table(show_header=False, box=None)
         for name, value, meaning in (
-            ("balanced accuracy", f"{self.balanced_accuracy:.3f}", "mean of the recalls"),
+            ("balanced accuracy", f"{self.balanced_accuracy:.3f}", "mean of the recalls, after the last epoch"),
+            *self._shot_rows(),
             ("plain accuracy", f"{self.accuracy:.3f}", "over the test set as it is"),
             ("accuracy at prior", f"{self.prior_accuracy:.3f}", "recalls weighted by the training images"),
             ("largest weight", f"{self.largest_weight:.2f}", "of one sample in the loss"),
             ("effective sample size", f"{self.effective_sample_size:.1f}", "samples a batch, mean"),
+            *self._best_rows(),
         ):
             table.add_row(name, value, f"[dim]{meaning}[/dim]")
         return table
+
+    def _shot_rows(self) -> Iterator[tuple[str, str, str]]:
+        for name, recall in self.shots.items():
+            low, high = SHOTS[name]
+            sizes = f"{low} or more" if high is None else f"{low} to {high}" if low else f"{high} or fewer"
+            number = int(_within(self.images, low, high).sum())
+            meaning = f"{number} class{'es' * (number != 1)} with {sizes} training images"
+            yield f"  {name}-shot", "-" if math.isnan(recall) else f"{recall:.3f}", meaning
+
+    def _best_rows(self) -> Iterator[tuple[str, str, str]]:
+        if self.best:
+            chosen = "chosen on the test set itself" if self.best.on_test else "on the validation data"
+            meaning = f"balanced accuracy of epoch {self.best.epoch}, {chosen}; not the result"
+            yield "best epoch", f"{self.best.accuracy:.3f}", meaning
+
+
+def _within(images: Ints, low: int, high: int | None) -> NDArray[np.bool_]:
+    return (images >= low) & (images <= (images.max() if high is None else high))
 
 
 def make_report(
@@ -87,6 +139,8 @@ def make_report(
     accuracy: float,
     largest_weight: float,
     effective_sample_size: float,
+    val_balanced_accuracy: float | None = None,
+    best: Best | None = None,
 ) -> Report:
     """Return the report of these numbers, whatever their containers.
 
@@ -111,4 +165,6 @@ def make_report(
         float(accuracy),
         float(largest_weight),
         float(effective_sample_size),
+        val_balanced_accuracy,
+        best,
     )

@@ -13,14 +13,31 @@ from typing import Any
 import lightning as L
 import rich
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import IterableDataset
 
 from lightning_fair.callback import FairSampling
 from lightning_fair.labels import find_labels
-from lightning_fair.recipes.report import Report, make_report
+from lightning_fair.recipes.report import Best, Report, make_report
+from lightning_fair.recipes.sweep_results import metrics_of
+
+# The columns of TensorBoard's HParams tab, beside those that were set on the command line.
+HPARAMS = (
+    "data",
+    "data.imbalance_ratio",
+    "data.batch_size",
+    *(
+        f"fair.{name}"
+        for name in ("alpha", "min_prob", "horizon", "lambda1", "lambda2", "target_probs", "reference", "max_weight")
+    ),
+    "model.lr",
+    "trainer.max_epochs",
+    "seed",
+)
 
 
 def train(cfg: DictConfig) -> Report:
@@ -45,7 +62,9 @@ def train(cfg: DictConfig) -> Report:
     # Whatever the data can show to be wrong comes to light here, before a logger or a checkpoint writes anything.
     data.prepare_data()
     data.setup("fit")
-    if fair:
+    _check_classes(task, data)
+    _take_baseline(cfg.baseline, task, data)
+    if fair and not isinstance(data.train_set, IterableDataset):
         fair.make_sampler(find_labels(data.train_set, fair.labels), data.batch_size)
     callbacks = [instantiate(callback) for callback in (cfg.callbacks or {}).values()]
     if cfg.trainer.enable_progress_bar is False:
@@ -59,14 +78,19 @@ def train(cfg: DictConfig) -> Report:
         _convert_="all",
     )
     trainer.fit(task, datamodule=data, ckpt_path=cfg.ckpt_path)
+    # Kept now, for the test takes its place; of a validation by the test set there is nothing to keep.
+    validated = None if data.val_set is data.test_set else trainer.callback_metrics.get("val/balanced_accuracy")
     trainer.test(task, datamodule=data, verbose=False)
-    return _report(task, data, fair)
+    report = _report(task, data, fair, None if validated is None else float(validated))
+    _log_hparams(trainer, hparams(cfg), report)
+    return report
 
 
 def show(report: Report, cfg: DictConfig) -> None:
     """Print the report and the command that opens TensorBoard on the run's logs."""
     # Lightning's overfit_batches switches the plugin off.
     fair = "with FairSampling" if cfg.fair and not cfg.trainer.overfit_batches else "without FairSampling"
+    fair = ", ".join(f"with {name}" for name in _baseline(cfg)) or fair
     rich.print(report.table(title=f"Test after training {fair}, seed {cfg.seed}"))
     rich.print(report.summary())
     folder = tensorboard_dir(cfg)
@@ -94,7 +118,7 @@ def check(cfg: DictConfig) -> None:
 
     Raises:
         TypeError: Naming the key, the value and what it may be.
-        ValueError: If the seed is negative.
+        ValueError: If the seed is negative, or a baseline comes with the plugin.
 
     Example:
         >>> check(OmegaConf.create({"fair": {"alpha": "fast", "target_probs": "uniform"}}))
@@ -103,6 +127,11 @@ def check(cfg: DictConfig) -> None:
     """
     if cfg.get("seed", 0) < 0:
         raise ValueError(f"seed must be at least 0, got {cfg.seed}.")
+    if cfg.fair and _baseline(cfg):
+        raise ValueError(
+            f"A baseline ({', '.join(_baseline(cfg))}) goes with fair=off: beside FairSampling both would correct for "
+            "the class mix. Leave fair=... out, or take baseline=none."
+        )
     fair: Any = OmegaConf.to_container(cfg.fair, resolve=True) if cfg.fair else {}
     alpha = fair.get("alpha", 0.0)
     if not (_is_number(alpha) or (isinstance(alpha, Mapping) and "_target_" in alpha)):
@@ -110,11 +139,13 @@ def check(cfg: DictConfig) -> None:
             f"fair.alpha must be a number or a schedule {{_target_: lightning_fair.schedules...}}, got {alpha!r}."
         )
     target = fair.get("target_probs")
+    if isinstance(target, Mapping) and "_target_" in target:
+        return
     numbers = target.values() if isinstance(target, Mapping) else target if isinstance(target, list) else ()
     if not isinstance(target, (str, list, Mapping, type(None))) or not all(map(_is_number, numbers)):
         raise TypeError(
-            "fair.target_probs must be a name, a list of probabilities or a mapping from class to probability, "
-            f"got {target!r}."
+            "fair.target_probs must be a name, a list of probabilities, a mapping from class to probability or a shift "
+            f"{{_target_: lightning_fair.schedules.Shift, ...}}, got {target!r}."
         )
 
 
@@ -122,7 +153,35 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _report(task: Any, data: Any, fair: FairSampling | None) -> Report:
+def _baseline(cfg: DictConfig) -> list[str]:
+    """Return the names of what a baseline replaces."""
+    parts = cfg.get("baseline") or {}
+    return [part._target_.rpartition(".")[2] for part in parts.values() if part]
+
+
+def _take_baseline(baseline: DictConfig, task: Any, data: Any) -> None:
+    if baseline.sampler:
+        if not hasattr(data, "make_sampler"):
+            raise ValueError(
+                f"A sampler draws by index, and {type(data).__name__} gives a stream. Take a baseline that changes the "
+                "loss, or fair=... for a stream that is steered."
+            )
+        data.make_sampler = instantiate(baseline.sampler)
+    for part in ("loss", "adjust"):
+        if baseline[part]:
+            setattr(task, part, instantiate(baseline[part])(data.train_set.class_counts))
+
+
+def _check_classes(task: Any, data: Any) -> None:
+    found = data.train_set.class_counts.size
+    if found != task.num_classes:
+        raise ValueError(
+            f"The data have {found} classes, but the model is for {task.num_classes}. Set model.num_classes={found} "
+            f"(and model.net.num_classes={found}, where it does not follow)."
+        )
+
+
+def _report(task: Any, data: Any, fair: FairSampling | None, validated: float | None) -> Report:
     drawn = task.drawn.cpu().numpy()
     counts = data.train_set.class_counts
     if fair and fair.sampler is None:
@@ -136,7 +195,44 @@ def _report(task: Any, data: Any, fair: FairSampling | None) -> Report:
         largest_weight=fair.largest_weight if fair else 1.0,
         # Without weights every sample counts fully.
         effective_sample_size=fair.effective_sample_size if fair else drawn.sum() / max(int(task.steps), 1),
+        val_balanced_accuracy=validated,
+        best=Best(int(task.best_epoch), float(task.best_accuracy), data.val_set is data.test_set)
+        if task.best_epoch
+        else None,
     )
+
+
+def hparams(cfg: DictConfig) -> dict[str, float | str | bool]:
+    """Return what TensorBoard's HParams tab compares runs by: those of `HPARAMS`, and what was set by hand.
+
+    TensorBoard takes the columns from whichever run it reads first, so that every run has to have all of them:
+    what a run lacks is ``"off"``.
+
+    Example:
+        >>> hparams(OmegaConf.create({"seed": 1, "fair": {"alpha": 8.0}}))["fair.alpha"]
+        8.0
+    """
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    by_hand = dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
+    found: dict[str, float | str | bool] = {}
+    for key in dict.fromkeys((*HPARAMS, *by_hand)):
+        value = OmegaConf.select(cfg, key)
+        if isinstance(value, DictConfig) and key in by_hand:
+            value = by_hand[key]  # a group by the name of the choice
+        elif isinstance(value, DictConfig) and "_target_" in value:
+            value = value._target_.rpartition(".")[2]
+        elif value is None:
+            value = by_hand.get(key) or ("default" if OmegaConf.select(cfg, key.rpartition(".")[0]) else "off")
+        found[key] = value if isinstance(value, (int, float, str)) else str(value)
+    return found
+
+
+def _log_hparams(trainer: L.Trainer, params: dict[str, float | str | bool], report: Report) -> None:
+    metrics = {f"hp/{name}": value for name, value in metrics_of(report).items()}
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(params, metrics)
+            logger.finalize("success")
 
 
 def _quieten() -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassRecall
 
 from lightning_fair.mixin import ImportanceWeightedMixin
+from lightning_fair.recipes.augment import Standardize
+from lightning_fair.recipes.baselines import CrossEntropy
 
 
 class ClassificationTask(ImportanceWeightedMixin, L.LightningModule):
-    """Trains a network on images and labels with weighted cross entropy and AdamW.
+    """Trains a network on images and labels with weighted cross entropy; by AdamW, unless told otherwise.
 
     Without a ``FairSampling`` callback the weights are one, and it is an ordinary classifier: the mixin
     installs none here, so that a comparison without the plugin really is without it.
@@ -23,11 +28,20 @@ class ClassificationTask(ImportanceWeightedMixin, L.LightningModule):
     Args:
         net: Network from a batch of inputs to logits, shape ``(batch, K)``.
         num_classes: Number of classes ``K``.
-        lr: Learning rate of AdamW.
-        weight_decay: Weight decay of AdamW.
+        lr: Learning rate of the optimiser.
+        weight_decay: Weight decay of the optimiser.
+        optimizer: From parameters, ``lr`` and ``weight_decay`` to the optimiser, such as
+            ``functools.partial(torch.optim.SGD, momentum=0.9)``. None: AdamW.
+        scheduler: From the optimiser to its learning rates over the epochs, or None: always the same.
         augment: Called on the inputs of each training batch, or None.
+        standardize: Called on the inputs of every batch, after ``augment``, or None. It takes its mean and
+            deviation from the data module's ``moments()`` where training starts.
 
     Attributes:
+        loss: From logits, labels and epoch (from 0) to the loss of each sample, in training.
+        adjust: Called on the logits in validation and test.
+        best_accuracy: Largest balanced accuracy of a validation so far, in [0, 1]; NaN before the first.
+        best_epoch: Epoch of that validation, from 1; 0 before the first.
         drawn: Training samples of each class that this process has seen, int64, shape ``(K,)``.
         steps: Training batches that this process has seen.
         test_recall: Recall of each class at the last test, shape ``(K,)``; None before.
@@ -38,6 +52,8 @@ class ClassificationTask(ImportanceWeightedMixin, L.LightningModule):
 
     drawn: torch.Tensor
     steps: torch.Tensor
+    best_accuracy: torch.Tensor
+    best_epoch: torch.Tensor
 
     def __init__(
         self,
@@ -45,12 +61,19 @@ class ClassificationTask(ImportanceWeightedMixin, L.LightningModule):
         num_classes: int = 10,
         lr: float = 1e-3,
         weight_decay: float = 1e-2,
+        optimizer: Callable[..., Optimizer] | None = None,
+        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         augment: nn.Module | None = None,
+        standardize: Standardize | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["net", "augment"])
+        self.save_hyperparameters("num_classes", "lr", "weight_decay")
         self.net = net
         self.augment = nn.Identity() if augment is None else augment
+        self.standardize = nn.Identity() if standardize is None else standardize
+        self.loss: nn.Module = CrossEntropy()
+        self.adjust: nn.Module = nn.Identity()
+        self.optimizer, self.scheduler = optimizer or AdamW, scheduler
         self.num_classes = num_classes
         self.lr = lr
         self.weight_decay = weight_decay
@@ -68,10 +91,17 @@ class ClassificationTask(ImportanceWeightedMixin, L.LightningModule):
         # Buffers: they are counted on the device, so training never waits for the numbers.
         self.register_buffer("drawn", torch.zeros(num_classes, dtype=torch.int64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("best_accuracy", torch.tensor(float("nan")))
+        self.register_buffer("best_epoch", torch.zeros((), dtype=torch.int64))
+
+    def setup(self, stage: str) -> None:
+        """Measure the training data, where the inputs are to be standardised."""
+        if stage == "fit" and isinstance(self.standardize, Standardize):
+            self.standardize.measure(*self.trainer.datamodule.moments())  # type: ignore[attr-defined]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits, shape ``(batch, K)``."""
-        logits: torch.Tensor = self.net(x)
+        logits: torch.Tensor = self.net(self.standardize(x))
         return logits
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:  # noqa: ARG002
@@ -79,22 +109,31 @@ class ClassificationTask(ImportanceWeightedMixin, L.LightningModule):
         x, y = batch
         self.drawn.scatter_add_(0, y, torch.ones_like(y))
         self.steps += 1
-        loss = self.weighted_loss(F.cross_entropy(self(self.augment(x)), y, reduction="none"))
+        loss = self.weighted_loss(self.loss(self(self.augment(x)), y, self.current_epoch))
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:  # noqa: ARG002
         """Log the unweighted loss, balanced and plain accuracy."""
         x, y = batch
-        logits = self(x)
+        logits = self.adjust(self(x))
         self.val_metrics(logits, y)
         self.log("val/loss", F.cross_entropy(logits, y))
         self.log_dict(self.val_metrics, prog_bar=True)
 
+    def on_validation_epoch_end(self) -> None:
+        """Note the best epoch of the training. It is shown, never trained on or gone back to."""
+        if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
+            return
+        accuracy = self.val_metrics.compute()["val/balanced_accuracy"]
+        if not accuracy <= self.best_accuracy:  # also where that is NaN
+            self.best_accuracy.copy_(accuracy)
+            self.best_epoch.fill_(self.current_epoch + 1)
+
     def test_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:  # noqa: ARG002
         """Log balanced and plain accuracy, and collect the recall of each class."""
         x, y = batch
-        logits = self(x)
+        logits = self.adjust(self(x))
         self.test_metrics(logits, y)
         self.recall.update(logits, y)
         self.log_dict(self.test_metrics)
@@ -106,5 +145,6 @@ class ClassificationTask(ImportanceWeightedMixin, L.LightningModule):
         self.recall.reset()
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW over the network."""
-        return torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        """Return the optimiser over the network, and the scheduler where there is one."""
+        optimizer = self.optimizer(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        return optimizer if self.scheduler is None else ([optimizer], [self.scheduler(optimizer)])

@@ -1,0 +1,34 @@
+"""Make the table and the picture of a sweep again, from what lies in its folder.
+
+python examples/train.py -m fair.alpha=2,8,24 fair.min_prob=1e-6,1e-3,1e-2     # ends with both
+python examples/sweep_report.py outputs/sweeps/DATE                            # makes them again
+python examples/sweep_report.py outputs/sweeps/DATE --metric worst_class_recall --out FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_fair.recipes.sweep import summarise
+from lightning_fair.recipes.sweep_results import METRICS
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder of the sweep")
+    parser.add_argument("--out", type=Path, help="folder for sweep.csv, sweep.md and sweep.png (default: the sweep's)")
+    parser.add_argument("--metric", choices=list(METRICS), default="balanced_accuracy", help="what the picture shows")
+    args = parser.parse_args(argv)
+    try:
+        summarise(args.folder, args.out, args.metric)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
