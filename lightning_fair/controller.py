@@ -417,7 +417,8 @@ class FeedbackController:
             "version": _STATE_VERSION,
             "draws": self.draws,
             "epoch": self.epoch,
-            "q": torch.from_numpy(np.stack(self._ends)),
+            "start": _tensor(self._ends[0]),
+            "q": _tensor(self._ends[1]),
             "progress": self._progress,
             "ratio": _tensor(self._ratio),
             "behind": _tensor(self._behind),
@@ -457,15 +458,16 @@ class FeedbackController:
                 f"This controller reads state version {_STATE_VERSION}, got {state.get('version')!r}. "
                 "Resume with the version of lightning-fair that wrote the checkpoint."
             )
-        if state["q"].shape[1] != self.num_classes:
+        ends = [state["start"].numpy(), state["q"].numpy()]
+        if ends[1].size != self.num_classes:
             raise ValueError(
-                f"The state is of a controller with {state['q'].shape[1]} classes, this one has "
+                f"The state is of a controller with {ends[1].size} classes, this one has "
                 f"{self.num_classes}. Resume with the data set the checkpoint was made with."
             )
-        if not np.allclose(state["q"].numpy(), self._ends, rtol=0.0, atol=1e-9):
+        if not np.allclose(ends, self._ends, rtol=0.0, atol=1e-9):
             theirs, mine = (
                 _few(end) if self._shift is None and np.allclose(start, end) else f"{_few(end)} from {_few(start)}"
-                for start, end in (state["q"].numpy(), self._ends)
+                for start, end in (ends, self._ends)
             )
             raise ValueError(
                 f"The state steers to {theirs}, this controller to {mine}. "

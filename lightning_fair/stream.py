@@ -83,9 +83,10 @@ class FairStream(IterableDataset[Any]):
             takes every ``n``-th sample, beginning with the ``i``-th.
         controller: The controller to follow. None: :class:`~lightning_fair.FairSampling` makes it.
         batch_size: Samples of a batch on each rank, at least 1.
-        buffer: Most samples held of a class, at least 1, in each process that iterates. The buffers' memory is at
+        buffer: Most samples held of a class, at least 1, and ``batch_size / reuse``, in each process that iterates. The buffers' memory is at
             most ``K * buffer`` samples, over the classes that have a target.
-        reuse: Most times that a sample is handed out, at least 1: the least used first.
+        reuse: Most times that a sample is handed out, at least 1: the least used first. It is the same object every
+            time, so what takes samples (a ``collate_fn``) may not change them in place.
         reads: Samples read for each one handed out, at least 1. More of them thin the frequent classes out,
             and shorten the epoch: it hands out the source's length divided by ``reads``.
         label: Takes a sample and returns its class. None: the second element of a pair, or what a mapping has under
@@ -137,6 +138,11 @@ class FairStream(IterableDataset[Any]):
         ):
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+        if buffer * reuse < batch_size:
+            raise ValueError(
+                f"buffer * reuse must be at least batch_size, got {buffer} * {reuse} < {batch_size}: while the stream sends "
+                "one class only, a batch could never be filled. Set a larger buffer, or a larger reuse."
+            )
         self.source, self.batch_size, self.buffer, self.reuse, self.reads = source, batch_size, buffer, reuse, reads
         self.label, self.weights, self.seed, self.rank = label, weights, seed, 0
         self.brings_controller = controller is not None
@@ -383,4 +389,11 @@ def _within(counts: Ints, most: Ints) -> Ints:
 
 
 def _with_weight(sample: Any, weight: np.float32) -> Any:
-    return {**sample, "weight": weight} if isinstance(sample, Mapping) else (*sample, weight)
+    if isinstance(sample, Mapping):
+        return {**sample, "weight": weight}
+    if not isinstance(sample, (tuple, list)):
+        raise TypeError(
+            f"weights=True adds the weight to a tuple, a list or a mapping, but a sample is a {type(sample).__name__}. "
+            "Let the source give (x, y)."
+        )
+    return (*sample, weight)
