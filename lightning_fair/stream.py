@@ -83,8 +83,8 @@ class FairStream(IterableDataset[Any]):
             takes every ``n``-th sample, beginning with the ``i``-th.
         controller: The controller to follow. None: :class:`~lightning_fair.FairSampling` makes it.
         batch_size: Samples of a batch on each rank, at least 1.
-        buffer: Most samples held of a class, at least 1, and ``batch_size / reuse``, in each process that iterates. The buffers' memory is at
-            most ``K * buffer`` samples, over the classes that have a target.
+        buffer: Most samples held of a class in each process that iterates, at least ``batch_size / reuse``. The
+            buffers' memory is at most ``K * buffer`` samples, over the classes that have a target.
         reuse: Most times that a sample is handed out, at least 1: the least used first. It is the same object every
             time, so what takes samples (a ``collate_fn``) may not change them in place.
         reads: Samples read for each one handed out, at least 1. More of them thin the frequent classes out,
@@ -140,8 +140,8 @@ class FairStream(IterableDataset[Any]):
                 raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
         if buffer * reuse < batch_size:
             raise ValueError(
-                f"buffer * reuse must be at least batch_size, got {buffer} * {reuse} < {batch_size}: while the stream sends "
-                "one class only, a batch could never be filled. Set a larger buffer, or a larger reuse."
+                f"buffer * reuse must be at least batch_size, got {buffer} * {reuse} < {batch_size}: while the stream "
+                "sends one class only, a batch could never be filled. Set a larger buffer, or a larger reuse."
             )
         self.source, self.batch_size, self.buffer, self.reuse, self.reads = source, batch_size, buffer, reuse, reads
         self.label, self.weights, self.seed, self.rank = label, weights, seed, 0

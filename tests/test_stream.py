@@ -556,6 +556,7 @@ def test_fair_data_module_hands_a_stream_through():
         ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
         ({"buffer": 0}, "buffer must be"),
         ({"reuse": 0.5}, "reuse must be"),
+        ({"buffer": 3, "reuse": 2}, r"buffer \* reuse must be at least batch_size, got 3 \* 2 < 8"),
         ({"reads": True}, "reads must be"),
         ({"seed": -1}, "seed must be an integer of at least 0"),
     ],
@@ -676,3 +677,15 @@ def test_tables_of_the_benchmark_are_printed(benchmark, capsys):
     for name in benchmark.sources():
         assert printed.count(f"| {name} |") == 3
     assert "Recovery after 1 turns of a 99:1 stream" in printed
+
+
+def test_weight_is_not_added_to_a_sample_that_has_no_place_for_it():
+    stream = FairStream(
+        torch.tensor([[1.0, 0.0], [2.0, 1.0]] * 8),
+        FeedbackController(2),
+        batch_size=4,
+        label=lambda s: int(s[1]),
+        weights=True,
+    )
+    with pytest.raises(TypeError, match="to a tuple, a list or a mapping, but a sample is a Tensor"):
+        next(iter(stream))
