@@ -27,9 +27,9 @@ from lightning_fair.labels import usual_labels
 from lightning_fair.sampler import FeedbackBatchSampler
 from lightning_fair.simplex import Floats
 
-MOST_DELIVERED = 4096  # where nobody takes them, in a loop without the callback
+_MOST_DELIVERED = 4096  # where nobody takes them, in a loop without the callback
 # A stateful loader would save and restore the sampler a second time, as of the draw and not of the step.
-STATELESS = {"state_dict": lambda _: {}, "load_state_dict": lambda _, state: None}  # noqa: ARG005
+_STATELESS = {"state_dict": lambda _: {}, "load_state_dict": lambda _, state: None}  # noqa: ARG005
 _SPARE = 8  # batches that a loader of the user's own may hold back besides those of its workers
 _INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 _NONE = torch.zeros(0, dtype=torch.int64)
@@ -254,20 +254,19 @@ def make_fair(
         ([2, 2], array([0.5, 0.5]))
     """
     check_loader(loader)
+    return fair_copy(loader, FairLoader, batch_sampler=sampler, on_start=on_start, guess_labels=guess_labels)
+
+
+def fair_copy(loader: DataLoader[Any], gains: type[FairLoader], **settings: Any) -> DataLoader[Any]:
+    """Return a copy of ``loader`` whose class is ``gains`` plus its own, with these settings."""
     own = type(loader)
     # Not a second call of the constructor: a subclass may have other arguments. Not `copy.copy` either: the
     # class changes. And past `DataLoader.__setattr__`, which forbids a new batch sampler.
     fair: Any = object.__new__(
-        type(f"Fair{own.__name__}", (FairLoader, own), STATELESS if hasattr(own, "state_dict") else {})
+        type(f"Fair{own.__name__}", (gains, own), _STATELESS if hasattr(own, "state_dict") else {})
     )
     fair.__dict__.update(
-        loader.__dict__,
-        batch_sampler=sampler,
-        delivered=deque(maxlen=MOST_DELIVERED),
-        on_start=on_start,
-        guess_labels=guess_labels,
-        start_anew=False,
-        _iterator=None,
+        loader.__dict__, delivered=deque(maxlen=_MOST_DELIVERED), start_anew=False, _iterator=None, **settings
     )
     made: DataLoader[Any] = fair
     return made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_fair.absences import Absences
 from lightning_fair.controller import FeedbackController
-from lightning_fair.loader import MOST_DELIVERED, STATELESS, Delivered, FairLoader, labels_of
+from lightning_fair.loader import Delivered, FairLoader, fair_copy, labels_of
 from lightning_fair.simplex import Floats, Ints
 from lightning_fair.stream import FairStream, StreamDraw
 
@@ -274,20 +273,7 @@ def make_stream_fair(loader: DataLoader[Any], *, on_start: Callable[[], None] | 
             f"The DataLoader's batch_size is {loader.batch_size}, that of its FairStream {stream.batch_size}: a batch "
             f"has to be one draw. Set DataLoader(stream, batch_size={stream.batch_size})."
         )
-    own = type(loader)
-    fair: Any = object.__new__(
-        type(f"Fair{own.__name__}", (FairStreamLoader, own), STATELESS if hasattr(own, "state_dict") else {})
-    )
-    fair.__dict__.update(
-        loader.__dict__,
-        delivered=deque(maxlen=MOST_DELIVERED),
-        on_start=on_start,
-        guess_labels=True,
-        start_anew=False,
-        _iterator=None,
-    )
-    made: DataLoader[Any] = fair
-    return made
+    return fair_copy(loader, FairStreamLoader, on_start=on_start, guess_labels=True)
 
 
 def is_stream(loader: Any) -> bool:
