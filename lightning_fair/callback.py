@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_fair.controller import Deficit, Draw, FeedbackController, ends_of
-from lightning_fair.dashboard import BatchWeights, scalars
+from lightning_fair.dashboard import BatchWeights, Dashboard, boards
 from lightning_fair.distributed import sum_over_ranks
 from lightning_fair.labels import Labels, class_names, find_labels
 from lightning_fair.loader import (
@@ -229,6 +229,7 @@ class FairSampling(L.Callback):
         self._delivered: Delivered | None = None
         self._weights = self._prior = np.ones(1)
         self._step_weights: StepWeights | None = None
+        self._dashboard: Dashboard | None = None
         self._pending: deque[tuple[Any, HostCopy | Ints]] = deque()
         self._forget_numbers()
 
@@ -464,6 +465,9 @@ class FairSampling(L.Callback):
                 "lightning_fair.ImportanceWeightedMixin and return self.weighted_loss(losses), with the losses of "
                 'reduction="none".'
             )
+        if self._dashboard is None or self._dashboard.sampler is not self.sampler:
+            weighted = self._step_weights is not None
+            self._dashboard = Dashboard(self.sampler, self._names, weighted=weighted, boards=boards(trainer))
 
     @override
     def on_train_batch_start(
@@ -513,10 +517,8 @@ class FairSampling(L.Callback):
                 seen = HostCopy(sum_over_ranks(torch.from_numpy(seen).to(trainer.strategy.root_device)))
         self._pending.append((draw, seen))
         self._report(pl_module, keep=self._delay)
-        if trained and self._step_weights is not None:
-            self._log(trainer, draw, BatchWeights.of(self._weights, draw.counts, normalize=self.normalize))
-        elif trained:
-            self._log(trainer, draw, BatchWeights(1.0, 1.0, float(self.sampler.global_batch_size)))
+        if trained:
+            self._show(trainer, pl_module, draw)
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -526,6 +528,19 @@ class FairSampling(L.Callback):
             self._step_weights.open = False
         if isinstance(self.sampler, FeedbackBatchSampler):
             self.sampler.end_epoch()
+        if self._dashboard is not None:
+            self._dashboard.show_distance(trainer, pl_module)
+            self._dashboard.end_epoch(trainer)
+
+    @override
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._dashboard is not None:
+            self._dashboard.end(trainer)
+
+    @override
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._dashboard is not None:
+            self._dashboard.draw_recall(trainer, "test")
 
     def _report(self, pl_module: L.LightningModule | None = None, keep: int = 0) -> None:
         """Tell the sampler of all but the newest ``keep`` batches."""
@@ -552,20 +567,17 @@ class FairSampling(L.Callback):
                     "has no importance weights and is not fed back."
                 )
 
-    def _log(self, trainer: L.Trainer, draw: Draw, weights: BatchWeights) -> None:
+    def _show(self, trainer: L.Trainer, pl_module: L.LightningModule, draw: Draw) -> None:
+        assert self.sampler is not None
+        if self._step_weights is None:
+            weights = BatchWeights.none(self.sampler.global_batch_size)
+        else:
+            weights = BatchWeights.of(self._weights, draw.counts, normalize=self.normalize)
         self._steps += 1
         self._ess_sum += weights.effective_sample_size
         self.largest_weight = max(self.largest_weight, weights.largest)
-        if not trainer.loggers:
-            return
-        # As Lightning's own callbacks do; and one point, not several, per optimiser step.
-        if not trainer._logger_connector.should_update_logs or trainer.fit_loop._should_accumulate():
-            return
-        for logger in trainer.loggers:
-            logger.log_metrics(
-                scalars(self.sampler, draw, weights, self._names, logger.group_separator),  # type: ignore[arg-type]
-                step=trainer.fit_loop.epoch_loop._batches_that_stepped,
-            )
+        if self._dashboard is not None:
+            self._dashboard.follow(trainer, pl_module, draw, weights)
 
     # -- checkpoints ---------------------------------------------------------------------------------------
 

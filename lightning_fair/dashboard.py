@@ -1,38 +1,67 @@
-"""The numbers that go to the logger, by tag."""
+"""What a run's loggers and its progress bar show of the plugin: scalars by tag, TensorBoard's layout and figures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
+import lightning.pytorch as L
 import numpy as np
+from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 
-from lightning_fair.controller import Draw
+from lightning_fair import figures
+from lightning_fair.controller import Draw, FeedbackController
+from lightning_fair.history import History
 from lightning_fair.sampler import FeedbackBatchSampler
-from lightning_fair.simplex import Floats, distance
+from lightning_fair.simplex import Floats, Ints, distance
 from lightning_fair.stream_loader import StreamControl
 
 _MOST_BY_NAME = 20
-_QUANTILES = {"min": 0.0, "median": 0.5, "max": 1.0}
+_QUANTILES = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1.0}
+_FURTHEST = 10
 
 
 @dataclass(frozen=True)
 class BatchWeights:
-    """What the importance weights of one batch come to, over all ranks."""
+    """What the importance weights of one batch come to, over all ranks.
 
-    mean: float
-    largest: float
-    effective_sample_size: float
+    Attributes:
+        size: Samples of the batch.
+        mean: Their mean weight.
+        largest: Their largest weight.
+        effective_sample_size: How many equally weighted samples the batch is worth.
+    """
+
+    size: int
+    mean: float = 1.0
+    largest: float = 1.0
+    effective_sample_size: float = 1.0
+    _of_classes: tuple[Floats, NDArray[Any]] | None = None
 
     @classmethod
     def of(cls, weights: Floats, counts: NDArray[Any], *, normalize: bool) -> BatchWeights:
         """Sum up the class weights, shape ``(K,)``, of a batch with the given class counts, shape ``(K,)``."""
-        total, squares = float(weights @ counts), float(weights**2 @ counts)
-        mean, largest = total / float(counts.sum()), float(weights[counts > 0].max())
+        size, total, squares = int(counts.sum()), float(weights @ counts), float(weights**2 @ counts)
+        mean, largest = total / size, float(weights[counts > 0].max())
         scale = mean if normalize and mean else 1.0
-        return cls(mean / scale, largest / scale, total**2 / squares if squares else 0.0)
+        effective = total**2 / squares if squares else 0.0
+        return cls(size, mean / scale, largest / scale, effective, (weights / scale, counts))
+
+    @classmethod
+    def none(cls, size: int) -> BatchWeights:
+        """Return what it is where all weights are one."""
+        return cls(size, effective_sample_size=float(size))
+
+    def percentile(self, percent: float) -> float:
+        """Return a percentile of the samples' weights."""
+        if self._of_classes is None:
+            return self.mean
+        weights, counts = self._of_classes
+        return float(np.percentile(weights.repeat(counts), percent))
 
 
 def scalars(
@@ -42,9 +71,10 @@ def scalars(
     names: Sequence[str],
     separator: str = "/",
 ) -> dict[str, float]:
-    """Return what is logged of a batch that was just trained on, by tag.
+    """Return what is logged of a batch that was just trained on, by tag; the README's table says what each means.
 
-    Up to 20 classes are logged each by name; of more, the least, the median and the largest.
+    Up to 20 classes are logged each by name; of more, quantiles over the classes, and the trained mix over the target
+    of the ten that are furthest from theirs.
 
     Args:
         sampler: The sampler, which holds the controller; or what stands in its place for a stream.
@@ -54,28 +84,324 @@ def scalars(
         separator: What joins the parts of a tag (a logger's ``group_separator``).
     """
     controller = sampler.controller
-    rarest = int(np.argmin(np.where(controller.q > 0, sampler.class_counts, np.inf)))
-    per_class = {
-        "ratio": controller.ratio,
-        "target": controller.q,
-        "prob": draw.probs,
-        "loss": controller.ewma_loss,
-    }
-    if isinstance(sampler, StreamControl):
-        per_class["arriving"] = sampler.arriving
+    q, ratio = controller.q, controller.ratio
+    rarest = int(np.argmin(np.where(q > 0, sampler.class_counts, np.inf)))
     values = {
         "alpha": draw.alpha,
-        "distance": distance(controller.ratio, controller.q),
+        "distance": distance(ratio, q),
         "deficit_max": float(controller.deficits.max()),
         "weight_mean": weights.mean,
+        "weight_p95": weights.percentile(95),
         "weight_max": weights.largest,
-        "effective_sample_size": weights.effective_sample_size,
+        "effective_sample_size": weights.effective_sample_size / weights.size,
         "coverage": sampler.coverage,
         "repeats_rarest": float(sampler.repeats[rarest]),
     }
-    for group, array in per_class.items():
-        if array.size <= _MOST_BY_NAME:
-            values |= {f"{group}/{name}": float(value) for name, value in zip(names, array, strict=True)}
-        elif not np.isnan(array).all():
-            values |= {f"{group}/{name}": float(np.nanquantile(array, at)) for name, at in _QUANTILES.items()}
+    groups = {"prob": draw.probs, "loss": controller.ewma_loss, "target": q, "ratio": ratio}
+    if isinstance(sampler, StreamControl):
+        groups = {"arriving": sampler.arriving, **groups}
+    if q.size <= _MOST_BY_NAME:
+        low, high = band(controller, weights.size)
+        groups |= {"target_low": low, "target_high": high}
+        # Class by class, so that a reader who comes meanwhile seldom finds a line without its band.
+        for name, row in zip(names, np.stack(list(groups.values()), axis=1).tolist(), strict=True):
+            values |= {f"{group}/{name}": value for group, value in zip(groups, row, strict=True)}
+    else:
+        relative = over_target(controller)
+        for group, array in {**groups, "over_target": relative}.items():
+            there = array[~np.isnan(array)]
+            if there.size:
+                quantiles = np.quantile(there, list(_QUANTILES.values())).tolist()
+                values |= {f"{group}/{name}": value for name, value in zip(_QUANTILES, quantiles, strict=True)}
+        furthest = relative[_furthest(relative)].tolist()
+        values |= {f"furthest/{rank}": value for rank, value in enumerate(furthest, start=1)}
     return {f"fair/{tag}".replace("/", separator): value for tag, value in values.items() if not np.isnan(value)}
+
+
+def band(controller: FeedbackController, batch_size: int) -> tuple[Floats, Floats]:
+    """Return how far independent draws at exactly the target would carry the trained mix: one standard deviation.
+
+    It is ``sqrt(q (1 - q) / (B (2 horizon - 1)))``, since the mix is an exponentially weighted average.
+
+    Args:
+        controller: The controller.
+        batch_size: Samples of a batch, ``B``, over all ranks.
+
+    Returns:
+        Lower and upper end for each class, each of shape ``(K,)``, in [0, 1].
+    """
+    q = controller.q
+    reach = np.sqrt(q * (1.0 - q) / (batch_size * (2.0 * controller.horizon - 1.0)))
+    return np.maximum(q - reach, 0.0), np.minimum(q + reach, 1.0)
+
+
+def over_target(controller: FeedbackController) -> Floats:
+    """Return trained mix over target, shape ``(K,)``; NaN where a class has no target."""
+    q = controller.q
+    over: Floats = np.divide(controller.ratio, q, out=np.full(q.size, np.nan), where=q > 0)
+    return over
+
+
+def _furthest(relative: Floats) -> Ints:
+    """The ten classes furthest from their target, of those with one, the furthest first."""
+    off = np.abs(relative - 1.0)
+    return np.argsort(np.where(np.isnan(off), -1.0, off))[::-1][: min(_FURTHEST, int((~np.isnan(off)).sum()))]
+
+
+# -- TensorBoard's layout ----------------------------------------------------------------------------------
+
+
+class Lines(NamedTuple):
+    """A chart of all scalars whose tag begins like one of these."""
+
+    title: str
+    tags: tuple[str, ...]
+
+
+class Bands(NamedTuple):
+    """A chart of lines, each in a band: tags of value, lower and upper end."""
+
+    title: str
+    series: tuple[tuple[str, str, str], ...]
+
+
+def charts(names: Sequence[str], target: Floats, *, weighted: bool, stream: bool) -> dict[str, list[Lines | Bands]]:
+    """Return the charts of TensorBoard's tab Custom Scalars, by category.
+
+    Args:
+        names: Name of each class.
+        target: Class mix that batches are steered to, in the end, shape ``(K,)``.
+        weighted: Whether the loss has importance weights, and the plugin therefore knows the losses.
+        stream: Whether the data are a stream.
+    """
+    by_name = len(names) <= _MOST_BY_NAME
+    mix: list[Lines | Bands]
+    if by_name:
+        banded = _banded(target)
+        series = tuple(
+            (value, f"fair/target_low/{name}", f"fair/target_high/{name}") if c in banded else (value, value, value)
+            for c, name in enumerate(names)
+            for value in (f"fair/ratio/{name}",)
+        )
+        mix = [Bands("Trained mix, and the band of its target", series)]
+    else:
+        mix = [
+            Bands("Trained mix over target: median, and from least to most", (_spread("over_target", "min", "max"),)),
+            Bands("Trained mix over target: median, and 80 % of the classes", (_spread("over_target", "p10", "p90"),)),
+            Lines("Trained mix over target: the ten classes furthest from it", ("fair/furthest/",)),
+        ]
+    if stream:
+        mix.append(_of_classes("Mix that arrives", "arriving", by_name))
+    mix.append(_of_classes("Probabilities of the draws", "prob", by_name))
+    found: dict[str, list[Lines | Bands]] = {
+        "Is the mix where it should be?": mix,
+        "How hard is it steered?": [
+            Lines("Distance of the trained mix from the target", ("fair/distance",)),
+            Lines("Largest deficit", ("fair/deficit_max",)),
+            Lines("Alpha", ("fair/alpha",)),
+        ],
+    }
+    if weighted:
+        found["What do the weights cost?"] = [
+            Lines("Importance weights: mean, 95th percentile, largest", ("fair/weight_",)),
+            Lines("Effective sample size, as a fraction of the batch", ("fair/effective_sample_size",)),
+        ]
+        found["Which classes suffer?"] = [_of_classes("Loss of each class", "loss", by_name)]
+    else:
+        found["Which classes suffer?"] = []
+    found["Which classes suffer?"].append(Lines("Repeats of the rarest class", ("fair/repeats_rarest",)))
+    return found
+
+
+def _banded(target: Floats) -> set[int]:
+    """Return classes whose band is drawn, of each target some: all of them, one over the other, would hide the lines.
+
+    Not only one of each target, since TensorBoard cuts off what lies beyond the 5th and the 95th percentile.
+    """
+    same = [np.flatnonzero(target == share).tolist() for share in np.unique(target)]
+    return {c for classes in same for c in classes[::8]}
+
+
+def _of_classes(title: str, group: str, by_name: bool) -> Lines | Bands:
+    if by_name:
+        return Lines(title, (f"fair/{group}/",))
+    return Bands(f"{title}: median, and from least to most", (_spread(group, "min", "max"),))
+
+
+def _spread(group: str, low: str, high: str) -> tuple[str, str, str]:
+    return f"fair/{group}/median", f"fair/{group}/{low}", f"fair/{group}/{high}"
+
+
+def layout_summary(categories: Mapping[str, Sequence[Lines | Bands]], prefix: str = "") -> Any:
+    """Return the event that tells TensorBoard of the charts: its own writer asks for TensorFlow, torch's for one band.
+
+    Args:
+        categories: The charts.
+        prefix: What the logger puts before every tag.
+    """
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+    from tensorboard.plugins.custom_scalar import layout_pb2, metadata
+
+    def chart(of: Lines | Bands) -> Any:
+        if isinstance(of, Lines):
+            patterns = [f"^{re.escape(prefix + tag)}" for tag in of.tags]
+            return layout_pb2.Chart(title=of.title, multiline=layout_pb2.MultilineChartContent(tag=patterns))
+        series = [
+            layout_pb2.MarginChartContent.Series(value=prefix + value, lower=prefix + low, upper=prefix + high)
+            for value, low, high in of.series
+        ]
+        return layout_pb2.Chart(title=of.title, margin=layout_pb2.MarginChartContent(series=series))
+
+    layout = layout_pb2.Layout(
+        category=[
+            layout_pb2.Category(title=title, chart=[chart(of) for of in inside]) for title, inside in categories.items()
+        ]
+    )
+    plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME)
+    content = TensorProto(dtype="DT_STRING", string_val=[layout.SerializeToString()], tensor_shape=TensorShapeProto())
+    value = Summary.Value(tag=metadata.CONFIG_SUMMARY_TAG, tensor=content, metadata=SummaryMetadata(plugin_data=plugin))
+    return Summary(value=[value])
+
+
+# -- a run -------------------------------------------------------------------------------------------------
+
+
+class Dashboard:
+    """Writes all of this for one run.
+
+    Every logger gets the scalars; TensorBoard gets the layout with the first of them, and figures after the epochs 1,
+    2, 4, 8 and so on and at the end. The progress bar has the distance of the trained mix from the target.
+
+    Args:
+        sampler: What holds the controller.
+        names: Name of each class.
+        weighted: Whether the loss has importance weights.
+        boards: The TensorBoard loggers that will be written to.
+
+    Attributes:
+        sampler: The same.
+    """
+
+    def __init__(
+        self,
+        sampler: FeedbackBatchSampler | StreamControl,
+        names: Sequence[str],
+        *,
+        weighted: bool,
+        boards: Sequence[TensorBoardLogger] = (),
+    ) -> None:
+        self.sampler, self._names, self._weighted = sampler, names, weighted
+        self._history = History(len(names)) if boards and _found("matplotlib") else None
+        self._laid_out: set[int] = set()  # loggers
+        self._drawn = -1  # step of the last picture of the mix
+
+    def follow(self, trainer: L.Trainer, pl_module: L.LightningModule, draw: Draw, weights: BatchWeights) -> None:
+        """Take a batch that was trained on; write where the Trainer's ``log_every_n_steps`` says so."""
+        if self._history is not None:
+            self._history.add(_step(trainer), lambda: over_target(self.sampler.controller))
+        # As Lightning's own callbacks do; and one point, not several, per optimiser step.
+        if not trainer._logger_connector.should_update_logs or trainer.fit_loop._should_accumulate():
+            return
+        self.show_distance(trainer, pl_module)
+        for logger in trainer.loggers:
+            values = scalars(self.sampler, draw, weights, self._names, logger.group_separator)
+            logger.log_metrics(values, step=_step(trainer))
+        for board in boards(trainer):
+            self._lay_out(board)
+
+    def show_distance(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let the progress bar, and ``trainer.callback_metrics``, have the distance of the trained mix."""
+        if not trainer.barebones:
+            controller = self.sampler.controller
+            pl_module.log("fair/distance", distance(controller.ratio, controller.q), prog_bar=True, logger=False)
+
+    def end_epoch(self, trainer: L.Trainer) -> None:
+        """Draw the mix over time, where the epoch is one for it."""
+        number = trainer.current_epoch + 1
+        if number & (number - 1) == 0:
+            self._draw_mix(trainer)
+
+    def end(self, trainer: L.Trainer) -> None:
+        """Draw the mix over time, and what the last validation says of the classes."""
+        self._draw_mix(trainer)
+        self.draw_recall(trainer, "validation")
+
+    def draw_recall(self, trainer: L.Trainer, of: str) -> None:
+        """Draw the recall of each class against its training images, where the module logged it."""
+        recall = recalls(trainer.callback_metrics, self._names)
+        if recall is not None and boards(trainer) and _found("matplotlib"):
+            picture = figures.recall_by_images(recall, self.sampler.class_counts, self._names, of)
+            self._add(trainer, f"fair/recall/{of}", picture)
+
+    def _draw_mix(self, trainer: L.Trainer) -> None:
+        history, step = self._history, _step(trainer)
+        if history is None or not history.steps.size or step == self._drawn:
+            return
+        self._drawn = step
+        picture = figures.mix_over_time(history.steps, history.rows, self.sampler.class_counts, self._names)
+        self._add(trainer, "fair/mix", picture)
+        if len(self._names) > _MOST_BY_NAME:
+            table = furthest_table(self.sampler, self._names)
+            for board in boards(trainer):
+                board.experiment.add_text("fair/furthest", table, step)
+
+    def _add(self, trainer: L.Trainer, tag: str, picture: NDArray[np.uint8]) -> None:
+        for board in boards(trainer):
+            board.experiment.add_image(tag, picture, _step(trainer), dataformats="HWC")
+
+    def _lay_out(self, board: TensorBoardLogger) -> None:
+        if id(board) in self._laid_out or not _found("tensorboard"):
+            return
+        self._laid_out.add(id(board))
+        prefix = f"{board._prefix}{board.LOGGER_JOIN_CHAR}" if board._prefix else ""
+        stream = isinstance(self.sampler, StreamControl)
+        target = self.sampler.controller.target_at(1.0)
+        summary = layout_summary(charts(self._names, target, weighted=self._weighted, stream=stream), prefix)
+        board.experiment.file_writer.add_summary(summary)  # it is open: a scalar was just written
+
+
+def boards(trainer: L.Trainer) -> list[TensorBoardLogger]:
+    """Return the TensorBoard loggers that this process writes to."""
+    return [x for x in trainer.loggers if isinstance(x, TensorBoardLogger)] if trainer.is_global_zero else []
+
+
+def recalls(metrics: Mapping[str, Any], names: Sequence[str]) -> Floats | None:
+    """Return the recall of each class from what a module logged, shape ``(K,)``; None where it did not.
+
+    Args:
+        metrics: Metrics by name. Those are taken that differ in a class's name at the end, with "recall" before it,
+            such as ``test/recall/cat`` or ``multiclassrecall_cat`` (torchmetrics' ``ClasswiseWrapper``).
+        names: Name of each class.
+
+    Example:
+        >>> recalls({"val/loss": 0.3, "val/recall/cat": 0.9, "val/recall/dog": 0.5}, ["cat", "dog"])
+        array([0.9, 0.5])
+    """
+    for key in metrics:
+        start = key.removesuffix(names[0])
+        if start != key and "recall" in start.lower() and all(f"{start}{name}" in metrics for name in names):
+            return np.array([float(metrics[f"{start}{name}"]) for name in names])
+    return None
+
+
+def furthest_table(sampler: FeedbackBatchSampler | StreamControl, names: Sequence[str]) -> str:
+    """Return a Markdown table of the classes furthest from their target."""
+    controller = sampler.controller
+    relative = over_target(controller)
+    rows = [
+        f"| {rank} | {names[c]} | {sampler.class_counts[c]:,} | {controller.q[c]:.3g} | {controller.ratio[c]:.3g} | "
+        f"{relative[c]:.2f} |"
+        for rank, c in enumerate(_furthest(relative).tolist(), start=1)
+    ]
+    header = "| rank | class | training samples | target | trained mix | trained mix over target |"
+    return "\n".join((header, "|" + "---|" * 6, *rows))
+
+
+def _step(trainer: L.Trainer) -> int:
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def _found(package: str) -> bool:
+    return find_spec(package) is not None

@@ -1,7 +1,29 @@
+import importlib
 import os
+import sys
+from pathlib import Path
+from types import ModuleType
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("local", deadline=None, max_examples=50)
 settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Import a script as Python does when it is run: from its own folder."""
+
+    def load(name: str, folder: str = ".") -> ModuleType:
+        monkeypatch.syspath_prepend(str(EXAMPLES / folder))
+        return importlib.import_module(name)
+
+    before = set(sys.modules)
+    yield load
+    for name in set(sys.modules) - before:
+        if str(EXAMPLES) in str(getattr(sys.modules[name], "__file__", "")) or name == "benchmarks":
+            del sys.modules[name]

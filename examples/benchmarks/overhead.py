@@ -2,14 +2,18 @@
 
 Both sides train with Lightning, in one process and in turns; the plain side draws its batches with torch's
 WeightedRandomSampler. The time of a step is that between two ends of a step, so the draw of the batch is in it.
-No logger runs on either side. Take the ratio, which is formed round by round: the times are this machine's.
-Beside the time by the clock stands the processor time of the process, which other programs disturb far less.
+No logger runs on either side. Take the ratio, which is formed round by round: the times are this machine's. Beside the
+time by the clock stands the processor time of the process, which other programs disturb far less.
+
+What TensorBoard costs stands below the table, as a share of the steps of the same run: 100 classes, callback and mixin,
+`log_every_n_steps=50`, the time until what is written lies in the file.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,6 +22,7 @@ from typing import Any
 import lightning.pytorch as L
 import numpy as np
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 from systems import long_tail_labels, machine, markdown
 from torch import Tensor, nn
@@ -25,7 +30,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 from tqdm import tqdm
 
-from lightning_fair import FairSampling, ImportanceWeightedMixin
+from lightning_fair import FairSampling, ImportanceWeightedMixin, dashboard
 
 BATCH, WARM_UP = 128, 3
 ITEMS = 20_000
@@ -142,11 +147,11 @@ def in_turns(fair: Run, plain: Run, rounds: int, name: str) -> NDArray[np.float6
     return times
 
 
-def images() -> TensorDataset:
-    """Return noise in the shape of MNIST, with a long tail of ten classes."""
+def images(num_classes: int = 10) -> TensorDataset:
+    """Return noise in the shape of MNIST, with a long tail of classes."""
     generator = torch.Generator().manual_seed(0)
     return TensorDataset(
-        torch.randn(ITEMS, 1, 28, 28, generator=generator), torch.from_numpy(long_tail_labels(10, ITEMS))
+        torch.randn(ITEMS, 1, 28, 28, generator=generator), torch.from_numpy(long_tail_labels(num_classes, ITEMS))
     )
 
 
@@ -177,6 +182,53 @@ def next_to_nothing(
         rounds,
         f"one parameter, K = {num_classes}",
     )
+
+
+class Flushed(TensorBoardLogger):
+    """Notes how long it takes until the plugin's scalars lie in the file."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder)
+        self.written: list[float] = []
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        """Write, and wait for it."""
+        start = time.perf_counter_ns()
+        super().log_metrics(metrics, step)
+        self.experiment.flush()
+        self.written.append((time.perf_counter_ns() - start) / 1e3)
+
+
+def writing(steps: int, seed: int, num_classes: int = 100) -> tuple[float, float, float]:
+    """Train the network with TensorBoard; return the mean microseconds of a step, of a write, and of what it writes."""
+    values: list[float] = []
+
+    def timed(*args: Any) -> dict[str, float]:
+        start = time.perf_counter_ns()
+        found = scalars(*args)
+        values.append((time.perf_counter_ns() - start) / 1e3)
+        return found
+
+    scalars, dashboard.scalars = dashboard.scalars, timed
+    clock = Clock()
+    torch.manual_seed(seed)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            logger = Flushed(folder)
+            trainer = L.Trainer(
+                accelerator="cpu",
+                max_steps=steps,
+                callbacks=[FairSampling(seed=seed), clock],
+                logger=logger,
+                log_every_n_steps=50,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+            trainer.fit(Weighted(num_classes), DataLoader(images(num_classes), batch_size=BATCH, shuffle=True))
+    finally:
+        dashboard.scalars = scalars
+    return float(clock.step_times()[0]), float(np.mean(logger.written)), float(np.mean(values))
 
 
 def rows(name: str, goal: str, times: NDArray[np.float64]) -> list[list[str]]:
@@ -236,6 +288,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.without_network:
         # The added time is a hundredth of the noise of a step of the network, and far above that of one parameter.
         share = added["callback and mixin, K = 10"] / float(np.median(network[1, 1]))
+        step, file, gather = writing(max(10 * args.steps, 100), args.seed)
+        print(
+            f"\nTensorBoard, K = 100: {file + gather:,.0f} µs a write, {gather:,.0f} of it to gather the values; one "
+            f"in 50 steps of {step:,.0f} µs is {100 * (file + gather) / 50 / step:.2f} % of them (to reach: 2 %)"
+        )
         print(
             f"\nTime added to a step of one parameter, as a share of the plain step of the network: {100 * share:.2f} %"
         )

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassRecall
 
+from lightning_fair.labels import class_names
 from lightning_fair.mixin import ImportanceWeightedMixin
 from lightning_fair.recipes.augment import Standardize
 from lightning_fair.recipes.baselines import CrossEntropy
@@ -114,15 +115,17 @@ class ClassificationTask(ImportanceWeightedMixin, L.LightningModule):
         return loss
 
     def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:  # noqa: ARG002
-        """Log the unweighted loss, balanced and plain accuracy."""
+        """Log the unweighted loss, balanced and plain accuracy, and collect the recall of each class."""
         x, y = batch
         logits = self.adjust(self(x))
         self.val_metrics(logits, y)
+        self.recall.update(logits, y)
         self.log("val/loss", F.cross_entropy(logits, y))
         self.log_dict(self.val_metrics, prog_bar=True)
 
     def on_validation_epoch_end(self) -> None:
-        """Note the best epoch of the training. It is shown, never trained on or gone back to."""
+        """Log the recalls, and note the best epoch: it is shown, never trained on or gone back to."""
+        self._log_recall("val")
         if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
             return
         accuracy = self.val_metrics.compute()["val/balanced_accuracy"]
@@ -141,8 +144,15 @@ class ClassificationTask(ImportanceWeightedMixin, L.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Keep the recall of each class and the accuracy: without logging (``barebones``) nothing else does."""
         self.test_accuracy = float(self.test_metrics.compute()["test/accuracy"])
-        self.test_recall = self.recall.compute().cpu()
+        self.test_recall = self._log_recall("test").cpu()
+
+    def _log_recall(self, stage: str) -> torch.Tensor:
+        recall: torch.Tensor = self.recall.compute()
         self.recall.reset()
+        data = getattr(self.trainer, "datamodule", None)
+        names = class_names(getattr(data, "train_set", None)) or [str(label) for label in range(self.num_classes)]
+        self.log_dict({f"{stage}/recall/{name}": share for name, share in zip(names, recall, strict=True)})
+        return recall
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser over the network, and the scheduler where there is one."""
