@@ -21,20 +21,19 @@ class Absences:
 
     def __init__(self, controller: FeedbackController) -> None:
         self._patience = math.ceil(controller.horizon)
-        self._wanted = controller.wanted
         self._number = 0
         self._absent_for: Ints = np.zeros(controller.num_classes, dtype=np.int64)  # batches
         self._come = np.zeros(controller.num_classes, dtype=bool)
         self._all_there = False
 
-    def follow(self, probs: Floats) -> None:
-        """Take the class mix of the next batch, shape ``(K,)``."""
+    def follow(self, probs: Floats, target: Floats) -> None:
+        """Take the class mix of the next batch and the target it was drawn for, each of shape ``(K,)``."""
         self._number += 1
         there = probs > 0
         if self._all_there and there.all():
             return
-        absent, wanted = self._absent_for, self._wanted
-        for y in np.flatnonzero(there & (absent >= self._patience) & wanted).tolist():
+        absent, missed = self._absent_for, (target > 0) & ~there
+        for y in np.flatnonzero(there & (absent >= self._patience)).tolist():
             _log.warning(
                 "Class %d %s: in batch %d, after %d without it.",
                 y,
@@ -42,9 +41,9 @@ class Absences:
                 self._number,
                 absent[y],
             )
-        absent[there] = 0
-        absent[~there] += 1
-        for y in np.flatnonzero((absent == self._patience) & wanted).tolist():
+        absent[missed] += 1
+        absent[~missed] = 0  # also where a target that moves has nothing of it for now
+        for y in np.flatnonzero(absent == self._patience).tolist():
             _log.warning(
                 "Class %d %s: none to be had for %d batches, the last being batch %d. Its share goes to the other "
                 "classes in proportion.",
@@ -54,4 +53,4 @@ class Absences:
                 self._number,
             )
         self._come |= there
-        self._all_there = not absent[wanted].any()
+        self._all_there = not missed.any()

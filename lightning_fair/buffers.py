@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lightning_fair.labels import LABEL_KEYS, usual_labels
 from lightning_fair.simplex import Floats, Ints
@@ -39,8 +39,8 @@ class ClassBuffers:
 
     def __init__(self, num_classes: int, limit: int, reuse: int) -> None:
         self._limit, self._reuse = limit, reuse
-        # For each class, by how often they were handed out; only those levels that have samples.
-        self._levels: list[dict[int, deque[Any]]] = [{} for _ in range(num_classes)]
+        # For each class, by how often they were handed out, the oldest first; only those levels that have samples.
+        self._levels: list[dict[int, list[Any]]] = [{} for _ in range(num_classes)]
         self._held = [0] * num_classes
         self.available: Ints = np.zeros(num_classes, dtype=np.int64)
 
@@ -53,27 +53,27 @@ class ClassBuffers:
         """Return the samples held of a class."""
         return [sample for level in self._levels[label].values() for sample in level]
 
-    def add(self, by_class: Mapping[int, Sequence[Any]]) -> None:
-        """Hold these samples of each class, the oldest first; of more than the limit, the newest."""
-        gained = []
+    def add(self, by_class: Mapping[int, list[Any]]) -> None:
+        """Hold these samples of each class, the oldest first; of more than the limit, the newest.
+
+        The lists become its own.
+        """
         for label, samples in by_class.items():
-            if len(samples) > self._limit:
-                samples = samples[-self._limit :]
+            new = samples if len(samples) <= self._limit else samples[-self._limit :]
             levels = self._levels[label]
-            excess = self._held[label] + len(samples) - self._limit
-            gain = len(samples) * self._reuse
+            excess = self._held[label] + len(new) - self._limit
+            gain = len(new) * self._reuse
             if excess > 0:
                 self._held[label] -= excess
                 gain -= self._let_go(levels, excess)
-            self._held[label] += len(samples)
+            self._held[label] += len(new)
+            self.available[label] += gain
             if 0 in levels:
-                levels[0].extend(samples)
+                levels[0] += new
             else:
-                levels[0] = deque(samples)
-            gained.append(gain)
-        self.available[list(by_class)] += gained
+                levels[0] = new
 
-    def _let_go(self, levels: dict[int, deque[Any]], excess: int) -> int:
+    def _let_go(self, levels: dict[int, list[Any]], excess: int) -> int:
         """Drop so many samples; return how often they could still have been handed out."""
         lost = 0
         while excess > 0:
@@ -83,8 +83,7 @@ class ClassBuffers:
             if leaving == len(level):
                 del levels[uses]
             else:
-                for _ in range(leaving):
-                    level.popleft()
+                del level[:leaving]
             lost += leaving * (self._reuse - uses)
             excess -= leaving
         return lost
@@ -99,23 +98,61 @@ class ClassBuffers:
             while count > 0:
                 uses = min(levels)
                 level = levels[uses]
-                leaving = len(level)
-                if count < leaving:
-                    leaving = count
-                    pop = level.popleft
-                    out = deque([pop() for _ in range(leaving)])
+                if count < len(level):
+                    out = level[:count]
+                    del level[:count]
                 else:
                     out = levels.pop(uses)
                 taken += out
-                count -= leaving
+                count -= len(out)
                 uses += 1
                 if uses == self._reuse:
-                    self._held[label] -= leaving
+                    self._held[label] -= len(out)
                 elif uses in levels:
                     levels[uses] += out
                 else:
                     levels[uses] = out
         return taken
+
+
+def sorted_by_class(samples: Sequence[Any], labels: Ints, counts: Ints) -> dict[int, list[Any]]:
+    """Return the samples of each class that has some, in their order.
+
+    Args:
+        samples: Samples of any kind.
+        labels: Class of each, shape ``(n,)``.
+        counts: Samples of each class, shape ``(K,)``.
+
+    Example:
+        >>> sorted_by_class(["a", "b", "c"], np.array([2, 0, 2]), np.array([1, 0, 2]))
+        {0: ['b'], 2: ['a', 'c']}
+    """
+    in_turn = _objects(samples).take(by_class(labels, counts.size)).tolist()
+    classes = np.flatnonzero(counts)
+    ends = np.cumsum(counts[classes]).tolist()
+    return {y: in_turn[start:end] for y, start, end in zip(classes.tolist(), [0, *ends], ends, strict=False)}
+
+
+def placed(in_turn: Sequence[Any], labels: Ints, num_classes: int) -> list[Any]:
+    """Return samples that come class by class in the order of ``labels``.
+
+    Example:
+        >>> placed(["b", "a", "c"], np.array([2, 0, 2]), num_classes=3)
+        ['a', 'b', 'c']
+    """
+    samples = np.empty(labels.size, dtype=object)
+    samples[by_class(labels, num_classes)] = _objects(in_turn)
+    found: list[Any] = samples.tolist()
+    return found
+
+
+def by_class(labels: Ints, num_classes: int) -> Ints:
+    """Return the order in which the classes come one after the other, each in its order, shape ``(n,)``."""
+    return labels.astype(np.min_scalar_type(num_classes - 1)).argsort(kind="stable")  # short numbers: a radix sort
+
+
+def _objects(samples: Sequence[Any]) -> NDArray[Any]:
+    return np.fromiter(samples, dtype=object, count=len(samples))  # np.array would look into them
 
 
 def share_out(probs: Floats, most: Floats) -> Floats:
@@ -153,8 +190,8 @@ def share_out(probs: Floats, most: Floats) -> Floats:
     return shared
 
 
-def labels_of(samples: Sequence[Any], num_classes: int, label: Callable[[Any], Any] | None = None) -> list[int]:
-    """Return the class of each sample of a stream.
+def labels_of(samples: Sequence[Any], num_classes: int, label: Callable[[Any], Any] | None = None) -> Ints:
+    """Return the class of each sample of a stream, int64, shape ``(n,)``.
 
     Args:
         samples: Samples, at least one, all of one kind.
@@ -167,7 +204,7 @@ def labels_of(samples: Sequence[Any], num_classes: int, label: Callable[[Any], A
 
     Example:
         >>> labels_of([("a cat", 1), ("a dog", torch.tensor(0))], num_classes=2)
-        [1, 0]
+        array([1, 0])
     """
     first = samples[0]
     if label:
@@ -177,7 +214,10 @@ def labels_of(samples: Sequence[Any], num_classes: int, label: Callable[[Any], A
     else:
         found = [usual_labels(sample) for sample in samples]
     try:
-        labels = list(map(operator.index, found))
+        labels = np.fromiter(map(operator.index, found), dtype=np.int64, count=len(found))
+        inside = bool(labels.min() >= 0 and labels.max() < num_classes)
+    except OverflowError:
+        inside = False
     except TypeError as error:
         odd = next(y for y in found if not _is_integer(y))
         raise TypeError(
@@ -185,11 +225,11 @@ def labels_of(samples: Sequence[Any], num_classes: int, label: Callable[[Any], A
             f"{' or '.join(map(repr, LABEL_KEYS))}, and is one integer; got {odd!r} in a {type(first).__name__}. "
             "Pass FairStream(label=<function from a sample to its class>)."
         ) from error
-    seen = set(labels)
-    if min(seen) < 0 or max(seen) >= num_classes:
-        odd = next(y for y in labels if not 0 <= y < num_classes)
+    if not inside:
+        seen = list(map(operator.index, found))
+        odd = next(y for y in seen if not 0 <= y < num_classes)
         raise ValueError(
-            f"labels must lie in [0, {num_classes}), got {odd} in the stream. State num_classes={max(labels) + 1} or "
+            f"labels must lie in [0, {num_classes}), got {odd} in the stream. State num_classes={max(seen) + 1} or "
             "more, or number the classes with FairStream(label=<function from a sample to its class>)."
         )
     return labels
@@ -226,7 +266,7 @@ def detached(sample: Any) -> Any:
     if type(sample) is tuple:
         return tuple([detached(part) if isinstance(part, _HOLDERS) else part for part in sample])
     if type(sample) is list:
-        return [detached(part) for part in sample]
+        return list(map(detached, sample))
     if type(sample) is dict:
         return {key: detached(part) for key, part in sample.items()}
     if isinstance(sample, tuple) and hasattr(sample, "_fields"):

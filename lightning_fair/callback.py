@@ -307,12 +307,24 @@ class FairSampling(L.Callback):
         ):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} is for data sets with a length, and this one is a stream: {instead}.")
+        if self.draw != "systematic":
+            raise ValueError(
+                f"draw={self.draw!r} is for data sets with a length: the batches of a stream are drawn systematically. "
+                "Leave draw out, or compare on data that can be drawn by index."
+            )
         known = self.sampler
         if isinstance(known, StreamControl) and (known.stream is stream or not stream.brings_controller):
             if known.stream is not stream:  # reloaded
                 stream.bind(known.controller)
                 known.follow(stream)
             return known
+        for name, plain, instead in (
+            ("seed", None, f"set FairStream(seed={self.seed!r})"),
+            ("lag", None, "each process that reads the stream takes the losses up as soon as they are known"),
+            ("missing", "error", "what a class lacks always goes to the others, and the log says so"),
+        ):
+            if getattr(self, name) != plain:
+                rank_zero_warn(f"{name}={getattr(self, name)!r} has no effect on a FairStream: {instead}.")
         if not stream.brings_controller:
             stream.bind(self._controller_for(stream))
         elif self._says_how():

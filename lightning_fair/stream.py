@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -16,14 +15,15 @@ from numpy.typing import ArrayLike
 from torch.utils.data import IterableDataset, get_worker_info
 
 from lightning_fair.absences import Absences
-from lightning_fair.buffers import ClassBuffers, detached, labels_of, own_memory, share_out
+from lightning_fair.buffers import ClassBuffers, detached, labels_of, own_memory, placed, share_out, sorted_by_class
 from lightning_fair.controller import Draw, FeedbackController
 from lightning_fair.simplex import Chances, Ints, apportion
 
 _STEP, _EPOCH, _PROGRESS, _VECTORS = 0, 1, 2, 3  # places in the shared news
 _NO_EPOCH = -1.0
 # Draws made one after the other: after a training step nothing of a draw is in the processor's caches.
-_AT_ONCE = 4
+_AT_ONCE = 8
+_AT_MOST = 256  # samples sorted in at once: more leave these caches before they are sorted
 
 
 @dataclass(eq=False)
@@ -70,7 +70,8 @@ class FairStream(IterableDataset[Any]):
     Each process that iterates, the main one or a worker, has buffers of its own and follows the mix that it drew
     itself, beginning with what was trained on when the iteration began, so a loader that runs ahead adds no delay
     to the loop. Losses, steps and epochs reach it from the main process through shared memory. The controller in
-    the main process follows what was trained on.
+    the main process follows what was trained on. A worker reads for one batch at a time; without workers up to eight
+    batches are drawn at once, which takes less time, and losses act on those that are drawn after.
 
     **What a stream cannot give.** A rare class can have at most the share ``reads * reuse * (its share of the
     source)`` of the batches. A buffer that holds a class long after the source stopped sending it repeats what it
@@ -79,12 +80,13 @@ class FairStream(IterableDataset[Any]):
 
     Args:
         source: The stream: an ``IterableDataset``, or any iterable. An ``IterableDataset`` has to give each worker
-            and each rank its own shard, as torch's convention is; of any other iterable worker ``i`` of ``n``
-            takes every ``n``-th sample, beginning with the ``i``-th.
+            and each rank its own shard, as torch's convention is. Of any other iterable rank ``r`` of ``R`` takes
+            every ``R``-th sample, beginning with the ``r``-th, and its workers share these in the same way.
         controller: The controller to follow. None: :class:`~lightning_fair.FairSampling` makes it.
         batch_size: Samples of a batch on each rank, at least 1.
         buffer: Most samples held of a class in each process that iterates, at least ``batch_size / reuse``. The
-            buffers' memory is at most ``K * buffer`` samples, over the classes that have a target.
+            buffers' memory is at most ``K * buffer`` samples, over the classes that have a target. A sample that is a
+            slice of a larger block is copied, so that the block can go.
         reuse: Most times that a sample is handed out, at least 1: the least used first. It is the same object every
             time, so what takes samples (a ``collate_fn``) may not change them in place.
         reads: Samples read for each one handed out, at least 1. More of them thin the frequent classes out,
@@ -96,7 +98,8 @@ class FairStream(IterableDataset[Any]):
         seed: Seed of the draws, at least 0.
 
     Attributes:
-        rank: This process's rank, so that the draws of the ranks differ.
+        rank: This process's rank, for its shard and draws of its own; ``FairSampling`` sets it.
+        world_size: Number of ranks, likewise.
         brings_controller: Whether it was made with a controller.
 
     Raises:
@@ -144,7 +147,8 @@ class FairStream(IterableDataset[Any]):
                 "sends one class only, a batch could never be filled. Set a larger buffer, or a larger reuse."
             )
         self.source, self.batch_size, self.buffer, self.reuse, self.reads = source, batch_size, buffer, reuse, reads
-        self.label, self.weights, self.seed, self.rank = label, weights, seed, 0
+        self.label, self.weights, self.seed = label, weights, seed
+        self.rank, self.world_size = 0, 1
         self.brings_controller = controller is not None
         self._controller: FeedbackController | None = None
         self._kept: ClassBuffers | None = None
@@ -171,6 +175,9 @@ class FairStream(IterableDataset[Any]):
         """The source's names of the classes; None where it has none."""
         return getattr(self.source, "classes", None)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}  # this process's own
+
     def bind(self, controller: FeedbackController) -> None:
         """Follow this controller from now on, with empty buffers."""
         self._controller, self._kept = controller, None
@@ -179,8 +186,9 @@ class FairStream(IterableDataset[Any]):
         self.share()
 
     def __len__(self) -> int:
-        """Samples that an iteration hands out at most, where the source has a length."""
-        return len(self.source) // self.reads  # type: ignore[arg-type]
+        """Samples that an iteration hands out on this rank, about, where the source has a length."""
+        ranks = 1 if isinstance(self.source, IterableDataset) else self.world_size
+        return len(self.source) // ranks // self.reads  # type: ignore[arg-type]
 
     def set_epoch(self, epoch: int) -> None:
         """Number the next iteration ``epoch``: for schedules, and for the source where it has a ``set_epoch``."""
@@ -213,10 +221,12 @@ class FairStream(IterableDataset[Any]):
 
     def _followed(self) -> Iterator[list[Any]]:
         absences = Absences(self.controller)
-        for draw, samples in self.batches(in_flight=get_worker_info() is None):
-            if not draw.ended:
-                absences.follow(draw.probs)
-            yield samples
+        for made in self._drawn(in_flight=get_worker_info() is None):
+            for draw, _ in made:
+                if not draw.ended:
+                    absences.follow(draw.probs, self.controller.target_at(draw.progress))
+            while made:
+                yield made.pop(0)[1]  # held no longer than needed
 
     def batches(self, *, in_flight: bool = False) -> Iterator[tuple[StreamDraw, list[Any]]]:
         """Yield the batches, each with its record.
@@ -225,11 +235,11 @@ class FairStream(IterableDataset[Any]):
             in_flight: Draw with the controller itself, and leave each draw in flight until it is reported. If not,
                 draw with a copy of it that takes what was drawn as trained on.
         """
-        drawn = self._drawn(in_flight)
-        while made := list(islice(drawn, _AT_ONCE)):
-            yield from made
+        for made in self._drawn(in_flight):
+            while made:
+                yield made.pop(0)  # held no longer than needed
 
-    def _drawn(self, in_flight: bool) -> Iterator[tuple[StreamDraw, list[Any]]]:
+    def _drawn(self, in_flight: bool) -> Iterator[list[tuple[StreamDraw, list[Any]]]]:
         worker = get_worker_info()
         place, places = (worker.id, worker.num_workers) if worker else (0, 1)
         if in_flight:
@@ -243,18 +253,28 @@ class FairStream(IterableDataset[Any]):
         buffers, self._kept = self._kept, None  # two iterations at once share nothing
         if buffers is None:
             buffers = ClassBuffers(controller.num_classes, self.buffer, self.reuse)
-        first = controller.draws + place
+        # In a worker one by one: it reads while others train, and that is best done evenly. And no more than a buffer
+        # can hold of what they take of a class: what is read for them would push itself out, unused.
+        fitting = 1 if worker else self.buffer / (self.batch_size * controller.q.max())
+        at_once = int(np.clip(fitting, 1, _AT_ONCE))
+        number = controller.draws + place
         try:
-            for number, (arrived, size, ended) in enumerate(self._fill(source, buffers, controller)):
-                if not in_flight:
-                    # The workers take turns, so this is the number of the step that will have the batch.
-                    controller.draws = first + number * places
-                    self._take_over_emphasis(controller)
-                draw, samples = self._draw(controller, buffers, chances, size, arrived, ended)
-                controller.register(draw)
-                if not in_flight:
-                    controller.commit(draw.counts, draw=draw)
-                yield draw, samples
+            for arrived, sizes, ended in self._fill(source, buffers, controller, at_once):
+                left = buffers.available.copy()
+                draws = []
+                for size in sizes:
+                    if not in_flight:
+                        # The workers take turns, so this is the number of the step that will have the batch.
+                        controller.draws = number
+                        self._take_over_emphasis(controller)
+                    draw = self._draw(controller, left, chances, size, arrived, ended)
+                    controller.register(draw)
+                    if not in_flight:
+                        controller.commit(draw.counts, draw=draw)
+                    draws.append(draw)
+                    number += places
+                    arrived = np.zeros_like(arrived)
+                yield list(zip(draws, self._hand_out(draws, buffers, left), strict=True))
         finally:
             self._kept = buffers
 
@@ -276,89 +296,108 @@ class FairStream(IterableDataset[Any]):
         if epoch != _NO_EPOCH and hasattr(self.source, "set_epoch"):
             self.source.set_epoch(int(epoch))
         source = _forward(iter(self.source))
-        return source if isinstance(self.source, IterableDataset) else islice(source, place, None, places)
+        if isinstance(self.source, IterableDataset):
+            return source
+        # Each rank the same number, or one more: they train in step.
+        return islice(source, place * self.world_size + self.rank, None, places * self.world_size)
 
     def _fill(
-        self, source: Iterator[Any], buffers: ClassBuffers, controller: FeedbackController
-    ) -> Iterator[tuple[Ints, int, bool]]:
-        """Read what a batch needs; yield how many of each class came, how large it can be, and if that was the end."""
-        B, K = self.batch_size, controller.num_classes
+        self, source: Iterator[Any], buffers: ClassBuffers, controller: FeedbackController, at_once: int
+    ) -> Iterator[tuple[Ints, list[int], bool]]:
+        """Read what a few batches need; yield how many of each class came, the batches' sizes, and if it was the end.
+
+        The batches are to be taken before the next are asked for.
+        """
+        B = self.batch_size
+        most = at_once * B
         kept = set(np.flatnonzero(controller.wanted).tolist())
-        batch = B * self.reads
         read = given = 0
         ended = False
         while True:
-            arrived = np.zeros(K, dtype=np.int64)
-            # In blocks: to read a little for every batch takes longer.
-            ahead = read - given * self.reads
-            to_read = 0 if ahead >= self.buffer + batch else self.buffer + (1 + _AT_ONCE) * batch - ahead
+            arrived = np.zeros(controller.num_classes, dtype=np.int64)
+            to_read = self.buffer + (given + most) * self.reads - read
             # Beyond that only where not even a batch is there: samples without target, or used up.
             while not ended and (to_read > 0 or _total(buffers, controller) < B):
-                chunk = list(islice(source, min(B, to_read) if to_read > 0 else B))
-                ended = not chunk
-                read += len(chunk)
-                to_read -= len(chunk)
-                self._sort_in(chunk, buffers, arrived, kept)
-            size = min(B, _total(buffers, controller))
+                came = self._read(source, min(most, _AT_MOST, to_read) if to_read > 0 else B, buffers, kept)
+                number = int(came.sum())
+                ended = number == 0
+                arrived += came
+                read += number
+                to_read -= number
+            size = min(most, _total(buffers, controller))
             if ended:
                 size = min(size, read // self.reads - given)
             if size < 1:
                 return
-            given += size
-            yield arrived, size, ended
+            sizes = [B] * (size // B) or [size]
+            given += sum(sizes)
+            yield arrived, sizes, ended
 
-    def _sort_in(self, chunk: list[Any], buffers: ClassBuffers, arrived: Ints, kept: set[int]) -> None:
-        if not chunk:
-            return
-        labels = labels_of(chunk, arrived.size, self.label)
-        if not own_memory(chunk[0]):
-            chunk = list(map(detached, chunk))
-        by_class = defaultdict(list)
-        for y, sample in zip(labels, chunk, strict=True):
-            by_class[y].append(sample)
-        arrived[list(by_class)] += list(map(len, by_class.values()))
-        buffers.add(by_class if by_class.keys() <= kept else {y: by_class[y] for y in by_class if y in kept})
+    def _read(self, source: Iterator[Any], number: int, buffers: ClassBuffers, kept: set[int]) -> Ints:
+        """Put so many samples into the buffers; return how many there were of each class, at the end none."""
+        num_classes = buffers.available.size
+        samples = list(islice(source, number))
+        if not samples:
+            return np.zeros(num_classes, dtype=np.int64)
+        labels = labels_of(samples, num_classes, self.label)
+        counts: Ints = np.bincount(labels, minlength=num_classes)
+        if not own_memory(samples[0]):
+            samples = list(map(detached, samples))
+        found = sorted_by_class(samples, labels, counts)
+        buffers.add(found if found.keys() <= kept else {y: found[y] for y in found if y in kept})
+        return counts
 
     def _draw(
         self,
         controller: FeedbackController,
-        buffers: ClassBuffers,
+        left: Ints,
         chances: Chances,
         size: int,
         arrived: Ints,
         ended: bool,
-    ) -> tuple[StreamDraw, list[Any]]:
-        serial, there = controller.draws, buffers.available > 0
-        # A class that is not there has a large deficit: next to it the floor would be all that the others have.
-        probs = controller.next_probs(None if there.all() or not (there & (controller.q > 0)).any() else there)
+    ) -> StreamDraw:
+        """Draw a batch of what is left of each class, and take it off."""
+        serial = controller.draws
+        plenty = np.minimum.reduce(left) >= size
+        if plenty:  # whatever the mix
+            probs = controller.next_probs()
+        else:
+            there = left > 0
+            # A class that is not there has a large deficit: next to it the floor would be all that the others have.
+            probs = controller.next_probs(None if there.all() or not (there & (controller.q > 0)).any() else there)
+            probs = share_out(probs, left / size)
         order, start, shuffle = chances(serial)
-        most = buffers.available / size
-        enough = bool((probs <= most).all())
-        if not enough:
-            probs = share_out(probs, most)
-        counts = np.bincount(apportion(probs, size, order, start), minlength=probs.size)
-        if not enough and (counts > buffers.available).any():  # by rounding
-            counts = _within(counts, buffers.available)
-        in_turn = buffers.take(counts)
         if size < self.batch_size:
             shuffle = shuffle[shuffle < size]
-        labels = np.arange(counts.size).repeat(counts)[shuffle]
-        samples = [in_turn[i] for i in shuffle.tolist()]
-        draw = StreamDraw(
+        in_turn = apportion(probs, size, order, start)
+        counts = np.bincount(in_turn, minlength=left.size)
+        if not plenty and (counts > left).any():  # by rounding
+            counts = _within(counts, left)
+            in_turn = np.arange(left.size).repeat(counts)
+        left -= counts
+        return StreamDraw(
             serial=serial,
             probs=probs,
             counts=counts,
             ratio=controller.ratio,
             alpha=controller.alpha(serial, controller.epoch),
-            labels=labels,
+            labels=in_turn.take(shuffle),
             arrived=arrived,
             ended=ended,
             progress=controller.progress,
         )
-        if self.weights:
-            weights = np.divide(controller.q, probs, out=np.zeros_like(probs), where=probs > 0).astype(np.float32)
-            samples = [_with_weight(sample, w) for sample, w in zip(samples, weights[labels], strict=True)]
-        return draw, samples
+
+    def _hand_out(self, draws: list[StreamDraw], buffers: ClassBuffers, left: Ints) -> Iterator[list[Any]]:
+        """Take the samples of several draws at once, which takes less time; yield those of each."""
+        labels = np.concatenate([draw.labels for draw in draws])
+        samples = placed(buffers.take(buffers.available - left), labels, left.size)
+        for start, draw in zip(range(0, labels.size, self.batch_size), draws, strict=True):
+            batch = samples[start : start + self.batch_size]
+            if self.weights:
+                q, p = self.controller.target_at(draw.progress), draw.probs
+                weights = np.divide(q, p, out=np.zeros_like(p), where=p > 0).astype(np.float32)
+                batch = [_with_weight(sample, w) for sample, w in zip(batch, weights[draw.labels], strict=True)]
+            yield batch
 
 
 def _forward(source: Iterator[Any]) -> Iterator[Any]:

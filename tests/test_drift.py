@@ -1,6 +1,7 @@
 """The stream whose class mix turns over, and the measure of how soon the trained mix recovers."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
@@ -62,6 +63,24 @@ def test_workers_share_the_stream():
     assert labels.bincount(minlength=10).tolist() == data.train_set.class_counts.tolist()
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("callbacks", [[], [FairSampling()]], ids=["bare", "fair"])
+def test_ranks_share_the_stream(workers, callbacks):
+    seen = []
+    for rank in range(2):
+        data = Small(num_workers=workers)
+        data.setup()
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=2, callbacks=callbacks, datamodule=data)
+        loader = data.train_dataloader()
+        stream = getattr(loader.dataset, "source", loader.dataset)
+        assert len(stream) == 2 * 640
+        seen.append(torch.cat([y for _, y in DataLoader(stream, batch_size=32, num_workers=workers)]))
+        assert len(seen[-1]) == 2 * 640
+    assert torch.cat(seen).bincount(minlength=10).tolist() == data.train_set.class_counts.tolist()
+    if not workers:
+        assert torch.stack(seen, 1).ravel().tolist() == data.train_set.labels.tolist()
+
+
 def test_held_out_sets_have_the_classes_that_come():
     data = Small(num_classes=2)
     data.setup()
@@ -88,6 +107,13 @@ def test_trained_mix_recovers_from_every_turn_with_the_callback(settings, capsys
     shares = (task.drawn / task.drawn.sum()).tolist()
     assert shares == pytest.approx([1 / len(shares)] * len(shares), abs=0.02)
     assert "Recovery after 3 turns, to within 2 % of the target: median" in capsys.readouterr().out
+
+
+def test_turn_that_is_read_at_once_with_others_has_recovered_where_the_mix_has():
+    recovery = Recovery()
+    data = Small(num_classes=2, imbalance_ratio=1, cycles=20, turn_size=40)  # 64 + 8 * 32 are read at once
+    train(data, FairSampling(), recovery)
+    assert recovery.recoveries == [0] * 40
 
 
 def test_trained_mix_never_recovers_without_it():

@@ -2,10 +2,12 @@
 
 import importlib
 import logging
+import pickle
 import sys
 from collections import Counter
 from itertools import cycle, islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as L
 import numpy as np
@@ -19,6 +21,7 @@ from rank_runs import Ranks
 from stream_runs import TARGET, Shards, Sums, Watching, mixed, train_on_stream
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+import lightning_fair.stream as stream_module
 from lightning_fair import FairDataModule, FairSampling, FairStream, FeedbackController, importance_weights, schedules
 from lightning_fair.buffers import ClassBuffers, share_out
 from lightning_fair.loader import check_loader
@@ -216,8 +219,8 @@ def test_reads_per_sample_handed_out_are_bounded_and_an_epoch_has_the_sources_le
     handed = 0
     for _, samples in fair.batches():
         handed += len(samples)
-        # Four batches are drawn at once, and as many read at once.
-        assert source.read <= (handed + 3 * 16) * reads + 64 + 5 * 16 * reads
+        # As many batches are read at once as are drawn at once: those of which a class takes no more than a buffer.
+        assert source.read <= (handed + 7 * 16) * reads + 64
     assert source.read == 3000
     assert handed == 3000 // reads
     assert len(FairStream([0] * 3000, batch_size=8, reads=reads)) == 3000 // reads
@@ -236,6 +239,25 @@ def test_samples_are_used_once_where_a_class_has_enough_of_them():
     assert np.mean([uses[item] == 1 for item in range(2000)]) > 0.95
 
 
+@pytest.mark.parametrize("batch", [8, 128])
+def test_what_is_read_at_once_does_not_push_itself_out_unused(batch):
+    labels = long_tail(20_000, (0.5, 0.5))
+    used = {item for item, _ in stream(labels, batch_size=batch, buffer=256)}
+    assert len(used) > 0.95 * len(labels)
+
+
+def test_a_worker_reads_evenly():
+    """What is read for a batch while others train is what the batch hands out."""
+    read, source = [], Reading(long_tail(800))
+    fair = FairStream(source, FeedbackController(4), batch_size=8, buffer=32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream_module, "get_worker_info", lambda: SimpleNamespace(id=0, num_workers=1))
+        for _ in fair.batches():
+            read.append(source.read)
+    assert read[0] == 32 + 8
+    assert set(np.diff(read[:-5])) == {8}
+
+
 def test_buffers_hold_no_more_than_their_limit_and_keep_no_block_alive():
     def blocks():
         for start in range(0, 4096, 512):  # a reader that hands out slices of what it reads at once
@@ -252,6 +274,20 @@ def test_buffers_hold_no_more_than_their_limit_and_keep_no_block_alive():
         x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for y in range(4) for x, _ in kept.samples(y)
     }
     assert sum(storages.values()) <= 1.1 * 4 * 50 * 28 * 28 * 4
+
+
+@pytest.mark.parametrize("of", [torch.Tensor, np.ndarray])
+def test_slices_are_copied(of):
+    images = torch.zeros(400, 28, 28) if of is torch.Tensor else np.zeros((400, 28, 28))
+    fair = FairStream([(images[i], i % 4) for i in range(400)], FeedbackController(4), batch_size=8, buffer=50)
+    assert all((x._base if of is torch.Tensor else x.base) is None for x, _ in fair)
+
+
+def test_copies_of_a_process_begin_with_empty_buffers():
+    fair = stream(long_tail(80))
+    list(fair)
+    assert fair._kept is not None
+    assert pickle.loads(pickle.dumps(fair))._kept is None
 
 
 def test_samples_of_a_class_without_target_are_not_held():
@@ -314,6 +350,20 @@ def test_log_says_that_a_class_has_not_come_yet(caplog):
     ]
 
 
+@pytest.mark.parametrize("worker", [False, True])
+def test_log_is_quiet_of_a_class_that_has_no_target_yet(caplog, worker):
+    """Class 1 comes from batch 70 on, and the target has something of it from batch 60 on."""
+    target = schedules.Shift(schedules.Step(0.0, 1.0, at=60), [1.0, 0.0], [0.5, 0.5])
+    fair = stream([0] * 560 + [0, 1] * 120, FeedbackController(2, target), buffer=8)
+    if worker:
+        control = StreamControl(fair)
+        for draw, _ in fair.batches():
+            control.retire(draw)
+    else:
+        list(fair)
+    assert caplog.records == []
+
+
 def test_log_is_quiet_of_a_class_that_is_rare_but_comes(caplog):
     list(stream(long_tail(2000, (0.7, 0.1, 0.1, 0.1)), reuse=1))
     assert caplog.records == []
@@ -361,6 +411,20 @@ def test_every_worker_has_its_shard_of_a_plain_iterable_and_batches_are_draws(wo
         seen += y.tolist()
     assert len(seen) == 2400
     assert np.bincount(seen[400:]) / len(seen[400:]) == pytest.approx(TARGET, abs=0.03)
+
+
+@pytest.mark.parametrize("workers", [0, 2, 3])
+def test_every_rank_has_its_shard_of_a_plain_iterable(workers):
+    items = []
+    for rank in range(2):
+        control = StreamControl(stream(long_tail(1001), buffer=64), rank, 2)
+        loader = DataLoader(control.stream, batch_size=8, num_workers=workers)
+        items.append([i for batch, _ in loader for i in batch.tolist()])
+        # As many as the length says, or a few more: the ranks stop in step.
+        assert len(control.stream) == 500
+        assert len(items[-1]) == 501 - rank
+    assert {i % 2 for i in items[0]} == {0}
+    assert {i % 2 for i in items[1]} == {1}
 
 
 def test_iterable_dataset_shards_itself():
@@ -576,6 +640,7 @@ def test_source_has_to_be_iterable():
     [
         ((0, 4), ValueError, r"labels must lie in \[0, 4\), got 4 in the stream"),
         ((0, -1), ValueError, "got -1"),
+        ((0, 2**70), ValueError, "got 1180591620717411303424"),
         ((0, 1.0), TypeError, "is one integer; got 1.0 in a tuple"),
         ((0, torch.tensor([1, 2])), TypeError, "is one integer; got tensor"),
         ("text", TypeError, "got None in a str"),
@@ -604,11 +669,25 @@ def test_batch_size_of_the_loader_has_to_be_that_of_the_stream():
         ({"num_classes": 4, "reference": "prior"}, "has no prior"),
         ({"num_classes": 4, "labels": [0, 1]}, "labels is for data sets with a length"),
         ({"num_classes": 4, "steps_per_epoch": 3}, "limit_train_batches"),
+        ({"num_classes": 4, "draw": "iid"}, "draw='iid' is for data sets with a length"),
     ],
 )
 def test_settings_that_a_stream_cannot_have_are_refused(settings, match):
     with pytest.raises(ValueError, match=match):
         fit(Weighted(), DataLoader(mixed(80, None), batch_size=8), FairSampling(**settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"seed": 3}, r"seed=3 has no effect on a FairStream: set FairStream\(seed=3\)"),
+        ({"lag": 5}, "lag=5 has no effect on a FairStream"),
+        ({"missing": "skip"}, "missing='skip' has no effect on a FairStream"),
+    ],
+)
+def test_settings_without_effect_on_a_stream_are_named(settings, match):
+    with pytest.warns(UserWarning, match=match):
+        fit(Weighted(), DataLoader(mixed(80, None), batch_size=8), FairSampling(num_classes=4, **settings))
 
 
 def test_bare_stream_is_refused_with_the_remedy():

@@ -3,8 +3,10 @@
 Throughput: the bare stream and the same under FairStream, both through torch's DataLoader without workers, in one
 process and in turns, images of 28 by 28 pixels. A stream has to make its samples, and how long that takes decides the
 ratio, so there are several: one that augments an image (an affine warp), one that decodes it from a compressed record
-(zlib), one that only converts raw bytes to float, and one that hands out what lies in memory. Processor time, which
-other programs disturb less than the clock.
+(zlib), one that only converts raw bytes to float, one that hands out the rows of a tensor, `x[i], int(y[i])`, and one
+that hands out tensors as they lie in memory, which costs a stream nothing at all. For comparison the least that any
+buffer in Python costs: torch's way to shuffle a stream, one list as large as all buffers, whose samples change places
+with those that come. Processor time, which other programs disturb less than the clock.
 
 Memory: the samples alive at once, in the buffers and in hand, against the K * buffer of the stated limit. Recovery:
 batches after each turn of a 99:1 stream until the trained mix stays within 2 % of the target.
@@ -13,6 +15,7 @@ batches after each turn of a 99:1 stream until the trained mix stays within 2 % 
 from __future__ import annotations
 
 import argparse
+import random
 import resource
 import time
 import weakref
@@ -49,8 +52,38 @@ class Stream(IterableDataset[Sample]):
             yield make(i % ITEMS), y
 
 
-def sources() -> dict[str, Make]:
-    """Return ways of making a sample."""
+class Rows(IterableDataset[Sample]):
+    """The commonest stream of all."""
+
+    def __init__(self, labels: NDArray[np.int64]) -> None:
+        self.x, self.y = torch.rand(len(labels), SIDE, SIDE), torch.from_numpy(labels)
+
+    def __iter__(self) -> Iterator[Sample]:
+        x, y = self.x, self.y
+        for i in range(len(y)):
+            yield x[i], int(y[i])
+
+
+class Shuffled(IterableDataset[Sample]):
+    """A stream in another order, out of one buffer."""
+
+    def __init__(self, source: IterableDataset[Sample], buffer: int) -> None:
+        self.source, self.buffer = source, buffer
+
+    def __iter__(self) -> Iterator[Sample]:
+        held: list[Sample] = []
+        for sample in self.source:
+            if len(held) < self.buffer:
+                held.append(sample)
+                continue
+            place = int(random.random() * self.buffer)
+            out, held[place] = held[place], sample
+            yield out
+        yield from held
+
+
+def sources() -> dict[str, Callable[[NDArray[np.int64]], IterableDataset[Sample]]]:
+    """Return streams, each made from its labels."""
     raw = np.random.default_rng(0).integers(0, 256, (ITEMS, SIDE * SIDE), dtype=np.uint8)
     raw[:, ::2] = 0  # as drawn digits, they compress
     records = [bytearray(row.tobytes()) for row in raw]
@@ -67,10 +100,11 @@ def sources() -> dict[str, Make]:
         return F.grid_sample(from_bytes(records[i])[None, None], grid, align_corners=False)[0, 0].clone()
 
     return {
-        "augmented": warped,
-        "unpacked": lambda i: from_bytes(bytearray(zlib.decompress(packed[i]))),
-        "raw bytes": lambda i: from_bytes(records[i]),
-        "in memory": lambda i: in_memory[i],
+        "augmented": partial(Stream, warped),
+        "unpacked": partial(Stream, lambda i: from_bytes(bytearray(zlib.decompress(packed[i])))),
+        "raw bytes": partial(Stream, lambda i: from_bytes(records[i])),
+        "rows of a tensor": Rows,
+        "in memory": partial(Stream, lambda i: in_memory[i]),
     }
 
 
@@ -88,17 +122,18 @@ def time_of(dataset: IterableDataset[Any], batch: int) -> float:
     return (time.process_time() - start) / samples * 1e6
 
 
-def throughput(make: Make, labels: NDArray[np.int64], batch: int, rounds: int, name: str) -> NDArray[np.float64]:
-    """Return the times of a sample, shape ``(2, rounds)``: bare, fair; who is first changes from round to round."""
-    K = int(labels.max()) + 1
-    bare = Stream(make, labels)
+def throughput(
+    bare: IterableDataset[Sample], num_classes: int, batch: int, rounds: int, name: str
+) -> NDArray[np.float64]:
+    """Return the times of a sample, shape ``(3, rounds)``: bare, fair, shuffled; who is first changes every round."""
     runs = (
         partial(time_of, bare, batch),
-        lambda: time_of(FairStream(bare, FeedbackController(K), batch_size=batch), batch),
+        lambda: time_of(FairStream(bare, FeedbackController(num_classes), batch_size=batch), batch),
+        lambda: time_of(Shuffled(bare, 256 * num_classes), batch),
     )
-    times = np.zeros((2, rounds))
+    times = np.zeros((3, rounds))
     for turn in tqdm(range(rounds), desc=name, leave=False):
-        for which in (0, 1) if turn % 2 else (1, 0):
+        for which in np.roll(range(3), turn):
             times[which, turn] = runs[which]()
     return times
 
@@ -156,7 +191,7 @@ def recovery(turns: int, batch: int, seed: int, turn_size: int = 12_800) -> list
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15, help="turns of each side (default: 15)")
-    parser.add_argument("--samples", type=int, default=10_000, help="samples of a turn (default: 10,000)")
+    parser.add_argument("--samples", type=int, default=20_000, help="samples of a turn (default: 20,000)")
     parser.add_argument("--turns", type=int, default=11, help="of the stream that turns over (default: 11)")
     parser.add_argument("--seeds", type=int, default=5, help="streams that turn over (default: 5)")
     args = parser.parse_args(argv)
@@ -165,7 +200,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = []
     for name, make in sources().items():
         for K, batch in ((10, 128), (2, 128), (10, 64)):
-            bare, fair = throughput(make, long_tail(args.samples, K), batch, args.rounds, f"{name}, K = {K}")
+            stream = make(long_tail(args.samples, K))
+            bare, fair, shuffled = throughput(stream, K, batch, args.rounds, f"{name}, K = {K}")
             table.append(
                 [
                     name,
@@ -174,11 +210,16 @@ def main(argv: Sequence[str] | None = None) -> None:
                     f"{np.median(bare):.1f}",
                     quartiles(fair - bare, ".1f"),
                     quartiles(bare / fair, ".2f"),
+                    quartiles(bare / shuffled, ".2f"),
                 ]
             )
     off = [batches for seed in range(args.seeds) for batches in recovery(args.turns, 64, seed)]
     print(f"\n{machine()}; {args.rounds} rounds in turns of {args.samples} samples; processor time, no worker\n")
-    print(markdown(("samples are", "K", "batch", "bare, µs", "added, µs", "throughput, ratio"), table))
+    print(
+        markdown(
+            ("samples are", "K", "batch", "bare, µs", "added, µs", "throughput, ratio", "of a shuffle buffer"), table
+        )
+    )
     size = 3 * 96 * 96 * 4
     print(
         f"\nMemory, K = 10, buffer 256, batch 16, images of 3 x 96 x 96: at most {most} samples alive at once, those in"

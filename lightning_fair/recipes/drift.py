@@ -26,7 +26,7 @@ class DriftStream(IterableDataset[Item]):
 
     The share of class ``c`` of ``K`` is ``ratio ** (-c / (K - 1))``, divided by their sum, and after each turn that of
     the classes in reverse: two classes at ratio 99 come 99:1, then 1:99. Within a class the images come in random
-    order, each once before any comes again. Each worker reads its shard.
+    order, each once before any comes again. Each rank and each worker reads its shard.
 
     Args:
         images: The data set to take images from.
@@ -36,6 +36,10 @@ class DriftStream(IterableDataset[Item]):
         turns: Stretches of one class mix, at least 1.
         turn_size: Samples of each.
         seed: Seed of the order.
+
+    Attributes:
+        rank: Rank whose shard is read.
+        world_size: Number of ranks.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class DriftStream(IterableDataset[Item]):
         seed: int,
     ) -> None:
         self.images, self.classes, self.turn_size = images, classes, turn_size
+        self.rank, self.world_size = 0, 1
         rng = np.random.default_rng(seed)
         K = len(classes)
         shares = imbalance_ratio ** -np.linspace(0.0, 1.0, K)
@@ -67,13 +72,15 @@ class DriftStream(IterableDataset[Item]):
         return np.bincount(self.labels, minlength=len(self.classes))
 
     def __len__(self) -> int:
-        """Samples of the stream."""
-        return int(self.labels.size)
+        """Samples of the stream on each rank."""
+        return int(self.labels.size) // self.world_size
 
     def __iter__(self) -> Iterator[Item]:
         worker = get_worker_info()
-        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        return (self.images[place] for place in self.places[first::step].tolist())
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        # Each rank the same number, or one more: they train in step.
+        shard = self.places[number * self.world_size + self.rank :: workers * self.world_size]
+        return (self.images[place] for place in shard.tolist())
 
 
 class DriftDataModule(L.LightningDataModule):
@@ -170,6 +177,8 @@ class DriftDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the loader of the stream: fair with the callback, as it comes without."""
         stream: IterableDataset[Any] = self.train_set
+        if self.trainer is not None:
+            self.train_set.rank, self.train_set.world_size = self.trainer.global_rank, self.trainer.world_size
         if self.trainer is not None and find_callback(self.trainer) is not None:
             stream = FairStream(
                 stream, batch_size=self.batch_size, buffer=self.buffer, reuse=self.reuse, seed=self.seed
@@ -218,6 +227,7 @@ class Recovery(L.Callback):
         self.mixes: list[Floats] = []
         self.arrived: list[int] = []
         self._seen = self._turn = self._batches = self._late = 0
+        self._off = False
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -236,6 +246,7 @@ class Recovery(L.Callback):
         self._seen += int(counts.sum())
         # A FairStream reads ahead: the turn is where the stream makes it.
         read = int(control.arrived.sum()) if isinstance(control, StreamControl) else self._seen
+        read *= self._stream.world_size  # the other ranks are as far
         while read > (self._turn + 1) * self._stream.turn_size:
             self._end_turn(trainer)
         target = control.controller.get_target() if control else np.full(K, 1.0 / K)
@@ -243,11 +254,12 @@ class Recovery(L.Callback):
         before = self.mixes[-1] if self.mixes else target
         self.mixes.append((1.0 - rate) * before + rate * counts / max(counts.sum(), 1.0))
         self.arrived.append(read)
-        off = distance(self.mixes[-1], target)
+        away = distance(self.mixes[-1], target)
         self._batches += 1
-        if off > self.tolerance:
+        self._off = away > self.tolerance
+        if self._off:
             self._late = self._batches
-        pl_module.log("drift/distance", off)
+        pl_module.log("drift/distance", away)
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -256,7 +268,8 @@ class Recovery(L.Callback):
         self._say()
 
     def _end_turn(self, trainer: L.Trainer) -> None:
-        self.recoveries.append(self._late if self._late < self._batches else None)
+        # A turn may have no batch of its own: a FairStream reads more than one turn at once where they are short.
+        self.recoveries.append(None if self._off else self._late)
         for logger in trainer.loggers:
             late = self._late if self.recoveries[-1] is not None else self._batches
             logger.log_metrics({"drift/recovery": late}, step=trainer.global_step)
