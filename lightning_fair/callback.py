@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_fair.controller import Deficit, Draw, FeedbackController, ends_of
-from lightning_fair.dashboard import BatchWeights, Dashboard, boards
+from lightning_fair.dashboard import BatchWeights, Dashboard, Shown
 from lightning_fair.distributed import sum_over_ranks
 from lightning_fair.labels import Labels, class_names, find_labels
 from lightning_fair.loader import (
@@ -132,7 +132,8 @@ class FairSampling(L.Callback):
         self.reference: Reference = reference
         self.target_probs = target_probs
         self.max_weight, self.normalize, self.exponent = max_weight, normalize, exponent
-        self.labels, self.num_classes, self.class_names = labels, num_classes, class_names
+        self.labels, self.num_classes = labels, num_classes
+        self.class_names = None if class_names is None else [str(name) for name in class_names]
         self.loader = loader
         self.steps_per_epoch, self.missing, self.draw = steps_per_epoch, missing, draw
         self.lag, self.seed = lag, seed
@@ -229,7 +230,7 @@ class FairSampling(L.Callback):
         self._delivered: Delivered | None = None
         self._weights = self._prior = np.ones(1)
         self._step_weights: StepWeights | None = None
-        self._dashboard: Dashboard | None = None
+        self._dashboard = Dashboard()
         self._pending: deque[tuple[Any, HostCopy | Ints]] = deque()
         self._forget_numbers()
 
@@ -238,7 +239,8 @@ class FairSampling(L.Callback):
         self._uncalled = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_undo": None, "_loader": None}  # the Trainer's, not a copy's
+        # The Trainer's, and its loggers', not a copy's.
+        return {**self.__dict__, "_undo": None, "_loader": None, "_dashboard": Dashboard()}
 
     # -- the loader ----------------------------------------------------------------------------------------
 
@@ -477,9 +479,7 @@ class FairSampling(L.Callback):
                 "lightning_fair.ImportanceWeightedMixin and return self.weighted_loss(losses), with the losses of "
                 'reduction="none".'
             )
-        if self._dashboard is None or self._dashboard.sampler is not self.sampler:
-            weighted = self._step_weights is not None
-            self._dashboard = Dashboard(self.sampler, self._names, weighted=weighted, boards=boards(trainer))
+        self._dashboard.start(trainer)
 
     @override
     def on_train_batch_start(
@@ -540,19 +540,19 @@ class FairSampling(L.Callback):
             self._step_weights.open = False
         if isinstance(self.sampler, FeedbackBatchSampler):
             self.sampler.end_epoch()
-        if self._dashboard is not None:
-            self._dashboard.show_distance(trainer, pl_module)
-            self._dashboard.end_epoch(trainer)
+        if self.sampler is not None:
+            self._dashboard.show_distance(trainer, pl_module, self._shown)
+            self._dashboard.end_epoch(trainer, self._shown)
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._dashboard is not None:
-            self._dashboard.end(trainer)
+        if self.sampler is not None:
+            self._dashboard.end(trainer, self._shown)
 
     @override
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._dashboard is not None:
-            self._dashboard.draw_recall(trainer, "test")
+        if self.sampler is not None:
+            self._dashboard.draw_recall(trainer, self._shown, "test")
 
     def _report(self, pl_module: L.LightningModule | None = None, keep: int = 0) -> None:
         """Tell the sampler of all but the newest ``keep`` batches."""
@@ -588,8 +588,12 @@ class FairSampling(L.Callback):
         self._steps += 1
         self._ess_sum += weights.effective_sample_size
         self.largest_weight = max(self.largest_weight, weights.largest)
-        if self._dashboard is not None:
-            self._dashboard.follow(trainer, pl_module, draw, weights)
+        self._dashboard.follow(trainer, pl_module, self._shown, draw, weights)
+
+    @property
+    def _shown(self) -> Shown:
+        assert self.sampler is not None
+        return Shown(self.sampler, self._names, self._step_weights is not None)
 
     # -- checkpoints ---------------------------------------------------------------------------------------
 

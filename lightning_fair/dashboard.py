@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakSet
 
 import lightning.pytorch as L
 import numpy as np
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
 from lightning_fair import figures
@@ -20,6 +23,9 @@ from lightning_fair.sampler import FeedbackBatchSampler
 from lightning_fair.simplex import Floats, Ints, distance
 from lightning_fair.stream_loader import StreamControl
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _MOST_BY_NAME = 20
 _QUANTILES = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1.0}
 _FURTHEST = 10
@@ -27,7 +33,7 @@ _FURTHEST = 10
 
 @dataclass(frozen=True)
 class BatchWeights:
-    """What the importance weights of one batch come to, over all ranks.
+    """What the importance weights of one batch come to: over all ranks, of a stream on this one.
 
     Attributes:
         size: Samples of the batch.
@@ -101,7 +107,7 @@ def scalars(
     if isinstance(sampler, StreamControl):
         groups = {"arriving": sampler.arriving, **groups}
     if q.size <= _MOST_BY_NAME:
-        low, high = band(controller, weights.size)
+        low, high = band(controller, sampler.global_batch_size)
         groups |= {"target_low": low, "target_high": high}
         # Class by class, so that a reader who comes meanwhile seldom finds a line without its band.
         for name, row in zip(names, np.stack(list(groups.values()), axis=1).tolist(), strict=True):
@@ -165,19 +171,21 @@ class Bands(NamedTuple):
     series: tuple[tuple[str, str, str], ...]
 
 
-def charts(names: Sequence[str], target: Floats, *, weighted: bool, stream: bool) -> dict[str, list[Lines | Bands]]:
+def charts(
+    names: Sequence[str], targets: Sequence[Floats], *, weighted: bool, stream: bool
+) -> dict[str, list[Lines | Bands]]:
     """Return the charts of TensorBoard's tab Custom Scalars, by category.
 
     Args:
         names: Name of each class.
-        target: Class mix that batches are steered to, in the end, shape ``(K,)``.
+        targets: Class mixes that batches are steered to, first and last, each of shape ``(K,)``.
         weighted: Whether the loss has importance weights, and the plugin therefore knows the losses.
         stream: Whether the data are a stream.
     """
     by_name = len(names) <= _MOST_BY_NAME
     mix: list[Lines | Bands]
     if by_name:
-        banded = _banded(target)
+        banded = _banded(targets)
         series = tuple(
             (value, f"fair/target_low/{name}", f"fair/target_high/{name}") if c in banded else (value, value, value)
             for c, name in enumerate(names)
@@ -192,13 +200,13 @@ def charts(names: Sequence[str], target: Floats, *, weighted: bool, stream: bool
         ]
     if stream:
         mix.append(_of_classes("Mix that arrives", "arriving", by_name))
-    mix.append(_of_classes("Probabilities of the draws", "prob", by_name))
     found: dict[str, list[Lines | Bands]] = {
         "Is the mix where it should be?": mix,
         "How hard is it steered?": [
             Lines("Distance of the trained mix from the target", ("fair/distance",)),
             Lines("Largest deficit", ("fair/deficit_max",)),
             Lines("Alpha", ("fair/alpha",)),
+            _of_classes("Probabilities of the draws", "prob", by_name),
         ],
     }
     if weighted:
@@ -213,13 +221,15 @@ def charts(names: Sequence[str], target: Floats, *, weighted: bool, stream: bool
     return found
 
 
-def _banded(target: Floats) -> set[int]:
+def _banded(targets: Sequence[Floats]) -> set[int]:
     """Return classes whose band is drawn, of each target some: all of them, one over the other, would hide the lines.
 
     Not only one of each target, since TensorBoard cuts off what lies beyond the 5th and the 95th percentile.
     """
-    same = [np.flatnonzero(target == share).tolist() for share in np.unique(target)]
-    return {c for classes in same for c in classes[::8]}
+    same: dict[tuple[float, ...], list[int]] = {}
+    for c, shares in enumerate(zip(*(target.tolist() for target in targets), strict=True)):
+        same.setdefault(shares, []).append(c)
+    return {c for classes in same.values() for c in classes[::8]}
 
 
 def _of_classes(title: str, group: str, by_name: bool) -> Lines | Bands:
@@ -268,98 +278,109 @@ def layout_summary(categories: Mapping[str, Sequence[Lines | Bands]], prefix: st
 # -- a run -------------------------------------------------------------------------------------------------
 
 
+class Shown(NamedTuple):
+    """What a dashboard shows: the sampler (of a stream what stands in its place), and its classes' names.
+
+    ``weighted``: whether the loss has importance weights.
+    """
+
+    sampler: FeedbackBatchSampler | StreamControl
+    names: Sequence[str]
+    weighted: bool
+
+
 class Dashboard:
     """Writes all of this for one run.
 
     Every logger gets the scalars; TensorBoard gets the layout with the first of them, and figures after the epochs 1,
     2, 4, 8 and so on and at the end. The progress bar has the distance of the trained mix from the target.
-
-    Args:
-        sampler: What holds the controller.
-        names: Name of each class.
-        weighted: Whether the loss has importance weights.
-        boards: The TensorBoard loggers that will be written to.
-
-    Attributes:
-        sampler: The same.
     """
 
-    def __init__(
-        self,
-        sampler: FeedbackBatchSampler | StreamControl,
-        names: Sequence[str],
-        *,
-        weighted: bool,
-        boards: Sequence[TensorBoardLogger] = (),
-    ) -> None:
-        self.sampler, self._names, self._weighted = sampler, names, weighted
-        self._history = History(len(names)) if boards and _found("matplotlib") else None
-        self._laid_out: set[int] = set()  # loggers
+    def __init__(self) -> None:
+        self._history: History | None = None
+        self._laid_out: WeakSet[TensorBoardLogger] = WeakSet()
+        self._draws = False  # whether there is a logger for figures
         self._drawn = -1  # step of the last picture of the mix
 
-    def follow(self, trainer: L.Trainer, pl_module: L.LightningModule, draw: Draw, weights: BatchWeights) -> None:
+    def start(self, trainer: L.Trainer) -> None:
+        """Take the loggers of the training that begins."""
+        self._draws = bool(boards(trainer))
+
+    def follow(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, shown: Shown, draw: Draw, weights: BatchWeights
+    ) -> None:
         """Take a batch that was trained on; write where the Trainer's ``log_every_n_steps`` says so."""
-        if self._history is not None:
-            self._history.add(_step(trainer), lambda: over_target(self.sampler.controller))
+        if self._draws:
+            if self._history is None or self._history.size != len(shown.names):
+                self._history = History(len(shown.names))
+            self._history.add(_step(trainer), lambda: over_target(shown.sampler.controller))
         # As Lightning's own callbacks do; and one point, not several, per optimiser step.
         if not trainer._logger_connector.should_update_logs or trainer.fit_loop._should_accumulate():
             return
-        self.show_distance(trainer, pl_module)
+        self.show_distance(trainer, pl_module, shown)
         for logger in trainer.loggers:
-            values = scalars(self.sampler, draw, weights, self._names, logger.group_separator)
+            values = scalars(shown.sampler, draw, weights, shown.names, logger.group_separator)
             logger.log_metrics(values, step=_step(trainer))
         for board in boards(trainer):
-            self._lay_out(board)
+            self._lay_out(board, shown)
 
-    def show_distance(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def show_distance(self, trainer: L.Trainer, pl_module: L.LightningModule, shown: Shown) -> None:
         """Let the progress bar, and ``trainer.callback_metrics``, have the distance of the trained mix."""
-        if not trainer.barebones:
-            controller = self.sampler.controller
-            pl_module.log("fair/distance", distance(controller.ratio, controller.q), prog_bar=True, logger=False)
+        if trainer.barebones:
+            return
+        controller = shown.sampler.controller
+        off = torch.tensor(distance(controller.ratio, controller.q))  # not on the device: nothing waits for it
+        pl_module.log("fair/distance", off, prog_bar=True, logger=False, rank_zero_only=True, sync_dist=True)
 
-    def end_epoch(self, trainer: L.Trainer) -> None:
+    def end_epoch(self, trainer: L.Trainer, shown: Shown) -> None:
         """Draw the mix over time, where the epoch is one for it."""
         number = trainer.current_epoch + 1
         if number & (number - 1) == 0:
-            self._draw_mix(trainer)
+            self._draw_mix(trainer, shown)
 
-    def end(self, trainer: L.Trainer) -> None:
+    def end(self, trainer: L.Trainer, shown: Shown) -> None:
         """Draw the mix over time, and what the last validation says of the classes."""
-        self._draw_mix(trainer)
-        self.draw_recall(trainer, "validation")
+        self._draw_mix(trainer, shown)
+        self.draw_recall(trainer, shown, "validation")
 
-    def draw_recall(self, trainer: L.Trainer, of: str) -> None:
-        """Draw the recall of each class against its training images, where the module logged it."""
-        recall = recalls(trainer.callback_metrics, self._names)
-        if recall is not None and boards(trainer) and _found("matplotlib"):
-            picture = figures.recall_by_images(recall, self.sampler.class_counts, self._names, of)
-            self._add(trainer, f"fair/recall/{of}", picture)
+    def draw_recall(self, trainer: L.Trainer, shown: Shown, of: str) -> None:
+        """Draw the recall of each class against its training samples, where the module logged it."""
+        recall = recalls(trainer.callback_metrics, shown.names, of[:3]) if boards(trainer) else None
+        if recall is not None:
+            counts = shown.sampler.class_counts
+            self._add(trainer, f"fair/recall/{of}", lambda: figures.recall_by_samples(recall, counts, shown.names, of))
 
-    def _draw_mix(self, trainer: L.Trainer) -> None:
-        history, step = self._history, _step(trainer)
+    def _draw_mix(self, trainer: L.Trainer, shown: Shown) -> None:
+        history, step, counts = self._history, _step(trainer), shown.sampler.class_counts
         if history is None or not history.steps.size or step == self._drawn:
             return
         self._drawn = step
-        picture = figures.mix_over_time(history.steps, history.rows, self.sampler.class_counts, self._names)
-        self._add(trainer, "fair/mix", picture)
-        if len(self._names) > _MOST_BY_NAME:
-            table = furthest_table(self.sampler, self._names)
+        self._add(trainer, "fair/mix", lambda: figures.mix_over_time(history.steps, history.rows, counts, shown.names))
+        if len(shown.names) > _MOST_BY_NAME:
             for board in boards(trainer):
-                board.experiment.add_text("fair/furthest", table, step)
+                table = furthest_table(shown.sampler, shown.names)
+                board.experiment.add_text(f"{_prefix(board)}fair/furthest", table, step)
 
-    def _add(self, trainer: L.Trainer, tag: str, picture: NDArray[np.uint8]) -> None:
-        for board in boards(trainer):
-            board.experiment.add_image(tag, picture, _step(trainer), dataformats="HWC")
-
-    def _lay_out(self, board: TensorBoardLogger) -> None:
-        if id(board) in self._laid_out or not _found("tensorboard"):
+    def _add(self, trainer: L.Trainer, tag: str, draw: Callable[[], Figure]) -> None:
+        if find_spec("matplotlib") is None:
             return
-        self._laid_out.add(id(board))
-        prefix = f"{board._prefix}{board.LOGGER_JOIN_CHAR}" if board._prefix else ""
-        stream = isinstance(self.sampler, StreamControl)
-        target = self.sampler.controller.target_at(1.0)
-        summary = layout_summary(charts(self._names, target, weighted=self._weighted, stream=stream), prefix)
-        board.experiment.file_writer.add_summary(summary)  # it is open: a scalar was just written
+        try:
+            picture = figures.pixels(draw())
+        except Exception as error:  # no picture is worth a training
+            rank_zero_warn(f"The figure {tag} could not be drawn: {type(error).__name__}: {error}")
+            return
+        for board in boards(trainer):
+            board.experiment.add_image(f"{_prefix(board)}{tag}", picture, _step(trainer), dataformats="HWC")
+
+    def _lay_out(self, board: TensorBoardLogger, shown: Shown) -> None:
+        if board in self._laid_out or find_spec("tensorboard") is None:
+            return
+        self._laid_out.add(board)
+        stream, controller = isinstance(shown.sampler, StreamControl), shown.sampler.controller
+        targets = controller.target_at(0.0), controller.target_at(1.0)
+        categories = charts(shown.names, targets, weighted=shown.weighted, stream=stream)
+        # The file is open: a scalar was just written.
+        board.experiment.file_writer.add_summary(layout_summary(categories, _prefix(board)))
 
 
 def boards(trainer: L.Trainer) -> list[TensorBoardLogger]:
@@ -367,22 +388,27 @@ def boards(trainer: L.Trainer) -> list[TensorBoardLogger]:
     return [x for x in trainer.loggers if isinstance(x, TensorBoardLogger)] if trainer.is_global_zero else []
 
 
-def recalls(metrics: Mapping[str, Any], names: Sequence[str]) -> Floats | None:
+def recalls(metrics: Mapping[str, Any], names: Sequence[str], stage: str) -> Floats | None:
     """Return the recall of each class from what a module logged, shape ``(K,)``; None where it did not.
 
     Args:
-        metrics: Metrics by name. Those are taken that differ in a class's name at the end, with "recall" before it,
-            such as ``test/recall/cat`` or ``multiclassrecall_cat`` (torchmetrics' ``ClasswiseWrapper``).
+        metrics: Metrics by name. Those are taken that end with "recall" and a class's name or number, such as
+            ``test/recall/cat`` or ``multiclassrecall_0`` (torchmetrics' ``ClasswiseWrapper``).
         names: Name of each class.
+        stage: What names of this stage's metrics begin with, such as ``"val"``. Those without any such beginning will
+            do, those of the training will not.
 
     Example:
-        >>> recalls({"val/loss": 0.3, "val/recall/cat": 0.9, "val/recall/dog": 0.5}, ["cat", "dog"])
+        >>> recalls({"val/loss": 0.3, "val/recall/cat": 0.9, "val/recall/dog": 0.5}, ["cat", "dog"], "val")
         array([0.9, 0.5])
     """
-    for key in metrics:
-        start = key.removesuffix(names[0])
-        if start != key and "recall" in start.lower() and all(f"{start}{name}" in metrics for name in names):
-            return np.array([float(metrics[f"{start}{name}"]) for name in names])
+    for endings in (names, [str(label) for label in range(len(names))]):
+        starts = [key.removesuffix(endings[0]) for key in metrics if key.endswith(endings[0])]
+        starts = [start for start in starts if re.search(r"recall[^a-z0-9]*$", start, re.IGNORECASE)]
+        for start in sorted(starts, key=lambda start: not start.startswith(stage)):
+            each = [np.asarray(metrics.get(f"{start}{ending}", ()), dtype=float) for ending in endings]
+            if not start.startswith("train") and all(share.size == 1 for share in each):
+                return np.array([share.item() for share in each])
     return None
 
 
@@ -391,17 +417,17 @@ def furthest_table(sampler: FeedbackBatchSampler | StreamControl, names: Sequenc
     controller = sampler.controller
     relative = over_target(controller)
     rows = [
-        f"| {rank} | {names[c]} | {sampler.class_counts[c]:,} | {controller.q[c]:.3g} | {controller.ratio[c]:.3g} | "
-        f"{relative[c]:.2f} |"
+        f"| {rank} | {' '.join(names[c].split()).replace('|', '&#124;')} | {sampler.class_counts[c]:,} | "
+        f"{controller.q[c]:.3g} | {controller.ratio[c]:.3g} | {relative[c]:.2f} |"
         for rank, c in enumerate(_furthest(relative).tolist(), start=1)
     ]
     header = "| rank | class | training samples | target | trained mix | trained mix over target |"
     return "\n".join((header, "|" + "---|" * 6, *rows))
 
 
+def _prefix(board: TensorBoardLogger) -> str:
+    return f"{board._prefix}{board.LOGGER_JOIN_CHAR}" if board._prefix else ""
+
+
 def _step(trainer: L.Trainer) -> int:
     return trainer.fit_loop.epoch_loop._batches_that_stepped
-
-
-def _found(package: str) -> bool:
-    return find_spec(package) is not None

@@ -19,6 +19,9 @@ class History:
         size: Numbers in a row, at least 1.
         most: Most rows that are kept, an even number. None: 256, or fewer of more than 15,000 numbers.
 
+    Attributes:
+        size: The same.
+
     Example:
         >>> history = History(size=1, most=4)
         >>> for step in range(9):
@@ -28,6 +31,7 @@ class History:
     """
 
     def __init__(self, size: int, most: int | None = None) -> None:
+        self.size = size
         self._most = most or 2 * (min(max(_CELLS // size, _FEWEST), _MOST) // 2)
         self._rows = np.empty((self._most, size), dtype=np.float32)
         self._steps = np.empty(self._most, dtype=np.int64)
