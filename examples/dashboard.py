@@ -1,7 +1,8 @@
 """Make the README's picture of TensorBoard: `python examples/dashboard.py`.
 
-Trains `experiment=drift`, opens TensorBoard on the run in a headless Chromium (Debian: `apt-get install chromium`), and
-takes a picture of the tab Custom Scalars. `--logdir DIR` shows a run that is there already.
+Trains `experiment=drift` on two classes, with buffers too small for a turn so that there is something to see; opens
+TensorBoard on the run in a headless Chromium (Debian: `apt-get install chromium`), and takes a picture of the tab
+Custom Scalars. `--logdir DIR` shows a run that is there already.
 """
 
 from __future__ import annotations
@@ -46,9 +47,11 @@ PATIENCE = 60.0  # seconds
 
 
 def train(folder: Path) -> Path:
-    """Train on the stream that drifts; return the folder of the logs."""
-    settings = ["experiment=drift", "trainer.log_every_n_steps=10", "trainer.enable_progress_bar=false"]
-    subprocess.run([sys.executable, HERE / "train.py", *settings, f"hydra.run.dir={folder}"], check=True)
+    """Train on a stream that drifts; return the folder of the logs."""
+    settings = ["experiment=drift", "data.cycles=4", "data.buffer=32", "data.reuse=16"]
+    settings += ["data.num_classes=2", "data.imbalance_ratio=99", "model.num_classes=2", "model.net.num_classes=2"]
+    settings += ["trainer.log_every_n_steps=4", "trainer.enable_progress_bar=false", f"hydra.run.dir={folder}"]
+    subprocess.run([sys.executable, HERE / "train.py", *settings], check=True)
     return folder / "tensorboard"
 
 
@@ -122,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         logdir = args.logdir or train(Path(folder) / "drift").resolve()
-        with tensorboard(logdir) as address, chromium(1500, 1620) as page:
+        with tensorboard(logdir) as address, chromium(1500, 1590) as page:
             found = charts(page, address)
             page.screenshot(path=args.out)
     for name, drawn in found.items():

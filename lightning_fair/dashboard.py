@@ -199,11 +199,12 @@ def charts(
             Lines("Trained mix over target: the ten classes furthest from it", ("fair/furthest/",)),
         ]
     if stream:
-        mix.append(_of_classes("Mix that arrives", "arriving", by_name))
+        mix.insert(0, _of_classes("Mix that arrives", "arriving", by_name))
+    # TensorBoard puts charts with bands after all others: so this leaves the two mixes side by side.
+    mix.insert(0, Lines("Distance of the trained mix from the target", ("fair/distance",)))
     found: dict[str, list[Lines | Bands]] = {
         "Is the mix where it should be?": mix,
         "How hard is it steered?": [
-            Lines("Distance of the trained mix from the target", ("fair/distance",)),
             Lines("Largest deficit", ("fair/deficit_max",)),
             Lines("Alpha", ("fair/alpha",)),
             _of_classes("Probabilities of the draws", "prob", by_name),

@@ -52,7 +52,9 @@ def mix_over_time(
         interpolation_stage="data",
     )
     bar = figure.colorbar(image, ax=axes, ticks=[-span, 0.0, span], pad=0.02)
-    bar.ax.set_yticklabels([f"{2**-span:.2g} times\nor less", "on\ntarget", f"{2**span:.2g} times\nor more"], fontsize=10)
+    bar.ax.set_yticklabels(
+        [f"{2**-span:.2g} times\nor less", "on\ntarget", f"{2**span:.2g} times\nor more"], fontsize=10
+    )
     bar.outline.set_visible(False)
     rows = np.arange(K) if K <= _MOST_ROWS else np.linspace(0, K - 1, 6).round().astype(int)
     axes.set_yticks(rows, [f"{_text(names[c])} ({class_counts[c]:,})" for c in order[rows].tolist()])

@@ -24,7 +24,7 @@ from torchmetrics import ClasswiseWrapper
 from torchmetrics.classification import MulticlassRecall
 
 from lightning_fair import FairSampling, FeedbackBatchSampler, FeedbackController, dashboard, figures, schedules
-from lightning_fair.dashboard import BatchWeights, band, charts, furthest_table, recalls, scalars
+from lightning_fair.dashboard import BatchWeights, band, boards, charts, furthest_table, recalls, scalars
 from lightning_fair.history import History
 
 
@@ -407,13 +407,16 @@ def test_layout_of_many_classes_shows_quantiles_and_the_furthest(tmp_path):
 
 
 def test_bands_of_one_target_do_not_hide_the_lines():
-    def banded(target):
-        names = [str(label) for label in range(len(target))]
-        (chart, *_), *_ = charts(names, np.array(target), weighted=False, stream=False).values()
-        return [value for value, low, _ in chart.series if low != value]
+    def banded(*targets):
+        names = [str(label) for label in range(len(targets[0]))]
+        mix, *_ = charts(names, [np.array(target) for target in targets], weighted=False, stream=False).values()
+        (chart,) = (chart for chart in mix if chart.title.startswith("Trained mix"))
+        return [value[-1] for value, low, _ in chart.series if low != value]
 
-    assert banded([0.1] * 10) == ["fair/ratio/0", "fair/ratio/8"]
-    assert banded([0.7, 0.2, 0.1]) == ["fair/ratio/0", "fair/ratio/1", "fair/ratio/2"]
+    assert banded([0.1] * 10) == ["0", "8"]
+    assert banded([0.7, 0.2, 0.1]) == ["0", "1", "2"]
+    assert banded([0.7, 0.2, 0.1], [1 / 3] * 3) == ["0", "1", "2"]  # a target that moves
+    assert banded([1 / 3] * 3, [0.7, 0.15, 0.15]) == ["0", "1"]
 
 
 def test_of_a_stream_the_mix_that_arrives_is_shown_beside_the_trained_mix(tmp_path):
@@ -423,8 +426,9 @@ def test_of_a_stream_the_mix_that_arrives_is_shown_beside_the_trained_mix(tmp_pa
     fit(Weighted(), data, fair, logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=5)
     events = events_of(tmp_path)
     (mix, *_) = layouts(events)[0].category
-    titles = [chart.title for chart in mix.chart]
-    assert {"Mix that arrives", "Trained mix, and the band of its target"} <= set(titles)
+    # TensorBoard puts charts with bands after all others.
+    shown = sorted(mix.chart, key=lambda chart: bool(chart.margin.series))
+    assert [chart.title for chart in shown][-2:] == ["Mix that arrives", "Trained mix, and the band of its target"]
     assert {f"fair/arriving/{c}" for c in "0123"} <= set(events.Tags()["scalars"])
 
 
@@ -458,13 +462,74 @@ class Validated(Weighted):
 
 def test_figures_are_few_and_off_the_hot_path(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(
-        figures, "mix_over_time", lambda *a: drawn.append(trainer.current_epoch) or np.zeros((8, 8, 3), np.uint8)
-    )
+    draw = figures.mix_over_time
+    monkeypatch.setattr(figures, "mix_over_time", lambda *a: drawn.append(trainer.current_epoch) or draw(*a))
     trainer = make_trainer(moving(), logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=5, max_epochs=11)
     trainer.fit(Weighted(), loader())
     assert drawn == [0, 1, 3, 7, 11]
     assert [point.step for point in images(events_of(tmp_path))["fair/mix"]] == [20, 40, 80, 160, 220]
+
+
+def test_figure_that_cannot_be_drawn_ends_no_training(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(figures, "mix_over_time", fail)
+    module = Weighted()
+    with pytest.warns(UserWarning, match="fair/mix could not be drawn: RuntimeError: no ink"):
+        fit(module, loader(), moving(), logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=5)
+    assert len(module.steps) == 20
+
+
+def test_figures_go_to_a_logger_that_came_later_and_have_its_prefix(tmp_path):
+    trainer = make_trainer(moving(), log_every_n_steps=5)
+    trainer.fit(Weighted(), loader())
+    trainer.logger = TensorBoardLogger(tmp_path, "", "", prefix="mine")
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(Weighted(), loader())
+    assert images(events_of(tmp_path)).keys() == {"mine-fair/mix"}
+
+
+@pytest.mark.parametrize(
+    "names", [["a$_$", "$5 to $6", "x" * 300, "d|\n猫"], [0, 1, 2, 3], np.array(["a", "b", "c", "d"])]
+)
+def test_classes_may_have_any_name(names, tmp_path, recwarn):
+    fair = moving(class_names=names)
+    fit(Weighted(), loader(), fair, logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=5)
+    assert "fair/mix" in images(events_of(tmp_path))
+    assert not [w for w in recwarn if "Glyph" in str(w.message) or "drawn" in str(w.message)]
+
+
+class Growing(L.LightningDataModule):
+    """Its data, and with them the mix, change after every epoch."""
+
+    def train_dataloader(self):
+        counts = ((97, 31, 20, 12), (20, 31, 97, 12), (10, 20, 30, 100))[self.trainer.current_epoch % 3]
+        return loader(Indexed(counts))
+
+
+def test_values_are_those_of_the_newest_data():
+    shown, right = [], []
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            shown.append(float(trainer.callback_metrics["fair/distance"]))
+            right.append(np.abs(fair.controller.ratio - TARGET).sum() / 2)
+
+    fair, points = moving(), InMemory()
+    settings = {"reload_dataloaders_every_n_epochs": 1, "max_epochs": 3, "log_every_n_steps": 1}
+    with pytest.warns(UserWarning, match="starts anew"):
+        fit(Weighted(), Growing(), fair, Look(), logger=points, **settings)
+    assert shown == pytest.approx(right, rel=1e-5)
+    assert [values["fair/distance"] for _, values in points.points] == pytest.approx(right)
+
+
+def test_other_ranks_write_nothing():
+    class Rank:
+        is_global_zero = False
+        loggers = (TensorBoardLogger("nowhere"),)
+
+    assert boards(Rank()) == []
 
 
 def test_recall_is_drawn_after_training_and_test_where_the_module_logs_it(tmp_path):
@@ -505,36 +570,71 @@ def test_heat_map_is_red_above_the_target_and_blue_below(K):
     over = np.tile(np.r_[np.full(K // 2, 2.0), np.full(K // 2, 0.5)], (50, 1)).astype(np.float32)
     shuffle = np.random.default_rng(0).permutation(K)
     counts = np.arange(K, 0, -1)
-    picture = figures.mix_over_time(np.arange(50), over[:, shuffle], counts[shuffle], [str(c) for c in range(K)])
+    names = [f"class {c}" for c in range(K)]
+    figure = figures.mix_over_time(np.arange(50), over[:, shuffle], counts[shuffle], [names[c] for c in shuffle])
+    picture = figures.pixels(figure)
     height, width, _ = picture.shape
-    red, _, blue = np.moveaxis(picture[: height * 3 // 4, width // 4 : width // 2].astype(float), 2, 0)
-    upper, lower = slice(height // 6, height // 3), slice(height * 7 // 12, height * 3 // 4)
+    red, _, blue = np.moveaxis(picture[: height * 3 // 4, width * 2 // 5 : width // 2].astype(float), 2, 0)
+    upper, lower = slice(height // 6, height // 3), slice(height * 7 // 12, height * 2 // 3)
     assert (red[upper] > blue[upper] + 60).mean() > 0.95
     assert (blue[lower] > red[lower] + 60).mean() > 0.95
-    nothing = figures.mix_over_time(
-        np.arange(1), np.full((1, K), np.nan, np.float32), counts, [str(c) for c in range(K)]
-    )
-    middle = nothing[height // 3 : height // 2, width // 4 : width // 2]
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels[0] == f"class 0 ({K:,})"
+    assert labels[-1] == f"class {K - 1} (1)"
+    nothing = figures.pixels(figures.mix_over_time(np.arange(1), np.full((1, K), np.nan, np.float32), counts, names))
+    middle = nothing[height // 3 : height // 2, width * 2 // 5 : width // 2]
     assert (np.ptp(middle, axis=2) == 0).all()
 
 
-@pytest.mark.parametrize("K", [1, 2, 20, 31, 1000])
-def test_recall_is_drawn_for_any_number_of_classes(K):
-    counts = np.maximum(1000 // np.arange(1, K + 1), 1)
+def test_heat_map_shows_small_deviations_too():
+    over = np.tile([1.1, 0.9], (50, 1)).astype(np.float32)
+    figure = figures.mix_over_time(np.arange(50), over, np.array([9, 1]), ["a", "b"])
+    assert [label.get_text() for label in figure.axes[1].get_yticklabels()] == [
+        "0.84 times\nor less",
+        "on\ntarget",
+        "1.2 times\nor more",
+    ]
+
+
+@pytest.mark.parametrize("K", [1, 2, 20, 31, 40, 1000])
+def test_recall_is_drawn_at_the_samples_of_its_class(K):
+    counts = np.random.default_rng(0).permutation(np.maximum(1000 // np.arange(1, K + 1), 1))
+    counts[0] = 0  # a class that was never trained on has a recall as well
     recall = np.linspace(1, 0, K)
     recall[-1] = np.nan if K > 1 else 1.0
-    picture = figures.recall_by_images(recall, counts, [f"class {c}" for c in range(K)], "test")
+    figure = figures.recall_by_samples(recall, counts, [f"class {c}" for c in range(K)], "test")
+    points = figure.axes[0].lines[0]
+    drawn = sorted(zip(points.get_xdata().tolist(), points.get_ydata().tolist(), strict=True))
+    assert drawn == sorted((max(n, 0.5), r) for n, r in zip(counts.tolist(), recall.tolist(), strict=True) if r == r)
+    picture = figures.pixels(figure)
     assert picture.dtype == np.uint8
     assert (picture[..., 2].astype(int) - picture[..., 0] > 100).sum() > 20  # blue points
+
+
+@pytest.mark.parametrize("recall", [np.full(40, np.nan), np.r_[0.1, 0.2, np.full(38, np.nan)]])
+def test_recall_of_few_classes_or_none_is_drawn_too(recall):
+    figures.pixels(figures.recall_by_samples(recall, np.arange(40), [f"class {c}" for c in range(40)], "test"))
 
 
 def test_recall_of_each_class_is_found_whatever_it_is_called():
     names = ["cat", "dog"]
     for key in ("test/recall/{}", "multiclassrecall_{}", "val/Recall {}"):
         metrics = {"loss": 1.0, key.format("cat"): torch.tensor(0.25), key.format("dog"): torch.tensor(0.5)}
-        assert recalls(metrics, names).tolist() == [0.25, 0.5]
-    for metrics in ({}, {"val/recall/cat": 0.1}, {"val/loss/cat": 0.1, "val/loss/dog": 0.2}, {"recall": 0.2}):
-        assert recalls(metrics, names) is None
+        assert recalls(metrics, names, "val").tolist() == [0.25, 0.5]
+    assert recalls({"val/recall_0": 0.1, "val/recall_1": 0.2}, names, "val").tolist() == [0.1, 0.2]
+    both = {f"{stage}/recall/{name}": share for stage, share in (("train", 0.9), ("val", 0.1)) for name in names}
+    assert recalls(both, names, "val").tolist() == [0.1, 0.1]
+    for metrics in (
+        {},
+        {"val/recall/cat": 0.1},
+        {"val/loss/cat": 0.1, "val/loss/dog": 0.2},
+        {"recall": 0.2},
+        {"train/recall/cat": 0.1, "train/recall/dog": 0.2},
+        {"val/recall_auc/cat": 0.1, "val/recall_auc/dog": 0.2},
+        {"val/recall/cat": torch.ones(2), "val/recall/dog": torch.ones(2)},
+    ):
+        assert recalls(metrics, names, "val") is None
+    assert recalls({"val/recall_at_10": 0.2}, ["10"], "val") is None
 
 
 @given(st.integers(1, 3000), st.sampled_from([4, 16, 256]))

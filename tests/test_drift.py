@@ -7,6 +7,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from test_recipes import fake_mnist
 from torch.utils.data import DataLoader
 
 from lightning_fair import FairSampling, FairStream
@@ -88,6 +89,16 @@ def test_held_out_sets_have_the_classes_that_come():
         assert {y for _, y in held} == {0, 1}
 
 
+def test_moments_are_those_of_the_images_that_can_come():
+    data = Small(num_classes=2)
+    data.setup()
+    images = torch.stack([image for image, y in data.train_set.images])
+    assert {y for _, y in data.train_set.images} == {0, 1}
+    mean, deviation = data.moments()
+    torch.testing.assert_close(mean, images.mean().view(1))
+    torch.testing.assert_close(deviation, images.std(correction=0).view(1))
+
+
 def test_loader_is_fair_with_the_callback_and_bare_without():
     data = Small()
     data.setup()
@@ -116,6 +127,17 @@ def test_turn_that_is_read_at_once_with_others_has_recovered_where_the_mix_has()
     assert recovery.recoveries == [0] * 40
 
 
+def test_mnist_comes_as_a_stream_too(tmp_path):
+    fake_mnist(tmp_path, packed=True)
+    data = Small(num_classes=3, mnist_root=str(tmp_path), turn_size=64)
+    data.prepare_data()
+    data.setup()
+    image, label = next(iter(data.train_set))
+    assert image.shape == (1, 28, 28)
+    torch.testing.assert_close(image[0, 3, 4], torch.tensor(label * 25 / 255))
+    assert {y for held in (data.val_set, data.test_set, data.train_set) for _, y in held} == {0, 1, 2}
+
+
 def test_trained_mix_never_recovers_without_it():
     recovery = Recovery()
     train(Small(num_classes=2, imbalance_ratio=99), recovery)
@@ -123,6 +145,7 @@ def test_trained_mix_never_recovers_without_it():
     assert recovery.mixes[19][0] > 0.8  # from the target on, over a memory of 16 batches
     assert recovery.mixes[39][0] < 0.3
     assert recovery.arrived[-1] == 4 * 640
+    assert sum(recovery.counts).tolist() == recovery.stream.class_counts.tolist()
 
 
 @pytest.mark.parametrize(

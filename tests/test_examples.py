@@ -101,6 +101,11 @@ def test_with_and_without_the_plugin_take_the_same_number_of_steps(config):
         (["baseline=drw", "baseline.loss.beta=1"], "beta must lie in"),
         (["baseline=balanced_softmax", "baseline.loss.tau=-1"], "tau must be finite and at least 0"),
         (["experiment=drift", "baseline=weighted_sampler"], "draws by index, and DriftDataModule gives a stream"),
+        (
+            ["experiment=drift", "model=resnet32"],
+            r"1 x 8 x 8 .* model\.net\.in_channels=1 model\.standardize\.channels=1",
+        ),
+        (["model=mnist"], r"has net\.image_size=28\. Set model\.net\.image_size=8, or"),
         (["model.num_classes=5"], r"have 10 classes, but the model is for 5\. Set model\.num_classes=10"),
     ],
 )
@@ -168,6 +173,45 @@ def cifar(own, *overrides):
 
 
 SMOKE = ["trainer=smoke", "model.net.width=2", "data.batch_size=8"]
+
+
+@pytest.mark.parametrize("model", ["resnet32", "mnist", "mlp"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_other_channels_than_the_model_are_refused_before_anything_is_written(
+    config, own, tmp_path, tmp_path_factory, model, channels
+):
+    data = dict(np.load(own))
+    if channels == 1:
+        data = {key: part[..., 0] if part.ndim == 4 else part for key, part in data.items()}
+    file = tmp_path_factory.mktemp("data") / "own.npz"
+    np.savez(file, **data)
+    settings = ["experiment=digits", "data=arrays", f"data.path={file}", f"model={model}"]
+    size = [] if model == "resnet32" else ["model.net.image_size=12"]
+    with pytest.raises(
+        ValueError, match=rf"^The images are {channels} x 12 x 12 .*Set model\.net\.in_channels={channels}"
+    ):
+        # The mistaken one of the two is refused, whichever it is.
+        run.train(config("logger=many", *settings, *size, f"model.net.in_channels={4 - channels}"))
+    assert not list(tmp_path.iterdir())
+    right = [f"model.net.in_channels={channels}"]
+    if model == "resnet32":
+        right += [f"model.standardize.channels={channels}", "model.net.width=2"]
+    run.train(config("logger=none", *settings, *size, *right, "trainer.max_epochs=1", "trainer.limit_train_batches=1"))
+
+
+def test_oblong_images_are_refused_by_a_model_for_square_ones(config, tmp_path_factory):
+    file = tmp_path_factory.mktemp("data") / "own.npz"
+    images, labels = np.zeros((20, 8, 6), np.uint8), np.arange(20) % 10
+    np.savez(file, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    with pytest.raises(ValueError, match=r"8 x 6 pixels, but this model is for square ones\. Take model=resnet32"):
+        run.train(config("data=arrays", f"data.path={file}"))
+
+
+def test_the_drifting_stream_trains_the_networks_of_images_too(config):
+    small = ["data.cycles=1", "data.turn_size=64", "trainer.max_epochs=1", "trainer.val_check_interval=1.0"]
+    resnet = ["model=resnet32", "model.net.width=2", "model.net.in_channels=1", "model.standardize.channels=1"]
+    report = run.train(config("logger=none", "experiment=drift", *small, *resnet))
+    assert int(report.drawn.sum()) == 128
 
 
 def test_the_smoke_trainer_goes_through_every_phase_of_the_schedule(config, own, tmp_path):

@@ -1,11 +1,8 @@
 """The figures' and the benchmarks' scripts run, and the numbers that do not depend on chance are right."""
 
-import importlib
 import logging
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,55 +14,76 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture
-def load(monkeypatch):
-    """Import a script as Python does when it is run: from its own folder."""
-
-    def load(name: str, folder: str = ".") -> ModuleType:
-        monkeypatch.syspath_prepend(str(EXAMPLES / folder))
-        return importlib.import_module(name)
-
-    before = set(sys.modules)
-    yield load
-    for name in set(sys.modules) - before:
-        if str(EXAMPLES) in str(getattr(sys.modules[name], "__file__", "")) or name == "benchmarks":
-            del sys.modules[name]
+def settings_put_back(monkeypatch):
+    """What a run of the example sets in the process is put back."""
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        monkeypatch.setenv(name, "0")
+    logger = logging.getLogger("lightning.pytorch")
+    threads, level = torch.get_num_threads(), logger.level
+    yield
+    torch.set_num_threads(threads)
+    logger.setLevel(level)
 
 
-def test_figures_are_drawn_and_small_enough_for_a_readme(load, tmp_path, capsys):
-    load("make_figures").main(["--out", str(tmp_path), "--seeds", "1", "--steps", "40"])
+@pytest.mark.usefixtures("settings_put_back")
+def test_figures_are_drawn_from_runs_and_small_enough_for_a_readme(load, tmp_path, monkeypatch, capsys):
+    figures = load("make_figures")
+    trained = []
+    real = figures.train
+    monkeypatch.setattr(figures, "train", lambda cfg, *more: trained.append(cfg) or real(cfg, *more))
+    figures.main(["--out", str(tmp_path), "--cycles", "1"])
+    assert [bool(cfg.fair) for cfg in trained] == [True, True, False, False, True, True]
+    assert all(cfg.data._target_.endswith("DriftDataModule") for cfg in trained)
+    assert trained[1].fair.deficit == "count"
     for name in ("fair_rebalance.png", "drift_recovery.png"):
         assert (tmp_path / name).stat().st_size < 200_000
         picture = imread(tmp_path / name)
         assert picture.shape[1] >= 1300
-        # A title that runs out of the picture would put ink on its edge.
-        assert (picture[:, -3:, :3] == 1.0).all()
-    assert capsys.readouterr().out.count("| count deficit |") == 2
+        # A title or a legend that runs out of the picture would put ink on its edge.
+        assert all((edge[..., :3] == 1.0).all() for edge in (picture[:, :3], picture[:, -3:]))
+    printed = capsys.readouterr().out
+    rows = {line.split(" | ")[0][2:]: line.split(" | ")[1:] for line in printed.splitlines() if line.startswith("| ")}
+    # Twelve batches from 99:1 to within 1 % of 50:50; a count deficit never gets there.
+    assert int(rows[figures.RELATIVE][0]) in range(10, 15)
+    assert rows[figures.COUNT][0] == "never"
+    assert float(rows[figures.COUNT][1].removesuffix(" %")) > 80
+    # Over a turn the trained mix stays; without the plugin it goes, and with small buffers half as far.
+    assert float(rows[figures.FAIR][1].removesuffix(" |")) < 0.02
+    assert float(rows[figures.SHORT][0]) > 0.02
 
 
-def test_figures_are_the_same_for_the_same_seed(load, tmp_path):
+@pytest.mark.usefixtures("settings_put_back")
+def test_what_a_figure_shows_is_what_the_run_did(load, tmp_path):
     figures = load("make_figures")
-    for run in ("a", "b"):
-        figures.save(figures.figure_rebalance(seed=3), tmp_path / f"{run}.png")
+    size = ("data.cycles=1", "data.turn_size=1024")
+    fair, plain = (figures.trace_of(3, *overrides, *size) for overrides in ((), ("fair=off",)))
+    assert np.array_equal(plain.share, plain.stream)  # as it arrives
+    assert plain.turn == 32
+    assert plain.stream[:32].max() < 0.2
+    assert plain.stream[32:].min() > 0.8
+    assert fair.turn < 32  # a FairStream reads ahead
+    assert np.abs(fair.share[fair.turn :] - 0.5).max() <= 1 / figures.BATCH
+    memory = 1 - 1 / figures.MEMORY
+    expected = memory * fair.trained[:-1] + (1 - memory) * fair.share[1:]
+    assert fair.trained[1:] == pytest.approx(expected)
+    assert len(fair.weight) == len(fair.share)
+    assert fair.weight[-1] == pytest.approx(1.0, abs=0.05)
+    assert set(plain.weight) == {1.0}
+    for name in ("a", "b"):
+        traces = {figures.PLAIN: plain, figures.FAIR: fair}
+        figures.save(figures.figure_drift(traces, cycles=1), tmp_path / f"{name}.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 def test_relative_deficit_settles_where_the_count_deficit_never_does(load):
     systems = load("systems", "benchmarks")
-    own = {system: systems.rebalance(system, seed=0).split()[0] for system in systems.SYSTEMS}
-    ours, count = own[systems.OURS], own[systems.COUNT]
-    assert systems.batches_to_arrive(ours.trained) in range(10, 15)
-    assert max(systems.batch_distances(ours.share[30:])) <= 2 / systems.BATCH
-    assert systems.one_class_share(count.share) > 0.98
-    assert systems.batches_to_arrive(count.trained) is None
-    assert max(ours.weight[30:]) < 1.05 < max(count.weight[30:])
-
-
-def test_a_drift_comes_in_bursts_and_each_recovery_is_found(load):
-    systems = load("systems", "benchmarks")
-    trace = systems.drift(systems.OURS, seed=0, cycles=4, burst=5, recovery=24)
-    assert [len(part.share) for part in trace.split()] == [24] * 4
-    assert sum(trace.chosen) == 4 * 24
-    assert all(systems.batches_to_arrive(part.trained) is not None for part in trace.split())
+    after = systems.HISTORY
+    ours, count = (systems.rebalance(system, seed=0) for system in (systems.OURS, systems.COUNT))
+    assert systems.batches_to_arrive(ours.trained[after:]) in range(10, 15)
+    assert max(systems.batch_distances(ours.share[after + 30 :])) <= 2 / systems.BATCH
+    assert systems.one_class_share(count.share[after:]) > 0.98
+    assert systems.batches_to_arrive(count.trained[after:]) is None
+    assert max(ours.weight[after + 30 :]) < 1.05 < max(count.weight[after + 30 :])
 
 
 def test_arrival_does_not_count_a_mix_that_passes_through(load):

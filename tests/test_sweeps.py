@@ -473,6 +473,47 @@ def test_a_sweep_over_seeds_ends_well_in_the_folder_of_its_date(tmp_path):
     assert f"sweep.png in {folder.relative_to(tmp_path)}" in done.stdout
 
 
+def test_sweeps_never_share_a_folder(config, tmp_path):
+    first, second = (config(mode="MULTIRUN").hydra.sweep.dir for _ in range(2))
+    assert first != second  # to the microsecond
+    lay(tmp_path / "old", [("a=1", result(0.5))])
+    before = sorted(tmp_path.rglob("*"))
+    for folder in ("old", "old/0"):  # a sweep and a run
+        done = script("train.py", tmp_path, "-m", "experiment=digits", "seed=1,2", f"hydra.sweep.dir={folder}")
+        assert done.returncode == 1
+        error = f"hydra.sweep.dir must be a folder without runs, and {folder} holds 1. Name another one, or delete it."
+        assert done.stderr.strip() == error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("runs", [["a=1", "a=2"], []])
+def test_a_sweep_that_breaks_off_ends_with_the_table_of_its_runs(tmp_path, runs):
+    # As Optuna's sweeper does where no trial has a result: an error, and no `on_multirun_end`.
+    code = [
+        "from pathlib import Path",
+        "from omegaconf import OmegaConf",
+        "from lightning_fair.recipes.sweep import SweepReport",
+        "from test_sweeps import lay",
+        "SweepReport().on_multirun_start(OmegaConf.create({'hydra': {'sweep': {'dir': 'broken'}}}))",
+        f"lay(Path('broken'), [(run, None) for run in {runs}])",
+        "raise ValueError('No trials are completed yet.')",
+    ]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(code)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1
+    assert ("unfinished: run 1" in done.stdout) == bool(runs)
+    assert (tmp_path / "broken" / "sweep.csv").exists() == bool(runs)
+
+
 def test_a_single_run_that_fails_still_fails(tmp_path):
     done = script("train.py", tmp_path, "experiment=digits", *FAST, *QUIET, "fair.alpha=100")
     assert done.returncode == 1
@@ -496,6 +537,17 @@ def test_the_search_without_its_extra_ends_at_once(tmp_path):
     assert done.returncode == 1
     assert 'pip install -e ".[optuna]"' in done.stderr
     assert not list(tmp_path.rglob("report.json"))
+
+
+@pytest.mark.skipif(not configs.has_optuna(), reason='the extra "optuna" is not installed')
+def test_a_search_in_which_every_trial_fails_ends_with_its_table(tmp_path):
+    arguments = ("hydra.sweeper.n_trials=2", "fair.lambda1=50", "hydra.sweep.dir=a")
+    done = script("train.py", tmp_path, "hparams_search=optuna", *FAST, *QUIET, "logger=none", *arguments)
+    assert done.returncode == 1
+    table = done.stdout[done.stdout.index("Sweep of 2 runs") :]
+    assert table.count("0 of 1") == 2
+    assert table.count("the class mix oscillates") == 2
+    assert (tmp_path / "a" / "sweep.csv").exists()
 
 
 @pytest.mark.skipif(not configs.has_optuna(), reason='the extra "optuna" is not installed')

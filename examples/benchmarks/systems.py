@@ -1,4 +1,4 @@
-"""The systems that figures and benchmarks compare, and a training loop without a model to run them in."""
+"""The systems that benchmarks compare, and a training loop without a model to run them in."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class System:
     """A way to draw batches: the library's own classes, set up differently.
 
     Attributes:
-        name: What figures and tables call it.
+        name: What tables call it.
         alpha: Gain of the feedback; 0 draws from the target.
         deficit: The law.
         draw: How the class counts of a batch are drawn.
@@ -79,25 +79,11 @@ class Trace:
         share: Share of the rare class in the batch, in [0, 1].
         trained: Share of the rare class in the trained mix after the batch, in [0, 1].
         weight: Largest importance weight that a class has in the batch; NaN where the sampler did not choose.
-        chosen: Whether the sampler chose the batch.
     """
 
     share: list[float] = field(default_factory=list)
     trained: list[float] = field(default_factory=list)
     weight: list[float] = field(default_factory=list)
-    chosen: list[bool] = field(default_factory=list)
-
-    def split(self) -> list[Trace]:
-        """Return the runs of batches in a row that the sampler chose."""
-        parts: list[Trace] = []
-        for at, chosen in enumerate(self.chosen):
-            if not chosen:
-                continue
-            if not (at and self.chosen[at - 1]):
-                parts.append(Trace())
-            for name in ("share", "trained", "weight", "chosen"):
-                getattr(parts[-1], name).append(getattr(self, name)[at])
-        return parts
 
 
 class ModelFreeLoop:
@@ -136,7 +122,6 @@ class ModelFreeLoop:
         trace.share.append(float(np.mean(labels == RARE)))
         trace.trained.append(float(self._controller.ratio[RARE]))
         trace.weight.append(weight)
-        trace.chosen.append(not np.isnan(weight))
 
 
 def rebalance(system: System, seed: int, steps: int = 200, history: int = HISTORY) -> Trace:
@@ -144,15 +129,6 @@ def rebalance(system: System, seed: int, steps: int = 200, history: int = HISTOR
     loop = ModelFreeLoop(system, steps, seed)
     loop.train_on_others(history, RARE_SHARE)
     loop.train_on_own(steps)
-    return loop.trace
-
-
-def drift(system: System, seed: int, cycles: int = 10, burst: int = 10, recovery: int = 40) -> Trace:
-    """Return the batches of a run that is thrown off, by turns to 99:1 and to 1:99, and recovers."""
-    loop = ModelFreeLoop(system, cycles * recovery, seed)
-    for cycle in range(cycles):
-        loop.train_on_others(burst, 1.0 - RARE_SHARE if cycle % 2 else RARE_SHARE)
-        loop.train_on_own(recovery)
     return loop.trace
 
 

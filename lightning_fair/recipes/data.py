@@ -114,7 +114,8 @@ class MNISTDataModule(LongTailedImages):
         remedy = (
             f"MNIST is not in {_raw_folder(self.root)} (missing: {', '.join(missing)}) and could not be "
             "downloaded. Put the four files there, as they are or as .gz, or name the folder that has "
-            "them: data.root=<folder with MNIST/raw in it>. experiment=digits needs no files."
+            "them: data.root=<folder with MNIST/raw in it> (experiment=drift: data.mnist_root). experiment=digits "
+            "needs no files."
         )
         with downloading(_raw_folder(self.root), remedy):
             MNIST(self.root, download=True)

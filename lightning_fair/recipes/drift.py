@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from lightning_fair.callback import find_callback
 from lightning_fair.recipes.data import DigitsDataModule, MNISTDataModule
-from lightning_fair.recipes.images import Item
+from lightning_fair.recipes.images import Item, moments
 from lightning_fair.simplex import Floats, Ints, distance
 from lightning_fair.stream import FairStream
 from lightning_fair.stream_loader import StreamControl
@@ -160,7 +160,7 @@ class DriftDataModule(L.LightningDataModule):
         """Make the stream and the held-out sets, once."""
         if hasattr(self, "train_set"):
             return
-        train, val, test = self._images._split()
+        train, self.val_set, self.test_set = (self._kept(part) for part in self._images._split())
         self.train_set = DriftStream(
             train,
             _labels(train),
@@ -170,9 +170,13 @@ class DriftDataModule(L.LightningDataModule):
             self.turn_size,
             self.seed,
         )
-        self.val_set, self.test_set = (
-            Subset(held, np.flatnonzero(_labels(held) < self.num_classes).tolist()) for held in (val, test)
-        )
+
+    def _kept(self, part: Dataset[Item]) -> Subset[Item]:
+        return Subset(part, np.flatnonzero(_labels(part) < self.num_classes))  # type: ignore[arg-type]  # as _subset
+
+    def moments(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean and standard deviation of each channel over the images, float32, shape ``(C,)`` each."""
+        return moments(self.train_set.images)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the loader of the stream: fair with the callback, as it comes without."""
@@ -206,13 +210,17 @@ class Recovery(L.Callback):
         horizon: Memory in batches, at least 1.
 
     Attributes:
+        stream: The stream that was trained on last.
         recoveries: Batches until recovery for each turn, the stream's beginning first; None where it did not come.
+        counts: Samples of each class in each batch, each of shape ``(K,)``.
         mixes: The trained mix after each batch, each of shape ``(K,)``.
         arrived: Samples that had been read up to each batch.
 
     Raises:
         ValueError: If an argument is out of range.
     """
+
+    stream: DriftStream
 
     def __init__(self, tolerance: float = 0.02, horizon: float = 16.0) -> None:
         if not 0.0 < tolerance < 1.0:
@@ -224,6 +232,7 @@ class Recovery(L.Callback):
 
     def _forget(self) -> None:
         self.recoveries: list[int | None] = []
+        self.counts: list[Floats] = []
         self.mixes: list[Floats] = []
         self.arrived: list[int] = []
         self._seen = self._turn = self._batches = self._late = 0
@@ -232,22 +241,23 @@ class Recovery(L.Callback):
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._forget()
-        self._stream: DriftStream = trainer.datamodule.train_set  # type: ignore[attr-defined]
+        self.stream = trainer.datamodule.train_set  # type: ignore[attr-defined]
 
     @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        K = len(self._stream.classes)
+        K = len(self.stream.classes)
         fair = find_callback(trainer)
         control = fair.sampler if fair else None
         labels: torch.Tensor = batch[1]
         counts = torch.bincount(labels, minlength=K).double().cpu().numpy()
+        self.counts.append(counts)
         self._seen += int(counts.sum())
         # A FairStream reads ahead: the turn is where the stream makes it.
         read = int(control.arrived.sum()) if isinstance(control, StreamControl) else self._seen
-        read *= self._stream.world_size  # the other ranks are as far
-        while read > (self._turn + 1) * self._stream.turn_size:
+        read *= self.stream.world_size  # the other ranks are as far
+        while read > (self._turn + 1) * self.stream.turn_size:
             self._end_turn(trainer)
         target = control.controller.get_target() if control else np.full(K, 1.0 / K)
         rate = 1.0 / self.horizon
@@ -287,6 +297,5 @@ class Recovery(L.Callback):
 
 
 def _labels(dataset: Any) -> Ints:
-    whole: Any = dataset.dataset if isinstance(dataset, Subset) else dataset
-    labels: Ints = whole.targets[dataset.indices] if isinstance(dataset, Subset) else whole.targets
+    labels: Ints = _labels(dataset.dataset)[dataset.indices] if isinstance(dataset, Subset) else dataset.targets
     return labels

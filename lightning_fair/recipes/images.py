@@ -91,14 +91,7 @@ class LongTailedImages(L.LightningDataModule):
 
     def moments(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean and standard deviation of each channel over the training set, float32, shape ``(C,)`` each."""
-        kept: NDArray[Any] = np.arange(len(self.train_set))
-        inside: Any = self.train_set
-        while isinstance(inside, Subset):
-            kept, inside = np.asarray(inside.indices)[kept], inside.dataset
-        pixels = inside.images[torch.from_numpy(kept)].movedim(1, 0).flatten(1)
-        # A channel at a time: as floats they are four times as large.
-        pairs = [torch.std_mean(channel.float() * inside.scale, correction=0) for channel in pixels]
-        return torch.stack([mean for _, mean in pairs]), torch.stack([deviation for deviation, _ in pairs])
+        return moments(self.train_set)
 
     def train_dataloader(self) -> DataLoader[Item]:
         """Return the long-tailed training data, shuffled or as ``make_sampler`` says."""
@@ -129,3 +122,20 @@ class LongTailedImages(L.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             **order,
         )
+
+
+def moments(dataset: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation of each channel of :class:`Images`, or of a subset, float32, shape ``(C,)``.
+
+    Example:
+        >>> images = Images(np.array([[[0]], [[2]]], np.uint8), np.zeros(2, np.int64), ["dot"], white=2.0)
+        >>> moments(images)
+        (tensor([0.5000]), tensor([0.5000]))
+    """
+    kept: NDArray[Any] = np.arange(len(dataset))
+    while isinstance(dataset, Subset):
+        kept, dataset = np.asarray(dataset.indices)[kept], dataset.dataset
+    pixels = dataset.images[torch.from_numpy(kept)].movedim(1, 0).flatten(1)
+    # A channel at a time: as floats they are four times as large.
+    pairs = [torch.std_mean(channel.float() * dataset.scale, correction=0) for channel in pixels]
+    return torch.stack([mean for _, mean in pairs]), torch.stack([deviation for deviation, _ in pairs])

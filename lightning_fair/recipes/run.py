@@ -40,11 +40,12 @@ HPARAMS = (
 )
 
 
-def train(cfg: DictConfig) -> Report:
+def train(cfg: DictConfig, *more: L.Callback) -> Report:
     """Train and test what the config says.
 
     Args:
         cfg: ``conf/train.yaml`` as Hydra composes it; ``output_dir`` set.
+        more: Callbacks beside those of the config, such as one that is to be read afterwards.
 
     Raises:
         TypeError: If a value that Hydra cannot check (``fair.alpha``, ``fair.target_probs``) has the wrong type.
@@ -63,10 +64,11 @@ def train(cfg: DictConfig) -> Report:
     data.prepare_data()
     data.setup("fit")
     _check_classes(task, data)
+    _check_images(cfg.model, data)
     _take_baseline(cfg.baseline, task, data)
     if fair and not isinstance(data.train_set, IterableDataset):
         fair.make_sampler(find_labels(data.train_set, fair.labels), data.batch_size)
-    callbacks = [instantiate(callback) for callback in (cfg.callbacks or {}).values()]
+    callbacks = [*(instantiate(callback) for callback in (cfg.callbacks or {}).values()), *more]
     if cfg.trainer.enable_progress_bar is False:
         # Lightning refuses the one beside the other.
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
@@ -178,6 +180,23 @@ def _check_classes(task: Any, data: Any) -> None:
         raise ValueError(
             f"The data have {found} classes, but the model is for {task.num_classes}. Set model.num_classes={found} "
             f"(and model.net.num_classes={found}, where it does not follow)."
+        )
+
+
+def _check_images(model: DictConfig, data: Any) -> None:
+    channels, height, width = next(iter(data.train_set))[0].shape
+    wanted = {"net.in_channels": channels, "standardize.channels": channels, "net.image_size": height}
+    stated = {key: value for key in wanted if (value := OmegaConf.select(model, key)) is not None}
+    if "net.image_size" in stated and height != width:
+        raise ValueError(
+            f"The images are {height} x {width} pixels, but this model is for square ones. Take model=resnet32."
+        )
+    wrong = [key for key, value in stated.items() if value != wanted[key]]
+    if wrong:
+        raise ValueError(
+            f"The images are {channels} x {height} x {width} (channels, height, width), but the model has "
+            f"{', '.join(f'{key}={stated[key]}' for key in wrong)}. Set "
+            f"{' '.join(f'model.{key}={wanted[key]}' for key in wrong)}, or take another model=..."
         )
 
 

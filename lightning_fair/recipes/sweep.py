@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import math
@@ -30,6 +31,7 @@ from lightning_fair.recipes.sweep_results import (
     metrics_of,
     read_sweep,
     rich_table,
+    runs_in,
     short,
     write_csv,
 )
@@ -193,11 +195,24 @@ def _shown(path: Path) -> str:
 class SweepReport(Callback):
     """Hydra's callback that ends a sweep with its table and picture.
 
-    If a run failed, the exit status of the program is then 1, as that of a single run is.
+    If a run failed, the exit status of the program is then 1, as that of a single run is. A folder that has runs in it
+    already is refused: they would be taken for this sweep's, or overwritten.
     """
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
+        """Refuse a folder with runs in it, before anything is written."""
+        folder = Path(config.hydra.sweep.dir)
+        if runs_in(folder):
+            raise SystemExit(
+                f"hydra.sweep.dir must be a folder without runs, and {folder} holds {len(runs_in(folder))}. Name "
+                "another one, or delete it."
+            )
+        # A search in which every trial fails, like an interrupt, ends without `on_multirun_end`.
+        atexit.register(_summarise_rest, folder.absolute())
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
         """Print the table, draw the picture, and end the program if a run has no result."""
+        atexit.unregister(_summarise_rest)
         folder = config.hydra.sweep.dir
         # Hydra turns the exceptions of a callback into warnings, but lets SystemExit pass.
         try:
@@ -207,6 +222,12 @@ class SweepReport(Callback):
             raise SystemExit(f"`python examples/sweep_report.py {folder}` tries it again.") from error
         if sweep.bad:
             raise SystemExit(f"{len(sweep.bad)} of {len(sweep.runs)} runs have no result.")
+
+
+def _summarise_rest(folder: Path) -> None:
+    """Print the table of a sweep that broke off, where it came to any run."""
+    if runs_in(folder):
+        summarise(folder)
 
 
 class NeedsOptuna(Callback):

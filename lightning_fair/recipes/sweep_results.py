@@ -183,6 +183,11 @@ def short(value: str) -> str:
     return f"{float(value):.4g}" if len(value) > 8 and is_number(value) else value
 
 
+def runs_in(folder: Path) -> list[Path]:
+    """Return the folders of the runs in a folder, itself among them if it is one."""
+    return [path.parent.parent for path in folder.rglob(str(OVERRIDES))]
+
+
 def read_sweep(folder: str | Path) -> Sweep:
     """Read what lies in the folder of a sweep.
 
@@ -195,7 +200,7 @@ def read_sweep(folder: str | Path) -> Sweep:
         raise FileNotFoundError(f"There is no folder {folder}. Name one that `python examples/train.py -m ...` made.")
     if (folder / OVERRIDES).is_file():
         raise ValueError(f"{folder} is a single run, not a sweep. Name the folder that has the runs in it.")
-    found = [path.parent.parent for path in folder.rglob(str(OVERRIDES))]
+    found = runs_in(folder)
     if not found:
         raise FileNotFoundError(
             f"{folder} is no sweep: no folder in it has {OVERRIDES.as_posix()}. "
