@@ -22,7 +22,7 @@ from lightning_fair.simplex import Chances, Ints, apportion
 _STEP, _EPOCH, _PROGRESS, _VECTORS = 0, 1, 2, 3  # places in the shared news
 _NO_EPOCH = -1.0
 # Draws made one after the other: after a training step nothing of a draw is in the processor's caches.
-_AT_ONCE = 8
+_AT_ONCE = 4
 _AT_MOST = 256  # samples sorted in at once: more leave these caches before they are sorted
 
 
@@ -70,7 +70,7 @@ class FairStream(IterableDataset[Any]):
     Each process that iterates, the main one or a worker, has buffers of its own and follows the mix that it drew
     itself, beginning with what was trained on when the iteration began, so a loader that runs ahead adds no delay
     to the loop. Losses, steps and epochs reach it from the main process through shared memory. The controller in
-    the main process follows what was trained on. A worker reads for one batch at a time; without workers up to eight
+    the main process follows what was trained on. A worker reads for one batch at a time; without workers up to four
     batches are drawn at once, which takes less time, and losses act on those that are drawn after.
 
     **What a stream cannot give.** A rare class can have at most the share ``reads * reuse * (its share of the

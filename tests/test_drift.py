@@ -122,7 +122,7 @@ def test_trained_mix_recovers_from_every_turn_with_the_callback(settings, capsys
 
 def test_turn_that_is_read_at_once_with_others_has_recovered_where_the_mix_has():
     recovery = Recovery()
-    data = Small(num_classes=2, imbalance_ratio=1, cycles=20, turn_size=40)  # 64 + 8 * 32 are read at once
+    data = Small(num_classes=2, imbalance_ratio=1, cycles=20, turn_size=40)  # 64 + 4 * 32 are read at once
     train(data, FairSampling(), recovery)
     assert recovery.recoveries == [0] * 40
 
