@@ -82,7 +82,7 @@ def recall_by_samples(recall: Floats, class_counts: NDArray[Any], names: Sequenc
     x, y = np.maximum(class_counts[there], 0.5), recall[there]
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(lambda value, _: "0" if value == 0.5 else f"{value:,.0f}" if value >= 1 else "")
+    axes.xaxis.set_major_formatter(lambda x, _: "0" if x == 0.5 else f"{x:,.0f}" if abs(x - round(x)) < 1e-6 else "")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.plot(x, y, "o", color=_LINE, markersize=6 if K <= _MOST_ROWS else 3.5, alpha=0.8, clip_on=False, zorder=3)
     if there.size:
@@ -98,7 +98,7 @@ def recall_by_samples(recall: Floats, class_counts: NDArray[Any], names: Sequenc
             fontsize=10,
             color=_FAINT,
         )
-    for place in range(there.size) if there.size <= _MOST_NAMES else y.argsort(kind="stable")[:5]:
+    for place in range(there.size if there.size <= _MOST_NAMES else 0):
         above = place % 2 == 0 and y[place] < 0.95
         axes.annotate(
             _text(names[there[place]]),
@@ -111,6 +111,9 @@ def recall_by_samples(recall: Floats, class_counts: NDArray[Any], names: Sequenc
             color=_INK,
             zorder=5,
         )
+    if there.size > _MOST_NAMES:  # beside the points they would cover each other
+        worst = ", ".join(_text(names[c], 12) for c in there[y.argsort(kind="stable")[:5]].tolist())
+        axes.text(0.99, 0.02, f"lowest: {worst}", transform=axes.transAxes, ha="right", fontsize=9, color=_INK)
     line, window = "", max(5, there.size // 20)
     if there.size > max(window, _MOST_ROWS):
         kernel = np.ones(window) / window
@@ -149,8 +152,8 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _text(name: str) -> str:
+def _text(name: str, longest: int = _LONGEST_NAME) -> str:
     """Return a name as it can stand in a figure: short, on one line, and no formula."""
     name = " ".join(name.split())
-    short = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+    short = name if len(name) <= longest else name[: longest - 1] + "…"
     return short.replace("$", r"\$")
