@@ -239,8 +239,7 @@ class FairSampling(L.Callback):
         self._uncalled = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        # The Trainer's, and its loggers', not a copy's.
-        return {**self.__dict__, "_undo": None, "_loader": None, "_dashboard": Dashboard()}
+        return {**self.__dict__, "_undo": None, "_loader": None}  # the Trainer's, not a copy's
 
     # -- the loader ----------------------------------------------------------------------------------------
 

@@ -303,6 +303,9 @@ class Dashboard:
         self._draws = False  # whether there is a logger for figures
         self._drawn = -1  # step of the last picture of the mix
 
+    def __reduce__(self) -> tuple[type[Dashboard], tuple[()]]:
+        return Dashboard, ()  # a copy begins anew: the loggers are the Trainer's
+
     def start(self, trainer: L.Trainer) -> None:
         """Take the loggers of the training that begins."""
         self._draws = bool(boards(trainer))
