@@ -24,8 +24,9 @@ from torchmetrics import ClasswiseWrapper
 from torchmetrics.classification import MulticlassRecall
 
 from lightning_fair import FairSampling, FeedbackBatchSampler, FeedbackController, dashboard, figures, schedules
-from lightning_fair.dashboard import BatchWeights, band, boards, charts, furthest_table, recalls, scalars
+from lightning_fair.dashboard import BatchWeights, band, boards, furthest_table, recalls, scalars
 from lightning_fair.history import History
+from lightning_fair.layout import charts
 
 
 class InMemory(Logger):
