@@ -190,7 +190,8 @@ def figure_drift(traces: Mapping[str, Trace], cycles: int) -> Figure:
     rows[3].set_xlim(0, cycles)
     rows[3].set_xticks(range(cycles + 1))
     rows[3].set_xlabel(f"cycles of the stream, {cycle:,.0f} samples each", fontsize=10, color=INK)
-    later = 100 * batch_distances(traces[FAIR].trained[traces[FAIR].turn :]).max()
+    # Rounded up, and never to a bound of nothing.
+    later = max(np.ceil(1000 * batch_distances(traces[FAIR].trained[traces[FAIR].turn :]).max()) / 10, 0.1)
     title(
         figure,
         f"{cycles} cycles of drift: after the first turn the trained mix stays within {later:.1f} % of the target",
