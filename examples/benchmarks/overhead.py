@@ -7,6 +7,9 @@ time by the clock stands the processor time of the process, which other programs
 
 What TensorBoard costs stands below the table, as a share of the steps of the same run: 100 classes, callback and mixin,
 `log_every_n_steps=50`; all that the dashboard does in a step, until what is written lies in the file.
+
+`--resnet32` measures a step of that network, the one of the CIFAR-LT recipes; with `--accelerator gpu` on a GPU, which has
+done all its work where the clock starts and where it stops.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 from tqdm import tqdm
 
 from lightning_fair import FairSampling, ImportanceWeightedMixin
+from lightning_fair.recipes.resnet import resnet32
 
 BATCH, WARM_UP = 128, 3
 ITEMS = 20_000
@@ -38,11 +42,11 @@ Run = Callable[[], NDArray[np.float64]]  # clock and processor time of a step
 
 
 class Plain(L.LightningModule):
-    """A network for images of 28 by 28 pixels: two convolutions, two linear layers."""
+    """Any network for images. Default: for 28 by 28 pixels, two convolutions and two linear layers."""
 
-    def __init__(self, num_classes: int = 10) -> None:
+    def __init__(self, num_classes: int = 10, net: nn.Module | None = None) -> None:
         super().__init__()
-        self.net = nn.Sequential(
+        self.net = net or nn.Sequential(
             nn.Conv2d(1, 32, 3),
             nn.ReLU(),
             nn.Conv2d(32, 64, 3),
@@ -99,8 +103,10 @@ class Clock(L.Callback):
     def __init__(self) -> None:
         self.ends: list[tuple[int, int]] = []
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Note the time by the clock and that of the processor."""
+        if torch.cuda.is_available() and len(self.ends) in (WARM_UP, trainer.max_steps - 1):
+            torch.cuda.synchronize()  # in between the steps follow one another as they would
         self.ends.append((time.perf_counter_ns(), time.process_time_ns()))
 
     def step_times(self) -> NDArray[np.float64]:
@@ -114,7 +120,12 @@ class Clock(L.Callback):
 
 
 def run(
-    model: Callable[[], L.LightningModule], dataset: TensorDataset, steps: int, seed: int, fair: FairSampling | None
+    model: Callable[[], L.LightningModule],
+    dataset: TensorDataset,
+    steps: int,
+    seed: int,
+    fair: FairSampling | None,
+    accelerator: str = "cpu",
 ) -> NDArray[np.float64]:
     """Train for some steps and return the mean times of one in microseconds: clock, processor."""
     torch.manual_seed(seed)
@@ -123,7 +134,8 @@ def run(
     sampler = WeightedRandomSampler(rarity, len(dataset), generator=torch.Generator().manual_seed(seed))
     clock = Clock()
     trainer = L.Trainer(
-        accelerator="cpu",
+        accelerator=accelerator,
+        devices=1,
         max_steps=WARM_UP + steps + 1,
         callbacks=[*([fair] if fair else []), clock],
         logger=False,
@@ -131,7 +143,8 @@ def run(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(model(), DataLoader(dataset, batch_size=BATCH, sampler=sampler))
+    loader = DataLoader(dataset, batch_size=BATCH, sampler=sampler, pin_memory=accelerator != "cpu")
+    trainer.fit(model(), loader)
     return clock.step_times()
 
 
@@ -147,11 +160,11 @@ def in_turns(fair: Run, plain: Run, rounds: int, name: str) -> NDArray[np.float6
     return times
 
 
-def images(num_classes: int = 10) -> TensorDataset:
-    """Return noise in the shape of MNIST, with a long tail of classes."""
+def images(num_classes: int = 10, shape: tuple[int, int, int] = (1, 28, 28)) -> TensorDataset:
+    """Return noise in the shape of MNIST, or another, with a long tail of classes."""
     generator = torch.Generator().manual_seed(0)
     return TensorDataset(
-        torch.randn(ITEMS, 1, 28, 28, generator=generator), torch.from_numpy(long_tail_labels(num_classes, ITEMS))
+        torch.randn(ITEMS, *shape, generator=generator), torch.from_numpy(long_tail_labels(num_classes, ITEMS))
     )
 
 
@@ -168,6 +181,17 @@ def with_mixin(rounds: int, steps: int, seed: int) -> NDArray[np.float64]:
         lambda: run(Plain, dataset, steps, seed, None),
         rounds,
         "network",
+    )
+
+
+def with_resnet(rounds: int, steps: int, seed: int, accelerator: str) -> NDArray[np.float64]:
+    """Return the times of a step of a ResNet-32 with callback and mixin, and without."""
+    dataset = images(shape=(3, 32, 32))
+    return in_turns(
+        lambda: run(lambda: Weighted(net=resnet32()), dataset, steps, seed, FairSampling(seed=seed), accelerator),
+        lambda: run(lambda: Plain(net=resnet32()), dataset, steps, seed, None, accelerator),
+        rounds,
+        "ResNet-32",
     )
 
 
@@ -260,9 +284,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     # With more threads a step waits for the slowest of them, and what else runs on the machine decides.
     parser.add_argument("--threads", type=int, default=1, help="torch's threads (default: 1)")
     parser.add_argument("--without-network", action="store_true", help="leave out the network, which takes longest")
+    parser.add_argument("--resnet32", action="store_true", help="measure a step of a ResNet-32, and nothing else")
+    parser.add_argument("--accelerator", default="cpu", help="what the ResNet-32 runs on: cpu (default) or gpu")
     args = parser.parse_args(argv)
     quiet()
     torch.set_num_threads(args.threads)
+    head = ("step", "to reach", "fair, µs", "plain, µs", "added, µs", "ratio")
+    if args.resnet32:
+        times = with_resnet(args.rounds, args.steps, args.seed, args.accelerator)
+        where = torch.cuda.get_device_name() if args.accelerator == "gpu" else "CPU"
+        name = f"ResNet-32 on {where}, callback and mixin, K = 10"
+        print(f"\n{machine()}; batch {BATCH}; {args.rounds} rounds in turns, mean over a round's steps;")
+        print(markdown(head, rows(name, "ratio ≤ 1.02", times)))
+        return
     table, added = [], {}
     if not args.without_network:
         network = with_mixin(args.rounds, args.steps, args.seed)
@@ -278,7 +312,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         added[name] = float(np.median(times[1, 0] - times[1, 1]))
     print(f"\n{machine()}; batch {BATCH}; {args.rounds} rounds in turns, mean over a round's steps;")
     print("microseconds a step: median of the rounds; added and ratio: median (quartiles) of the rounds\n")
-    print(markdown(("step", "to reach", "fair, µs", "plain, µs", "added, µs", "ratio"), table))
+    print(markdown(head, table))
     if not args.without_network:
         # The added time is a hundredth of the noise of a step of the network, and far above that of one parameter.
         share = added["callback and mixin, K = 10"] / float(np.median(network[1, 1]))
