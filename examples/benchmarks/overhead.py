@@ -8,8 +8,8 @@ time by the clock stands the processor time of the process, which other programs
 What TensorBoard costs stands below the table, as a share of the steps of the same run: 100 classes, callback and mixin,
 `log_every_n_steps=50`; all that the dashboard does in a step, until what is written lies in the file.
 
-`--resnet32` measures a step of that network, the one of the CIFAR-LT recipes; with `--accelerator gpu` on a GPU, which has
-done all its work where the clock starts and where it stops.
+`--resnet32` measures a step of that network, the one of the CIFAR-LT recipes; with `--accelerator gpu` on a GPU, which
+has done all its work where the clock starts and where it stops.
 """
 
 from __future__ import annotations
