@@ -4,6 +4,7 @@ python examples/train.py                     # digits, 100 to 1
 python examples/train.py fair=off            # the same run without the plugin
 python examples/train.py experiment=mnist    # with data.root=DIR where DIR/MNIST/raw/ has the files
 python examples/train.py experiment=drift    # a stream whose long tail turns over; also cifar10_lt, cifar100_lt
+python examples/train.py experiment=arrays data.path=FILE.npz model.num_classes=7    # your own images
 python examples/train.py baseline=drw        # what to compare with
 python examples/train.py -m fair.alpha=2,8   # a sweep, that ends with a table and a picture
 python examples/train.py --help              # everything that can be set

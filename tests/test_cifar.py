@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import warnings
 from pathlib import Path
 from urllib.error import URLError
 
@@ -127,7 +128,7 @@ def test_data_modules_refuse(module, kwargs, message):
 
 def own_arrays(sizes=(6, 4, 2), shape=(8, 8, 3)):
     """Return arrays as a file has them; every pixel of an image is its place in the file."""
-    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    labels = np.random.default_rng(2).permutation(np.repeat(np.arange(len(sizes)), sizes))
     images = np.broadcast_to(np.arange(labels.size).reshape(-1, *[1] * len(shape)), (labels.size, *shape))
     return {
         "train_images": images.astype(np.uint8),
@@ -189,7 +190,16 @@ def test_arrays_are_cut_to_a_long_tail_and_keep_their_names(tmp_path):
         ({"train_labels": np.array([0, 2] * 6)}, r"every class from 0 to 2, but 1 has no image.*np\.unique"),
         ({"test_labels": np.full(6, 3)}, r"test_labels of .* must lie in \[0, 3\).*got 3"),
         ({"test_images": np.zeros((6, 9, 8, 3), np.uint8)}, r"must be of one size, got \(8, 8, 3\) and \(9, 8, 3\)"),
-        ({"classes": np.array(["ant"])}, "classes of .* must name every class: got 1 names for 3 classes"),
+        ({"train_labels": np.array([0, 1, 2] * 3 + [2**40] * 3)}, r"from 0 to 1099511627776, but 3 has no image"),
+        ({"train_labels": np.array([0, 2**63] * 6, np.uint64)}, r"from 0 to 9223372036854775808, but 1 has no image"),
+        (
+            {"test_labels": np.full(6, 2**63, np.uint64)},
+            r"test_labels of .* must lie in \[0, 3\), .*got 9223372036854775808",
+        ),
+        ({"classes": np.array(["ant"])}, r"classes of .* must name every class, an array of 3 names, got shape \(1,\)"),
+        ({"classes": np.array("abc")}, r"an array of 3 names, got shape \(\)"),
+        ({"classes": np.array([["ant"], ["bee"], ["cat"]])}, r"an array of 3 names, got shape \(3, 1\)"),
+        ({"classes": np.array(["ant", "bee", "ant"])}, r"classes of .* must be different names.*got 'ant' 2 times"),
         ({"classes": np.array(["ant", None, 3], object)}, "not a whole .npz file of plain arrays"),
     ],
 )
@@ -197,6 +207,30 @@ def test_arrays_that_do_not_fit_are_refused_by_name(tmp_path, change, message):
     arrays = {key: value for key, value in {**own_arrays(), **change}.items() if value is not None}
     with pytest.raises(ValueError, match=message):
         arrays_module(tmp_path, arrays)
+
+
+def test_names_may_be_bytes_or_numbers_and_labels_of_any_kind_of_integer(tmp_path):
+    arrays = own_arrays()
+    arrays["train_labels"] = arrays["train_labels"].astype(np.uint64)
+    for names, expected in (
+        (np.array(["ant", "bée", "cat"]), ["ant", "bée", "cat"]),
+        (np.char.encode(["ant", "bée", "cat"], "utf-8"), ["ant", "bée", "cat"]),
+        (np.array([3, 5, 8]), ["3", "5", "8"]),
+    ):
+        data = arrays_module(tmp_path, {**arrays, "classes": names})
+        assert data.train_set.classes == expected
+        assert data.train_set.class_counts.tolist() == [6, 4, 2]
+
+
+def test_classes_without_test_images_are_named_once(tmp_path):
+    arrays = {**own_arrays(), "classes": np.array(["ant", "bee", "cat"])}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        arrays_module(tmp_path, arrays)
+    arrays["test_labels"] = np.array([0, 2] * 3, np.uint64)
+    with pytest.warns(UserWarning, match=r"lack 1 of the 3 classes \(bee\)\. These have no recall") as told:
+        arrays_module(tmp_path, arrays).setup("test")
+    assert len(told) == 1
 
 
 def test_a_file_that_is_no_npz_is_refused_and_a_missing_one_is_named(tmp_path):

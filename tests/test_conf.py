@@ -21,7 +21,7 @@ from lightning_fair.schedules import Linear
 
 CONF = Path(__file__).parent.parent / "conf"
 GROUPS = ("data", "model", "fair", "baseline", "callbacks", "trainer", "logger", "experiment", "hparams_search")
-NEEDS = {"data/arrays": ["data.path=own.npz"]}  # what has no default
+NEEDS = {name: ["data.path=own.npz"] for name in ("data/arrays", "experiment/arrays")}  # what has no default
 FILES = sorted(path for group in GROUPS for path in (CONF / group).glob("*.yaml"))
 TARGETS = {name: schema for name, schema in configs.SCHEMAS.items() if hasattr(schema, "_target_")}
 
@@ -43,7 +43,7 @@ def test_every_group_has_files():
     fair = {path.stem for path in (CONF / "fair").glob("*.yaml")}
     assert fair == {"default", "off", "aggressive", "deferred", "progressive", "hard_classes"}
     experiments = {path.stem for path in (CONF / "experiment").glob("*.yaml")}
-    assert experiments >= {"digits", "mnist", "cifar10_lt", "cifar100_lt"}
+    assert experiments == {"digits", "mnist", "cifar10_lt", "cifar100_lt", "arrays", "drift"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -191,6 +191,38 @@ def test_arrays_and_the_smoke_trainer_go_with_the_cifar_experiment(tmp_path):
     assert (cfg.data.path, cfg.data.imbalance_ratio) == ("own.npz", 100)
     assert (cfg.trainer.max_epochs, cfg.model.scheduler.drops) == (10, [8, 9])
     assert composed(tmp_path, "experiment=cifar10_lt", "trainer=cpu").trainer.max_epochs == 200
+
+
+def test_own_images_have_an_experiment_with_the_cifar_recipe_on_the_data_as_they_are(tmp_path):
+    own, lt = (
+        composed(tmp_path, f"experiment={name}", "data.path=own.npz", "model.num_classes=7", *data)
+        for name, data in (("arrays", []), ("cifar10_lt", ["data=arrays"]))
+    )
+    assert own.model == lt.model
+    assert (own.trainer, own.epochs, own.threads) == (lt.trainer, 200, None)
+    assert (own.model.net.num_classes, own.data.imbalance_ratio) == (7, 1)
+
+
+@pytest.mark.parametrize("model", [path.stem for path in (CONF / "model").glob("*.yaml")])
+def test_one_number_of_classes_reaches_the_network(tmp_path, model):
+    task = instantiate(composed(tmp_path, f"model={model}", "model.num_classes=7").model, _convert_="all")
+    assert [m.out_features for m in task.net.modules() if isinstance(m, torch.nn.Linear)][-1] == 7
+    assert task.num_classes == 7
+
+
+@pytest.mark.parametrize(("epochs", "begin"), [(2, 1), (3, 2), (4, 3), (5, 4), (10, 8), (200, 160)])
+def test_what_is_deferred_begins_in_the_last_epoch_at_the_latest_and_what_moves_has_arrived_there(
+    tmp_path, epochs, begin
+):
+    def progress(choice):
+        cfg = composed(tmp_path, f"trainer.max_epochs={epochs}", choice)
+        return instantiate(cfg.fair, _convert_="all").target_probs.progress
+
+    deferred, progressive = progress("fair=deferred"), progress("fair=progressive")
+    assert [deferred(0, epoch) for epoch in (0, begin - 1, begin, epochs - 1)] == [0.0, 0.0, 1.0, 1.0]
+    assert [progressive(0, epoch) for epoch in (0, epochs - 1)] == [0.0, 1.0]
+    assert progressive(0, epochs - 2) < 1.0
+    assert composed(tmp_path, f"trainer.max_epochs={epochs}", "baseline=drw").baseline.loss.begin == begin
 
 
 def test_a_share_of_the_training_needs_a_limit_of_epochs(tmp_path):

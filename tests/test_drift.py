@@ -11,6 +11,7 @@ from test_recipes import fake_mnist
 from torch.utils.data import DataLoader
 
 from lightning_fair import FairSampling, FairStream
+from lightning_fair.recipes.data import DigitsDataModule
 from lightning_fair.recipes.drift import DriftDataModule, Recovery
 from lightning_fair.recipes.models import mlp
 from lightning_fair.recipes.task import ClassificationTask
@@ -30,7 +31,8 @@ def train(data, *callbacks):
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    task = ClassificationTask(mlp(num_classes=data.num_classes), data.num_classes, lr=3e-3)
+    num_classes = getattr(data, "num_classes", 10)
+    task = ClassificationTask(mlp(num_classes=num_classes), num_classes, lr=3e-3)
     trainer.fit(task, datamodule=data)
     return task, trainer
 
@@ -146,6 +148,21 @@ def test_trained_mix_never_recovers_without_it():
     assert recovery.mixes[39][0] < 0.3
     assert recovery.arrived[-1] == 4 * 640
     assert sum(recovery.counts).tolist() == recovery.stream.class_counts.tolist()
+
+
+@pytest.mark.parametrize("lambda2", [0.0, 0.5])
+def test_loss_feedback_keeps_the_mix_off_the_target_and_the_outcome_says_so(lambda2, capsys):
+    recovery = Recovery(tolerance=0.01 if lambda2 else 1e-9)  # that none can keep to
+    train(Small(), FairSampling(lambda2=lambda2), recovery)
+    told = capsys.readouterr().out
+    assert "never." in told
+    assert ("The feedback of the losses (fair.lambda2) keeps the mix away from the target" in told) == bool(lambda2)
+
+
+def test_recovery_wants_a_stream_that_turns_over():
+    data = DigitsDataModule()
+    with pytest.raises(ValueError, match=r"stream that turns over, and DigitsDataModule gives none\. Take data=drift"):
+        train(data, Recovery())
 
 
 @pytest.mark.parametrize(

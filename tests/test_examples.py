@@ -106,7 +106,25 @@ def test_with_and_without_the_plugin_take_the_same_number_of_steps(config):
             r"1 x 8 x 8 .* model\.net\.in_channels=1 model\.standardize\.channels=1",
         ),
         (["model=mnist"], r"has net\.image_size=28\. Set model\.net\.image_size=8, or"),
-        (["model.num_classes=5"], r"have 10 classes, but the model is for 5\. Set model\.num_classes=10"),
+        (
+            ["model.num_classes=5"],
+            r"have 10 classes, .*: model\.num_classes=5, model\.net\.num_classes=5\. Set model\.num_classes=10;",
+        ),
+        (["model.net.num_classes=5"], r"number: model\.net\.num_classes=5\. .*follows where it is left out"),
+        (["experiment=drift", "data=digits"], r"DigitsDataModule gives none\. Take data=drift"),
+        (["experiment=drift", "fair=deferred"], "A stream has no prior"),
+        (["experiment=drift", "trainer.max_epochs=1", "fair=progressive"], "A stream has no prior"),
+        (["trainer.max_epochs=1", "fair=deferred"], r"max_epochs=1 a target .*\(fair\.target_probs\).*max_epochs=2 or"),
+        (["trainer.max_epochs=1", "fair=progressive"], r"\(fair\.target_probs\) would change nothing"),
+        (["trainer.max_epochs=1", "baseline=drw"], r"a loss from epoch 1 on \(baseline\.loss\.begin\) would change"),
+        *(
+            (
+                [f"trainer.strategy={name}", "trainer.devices=2"],
+                rf"strategy={name} trains in proc.*trainer\.strategy=ddp",
+            )
+            for name in ("ddp_fork", "ddp_spawn", "ddp_notebook_find_unused_parameters_true")
+        ),
+        (["trainer.limit_test_batches=0"], r"limit_test_batches must be more than 0, .*got 0"),
     ],
 )
 def test_bad_input_is_an_error_that_names_it_and_writes_nothing(config, tmp_path, overrides, message):
@@ -159,6 +177,36 @@ def own(tmp_path_factory):
         parts[f"{part}_images"] = rng.normal(25 * labels[:, None, None, None], 9, (labels.size, 12, 12, 3)).clip(0, 255)
     np.savez(folder / "own.npz", **{key: part.astype(np.uint8) for key, part in parts.items()})
     return str(folder / "own.npz")
+
+
+def test_a_class_without_test_images_counts_nowhere(config, own, tmp_path, tmp_path_factory, capsys):
+    data = dict(np.load(own))
+    tested = data["test_labels"] % 3 != 1  # without 1, 4 and 7
+    file = tmp_path_factory.mktemp("data") / "own.npz"
+    np.savez(file, **{key: part[tested] if "test" in key else part for key, part in data.items()})
+    cfg = config(
+        *("threads=1", "experiment=arrays", f"data.path={file}", "trainer.limit_train_batches=2"),
+        *("model.net.width=2", "logger=many", "callbacks=none", "trainer.enable_checkpointing=false"),
+    )
+    with pytest.warns(UserWarning, match=r"lack 3 of the 10 classes \(1, 4, 7\)"):
+        report = run.train(cfg)
+    assert np.flatnonzero(np.isnan(report.recall)).tolist() == [1, 4, 7]
+    assert report.balanced_accuracy == pytest.approx(report.recall[[0, 2, 3, 5, 6, 8, 9]].mean())
+    # Validation is on the test set: one number, however it is come by.
+    with open(next(tmp_path.rglob("metrics.csv"))) as file:
+        logged = list(csv.DictReader(file))
+    validated = [float(row["val/balanced_accuracy"]) for row in logged if row["val/balanced_accuracy"]]
+    assert validated[-1] == pytest.approx(report.balanced_accuracy)
+    assert report.best.accuracy == pytest.approx(max(validated))
+    assert float(logged[-1]["test/balanced_accuracy"]) == pytest.approx(report.balanced_accuracy)
+    run.show(report, cfg)
+    assert "nan" not in capsys.readouterr().out
+
+
+def test_two_classes_of_the_drift_are_two_settings(config):
+    small = ["data.cycles=1", "data.turn_size=64", "trainer.max_epochs=1", "trainer.val_check_interval=1.0"]
+    report = run.train(config("logger=none", "experiment=drift", *small, "data.num_classes=2", "model.num_classes=2"))
+    assert report.recall.shape == (2,)
 
 
 def cifar(own, *overrides):

@@ -17,7 +17,7 @@ from lightning_fair.recipes.data import DigitsDataModule, Images, MNISTDataModul
 from lightning_fair.recipes.longtail import LongTail, long_tail_counts
 from lightning_fair.recipes.models import mlp, small_cnn
 from lightning_fair.recipes.report import make_report
-from lightning_fair.recipes.task import ClassificationTask
+from lightning_fair.recipes.task import ClassificationTask, ClassRecall
 
 
 def labelled(*sizes):
@@ -346,7 +346,22 @@ def test_task_counts_the_draws_it_saw_with_and_without_the_plugin():
     assert task.test_recall.shape == (10,)
 
 
+def test_recall_of_a_class_without_samples_is_none_also_where_it_is_predicted():
+    recall = ClassRecall(4)
+    for predicted, labels in (([0, 1], [0, 0]), ([2, 3, 3], [2, 2, 2])):
+        recall.update(torch.tensor(predicted), torch.tensor(labels))
+    torch.testing.assert_close(recall.compute(), torch.tensor([1 / 2, torch.nan, 1 / 3, torch.nan]), equal_nan=True)
+
+
 # -- report --------------------------------------------------------------------------------------------------
+
+
+def shown(*parts):
+    console = Console(width=100)
+    with console.capture() as text:
+        for part in parts:
+            console.print(part)
+    return text.get()
 
 
 def test_report_computes_what_it_says_and_shows_it():
@@ -354,12 +369,30 @@ def test_report_computes_what_it_says_and_shows_it():
     assert report.share_of_draws.tolist() == [0.75, 0.25]
     assert report.balanced_accuracy == 0.75
     assert report.prior_accuracy == pytest.approx(0.995)
-    console = Console(width=100)
-    with console.capture() as shown:
-        console.print(report.table("Title"))
-        console.print(report.summary())
+    seen = shown(report.table("Title"), report.summary())
     for text in ("Title", "training images", "75.0 %", "0.500", "balanced accuracy", "2.00", "31.5"):
-        assert text in shown.get()
+        assert text in seen
+
+
+def test_a_class_without_test_images_has_no_recall_and_counts_in_no_mean():
+    report = make_report("abcd", [300, 200, 50, 5], [1] * 4, [1.0, np.nan, 0.5, np.nan], 0.9, 1.0, 32.0)
+    assert report.balanced_accuracy == 0.75
+    assert report.prior_accuracy == pytest.approx((300 * 1.0 + 50 * 0.5) / 350)
+    assert report.shots == pytest.approx({"many": 1.0, "medium": 0.5, "few": np.nan}, nan_ok=True)
+    text = shown(report.table(), report.summary())
+    assert "nan" not in text
+    assert [line.split("│")[4].strip() for line in text.splitlines() if line.startswith("│")] == [
+        *("1.000", "-", "0.500", "-"),
+        "0.750",
+    ]
+    assert "mean of the recalls of the 2 tested classes, after the last epoch" in text
+    assert "few-shot             -" in text
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are():
+    names = ["[unk]", "[/]", "[red]x[/red]", "[/c]"]
+    text = shown(make_report(names, [1] * 4, [1] * 4, [1.0] * 4, 1.0, 1.0, 32.0).table())
+    assert [line.split("│")[1].strip() for line in text.splitlines() if line.startswith("│")] == [*names, "all"]
 
 
 def test_report_refuses_lists_of_different_lengths():

@@ -20,6 +20,7 @@ from hydra.utils import instantiate
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from omegaconf import OmegaConf
+from rich.console import Console
 from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
 from tensorboard.context import RequestContext
 from tensorboard.plugins import base_plugin
@@ -163,6 +164,75 @@ def test_the_csv_has_every_run_whole(tmp_path):
     assert second["balanced_accuracy"] == third["accuracy"] == ""
     assert markdown(found).count("\n") == 2 + 3
     assert "\\|" in markdown(found)
+
+
+def test_many_medium_and_few_shots_are_compared_where_there_are_such_classes(tmp_path):
+    numbers = sweep_results.metrics_of(make_report("abc", [200, 150, 9], [1] * 3, [0.9, 0.7, 0.1], 0.8, 1.0, 32.0))
+    assert (numbers["many_shot_accuracy"], numbers["few_shot_accuracy"]) == (pytest.approx(0.8), 0.1)
+    assert "medium_shot_accuracy" not in numbers
+    seeds = [("a=1", s, result(0.5, many_shot_accuracy=0.8 + s / 10)) for s in (0, 1)]
+    found = read_sweep(lay(tmp_path, [(f"{a} seed={s}", r) for a, s, r in [*seeds, ("a=2", 0, result(0.5))]]))
+    header, body = rows(found)
+    assert [row[header.index("many-shot accuracy")] for row in body] == ["0.850 ± 0.071", ""]
+    assert "few-shot accuracy" not in header
+    assert "| many-shot accuracy |" in markdown(found)
+    sweep.summarise(tmp_path, metric="many_shot_accuracy")
+    with (tmp_path / "sweep.csv").open(newline="") as file:
+        assert [(row["many_shot_accuracy"], row["few_shot_accuracy"]) for row in csv.DictReader(file)] == [
+            *(("0.8", ""), ("0.9", "")),
+            ("", ""),
+        ]
+
+
+def test_a_narrow_terminal_has_fewer_columns_but_whole_numbers(tmp_path):
+    numbers = {f"{shot}_shot_accuracy": 0.25 for shot in ("many", "medium", "few")}
+    runs = [(f"fair.alpha={a} seed={s}", result(0.5, val_balanced_accuracy=0.5, **numbers)) for a in "48" for s in "12"]
+    found = read_sweep(lay(tmp_path, runs))
+    seen = {}
+    for width in (60, 80, 140):
+        console = Console(width=width)
+        with console.capture() as text:
+            console.print(sweep_results.rich_table(found, console))
+        assert not re.search(r"[\d.]…", text.get())
+        assert text.get().count("0.500 ±") == 2 * 2
+        seen[width] = len(text.get().splitlines()[1].split("┳"))
+    assert seen == {60: 5, 80: 7, 140: 9}
+
+
+def test_a_class_without_test_images_leaves_its_place_empty(config, tmp_path):
+    lacking = make_report(["cat", "dog"], [9, 1], [5, 5], [0.75, np.nan], 0.75, 1.0, 32.0)
+    lay(tmp_path, [("a=1", None), ("a=2", result(0.5))])
+    sweep.recorded(lambda cfg: lacking, config(folder=tmp_path / "0"))
+    assert json.loads((tmp_path / "0" / "report.json").read_text())["recall"] == {"cat": 0.75, "dog": None}
+    found = read_sweep(tmp_path)
+    sweep_results.write_csv(found, tmp_path / "sweep.csv")
+    with (tmp_path / "sweep.csv").open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert (first["worst_class_recall"], first["recall/cat"], first["recall/dog"]) == ("0.75", "0.75", "")
+    assert (second["recall/dog"], first["seconds"] != "") == ("0.5", True)
+
+
+@pytest.mark.parametrize("values", [("[a,b],[/c]", "[unk]"), ("$x_{$", "\\frac$^$")])
+def test_settings_that_look_like_markup_or_mathematics_are_shown_as_they_are(tmp_path, capsys, monkeypatch, values):
+    monkeypatch.setenv("COLUMNS", "200")
+    runs = [([f"fair.class_names={value}", f"b={b}"], v / 10) for v, value in enumerate(values) for b in ("x", "y")]
+    lay(tmp_path, [("", result(score)) for _, score in runs])
+    for number, (overrides, _) in enumerate(runs):
+        OmegaConf.save(OmegaConf.create(overrides), tmp_path / str(number) / ".hydra" / "overrides.yaml")
+    sweep.summarise(tmp_path)
+    table = capsys.readouterr().out
+    assert all(f"│ {value} " in table for value in values)
+    assert (tmp_path / "sweep.png").stat().st_size > 0
+
+
+def test_the_files_are_there_also_where_the_table_cannot_be_printed(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("no console")
+
+    monkeypatch.setattr(sweep, "rich_table", fail)
+    with pytest.raises(RuntimeError):
+        sweep.summarise(grid(tmp_path))
+    assert all((tmp_path / name).stat().st_size for name in ("sweep.csv", "sweep.md", "sweep.png"))
 
 
 def test_the_best_is_chosen_by_the_validation_where_every_run_has_one(tmp_path):
@@ -332,6 +402,7 @@ def test_a_run_leaves_its_numbers(config, tmp_path):
     assert left["metrics"] == {
         "balanced_accuracy": 0.75,
         "worst_class_recall": 0.5,
+        "few_shot_accuracy": 0.75,  # of 9 and 1 images
         "accuracy": 0.75,
         "val_balanced_accuracy": 0.5,
         "largest_weight": None,  # JSON knows no infinity
@@ -414,9 +485,10 @@ def test_the_hparams_tab_compares_runs_with_and_without_the_plugin(config, tmp_p
         assert hparams["fair.alpha"] == (8.0 if fair == "default" else "off")
         assert hparams["fair.horizon"] == ("default" if fair == "default" else "off")
         assert (hparams["data"], hparams["seed"], hparams["model.net.dropout"]) == ("DigitsDataModule", 1.0, 0.1)
-        expected = sweep_results.metrics_of(reports[fair])
-        assert metrics == pytest.approx({f"hp/{name}": value for name, value in expected.items()}, rel=1e-5)
-        assert len(metrics) == len(METRICS)
+        # Digits have no class of more than 100 images: a column all the same, for the other runs of a sweep.
+        expected = {**dict.fromkeys(METRICS, np.nan), **sweep_results.metrics_of(reports[fair])}
+        assert {name for name, value in expected.items() if np.isnan(value)} == {"many_shot_accuracy"}
+        assert metrics == pytest.approx({f"hp/{name}": v for name, v in expected.items()}, rel=1e-5, nan_ok=True)
 
 
 @pytest.mark.parametrize("logger", ["none", "csv"])
@@ -566,6 +638,25 @@ def test_the_search_tries_what_it_should_goes_on_after_a_failure_and_is_repeatab
     assert [run.settings for run in first.runs] == [run.settings for run in again.runs]
     best = OmegaConf.load(tmp_path / "a" / "optimization_results.yaml")
     assert best.best_value == max(run.metrics["val_balanced_accuracy"] for run in first.runs if run.status == "done")
+
+
+@pytest.mark.skipif(not configs.has_optuna(), reason='the extra "optuna" is not installed')
+def test_what_is_set_is_not_searched_and_what_is_given_a_range_is(tmp_path):
+    fixed = ("fair.min_prob=1e-3", "fair.lambda2=0")
+    searched = ("fair.alpha=interval(1, 4)", "model.lr=tag(log, interval(1e-4, 1e-2))")
+    arguments = ("hydra.sweeper.n_trials=3", "hydra.sweep.dir=a", *fixed, *searched)
+    done = script("train.py", tmp_path, "hparams_search=optuna", *FAST, *QUIET, "logger=none", *arguments)
+    assert done.returncode == 0, done.stderr
+    found = read_sweep(tmp_path / "a")
+    assert sorted(found.keys) == ["fair.alpha", "model.lr"]
+    assert all(1 <= float(alpha) <= 4 for alpha in found.values_of("fair.alpha"))
+    assert {(run.settings["fair.min_prob"], run.settings["fair.lambda2"]) for run in found.runs} == {("0.001", "0")}
+
+
+def test_a_range_replaces_that_of_the_search_and_leaves_the_others(config):
+    default = config("hparams_search=optuna").hydra.sweeper.params
+    cfg = config("hparams_search=optuna", 'hydra.sweeper.params={fair.alpha: "interval(1, 4)"}')
+    assert cfg.hydra.sweeper.params == {**default, "fair.alpha": "interval(1, 4)"}
 
 
 def test_the_search_is_over_gain_floor_and_loss_feedback_and_all_of_it_is_stable(config):

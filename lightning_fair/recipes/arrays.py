@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
@@ -22,7 +24,8 @@ class ArraysDataModule(LongTailedImages):
 
     The file holds the arrays ``train_images`` and ``test_images`` (uint8, ``(N, H, W, C)``, or ``(N, H, W)`` for
     grey ones), ``train_labels`` and ``test_labels`` (integers in ``[0, K)``, shape ``(N,)``; the training data have
-    every class), and may hold ``classes`` (``K`` names). Further arrays are left alone.
+    every class), and may hold ``classes`` (``K`` names, all different). Further arrays are left alone. A class without
+    test images has no recall, and counts in no mean: a warning says so.
 
     **Validation is on the test set**, as :class:`~lightning_fair.recipes.cifar.CIFAR10DataModule` says: report the
     last epoch.
@@ -79,16 +82,16 @@ class ArraysDataModule(LongTailedImages):
         arrays = _load(self.path)
         parts = {part: _checked(arrays, part, self.path) for part in ("train", "test")}
         (train_images, train_labels), (test_images, test_labels) = parts["train"], parts["test"]
-        counts = np.bincount(train_labels)
-        if not counts.all():
+        found = np.unique(train_labels)  # and no counts yet: of a label of 2 ** 40 they would fill the memory
+        absent = np.flatnonzero(found != np.arange(found.size))
+        if absent.size:
             raise ValueError(
-                f"train_labels of {self.path} must have every class from 0 to {counts.size - 1}, but "
-                f"{int(np.argmin(counts))} has no image. np.unique(labels, return_inverse=True)[1] numbers the classes "
-                "that there are."
+                f"train_labels of {self.path} must have every class from 0 to {found[-1]}, but {absent[0]} has no "
+                "image. np.unique(labels, return_inverse=True)[1] numbers the classes that there are."
             )
-        if test_labels.max() >= counts.size:
+        if test_labels.max() >= found.size:
             raise ValueError(
-                f"test_labels of {self.path} must lie in [0, {counts.size}), the classes of train_labels, got "
+                f"test_labels of {self.path} must lie in [0, {found.size}), the classes of train_labels, got "
                 f"{test_labels.max()}."
             )
         if test_images.shape[1:] != train_images.shape[1:]:
@@ -96,10 +99,13 @@ class ArraysDataModule(LongTailedImages):
                 f"train_images and test_images of {self.path} must be of one size, got {train_images.shape[1:]} and "
                 f"{test_images.shape[1:]}."
             )
-        names = [str(name) for name in arrays.get("classes", np.arange(counts.size))]
-        if len(names) != counts.size:
-            raise ValueError(
-                f"classes of {self.path} must name every class: got {len(names)} names for {counts.size} classes."
+        names = _names(arrays.get("classes", found), found.size, self.path)
+        untested = [names[label] for label in np.setdiff1d(np.arange(found.size), test_labels.astype(np.int64))]
+        if untested:
+            rank_zero_warn(
+                f"test_labels of {self.path} lack {len(untested)} of the {found.size} classes "
+                f"({', '.join(untested[:5])}{', ...' * (len(untested) > 5)}). These have no recall, and the balanced "
+                "accuracy is the mean over the others."
             )
         train, test = (Images(images, labels, names, white=255.0) for images, labels in parts.values())
         return train, test, test
@@ -121,6 +127,23 @@ def _load(path: str) -> dict[str, NDArray[Any]]:
             "np.savez(path, train_images=..., train_labels=..., test_images=..., test_labels=...)."
         ) from error
     raise ValueError(f"{path} must hold {', '.join(_KEYS)}; {', '.join(missing)} missing, found {found}.")
+
+
+def _names(classes: NDArray[Any], num_classes: int, path: str) -> list[str]:
+    if classes.shape != (num_classes,):
+        raise ValueError(
+            f"classes of {path} must name every class, an array of {num_classes} names, got shape {classes.shape}."
+        )
+    if classes.dtype.kind == "S":
+        classes = np.char.decode(classes, "utf-8", "replace")
+    names = [str(name) for name in classes]
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise ValueError(
+            f"classes of {path} must be different names, or one class's results would take the place of another's, "
+            f"got {name!r} {times} times."
+        )
+    return names
 
 
 def _checked(arrays: Mapping[str, NDArray[Any]], part: str, path: str) -> tuple[NDArray[np.uint8], NDArray[Any]]:

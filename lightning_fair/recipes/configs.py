@@ -227,9 +227,33 @@ def epoch_at(share: float, *, _root_: Any) -> int:
     return round(share * epochs)
 
 
+def begin_at(share: float, *, _root_: Any) -> int:
+    """Return the epoch, from 0, at which something is to begin: ``epoch_at(share)``, but at the latest the last one.
+
+    ``${begin_at:0.8}`` in a config. Never the first one: `recipes/run.py` refuses a training of one epoch.
+
+    Args:
+        share: In (0, 1]. Of 1 it is the last epoch.
+
+    Raises:
+        ValueError: If the Trainer has no limit of epochs.
+
+    Example:
+        >>> register()
+        >>> [OmegaConf.create({"trainer": {"max_epochs": n}, "at": "${begin_at:0.8}"}).at for n in (200, 3, 2)]
+        [160, 2, 1]
+    """
+    last: int = epoch_at(1.0, _root_=_root_) - 1
+    return max(1, min(epoch_at(share, _root_=_root_), last))
+
+
 def register() -> None:
-    """Make the schemas and ``${epoch_at:...}`` known to Hydra; call it before ``hydra.main`` or ``compose``."""
+    """Make the schemas and ``${epoch_at:...}`` and ``${begin_at:...}`` known to Hydra.
+
+    Call it before ``hydra.main`` or ``compose``.
+    """
     OmegaConf.register_new_resolver("epoch_at", epoch_at, replace=True)
+    OmegaConf.register_new_resolver("begin_at", begin_at, replace=True)
     store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
         store.store(group="schema", name=name, node=schema)

@@ -198,12 +198,31 @@ class DriftDataModule(L.LightningDataModule):
         return DataLoader(self.test_set, batch_size=256)
 
 
+def drifting(data: Any) -> DriftStream:
+    """Return the stream of a data module whose mix turns over.
+
+    Raises:
+        ValueError: If it gives none.
+    """
+    stream = getattr(data, "train_set", None)
+    if not isinstance(stream, DriftStream):
+        raise ValueError(
+            f"The recovery is measured of a stream that turns over, and {type(data).__name__} gives none. Take "
+            "data=drift (of digits, or of MNIST with data.mnist_root=DIR), or another experiment=..., or leave the "
+            "callback out: callbacks=default."
+        )
+    return stream
+
+
 class Recovery(L.Callback):
     """Measures, for each turn of a :class:`DriftStream`, after how many batches the trained mix is back at the target.
 
     The mix is that of the labels in the batches, exponentially weighted over ``horizon`` batches, whether the batches
     are fair or not. Logged: ``drift/distance``, its total variation distance from the target, and at the end of each
     turn ``drift/recovery``, the number of batches in it after which the distance stayed within ``tolerance``.
+
+    Feedback of the losses (``lambda2``) keeps the trained mix away from the target on purpose, so that a turn may never
+    end within the tolerance; what is printed says so.
 
     Args:
         tolerance: Largest distance that counts as recovered, in (0, 1).
@@ -241,7 +260,7 @@ class Recovery(L.Callback):
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._forget()
-        self.stream = trainer.datamodule.train_set  # type: ignore[attr-defined]
+        self.stream = drifting(getattr(trainer, "datamodule", None))
 
     @override
     def on_train_batch_end(
@@ -275,7 +294,8 @@ class Recovery(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._batches:
             self._end_turn(trainer)
-        self._say()
+        fair = find_callback(trainer)
+        self._say(by_loss=bool(fair and fair.controller and fair.controller.lambda2))
 
     def _end_turn(self, trainer: L.Trainer) -> None:
         # A turn may have no batch of its own: a FairStream reads more than one turn at once where they are short.
@@ -286,13 +306,19 @@ class Recovery(L.Callback):
         self._turn, self._batches, self._late = self._turn + 1, 0, 0
 
     @rank_zero_only
-    def _say(self) -> None:
+    def _say(self, by_loss: bool) -> None:
         came = [batches for batches in self.recoveries[1:] if batches is not None]
+        never = len(self.recoveries) - 1 - len(came)
         if self.recoveries[1:]:
             print(
                 f"Recovery after {len(self.recoveries) - 1} turns, to within {100 * self.tolerance:g} % of the target: "
                 + (f"median {np.median(came):g}, at most {max(came)} batches" if came else "none")
-                + ("." if len(came) == len(self.recoveries) - 1 else f"; {len(self.recoveries) - 1 - len(came)} never.")
+                + (f"; {never} never." if never else ".")
+            )
+        if never and by_loss:
+            print(
+                "The feedback of the losses (fair.lambda2) keeps the mix away from the target, turn or no turn: hard "
+                "classes are drawn more often. fair.lambda2=0 shows the recovery alone."
             )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from rich.table import Table
+from rich.text import Text
 
 from lightning_fair.simplex import Floats, Ints
 
@@ -38,7 +39,8 @@ class Report:
         classes: Name of each class, ``K`` of them.
         images: Training images of each class, int64, shape ``(K,)``.
         drawn: Training samples of each class that were drawn, int64, shape ``(K,)``.
-        recall: Share of each class's test images that were recognised, in [0, 1], shape ``(K,)``.
+        recall: Share of each class's test images that were recognised, in [0, 1], shape ``(K,)``; NaN for a class
+            without any, which counts in no mean.
         accuracy: Share of all test images that were recognised, in [0, 1].
         largest_weight: Largest importance weight of the run; 1 without the plugin.
         effective_sample_size: Mean over the batches, in samples; the batch size without the plugin.
@@ -66,7 +68,7 @@ class Report:
     @property
     def balanced_accuracy(self) -> float:
         """Mean of the recalls, in [0, 1]: accuracy where every class is equally frequent."""
-        return float(self.recall.mean())
+        return float(np.nanmean(self.recall))
 
     @property
     def prior_accuracy(self) -> float:
@@ -74,15 +76,17 @@ class Report:
 
         A balanced test set hides what balancing costs the frequent classes; this shows it.
         """
-        return float(self.recall @ self.images / self.images.sum())
+        tested = ~np.isnan(self.recall)
+        return float(self.recall[tested] @ self.images[tested] / self.images[tested].sum())
 
     @property
     def shots(self) -> dict[str, float]:
-        """Mean recall of the classes with many, medium and few training images, in [0, 1]; NaN where there is none.
+        """Mean recall of the classes with many, medium and few training images, in [0, 1]; NaN where none was tested.
 
         Many is more than 100, few is less than 20.
         """
-        groups = {name: _within(self.images, *ends) for name, ends in SHOTS.items()}
+        tested = ~np.isnan(self.recall)
+        groups = {name: tested & _within(self.images, *ends) for name, ends in SHOTS.items()}
         return {name: float(self.recall[group].mean()) if group.any() else math.nan for name, group in groups.items()}
 
     def table(self, title: str = "") -> Table:
@@ -94,14 +98,17 @@ class Report:
         table.add_column("recall", footer=f"{self.balanced_accuracy:.3f}", justify="right")
         rows = zip(self.classes, self.images, self.share_of_draws, self.recall, strict=True)
         for name, images, share, recall in rows:
-            table.add_row(name, str(images), f"{100 * share:.1f} %", f"{recall:.3f}")
+            # As text: a name may be what rich takes for markup, such as [unk] or [/].
+            table.add_row(Text(name), str(images), f"{100 * share:.1f} %", _shown(recall))
         return table
 
     def summary(self) -> Table:
         """Return the numbers of the whole run as a rich table."""
         table = Table(show_header=False, box=None)
+        tested = int((~np.isnan(self.recall)).sum())
+        which = "" if tested == self.recall.size else f" of the {tested} tested classes"
         for name, value, meaning in (
-            ("balanced accuracy", f"{self.balanced_accuracy:.3f}", "mean of the recalls, after the last epoch"),
+            ("balanced accuracy", f"{self.balanced_accuracy:.3f}", f"mean of the recalls{which}, after the last epoch"),
             *self._shot_rows(),
             ("plain accuracy", f"{self.accuracy:.3f}", "over the test set as it is"),
             ("accuracy at prior", f"{self.prior_accuracy:.3f}", "recalls weighted by the training images"),
@@ -118,13 +125,17 @@ class Report:
             sizes = f"{low} or more" if high is None else f"{low} to {high}" if low else f"{high} or fewer"
             number = int(_within(self.images, low, high).sum())
             meaning = f"{number} class{'es' * (number != 1)} with {sizes} training images"
-            yield f"  {name}-shot", "-" if math.isnan(recall) else f"{recall:.3f}", meaning
+            yield f"  {name}-shot", _shown(recall), meaning
 
     def _best_rows(self) -> Iterator[tuple[str, str, str]]:
         if self.best:
             chosen = "chosen on the test set itself" if self.best.on_test else "on the validation data"
             meaning = f"balanced accuracy of epoch {self.best.epoch}, {chosen}; not the result"
             yield "best epoch", f"{self.best.accuracy:.3f}", meaning
+
+
+def _shown(recall: float) -> str:
+    return "-" if math.isnan(recall) else f"{recall:.3f}"
 
 
 def _within(images: Ints, low: int, high: int | None) -> NDArray[np.bool_]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from numbers import Real
@@ -22,8 +24,10 @@ from torch.utils.data import IterableDataset
 
 from lightning_fair.callback import FairSampling
 from lightning_fair.labels import find_labels
+from lightning_fair.recipes.drift import Recovery, drifting
 from lightning_fair.recipes.report import Best, Report, make_report
-from lightning_fair.recipes.sweep_results import metrics_of
+from lightning_fair.recipes.sweep_results import METRICS, metrics_of
+from lightning_fair.schedules import Shift
 
 # The columns of TensorBoard's HParams tab, beside those that were set on the command line.
 HPARAMS = (
@@ -63,15 +67,20 @@ def train(cfg: DictConfig, *more: L.Callback) -> Report:
     # Whatever the data can show to be wrong comes to light here, before a logger or a checkpoint writes anything.
     data.prepare_data()
     data.setup("fit")
-    _check_classes(task, data)
+    _check_classes(cfg.model, data)
     _check_images(cfg.model, data)
     _take_baseline(cfg.baseline, task, data)
-    if fair and not isinstance(data.train_set, IterableDataset):
+    if fair and isinstance(data.train_set, IterableDataset):
+        fair._controller_for(data.train_set)
+    elif fair:
         fair.make_sampler(find_labels(data.train_set, fair.labels), data.batch_size)
+    _check_schedules(cfg, fair)
     callbacks = [*(instantiate(callback) for callback in (cfg.callbacks or {}).values()), *more]
     if cfg.trainer.enable_progress_bar is False:
         # Lightning refuses the one beside the other.
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
+    if any(isinstance(callback, Recovery) for callback in callbacks):
+        drifting(data)
     loggers = [instantiate(logger) for logger in (cfg.logger or {}).values()]
     trainer = instantiate(
         cfg.trainer,
@@ -116,11 +125,11 @@ def tensorboard_dir(cfg: DictConfig) -> str | None:
 
 
 def check(cfg: DictConfig) -> None:
-    """Refuse values that Hydra lets pass: of the wrong type where a field takes several, and a negative seed.
+    """Refuse values that Hydra lets pass, and that would fail later or in other words.
 
     Raises:
         TypeError: Naming the key, the value and what it may be.
-        ValueError: If the seed is negative, or a baseline comes with the plugin.
+        ValueError: If the seed is negative, a baseline comes with the plugin, or the Trainer would leave no report.
 
     Example:
         >>> check(OmegaConf.create({"fair": {"alpha": "fast", "target_probs": "uniform"}}))
@@ -134,6 +143,14 @@ def check(cfg: DictConfig) -> None:
             f"A baseline ({', '.join(_baseline(cfg))}) goes with fair=off: beside FairSampling both would correct for "
             "the class mix. Leave fair=... out, or take baseline=none."
         )
+    strategy = str(OmegaConf.select(cfg, "trainer.strategy"))
+    if re.search("fork|spawn|notebook", strategy):
+        raise ValueError(
+            f"trainer.strategy={strategy} trains in processes that take what the report is made of with them. For "
+            "several devices set trainer.strategy=ddp."
+        )
+    if OmegaConf.select(cfg, "trainer.limit_test_batches") == 0:
+        raise ValueError("trainer.limit_test_batches must be more than 0, for the report is that of the test, got 0.")
     fair: Any = OmegaConf.to_container(cfg.fair, resolve=True) if cfg.fair else {}
     alpha = fair.get("alpha", 0.0)
     if not (_is_number(alpha) or (isinstance(alpha, Mapping) and "_target_" in alpha)):
@@ -174,12 +191,14 @@ def _take_baseline(baseline: DictConfig, task: Any, data: Any) -> None:
             setattr(task, part, instantiate(baseline[part])(data.train_set.class_counts))
 
 
-def _check_classes(task: Any, data: Any) -> None:
+def _check_classes(model: DictConfig, data: Any) -> None:
     found = data.train_set.class_counts.size
-    if found != task.num_classes:
+    stated = {key: OmegaConf.select(model, key) for key in ("num_classes", "net.num_classes")}
+    wrong = [f"model.{key}={value}" for key, value in stated.items() if value not in (None, found)]
+    if wrong:
         raise ValueError(
-            f"The data have {found} classes, but the model is for {task.num_classes}. Set model.num_classes={found} "
-            f"(and model.net.num_classes={found}, where it does not follow)."
+            f"The data have {found} classes, but the model is for another number: {', '.join(wrong)}. Set "
+            f"model.num_classes={found}; model.net.num_classes follows where it is left out."
         )
 
 
@@ -197,6 +216,22 @@ def _check_images(model: DictConfig, data: Any) -> None:
             f"The images are {channels} x {height} x {width} (channels, height, width), but the model has "
             f"{', '.join(f'{key}={stated[key]}' for key in wrong)}. Set "
             f"{' '.join(f'model.{key}={wanted[key]}' for key in wrong)}, or take another model=..."
+        )
+
+
+def _check_schedules(cfg: DictConfig, fair: FairSampling | None) -> None:
+    """Refuse what begins in a later epoch, where there is only one: the run would be another than it is called."""
+    if cfg.trainer.max_epochs != 1:
+        return
+    late = []
+    if fair and isinstance(fair.target_probs, Shift) and fair.target_probs.progress.by_epoch:
+        late.append("a target that moves by epochs (fair.target_probs)")
+    if OmegaConf.select(cfg, "baseline.loss.begin"):
+        late.append(f"a loss from epoch {cfg.baseline.loss.begin} on (baseline.loss.begin)")
+    if late:
+        raise ValueError(
+            f"With trainer.max_epochs=1 {' and '.join(late)} would change nothing. Set trainer.max_epochs=2 or more, "
+            "or take another fair=... or baseline=..."
         )
 
 
@@ -247,7 +282,9 @@ def hparams(cfg: DictConfig) -> dict[str, float | str | bool]:
 
 
 def _log_hparams(trainer: L.Trainer, params: dict[str, float | str | bool], report: Report) -> None:
-    metrics = {f"hp/{name}": value for name, value in metrics_of(report).items()}
+    # As in `hparams`: what a run lacks, such as few-shot classes, is there and not a number.
+    found = metrics_of(report)
+    metrics = {f"hp/{name}": found.get(name, math.nan) for name in METRICS}
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(params, metrics)

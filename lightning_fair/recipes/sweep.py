@@ -127,7 +127,7 @@ def objective(report: Report) -> float:
 
 
 def summarise(folder: str | Path, out: str | Path | None = None, metric: str = "balanced_accuracy") -> Sweep:
-    """Print the table of a sweep and write ``sweep.csv``, ``sweep.md`` and ``sweep.png``.
+    """Write ``sweep.csv``, ``sweep.md`` and ``sweep.png`` of a sweep, and print its table.
 
     Args:
         folder: The folder of the sweep.
@@ -145,11 +145,20 @@ def summarise(folder: str | Path, out: str | Path | None = None, metric: str = "
     sweep = read_sweep(folder)
     out = Path(folder if out is None else out)
     out.mkdir(parents=True, exist_ok=True)
+    # Before anything is printed: where that fails, the files are there.
+    write_csv(sweep, out / "sweep.csv")
+    (out / "sweep.md").write_text(markdown(sweep), encoding="utf-8")
+    files = ["sweep.csv", "sweep.md"]
+    figure = chart(sweep, metric)
+    (out / "sweep.png").unlink(missing_ok=True)  # without a result there is none, not that of an earlier sweep
+    if figure is not None:
+        save(figure, out / "sweep.png")
+        files.append("sweep.png")
     print()
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _FILE_WIDTH
-    console.print(rich_table(sweep))
+    console.print(rich_table(sweep, console))
     for run in sweep.bad:
         print(f"{run.status}: run {run.name}, {run.error}")
     missing = planned(sweep.folder) - len(sweep.runs)
@@ -161,14 +170,6 @@ def summarise(folder: str | Path, out: str | Path | None = None, metric: str = "
         group, by = best
         settings = " ".join(f"{key}={short(value)}" for key, value in group.settings.items())
         print(f"Best by {METRICS[by]}: {settings}, {group.text(by)}; on the test set {group.text('balanced_accuracy')}")
-    write_csv(sweep, out / "sweep.csv")
-    (out / "sweep.md").write_text(markdown(sweep), encoding="utf-8")
-    files = ["sweep.csv", "sweep.md"]
-    figure = chart(sweep, metric)
-    (out / "sweep.png").unlink(missing_ok=True)  # without a result there is none, not that of an earlier sweep
-    if figure is not None:
-        save(figure, out / "sweep.png")
-        files.append("sweep.png")
     # Plain print: rich would break a long path over two lines.
     print(f"\nTable and picture: {', '.join(files)} in {_shown(out)}")
     if any(sweep.folder.rglob("events.out.tfevents.*")):

@@ -95,8 +95,8 @@ def heat_map(axes: Axes, sweep: Sweep, groups: Sequence[Group], keys: Sequence[s
         axes.text(x, y, _cell(group, metric), ha="center", va="center", color=ink, fontsize=10, bbox=box)
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_ylim(-0.5, len(rows) - 0.5)
-    _name_columns(axes, [short(value) for value in columns])
-    axes.set_yticks(range(len(rows)), [short(value) for value in rows])
+    _name_columns(axes, [_plain(value) for value in columns])
+    axes.set_yticks(range(len(rows)), [_plain(value) for value in rows])
     axes.tick_params(length=0, labelsize=10, colors=INK)
     axes.spines[:].set_visible(False)
     axes.set_xlabel(keys[0], fontsize=11, color=INK)
@@ -166,7 +166,7 @@ def bars(axes: Axes, sweep: Sweep, groups: Sequence[Group], keys: Sequence[str],
     for x, (group, top) in enumerate(zip(groups, tops, strict=True)):
         text = f"{means[x]:.3f}" if group.values(metric) else _cell(group, metric)
         axes.annotate(text, (x, top), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9, color=INK)
-    names = [short(group.settings[keys[0]]) for group in groups]
+    names = [_plain(group.settings[keys[0]]) for group in groups]
     _name_columns(axes, names)
     axes.margins(y=0.15)
     axes.set_xlabel(keys[0], fontsize=11, color=INK)
@@ -238,8 +238,13 @@ def _deviations(groups: Sequence[Group], metric: str) -> list[float] | None:
 
 def _listed(values: Sequence[str]) -> str:
     if len(values) <= 6:
-        return ", ".join(short(value) for value in values)
-    return f"{len(values)} values from {short(values[0])} to {short(values[-1])}"
+        return ", ".join(map(_plain, values))
+    return f"{len(values)} values from {_plain(values[0])} to {_plain(values[-1])}"
+
+
+def _plain(value: str) -> str:
+    # Between two of them matplotlib takes what stands there for mathematics.
+    return short(value).replace("$", r"\$")
 
 
 def _colour_bar(figure: Figure, axes: Axes, scale: Normalize, metric: str) -> None:

@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lightning_fair.recipes.report import Report
 
@@ -26,6 +28,9 @@ REPORT = "report.json"
 METRICS = {
     "balanced_accuracy": "balanced accuracy",
     "worst_class_recall": "worst-class recall",
+    "many_shot_accuracy": "many-shot accuracy",
+    "medium_shot_accuracy": "medium-shot accuracy",
+    "few_shot_accuracy": "few-shot accuracy",
     "accuracy": "plain accuracy",
     "val_balanced_accuracy": "balanced accuracy, validation",
     "largest_weight": "largest weight",
@@ -36,17 +41,19 @@ _NOTE = 60  # characters of an error in the table; the CSV has all of it
 
 
 def metrics_of(report: Report) -> dict[str, float]:
-    """Return the numbers that runs are compared by; that of the validation only where there was one.
+    """Return the numbers that runs are compared by; of a validation and of many, medium or few shots where there are.
 
     Example:
         >>> from lightning_fair.recipes.report import make_report
         >>> metrics_of(make_report(["cat", "dog"], [90, 10], [50, 50], [1.0, 0.5], 0.75, 1.0, 32.0))
-        {'balanced_accuracy': 0.75, 'worst_class_recall': 0.5, 'accuracy': 0.75, 'largest_weight': 1.0,
-        'effective_sample_size': 32.0}
+        {'balanced_accuracy': 0.75, 'worst_class_recall': 0.5, 'medium_shot_accuracy': 1.0, 'few_shot_accuracy': 0.5,
+        'accuracy': 0.75, 'largest_weight': 1.0, 'effective_sample_size': 32.0}
     """
+    shots = {f"{name}_shot_accuracy": None if math.isnan(recall) else recall for name, recall in report.shots.items()}
     numbers = {
         "balanced_accuracy": report.balanced_accuracy,
-        "worst_class_recall": float(report.recall.min()),
+        "worst_class_recall": float(np.nanmin(report.recall)),
+        **shots,
         "accuracy": report.accuracy,
         "val_balanced_accuracy": report.val_balanced_accuracy,
         "largest_weight": report.largest_weight,
@@ -65,7 +72,7 @@ class Run:
         status: ``"done"``, ``"failed"``, ``"unfinished"`` (no report) or ``"unreadable"`` (a report that is none).
         error: What went wrong; empty if nothing.
         metrics: Its numbers, by the names in ``METRICS``.
-        recall: Recall of each class.
+        recall: Recall of each class; NaN for one without test images.
         seconds: How long it took; NaN if it is not known.
     """
 
@@ -263,16 +270,28 @@ def note(run: Run) -> str:
     return text if len(text) <= _NOTE else text[: _NOTE - 1].rstrip() + "…"
 
 
-def rich_table(sweep: Sweep) -> Table:
-    """Return the table for a terminal, without the columns that would make it too wide for one."""
-    header, body = rows(sweep, [metric for metric in METRICS if metric not in ("accuracy", "effective_sample_size")])
+def rich_table(sweep: Sweep, console: Console) -> Table:
+    """Return the table for a terminal, with the columns that fit there; the files have all."""
+    shown = [metric for metric in METRICS if metric not in ("accuracy", "effective_sample_size")]
+    endless = console.options.update_width(10**6)
+    for metric in ("medium_shot_accuracy", "many_shot_accuracy", "few_shot_accuracy", "largest_weight"):
+        table = _rich_table(sweep, shown)
+        if console.measure(table, options=endless).minimum <= console.width:
+            return table
+        shown.remove(metric)
+    return _rich_table(sweep, shown)
+
+
+def _rich_table(sweep: Sweep, metrics: Sequence[str]) -> Table:
+    header, body = rows(sweep, metrics)
     repeats = f", mean ± standard deviation over {' and '.join(sweep.seeds)}" if sweep.seeds else ""
     table = Table(title=f"Sweep of {len(sweep.runs)} runs{repeats}", title_justify="left")
     for name in header:
         text = name in sweep.keys or name == "note"
         table.add_column(name, justify="left" if text else "right", no_wrap=name in sweep.keys)
     for row in body:
-        table.add_row(*row)
+        # As text: a setting or an error may have what rich takes for markup, such as [/c].
+        table.add_row(*map(Text, row))
     return table
 
 
@@ -291,7 +310,7 @@ def write_csv(sweep: Sweep, path: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(["run", *settings, "status", *METRICS, *(f"recall/{c}" for c in classes), "seconds", "error"])
         for run in sweep.runs:
-            numbers = [*(run.metrics.get(name, "") for name in METRICS), *(run.recall.get(c, "") for c in classes)]
-            seconds = "" if math.isnan(run.seconds) else run.seconds
+            numbers = [*(run.metrics.get(name) for name in METRICS), *(run.recall.get(c) for c in classes), run.seconds]
+            known = ["" if number is None or math.isnan(number) else number for number in numbers]
             values = [run.settings.get(key, "") for key in settings]
-            writer.writerow([run.name, *values, run.status, *numbers, seconds, run.error])
+            writer.writerow([run.name, *values, run.status, *known, run.error])

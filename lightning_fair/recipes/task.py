@@ -11,13 +11,32 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassRecall
 
 from lightning_fair.labels import class_names
 from lightning_fair.mixin import ImportanceWeightedMixin
 from lightning_fair.recipes.augment import Standardize
 from lightning_fair.recipes.baselines import CrossEntropy
+
+
+class ClassRecall(MulticlassRecall):
+    """Recall of each class, shape ``(K,)``; NaN for one without a sample, where torchmetrics says 0.
+
+    Args:
+        num_classes: Number of classes ``K``.
+
+    Example:
+        >>> ClassRecall(3)(torch.tensor([0, 1, 2]), torch.tensor([0, 0, 2]))
+        tensor([0.5000,    nan, 1.0000])
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, average="none")
+
+    def compute(self) -> torch.Tensor:
+        """Return the recalls of all that was seen."""
+        hits, _, _, misses = self._final_state()
+        return hits / (hits + misses)
 
 
 class ClassificationTask(ImportanceWeightedMixin, L.LightningModule):
@@ -41,11 +60,12 @@ class ClassificationTask(ImportanceWeightedMixin, L.LightningModule):
     Attributes:
         loss: From logits, labels and epoch (from 0) to the loss of each sample, in training.
         adjust: Called on the logits in validation and test.
-        best_accuracy: Largest balanced accuracy of a validation so far, in [0, 1]; NaN before the first.
+        best_accuracy: Largest balanced accuracy of a validation so far (mean recall of the classes in it), in [0, 1];
+            NaN before the first.
         best_epoch: Epoch of that validation, from 1; 0 before the first.
         drawn: Training samples of each class that this process has seen, int64, shape ``(K,)``.
         steps: Training batches that this process has seen.
-        test_recall: Recall of each class at the last test, shape ``(K,)``; None before.
+        test_recall: Recall of each class at the last test, shape ``(K,)``, NaN for one without a sample; None before.
         test_accuracy: Share of all samples of the last test that were recognised, in [0, 1]; None before.
     """
 
@@ -80,15 +100,8 @@ class ClassificationTask(ImportanceWeightedMixin, L.LightningModule):
         self.weight_decay = weight_decay
         self.test_recall: torch.Tensor | None = None
         self.test_accuracy: float | None = None
-        metrics = MetricCollection(
-            {
-                "balanced_accuracy": MulticlassAccuracy(num_classes, average="macro"),
-                "accuracy": MulticlassAccuracy(num_classes, average="micro"),
-            }
-        )
-        self.val_metrics = metrics.clone(prefix="val/")
-        self.test_metrics = metrics.clone(prefix="test/")
-        self.recall = MulticlassRecall(num_classes, average="none")
+        self.recall = ClassRecall(num_classes)
+        self.accuracy = MulticlassAccuracy(num_classes, average="micro")
         # Buffers: they are counted on the device, so training never waits for the numbers.
         self.register_buffer("drawn", torch.zeros(num_classes, dtype=torch.int64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
@@ -115,44 +128,45 @@ class ClassificationTask(ImportanceWeightedMixin, L.LightningModule):
         return loss
 
     def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:  # noqa: ARG002
-        """Log the unweighted loss, balanced and plain accuracy, and collect the recall of each class."""
-        x, y = batch
-        logits = self.adjust(self(x))
-        self.val_metrics(logits, y)
-        self.recall.update(logits, y)
-        self.log("val/loss", F.cross_entropy(logits, y))
-        self.log_dict(self.val_metrics, prog_bar=True)
+        """Log the unweighted loss, and collect what the epoch's end logs."""
+        self.log("val/loss", F.cross_entropy(self._evaluate(*batch), batch[1]))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the recalls, and note the best epoch: it is shown, never trained on or gone back to."""
-        self._log_recall("val")
+        """Log balanced and plain accuracy and the recalls, and note the best epoch, which is never gone back to."""
+        recall, _ = self._log_evaluation("val", prog_bar=True)
         if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
             return
-        accuracy = self.val_metrics.compute()["val/balanced_accuracy"]
+        accuracy = recall.nanmean()
         if not accuracy <= self.best_accuracy:  # also where that is NaN
             self.best_accuracy.copy_(accuracy)
             self.best_epoch.fill_(self.current_epoch + 1)
 
     def test_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:  # noqa: ARG002
-        """Log balanced and plain accuracy, and collect the recall of each class."""
-        x, y = batch
-        logits = self.adjust(self(x))
-        self.test_metrics(logits, y)
-        self.recall.update(logits, y)
-        self.log_dict(self.test_metrics)
+        """Collect what the epoch's end logs."""
+        self._evaluate(*batch)
 
     def on_test_epoch_end(self) -> None:
-        """Keep the recall of each class and the accuracy: without logging (``barebones``) nothing else does."""
-        self.test_accuracy = float(self.test_metrics.compute()["test/accuracy"])
-        self.test_recall = self._log_recall("test").cpu()
+        """Log as validation does, and keep the numbers: without logging (``barebones``) nothing else does."""
+        recall, accuracy = self._log_evaluation("test")
+        self.test_recall, self.test_accuracy = recall.cpu(), float(accuracy)
 
-    def _log_recall(self, stage: str) -> torch.Tensor:
-        recall: torch.Tensor = self.recall.compute()
+    def _evaluate(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.adjust(self(x))
+        self.recall.update(logits, y)
+        self.accuracy.update(logits, y)
+        return logits
+
+    def _log_evaluation(self, stage: str, prog_bar: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log and return the recall of each class and the plain accuracy of the epoch."""
+        recall, accuracy = self.recall.compute(), self.accuracy.compute()
         self.recall.reset()
+        self.accuracy.reset()
+        overall = {f"{stage}/balanced_accuracy": recall.nanmean(), f"{stage}/accuracy": accuracy}
+        self.log_dict(overall, prog_bar=prog_bar)
         data = getattr(self.trainer, "datamodule", None)
         names = class_names(getattr(data, "train_set", None)) or [str(label) for label in range(self.num_classes)]
         self.log_dict({f"{stage}/recall/{name}": share for name, share in zip(names, recall, strict=True)})
-        return recall
+        return recall, accuracy
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser over the network, and the scheduler where there is one."""
