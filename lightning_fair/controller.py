@@ -338,9 +338,10 @@ class FeedbackController:
             logits[~there] = -np.inf
         if self._may_overflow or there is not None:
             logits -= np.maximum.reduce(logits)
-        return apply_floor(
-            np.exp(logits, out=logits), self._floor if there is None else np.where(there, self._floor, 0.0)
-        )
+        shares = np.exp(logits, out=logits)
+        if there is None:
+            return apply_floor(shares, self._floor, self._room)
+        return apply_floor(shares, np.where(there, self._floor, 0.0))
 
     def register(self, draw: Draw) -> None:
         """Count a new draw as in flight: its samples enter the trained mix at once."""
@@ -544,6 +545,7 @@ class FeedbackController:
         self._active: NDArray[np.bool_] = q > 0
         self._q_or_one: Floats = np.where(self._active, q, 1.0)
         self._floor: Floats = np.where(self._active, self.min_prob, 0.0)
+        self._room = 1.0 - float(np.add.reduce(self._floor))
         with np.errstate(divide="ignore"):
             self._log_q: Floats = np.log(q)
         # Some class has r <= q, so the largest logit is hardly below its log q, and no deficit is above 1.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,13 +13,15 @@ from lightning_fair.simplex import Ints
 _U32: TypeAlias = NDArray[np.uint32]
 _U64: TypeAlias = NDArray[np.uint64]
 
-# With so many rounds two places lie alike in every pair of positions, from two items on (test_pools.py).
-_ROUNDS = 8
+# With so many rounds up to so many items, two places lie alike in every pair of positions (test_pools.py). No rounds:
+# a few items are sorted, of a like number at a time.
+_KINDS, _ROUNDS = (8, 16, 32, 1024, 2**32), (0, 0, 0, 8, 6)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_27, _30, _31, _32, _63 = (np.uint64(bits) for bits in (27, 30, 31, 32, 63))
-_ODD_1, _ODD_2 = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
-_ONE, _TWO, _15, _16 = (np.uint32(number) for number in (1, 2, 15, 16))
+_27, _30, _31, _32 = (np.uint64(bits) for bits in (27, 30, 31, 32))
+_GOLDEN_32, _ODD, _ODD_2 = (np.uint32(odd) for odd in (0x9E3779B9, 0x7FEB352D, 0x846CA68B))
+_NEXT = np.array(1)  # NumPy's own numbers make for quicker calls
+_ONE, _15, _16, _LAST, _ALL = (np.uint32(number) for number in (1, 15, 16, 31, 2**32 - 1))
 
 # Items worked out in advance: about so many at a time, which takes half a millisecond, and about so many in all;
 # of a class at least and at most so many, an even number.
@@ -27,12 +29,61 @@ _AT_A_TIME, _AHEAD, _FEWEST, _MOST = 2**15, 2**17, 16, 4096
 _MOST_ROOM = 2**18  # the rows grow up to so many items where a batch takes more of a class than a row holds
 
 
-@dataclass(frozen=True)
 class PoolState:
-    """Where the pools stand: items drawn per class, and items passed over that come first next time."""
+    """Where the pools stand: items drawn per class, and items passed over that come first next time.
 
-    taken: Ints
-    owed: dict[int, Ints]
+    One of pools at work copies nothing: draws that follow are linked to it, and taken off again when it is read.
+
+    Args:
+        taken: Items drawn of each class, shape ``(K,)``; or the pools, of what they have drawn.
+        owed: By class, the number of the first item passed over, and the items; never changed.
+    """
+
+    __slots__ = ("__weakref__", "_labels", "_later", "_owed", "_source")
+
+    def __init__(self, taken: Ints | ClassPools, owed: Mapping[int, tuple[int, Ints]]) -> None:
+        self._source, self._owed = taken, owed
+        self._labels: Ints | None = None
+        self._later: PoolState | None = None  # where the pools stood after drawing of these labels
+
+    @classmethod
+    def of(cls, taken: Ints, owed: Mapping[int, Ints]) -> PoolState:
+        """Return the state whose properties these are."""
+        return cls(taken, {label: (int(taken[label]), items) for label, items in owed.items()})
+
+    @property
+    def taken(self) -> Ints:
+        """Items drawn of each class so far, shape ``(K,)``, a new array."""
+        state, since = self, []
+        while state._later is not None and state._labels is not None:
+            since.append(state._labels)
+            state = state._later
+        taken = state._source.drawn if isinstance(state._source, ClassPools) else state._source.copy()
+        if since:
+            taken -= np.bincount(np.concatenate(since), minlength=taken.size)
+        return taken
+
+    @property
+    def owed(self) -> dict[int, Ints]:
+        """By class, the items passed over that come first next time."""
+        taken, left = self.taken if self._owed else None, {}
+        for label, (first, items) in self._owed.items():
+            past = int(taken[label]) - first if taken is not None else 0
+            if past < items.size:
+                left[label] = items[max(past, 0) :]
+        return left
+
+    def followed(self, labels: Ints, owed: Mapping[int, tuple[int, Ints]]) -> PoolState:
+        """Return where the pools stand after a draw of these labels."""
+        self._labels, self._later = labels, PoolState(self._source, owed)
+        return self._later
+
+    def settle(self) -> None:
+        """Follow the pools no longer."""
+        self._source = self.taken
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PoolState.of, (self.taken, self.owed)
 
 
 class ClassPools:
@@ -55,7 +106,7 @@ class ClassPools:
         seed: Seed of the orders, at least 0.
 
     Attributes:
-        sizes: Items of each class, at most ``2**32``, int64, shape ``(K,)``.
+        sizes: Items of each class, at most ``2**32 - 2**16``, int64, shape ``(K,)``.
 
     Example:
         >>> pools = ClassPools(np.array([0, 0, 1, 0]), num_classes=2)
@@ -71,72 +122,79 @@ class ClassPools:
         self._items = order.astype(np.int32 if labels.size <= np.iinfo(np.int32).max else np.int64, copy=False)
         self._starts: Ints = np.concatenate(([0], np.cumsum(self.sizes)[:-1]))
         self._class_keys = _hash(np.arange(num_classes, dtype=np.uint64) ^ _hash(np.array([seed], dtype=np.uint64)))
+        self._kinds = np.searchsorted(_KINDS, self.sizes).astype(np.uint8)
         # In the rows an item stands as it is, or as ~item (below 0) where its pass ends with it. A row ends with
         # the least number there is, so that the least of a draw says whether there is anything to look after.
         self._none = np.iinfo(self._items.dtype).min
         self._heads: Ints = np.zeros(num_classes, dtype=np.int64)  # room for a draw to work in
-        self._owed: dict[int, tuple[int, Ints]] = {}  # by class: items, and the number of the first; never changed
+        self._places: Ints = np.arange(0)  # 1, 2, 3, ... up to the largest batch so far
+        self._owed: dict[int, tuple[int, Ints]] = {}  # as in the state
+        self._now = PoolState(self, self._owed)
         self._window = 0
-        self._taken: Ints
         width = min(max(_AHEAD // num_classes, _FEWEST), _MOST)
         self._make_rows(width // 2 * 2, np.zeros(num_classes, dtype=np.int64))
 
     @property
     def state(self) -> PoolState:
         """Where the pools stand. Setting it takes them back (or on) to exactly there."""
-        left = {}
-        for label, (first, items) in self._owed.items():
-            past = int(self._taken[label]) - first
-            if past < items.size:
-                left[label] = items[max(past, 0) :]
-        return PoolState(self._taken, left)
+        return self._now
 
     @state.setter
     def state(self, state: PoolState) -> None:
-        self._make_rows(self._width, state.taken)
-        self._owed = {label: (int(state.taken[label]), items) for label, items in state.owed.items()}
+        taken, owed = state.taken, state.owed
+        self._now.settle()
+        self._make_rows(self._width, taken)
+        self._owed = {label: (int(taken[label]), items) for label, items in owed.items()}
+        self._now = PoolState(self, self._owed)
 
     @property
     def drawn(self) -> Ints:
-        """Items handed out of each class so far, shape ``(K,)``; not to be written to."""
-        return self._taken
+        """Items handed out of each class so far, shape ``(K,)``, a new array."""
+        drawn = self._next - self._rows
+        drawn += self._first
+        return drawn
 
-    def draw(self, labels: Ints, counts: Ints | None = None) -> NDArray[Any]:
+    def draw(self, labels: Ints, heads: Ints | None = None) -> NDArray[Any]:
         """Take the next items of some classes, least used first.
 
         Args:
-            labels: Class of each item to take, those of a class side by side, shape ``(B,)``.
-            counts: Items of each class among them, shape ``(K,)``, where they are known.
+            labels: Class of each item to take, those of a class side by side, shape ``(B,)``; not to be written to.
+            heads: Where each class of them begins among the labels, shape ``(K,)``, where that is known.
 
         Returns:
             Indices of the items, int32 or int64, shape ``(B,)``.
         """
-        if not labels.size:
-            return self._items[:0]
-        places = np.arange(labels.size)
-        # Written last to first, what stays is where the class begins among the labels.
-        self._heads[labels[::-1]] = places[::-1]
-        spots = self._next.take(labels)
-        spots -= self._heads.take(labels)
-        spots += places
-        items = self._ring.take(spots, mode="clip")
-        if np.minimum.reduce(items) < 0:
-            spots = self._look_after(items, labels, spots)
-        self._next[labels] = spots + 1  # the last of a class stays
-        # A new array each time: states keep the old ones.
-        self._taken = self._taken + (np.bincount(labels, minlength=self.sizes.size) if counts is None else counts)
+        if labels.size > self._places.size:
+            self._places = np.arange(1, labels.size + 1)
+        places = self._places[: labels.size]
+        single = heads is None and not np.count_nonzero(labels[1:] == labels[:-1])  # the rule where classes are many
+        if heads is None:
+            after = self._next.take(labels)
+            after += _NEXT
+            if not single:
+                # Written last to first, what stays is where the class begins, plus one.
+                self._heads[labels[::-1]] = places[::-1]
+                after += places - self._heads.take(labels)
+        else:
+            after = (self._next - heads).take(labels)
+            after += places
+        items = self._before.take(after, mode="clip")
+        if labels.size and (least := items.item(items.argmin())) < 0:
+            after = self._look_after(items, labels, after - 1, least == self._none, single) + 1
+        self._next[labels] = after  # that of the last of a class stays
+        self._now = self._now.followed(labels, self._owed)
         return items
 
     # What follows runs where a row or a pass ends.
 
-    def _look_after(self, items: NDArray[Any], labels: Ints, spots: Ints) -> Ints:
+    def _look_after(self, items: NDArray[Any], labels: Ints, spots: Ints, used_up: bool, single: bool) -> Ints:
         """See to the rows and passes that end in a draw: mend its ``items``, and return their spots."""
         numbers: Ints | None = None  # of the items, where the rows are too short for them
-        if np.minimum.reduce(items) == self._none:
+        if used_up:
             ranks = spots - self._next[labels]
             most = int(ranks.max()) + 1
             if most > self._width // 2 and 4 * most * self.sizes.size <= _MOST_ROOM:
-                self._make_rows(4 * most, self._taken)
+                self._make_rows(4 * most, self.drawn)
             self._fill(labels)
             spots = self._next[labels] + ranks
             if (spots - self._rows[labels]).max() >= self._width:  # worked out for this draw, and the rows used up
@@ -145,9 +203,9 @@ class ClassPools:
                 spots = self._rows[labels] + (self._width - 1)
             else:
                 items[:] = self._ring.take(spots)
-        np.invert(items, out=items, where=items < 0)
-        ordered = np.sort(items)
-        if (ordered[1:] == ordered[:-1]).any():
+        np.maximum(items, ~items, out=items)
+        ordered = np.sort(items) if not single else items[:0]
+        if np.count_nonzero(ordered[1:] == ordered[:-1]):
             here = spots - self._rows[labels] + self._first[labels] if numbers is None else numbers
             self._pass_over(items, labels, spots, here)
         if numbers is not None:
@@ -156,39 +214,43 @@ class ClassPools:
 
     def _pass_over(self, items: NDArray[Any], labels: Ints, spots: Ints, numbers: Ints) -> None:
         """Replace the items that the draw already has, in the classes large enough to do without."""
-        order = np.argsort(items, kind="stable")
-        again = order[1:][items[order[1:]] == items[order[:-1]]]
-        for label in np.unique(labels[again]).tolist():
-            (mine,) = np.nonzero(labels == label)
-            size, first, count = int(self.sizes[label]), int(numbers[mine[0]]), mine.size
+        order = items.argsort(kind="stable")
+        ordered = items[order]
+        for label in set(labels[order[1:][ordered[1:] == ordered[:-1]]].tolist()):
+            mine = np.flatnonzero(labels == label)
+            begin, count, spot, first = int(mine[0]), mine.size, int(spots[mine[0]]), int(numbers[mine[0]])
+            size = int(self.sizes[label])
             if count > size:
                 continue
             # Each item left of this pass can be in the way once: by then there are enough others.
-            left = size - first % size
-            begin, end = int(spots[mine[0]]), int(self._rows[label]) + self._width
-            if begin + count + left <= end:
-                following = self._ring[begin : begin + count + left]
+            left, end = size - first % size, int(self._rows[label]) + self._width
+            if spot + count + left <= end:
+                following = self._ring[spot : spot + count + left]
             else:
                 following = self._numbered(np.array([label]), np.array([first]), count + left)[0]
-            following = np.where(following < 0, ~following, following)
-            kept = np.sort(np.unique(following, return_index=True)[1])[:count]
-            items[mine] = following[kept]
-            owed = np.delete(following[: kept[-1] + 1], kept)
+            following = np.maximum(following, ~following)
+            ending, coming = np.sort(following[:left]), following[left:]
+            again = ending.take(ending.searchsorted(coming), mode="clip") == coming
+            others = np.flatnonzero(~again)[: count - left]
+            items[begin + left : begin + count] = coming[others]
+            past = int(others[-1]) + 1
+            owed = coming[:past][again[:past]]
             # They come next: numbered on from here, in place of those that were taken instead.
             after = first + count
-            still = {c: o for c, o in self._owed.items() if c != label and o[0] + o[1].size > self._number(c)}
+            still = {c: o for c, o in self._owed.items() if c != label and self._still_owed(c)}
             self._owed = {**still, label: (after, owed.astype(np.int64))}
-            spot = int(spots[mine[-1]]) + 1
+            spot += count
             if spot + owed.size <= end:
                 if (after + owed.size) % size == 0:
                     owed[-1] = ~owed[-1]
                 self._ring[spot : spot + owed.size] = owed
             else:  # the row counts as used up: it is filled before the next draw from it
-                spots[mine[-1]] = end - 1
+                spots[begin + count - 1] = end - 1
                 self._first[label] = after - self._width
 
-    def _number(self, label: int) -> int:
-        return int(self._first[label] + self._next[label] - self._rows[label])
+    def _still_owed(self, label: int) -> bool:
+        first, items = self._owed[label]
+        return first + items.size > int(self._first[label] + self._next[label] - self._rows[label])
 
     # -- rows of items worked out in advance -------------------------------------------------------------
 
@@ -196,17 +258,19 @@ class ClassPools:
         """Begin with rows that are all used up: a row is used from its class's spot on, and empty at its end."""
         self._width = width
         self._rows: Ints = np.arange(self.sizes.size) * (width + 1)
-        self._ring: NDArray[Any] = np.full(self.sizes.size * (width + 1), self._none, dtype=self._items.dtype)
+        self._before: NDArray[Any] = np.full(self.sizes.size * (width + 1) + 1, self._none, dtype=self._items.dtype)
+        self._ring = self._before[1:]  # so in the other an item lies where the class goes on after it
         self._next: Ints = self._rows + width  # spot of the next item of each class
         self._first: Ints = taken - width  # number of the item that each row begins with
-        self._taken = taken
 
     def _fill(self, wanted: Ints) -> None:
         """Go on with the rows that are half used up: those of the classes ``wanted``, and a window of the others."""
         K, half = self.sizes.size, self._width // 2
-        window = np.arange(self._window, self._window + min(max(_AT_A_TIME // half, 1), K)) % K
-        self._window = int(window[-1] + 1)
-        classes = np.unique(np.concatenate((wanted, window)))
+        wanted = np.unique(wanted)
+        begin = self._window % K
+        self._window = end = min(begin + max(_AT_A_TIME // half - wanted.size, 1), K)
+        others = wanted[(wanted < begin) | (wanted >= end)]
+        classes = np.concatenate((np.arange(begin, end), others))
         classes = classes[(self._next[classes] - self._rows[classes] >= half) & (self.sizes[classes] > 0)]
         rows = self._ring.reshape(K, self._width + 1)
         new = self._numbered(classes, self._first[classes] + self._width, half)
@@ -217,99 +281,129 @@ class ClassPools:
 
     def _numbered(self, classes: Ints, numbers: Ints, width: int) -> NDArray[Any]:
         """Return ``width`` items of each class from a number on, ``~item`` where a pass ends, shape ``(C, width)``."""
+        by_kind = self._kinds[classes].argsort(kind="stable")
+        classes, numbers = classes[by_kind], numbers[by_kind]
         sizes = self.sizes[classes]
-        passes = numbers // sizes
-        places = (numbers - passes * sizes)[:, None] + np.arange(width)
-        keys = (self._class_keys[classes] + passes.view(np.uint64))[:, None]
-        turns = None
-        if width > 1 and (places[:, -1] >= sizes).any():
-            turns = ((places + 0.5) * (1.0 / sizes)[:, None]).astype(np.int64)
-            places -= turns * sizes[:, None]
-            keys = keys + np.arange(turns.max() + 1, dtype=np.uint64)
-        items = self._items.take(permute(places, sizes, _hash(keys), turns) + self._starts[classes][:, None])
-        ends = places == (sizes - 1)[:, None]
-        np.copyto(items, ~items, where=ends)
-        for label in self._owed.keys() & set(classes.tolist()) if self._owed else ():
+        passes, begun = np.divmod(numbers, sizes)
+        # A row is made of stretches, each of a pass of its own.
+        many = (begun + (width - 1)) // sizes + 1
+        rows, last = np.arange(classes.size).repeat(many), np.cumsum(many)
+        nth = np.arange(rows.size) - (last - many).repeat(many)
+        sizes = sizes[rows]
+        begins = nth * sizes - begun[rows]
+        ends = begins + sizes
+        lengths = np.minimum(ends, width) - np.maximum(begins, 0)
+        keys = _hash(self._class_keys[classes[rows]] + (passes[rows] + nth).view(np.uint64))
+        places = np.arange(classes.size * width, dtype=np.uint32)
+        places -= (rows * width + begins).astype(np.uint32).repeat(lengths)  # below 0 and back, modulo 2**32
+        spots = permute(places, sizes, keys, lengths).astype(np.int64).reshape(-1, width)
+        spots += self._starts[classes][:, None]
+        items = self._items.take(spots)
+        over = np.cumsum(lengths)[ends <= width] - 1
+        items.ravel()[over] ^= -1
+        for label in [label for label in self._owed if self._still_owed(label)]:
             (mine,) = np.nonzero(classes == label)
             first, owed = self._owed[label]
             offsets = numbers[mine][:, None] + np.arange(width) - first
             row, column = np.nonzero((offsets >= 0) & (offsets < owed.size))
             new = owed[offsets[row, column]]
             row = mine[row]
-            items[row, column] = np.where(ends[row, column], ~new, new)
-        return items
+            items[row, column] = np.where(items[row, column] < 0, ~new, new)
+        found = np.empty_like(items)
+        found[by_kind] = items
+        return found
 
 
-def permute(places: Ints, sizes: Ints, keys: _U64, turns: Ints | None = None) -> _U32:
+def permute(places: _U32, sizes: Ints, keys: _U64, lengths: Ints) -> _U32:
     """Return where each place lies in a pseudo-random permutation of ``range(size)`` chosen by its key.
 
-    A Feistel network over a square of side ``ceil(sqrt(size))``, applied again to the few places that land
-    outside the range: a bijection for every size and key, computed one place at a time.
+    A Feistel network whose halves are the row and the column in a table about as wide as high, the last row of which
+    ends with the range. Each round turns every row (or column) in itself, by a number that depends on the row: a
+    bijection for every size and key, computed one place at a time. A few items are put in the order of as many random
+    numbers instead.
 
     Args:
-        places: Places in ``[0, size)``, int64, shape ``(rows, width)``.
-        sizes: Size of each row's range, in ``[1, 2**32]``, shape ``(rows,)``.
-        keys: Keys of each row's permutations, shape ``(rows, T)``.
-        turns: Which of its row's keys each place has, in ``[0, T)``, shape ``(rows, width)``. None: the first.
+        places: Places in ``[0, size)``, stretch after stretch of those with one key, shape ``(P,)``.
+        sizes: Size of each stretch's range, in ``[1, 2**32 - 2**16]``, those of ``_KINDS`` in turn, shape ``(S,)``.
+        keys: Key of each stretch's permutation, shape ``(S,)``.
+        lengths: Places of each stretch, summing to ``P``, shape ``(S,)``.
 
     Reference:
-        J. Black and P. Rogaway, "Ciphers with arbitrary finite domains" (2002).
+        M. Luby and C. Rackoff (1988), "How to construct pseudorandom permutations from pseudorandom functions".
 
     Example:
-        >>> permute(np.arange(5)[None], np.array([5]), np.zeros((1, 1), np.uint64)).tolist()
-        [[0, 2, 4, 1, 3]]
+        >>> permute(np.arange(5, dtype=np.uint32), np.array([5]), np.ones(1, np.uint64), np.array([5])).tolist()
+        [2, 4, 0, 1, 3]
     """
-    width = places.shape[1]
-    begins = np.arange(0, keys.size, keys.shape[1])[:, None]
-    which = (np.broadcast_to(begins, places.shape) if turns is None else turns + begins).ravel()
-    keys = keys.ravel()
+    result = np.empty_like(places)
+    begin = first = 0
+    for most, rounds in zip(_KINDS, _ROUNDS, strict=True):
+        end = int(np.count_nonzero(sizes <= most))
+        last = first + int(np.add.reduce(lengths[begin:end]))
+        if first < last:
+            kind = places[first:last], sizes[begin:end], keys[begin:end], lengths[begin:end]
+            result[first:last] = _turned(*kind, rounds) if rounds else _shuffled(*kind)
+        begin, first = end, last
+    return result
+
+
+def _shuffled(places: _U32, sizes: Ints, keys: _U64, lengths: Ints) -> _U32:
+    """Permute a few items by sorting random numbers, whose last bits are the items."""
+    most = int(sizes.max())
+    spots = np.arange(most, dtype=np.uint32)
+    low, high = keys.astype(np.uint32)[:, None], (keys >> _32).astype(np.uint32)[:, None]
+    random = low + spots * _GOLDEN_32
+    other = np.empty_like(random)
+    for shift, odd in ((_16, _ODD), (_15, _ODD_2)):
+        np.right_shift(random, shift, out=other)
+        np.bitwise_xor(random, other, out=random)
+        np.multiply(random, odd, out=random)
+        np.bitwise_xor(random, high, out=random)
+    np.bitwise_and(random, ~_LAST, out=random)
+    np.bitwise_or(random, spots, out=random)
+    np.copyto(random, _ALL, where=spots >= sizes.astype(np.uint32)[:, None])
+    random.sort(axis=1)
+    np.bitwise_and(random, _LAST, out=random)
+    result: _U32 = random.take(places + np.arange(0, random.size, most).repeat(lengths))
+    return result
+
+
+def _turned(places: _U32, sizes: Ints, keys: _U64, lengths: Ints, rounds: int) -> _U32:
+    """Permute by the network."""
+    halves = np.frexp(sizes)[1].astype(np.uint32) >> _ONE
     # Of 64 bits of key one half begins the keys of the rounds, the other parts them.
-    key, step = keys.astype(np.uint32).take(which), ((keys >> _32).astype(np.uint32) | _ONE).take(which)
-    sides = np.ceil(np.sqrt(sizes))
-    x = places.astype(np.uint32)
-    # All rounds are even permutations: without this swap a handful of items would not have every order alike.
-    (swapped,) = np.nonzero((x < (sizes > 1)[:, None] * _TWO).ravel())
-    x.ravel()[swapped] ^= (keys.take(which[swapped]) >> _63).astype(np.uint32)
-    # Divides by multiplying, in a tenth of the time: half a unit is far more than the rounding.
-    left = ((x + 0.5) * (1.0 / sides)[:, None]).astype(np.uint32).ravel()
-    side = np.repeat(sides.astype(np.uint32), width)
-    right = x.ravel() - left * side
-    left, right = _feistel(left, right, side, key, step)
-    result: _U32 = left * side + right
-    most = np.repeat((sizes - 1).astype(np.uint32), width)
-    (outside,) = np.nonzero(result > most)
-    at = outside
-    while at.size:
-        left, right, side, key, step = (column[outside] for column in (left, right, side, key, step))
-        left, right = _feistel(left, right, side, key, step)
-        again = left * side + right
-        result[at] = again
-        (outside,) = np.nonzero(again > most[at])
-        at = at[outside]
-    return result.reshape(places.shape)
-
-
-def _feistel(left: _U32, right: _U32, side: _U32, key: _U32, step: _U32) -> tuple[_U32, _U32]:
-    """Apply the network to ``left * side + right``. The arguments stay as they are."""
-    left, right, key = left.copy(), right.copy(), key.copy()
-    mixed, other = np.empty_like(left), np.empty_like(left)
-    for _ in range(_ROUNDS):
-        np.add(right, key, out=mixed)
-        np.multiply(mixed, _ODD_1, out=mixed)
-        np.right_shift(mixed, _15, out=other)
-        np.bitwise_xor(mixed, other, out=mixed)
-        np.multiply(mixed, _ODD_2, out=mixed)
-        # The upper half of the bits makes a number below the side ...
+    columns = (halves, (sizes - 1).astype(np.uint32), keys.astype(np.uint32), (keys >> _32).astype(np.uint32) | _ONE)
+    half, last, key, step = (column.repeat(lengths) for column in columns)
+    wide = (_ONE << halves).repeat(lengths)
+    row, mixed, turn, long = places >> half, *(np.empty_like(places) for _ in range(3))
+    column = places & (wide - _ONE)
+    size = last + _ONE
+    upto = last + wide
+    for number in range(rounds):
+        turned, other = (column, row) if number % 2 else (row, column)
+        # How long is the row, or the column?
+        if number % 2:
+            np.left_shift(other, half, out=long)
+            np.subtract(size, long, out=long)
+            np.minimum(long, wide, out=long)
+        else:
+            np.subtract(upto, other, out=long)
+            np.right_shift(long, half, out=long)
+        np.multiply(other, _ODD, out=mixed)
+        np.bitwise_xor(mixed, key, out=mixed)
+        np.multiply(mixed, mixed, out=mixed)
+        # The upper half of the bits makes a number below that ...
         np.right_shift(mixed, _16, out=mixed)
-        np.multiply(mixed, side, out=mixed)
+        np.multiply(mixed, long, out=mixed)
         np.right_shift(mixed, _16, out=mixed)
-        # ... added modulo the side: where the sum is below it, less the side is huge.
-        np.add(mixed, left, out=mixed)
-        np.subtract(mixed, side, out=left)
-        np.minimum(mixed, left, out=left)
-        left, right = right, left
+        # ... added modulo it: where the sum is below it, less the length is huge.
+        np.add(mixed, turned, out=mixed)
+        np.subtract(mixed, long, out=turn)
+        np.minimum(mixed, turn, out=turned)
         np.add(key, step, out=key)
-    return left, right
+    result: _U32 = np.left_shift(row, half, out=row)
+    result += column
+    return result
 
 
 def _hash(x: _U64) -> _U64:

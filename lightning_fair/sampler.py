@@ -17,7 +17,7 @@ from torch.utils.data import Sampler
 from lightning_fair.controller import Draw, FeedbackController
 from lightning_fair.labels import check_labels, find_labels
 from lightning_fair.pools import ClassPools, PoolState
-from lightning_fair.simplex import Chances, Floats, Ints, apportion
+from lightning_fair.simplex import Chances, Floats, Ints, apportioned
 
 Missing: TypeAlias = Literal["error", "skip"]
 DrawKind: TypeAlias = Literal["systematic", "iid"]
@@ -139,7 +139,6 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self.seed = int(seed)
         self._draw_kind: DrawKind = draw
         self._pools = ClassPools(self.labels, controller.num_classes, self.seed)
-        self._untouched = self._pools.state
         self._chances = Chances(self.seed, controller.num_classes, self.batch_size * self.world_size, self.batch_size)
         self._checksum: int | None = None
         absent = controller.wanted & (self._pools.sizes == 0)
@@ -176,8 +175,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     @property
     def drawn(self) -> Ints:
         """Samples of each class drawn so far over all ranks, in flight or not, int64, shape ``(K,)``."""
-        drawn: Ints = self._pools.drawn.copy()
-        return drawn
+        return self._pools.drawn
 
     @property
     def trained(self) -> Ints:
@@ -305,25 +303,25 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     def _make(
         self, serial: int, probs: Floats, ratio: Floats, alpha: float, progress: float
     ) -> tuple[BatchDraw, list[int]]:
-        counts, indices, labels, pools = self._draw(serial, probs)
-        draw = BatchDraw(serial, probs, counts, ratio, alpha, labels, pools, progress=progress)
+        before = self._pools.state
+        drawn, indices, labels, counts = self._draw(serial, probs)
+        if counts is None:
+            counts = np.bincount(drawn, minlength=probs.size)
+        draw = BatchDraw(serial, probs, counts, ratio, alpha, labels, before, progress=progress)
         return draw, indices.tolist()
 
-    def _draw(self, serial: int, probs: Floats) -> tuple[Ints, NDArray[Any], Ints, PoolState]:
-        """Return class counts over all ranks, this rank's indices and labels, and the pools' state before."""
+    def _draw(self, serial: int, probs: Floats) -> tuple[Ints, NDArray[Any], Ints, Ints | None]:
+        """Return the labels over all ranks, this rank's indices and labels, and the class counts if at hand."""
         order, start, shuffle = self._chances(serial)
         if self._draw_kind == "systematic":
-            labels = apportion(probs, self.global_batch_size, order, start)
-            counts = np.bincount(labels, minlength=probs.size)
+            drawn, counts, heads = apportioned(probs, self.global_batch_size, order, start)
         else:
-            rng = np.random.default_rng([self.seed, serial])
-            counts = rng.multinomial(self.global_batch_size, probs)
-            labels = np.repeat(np.arange(probs.size), counts)
-        before = self._pools.state
-        indices = self._pools.draw(labels, counts)
+            counts = np.random.default_rng([self.seed, serial]).multinomial(self.global_batch_size, probs)
+            drawn, heads = np.arange(probs.size).repeat(counts), None
+        indices, labels = self._pools.draw(drawn, heads), drawn
         if self.world_size > 1:  # the draw lies class by class, so every rank gets a like share of every class
             labels, indices = labels[self.rank :: self.world_size], indices[self.rank :: self.world_size]
-        return counts, indices.take(shuffle), labels.take(shuffle), before
+        return drawn, indices.take(shuffle), labels.take(shuffle), counts
 
     # -- what became of the draws: the callback's side ----------------------------------------------------
 
@@ -364,7 +362,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     def reset(self) -> None:
         """Forget every draw, and what the controller has seen; the settings stay."""
         self.controller.reset()
-        self._pools.state = self._untouched
+        self._pools.state = PoolState.of(np.zeros_like(self.class_counts), {})
         self._ahead.clear()
         self._replay.clear()
         self._overtook.clear()
@@ -419,7 +417,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             "world_size": self.world_size,
             "epoch": self.epoch,
             "position": self._position,
-            "taken": torch.from_numpy(pools.taken.copy()),
+            "taken": torch.from_numpy(pools.taken),
             "owed": {int(label): torch.from_numpy(items.copy()) for label, items in pools.owed.items()},
             "controller": self.controller.state_dict(),
             "overtook": [_as_tensors(item) for item in self._overtook],
@@ -452,7 +450,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
                 )
         self.controller.load_state_dict(state["controller"])
         self.epoch, self._position = int(state["epoch"]), int(state["position"])
-        self._pools.state = PoolState(
+        self._pools.state = PoolState.of(
             state["taken"].numpy(), {label: items.numpy() for label, items in state["owed"].items()}
         )
         self._overtook = [_from_tensors(item) for item in state["overtook"]]

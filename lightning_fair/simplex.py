@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ Ints: TypeAlias = NDArray[np.int64]
 TargetName: TypeAlias = Literal["uniform", "prior", "sqrt"]
 Target: TypeAlias = TargetName | Mapping[int, float] | Sequence[float] | ArrayLike | None
 
-_BLOCK, _MOST_DRAWS = 2**15, 128  # random numbers are made for so many samples, at most so many draws, at once
+_BLOCK, _MOST_DRAWS = 2**16, 256  # random numbers are made for so many samples, at most so many draws, at once
 _SHUFFLES = 16  # a block's shuffles are made of so many inner ones and a few outer ones
 _MOST_STRANDS = 2**13  # a running sum over more classes than this takes longer than the rest of a draw
 _SUM_TOLERANCE = 1e-3  # float32 vectors and hand-written decimals pass; a forgotten class does not
@@ -107,7 +108,7 @@ def resolve_target(target: Target, num_classes: int, class_counts: ArrayLike | N
     return check_mix(target, num_classes)
 
 
-def apply_floor(shares: Floats, floor: Floats) -> Floats:
+def apply_floor(shares: Floats, floor: Floats, room: float | None = None) -> Floats:
     """Make a class mix of ``shares``, mixed with a floor so that no class falls below its ``floor``.
 
     ``p = (1 - sum(floor)) * shares / sum(shares) + floor``. Unlike clipping and dividing by the new sum, this keeps
@@ -116,12 +117,15 @@ def apply_floor(shares: Floats, floor: Floats) -> Floats:
     Args:
         shares: Not negative, with a positive sum, shape ``(K,)``. Worked on in place.
         floor: Least probability of each class, summing to less than one, shape ``(K,)``.
+        room: ``1 - sum(floor)``, where it is known.
 
     Example:
         >>> apply_floor(np.array([5.0, 0.0, 0.0]), np.array([0.1, 0.1, 0.0]))
         array([0.9, 0.1, 0. ])
     """
-    shares *= (1.0 - np.add.reduce(floor)) / np.add.reduce(shares)
+    if room is None:
+        room = 1.0 - np.add.reduce(floor)
+    shares *= room / np.add.reduce(shares)
     shares += floor
     return shares
 
@@ -162,33 +166,74 @@ def apportion(probs: Floats, size: int, order: Ints, start: float) -> Ints:
         >>> apportion(np.array([0.5, 0.5]), 4, np.array([1, 0]), 0.5)
         array([1, 1, 0, 0])
     """
+    return apportioned(probs, size, order, start).labels
+
+
+class Apportioned(NamedTuple):
+    """A batch split over the classes.
+
+    Attributes:
+        labels: Class of each sample, those of a class side by side, shape ``(size,)``.
+        counts: Samples of each class, shape ``(K,)``; None where classes outnumber the batch.
+        heads: Where among the labels each class begins, shape ``(K,)``; None likewise.
+    """
+
+    labels: Ints
+    counts: Ints | None
+    heads: Ints | None
+
+
+def apportioned(probs: Floats, size: int, order: Ints, start: float) -> Apportioned:
+    """Return the same as :func:`apportion`, and what it comes by where the classes are counted one by one."""
+    K = probs.size
+    if order.size < K:
+        return Apportioned(_by_strands(probs, size, order, start), None, None)
+    if size < K:
+        edges = np.add.accumulate(probs.take(order))
+        places = edges.searchsorted(_points(size, start, edges.item(-1)), side="right")
+        return Apportioned(order.take(places), None, None)
+    edges = np.empty(K + 1)
+    edges[0] = (1.0 - start) / size
+    probs.take(order, out=edges[1:], mode="clip")
+    np.add.accumulate(edges, out=edges)
+    edges *= np.array(size, np.float64)
+    points = edges.astype(np.int64)  # below each edge
+    begins, ends = points[:-1], points[1:]
+    if ends.item(-1) != size:  # by rounding
+        np.minimum(ends, size, out=ends)
+        ends[ends == ends[-1]] = size
+    in_turn = ends - begins
+    heads, counts = np.empty(K, np.int64), np.empty(K, np.int64)
+    heads[order], counts[order] = begins, in_turn
+    return Apportioned(order.repeat(in_turn), counts, heads)
+
+
+def _by_strands(probs: Floats, size: int, order: Ints, start: float) -> Ints:
     strands = order.size
-    if strands >= probs.size:
-        edges = probs.take(order)
-        np.add.accumulate(edges, out=edges)
-        return order.take(edges.searchsorted(_points(size, start, float(edges[-1])), side="right"))
     whole = probs.size // strands * strands
-    masses = probs[:whole].reshape(-1, strands).sum(axis=0)
+    masses = np.add.reduce(probs[:whole].reshape(-1, strands))
     masses[: probs.size - whole] += probs[whole:]
-    edges = np.cumsum(masses.take(order))
+    in_turn = masses.take(order)
+    edges = np.add.accumulate(in_turn)
     points = _points(size, start, float(edges[-1]))
     places = edges.searchsorted(points, side="right")
     # Within a strand the classes come in their own order, each of them a row of this table.
     table = order.take(places) + np.arange(0, probs.size, strands)[:, None]
     within = probs.take(table, mode="clip")
-    within[-1, table[-1] >= probs.size] = 0.0
-    np.cumsum(within, axis=0, out=within)
-    edges -= masses.take(order)
+    within[-1] *= table[-1] < probs.size
+    for before, row in pairwise(within):  # a dozen rows for 100,000 classes; `accumulate` goes down column by column
+        row += before
     # By rounding a point may lie off its strand: then it is in the first or last class that has a probability.
-    inside = np.clip(points - edges.take(places), 0.0, np.nextafter(within[-1], 0.0))
-    labels: Ints = table[(within <= inside).sum(axis=0), np.arange(size)]
+    inside = points - (edges.take(places) - in_turn.take(places))
+    np.minimum(np.maximum(inside, 0.0, out=inside), np.nextafter(within[-1], 0.0), out=inside)
+    labels: Ints = table[(within > inside).argmax(axis=0), np.arange(size)]
     return labels
 
 
 def _points(size: int, start: float, total: float) -> Floats:
     points: Floats = np.arange(size, dtype=np.float64)
-    points += start
-    points *= total / size
+    points += np.array(start)  # NumPy's own numbers make for quicker calls
+    points *= np.array(total / size)
     if points[-1] >= total:  # rounding may not take it over the end
         points[-1] = math.nextafter(total, 0.0)
     return points
@@ -238,8 +283,8 @@ class Chances:
         inner = min(self._block, _SHUFFLES)
         outer = -(-self._block // inner)
         random = rng.integers(0, 2**32, (outer + inner, self._shuffled), dtype=np.uint32).argsort(axis=1)
-        self._outer: Ints = random[:outer]
-        self._inner: Ints = random[outer:]
+        self._outer: list[Ints] = list(random[:outer])
+        self._inner: list[Ints] = list(random[outer:])
         self._number = number
 
 

@@ -1,4 +1,6 @@
 import math
+import pickle
+import weakref
 from copy import deepcopy
 
 import numpy as np
@@ -7,7 +9,7 @@ import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_fair.pools import ClassPools, permute
+from lightning_fair.pools import ClassPools, PoolState, permute
 
 
 def keys(rng, size):
@@ -22,14 +24,19 @@ def take(pools, counts):
 # -- permute -------------------------------------------------------------------------------------------
 
 
+def permuted(n, places, key):
+    """Where some places lie in the permutation of each key, shape ``(keys, places)``."""
+    every = np.tile(np.array(places, dtype=np.uint32), key.size)
+    position = permute(every, np.full(key.size, n), key, np.full(key.size, len(places)))
+    return position.reshape(key.size, len(places)).astype(np.int64)
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_permute_is_a_bijection_for_every_size(seed):
     sizes = np.arange(1, 301)
-    place = np.concatenate([np.arange(n) for n in sizes])
-    size = np.repeat(sizes, sizes)
-    key = np.repeat(keys(np.random.default_rng(seed), sizes.size), sizes)
+    place = np.concatenate([np.arange(n, dtype=np.uint32) for n in sizes])
     before = place.copy()
-    position = permute(place[:, None], size, key[:, None])[:, 0]
+    position = permute(place, sizes, keys(np.random.default_rng(seed), sizes.size), sizes)
     assert (place == before).all()
     for n, start in zip(sizes, np.cumsum(sizes) - sizes, strict=True):
         assert sorted(position[start : start + n].tolist()) == list(range(n))
@@ -37,35 +44,32 @@ def test_permute_is_a_bijection_for_every_size(seed):
 
 @pytest.mark.parametrize("n", [10_007, 65_536, 99_999])
 def test_permute_is_a_bijection_for_large_sizes(n):
-    position = permute(np.arange(n)[None], np.array([n]), np.full((1, 1), 12345, dtype=np.uint64))
+    position = permuted(n, range(n), np.array([12345], dtype=np.uint64))
     assert (np.bincount(position[0], minlength=n) == 1).all()
 
 
-@pytest.mark.parametrize("n", [2**31 + 11, 2**32])
+@pytest.mark.parametrize("n", [2**31 + 11, 2**32 - 2**16])
 def test_permute_stays_in_its_range_and_apart_at_the_largest_sizes(n):
-    place = np.concatenate((np.arange(500), np.arange(n - 500, n)))[None]
-    position = permute(place, np.array([n]), np.full((1, 1), 12345, dtype=np.uint64))[0].astype(np.int64)
+    place = np.concatenate((np.arange(500), np.arange(n - 500, n)))
+    position = permuted(n, place, np.array([12345], dtype=np.uint64))
     assert position.max() < n
     assert np.unique(position).size == 1000
     assert position.max() - position.min() > 0.9 * n
 
 
-def test_permute_does_the_same_in_rows_and_alone():
+def test_permute_does_the_same_in_stretches_and_alone():
     rng = np.random.default_rng(0)
-    sizes = np.array([1, 2, 40, 1000])
-    place, key, turns = (
-        rng.integers(0, sizes[:, None], (4, 50)),
-        keys(rng, 12).reshape(4, 3),
-        rng.integers(0, 3, (4, 50)),
-    )
-    alone = permute(place.reshape(-1, 1), np.repeat(sizes, 50), np.take_along_axis(key, turns, axis=1).reshape(-1, 1))
-    assert (permute(place, sizes, key, turns).ravel() == alone[:, 0]).all()
+    sizes = np.array([1, 2, 7, 32, 33, 40, 1024, 1025, 5000])
+    lengths = np.array([1, 3, 0, 20, 40, 5, 500, 600, 70])
+    place = np.concatenate([rng.integers(0, n, many) for n, many in zip(sizes, lengths, strict=True)]).astype(np.uint32)
+    key = keys(rng, sizes.size)
+    alone = permute(place, sizes.repeat(lengths), key.repeat(lengths), np.ones_like(place, dtype=np.int64))
+    assert (permute(place, sizes, key, lengths) == alone).all()
 
 
 def together(n, places, trials, seed):
     """Chi-square, less its mean and in its deviations, of the positions that some places have together."""
-    key = keys(np.random.default_rng(seed), trials)[:, None]
-    position = permute(np.tile(places, (trials, 1)), np.full(trials, n), key).astype(np.int64)
+    position = permuted(n, places, keys(np.random.default_rng(seed), trials))
     cells = math.perm(n, len(places))
     found = np.bincount(position @ n ** np.arange(len(places)))
     found = found[found > 0]
@@ -82,7 +86,7 @@ def test_every_position_is_as_likely(n, place):
     assert statistic < limit
 
 
-@pytest.mark.parametrize("n", [3, 4, 6, 7, 10, 16, 17, 33, 64, 100, 257])
+@pytest.mark.parametrize("n", [3, 4, 6, 7, 10, 16, 17, 32, 33, 64, 100, 257])
 @pytest.mark.parametrize("places", [(0, 1), (0, -1)])
 def test_two_places_have_every_pair_of_positions_alike(n, places):
     statistic, limit = together(n, [place % n for place in places], 20 * n * n, n)
@@ -208,6 +212,42 @@ def test_state_that_was_read_is_not_changed_by_later_draws():
         assert take(pools, np.array([4, 2])).tolist() == items
 
 
+@pytest.mark.parametrize("by", [deepcopy, lambda state: pickle.loads(pickle.dumps(state))])
+def test_state_is_the_same_long_after_and_as_a_copy(by):
+    labels = np.repeat([0, 1], [5, 3])
+    pools = ClassPools(labels, 2, seed=3)
+    while not pools.state.owed:
+        take(pools, np.array([4, 2]))
+    state = pools.state
+    taken, owed = state.taken.tolist(), {label: items.tolist() for label, items in state.owed.items()}
+    after = [take(pools, np.array([4, 2])).tolist() for _ in range(3000)]
+    pools.state = PoolState.of(np.array([7, 7]), {})  # the draws that followed are no longer the pools' own
+    take(pools, np.array([4, 2]))
+    for same in (state, by(state)):
+        assert same.taken.tolist() == taken
+        assert {label: items.tolist() for label, items in same.owed.items()} == owed
+        pools.state = same
+        assert [take(pools, np.array([4, 2])).tolist() for _ in range(3000)] == after
+
+
+def test_state_that_nobody_keeps_is_forgotten():
+    pools = ClassPools(np.repeat([0, 1], [5, 3]), 2)
+    state = weakref.ref(pools.state)
+    for _ in range(2):
+        take(pools, np.array([2, 2]))
+    assert state() is None
+
+
+@pytest.mark.parametrize("counts", [[1, 0, 0], [1, 0, 1], [2, 0, 3]])
+def test_draw_is_the_same_where_it_is_known_at_which_label_each_class_begins(counts):
+    labels = np.repeat([0, 1, 2], [5, 1, 4])
+    one, other = ClassPools(labels, 3), ClassPools(labels, 3)
+    wanted = np.repeat([2, 1, 0], counts[::-1])
+    heads = np.array([counts[2], 0, 0])
+    for _ in range(20):
+        assert one.draw(wanted, heads).tolist() == other.draw(wanted).tolist()
+
+
 def test_draw_that_takes_more_of_a_class_than_is_worked_out_in_advance():
     labels = np.repeat([0, 1], [100_000, 40])
     one, other = ClassPools(labels, 2), ClassPools(labels, 2)
@@ -239,19 +279,21 @@ def test_same_seed_gives_the_same_order():
     assert passes(seed=5) == passes(seed=5)
 
 
-def test_items_meet_in_batches_as_often_as_chance_has_it():
-    # Each pass parts 12 items at random into 3 batches of 4, so a pair meets in a pass with 3 * C(4,2) / C(12,2)
-    # = 3/11. Each item meets exactly 3 others, so the 66 pair counts live in the 54 dimensions left by 12 fixed
-    # sums, and by symmetry vary alike in all of them: their variance there, per pass, is 66 * 3/11 * 8/11 / 54.
-    n, batch, many = 12, 4, 1500
+@pytest.mark.parametrize("n", [12, 20, 60])  # sorted, and permuted by the network
+def test_items_meet_in_batches_as_often_as_chance_has_it(n):
+    # Each pass parts the items at random into batches of 4, so a pair meets in a pass with chance = 3 / (n - 1).
+    # Each item meets exactly 3 others, so the pair counts live in n dimensions less, those of n fixed sums, and by
+    # symmetry vary alike in all of them: their variance there, per pass, is pairs * chance * (1 - chance) / freedom.
+    batch, many = 4, 1500
+    pairs, chance = n * (n - 1) // 2, 3 / (n - 1)
+    freedom = pairs - n
     pools = ClassPools(np.zeros(n, dtype=np.int64), 1, seed=7)
     together = np.zeros((n, n))
     for _ in range(many * n // batch):
         items = take(pools, [batch])
         together[np.ix_(items, items)] += 1
-    pairs = together[np.triu_indices(n, 1)]
-    assert pairs.sum() == many * 18
-    variance = many * 66 * (3 / 11) * (8 / 11) / 54
-    statistic = ((pairs - many * 3 / 11) ** 2).sum() / variance
-    # Chi-square with 54 degrees of freedom: each side is passed by chance once in 10,000 seeds.
-    assert reference.chi_square_limit(54, -3.719) < statistic < reference.chi_square_limit(54)
+    met = together[np.triu_indices(n, 1)]
+    assert met.sum() == many * n // batch * 6
+    statistic = ((met - many * chance) ** 2).sum() / (many * pairs * chance * (1 - chance) / freedom)
+    # Each side is passed by chance once in 10,000 seeds.
+    assert reference.chi_square_limit(freedom, -3.719) < statistic < reference.chi_square_limit(freedom)
