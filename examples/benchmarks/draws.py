@@ -83,6 +83,17 @@ def item_losses(labels: NDArray[Any], within: float, seed: int) -> NDArray[np.fl
     return means[labels] + within * np.random.default_rng([seed, 2]).standard_normal(labels.size)
 
 
+def count_deviation(system: System, seed: int, steps: int) -> float:
+    """Return the root mean square, over batches and classes, of how far a class's samples are from ``batch * q``."""
+    labels = long_tail_labels(LOSS_CLASSES)
+    sampler = system.sampler(labels, LOSS_BATCH, steps, num_classes=LOSS_CLASSES, seed=seed)
+    off = []
+    for batch in sampler:
+        off.append(np.bincount(labels[batch], minlength=LOSS_CLASSES) - LOSS_BATCH * sampler.controller.q)
+        sampler.controller.step_update(labels[batch])
+    return float(np.sqrt(np.mean(np.square(off))))
+
+
 def loss_deviation(system: System, within: float, seed: int, steps: int) -> float:
     """Return the standard deviation over batches of the weighted batch loss, with the losses held fixed."""
     labels = long_tail_labels(LOSS_CLASSES)
@@ -485,8 +496,15 @@ def distance_rows(seeds: Sequence[int], workers: int, steps: int) -> list[list[s
 
 
 def loss_rows(seeds: Sequence[int], steps: int) -> list[list[str]]:
-    """Return the rows on the noise of the weighted loss."""
-    rows = []
+    """Return the rows on the noise of a batch: of its class counts, and of its weighted loss."""
+    counts = {system: [count_deviation(system, seed, steps) for seed in seeds] for system in SYSTEMS}
+    rows = [
+        [
+            f"deviation of a class's samples in a batch from the target, K = {LOSS_CLASSES}, batch {LOSS_BATCH}",
+            "",
+            *(spread(counts[system], 3) for system in SYSTEMS),
+        ]
+    ]
     for within, goal in ((0.05, "ratio ≤ 0.3"), (0.3, ""), (0.6, "")):
         ours, iid = (
             np.array([loss_deviation(system, within, seed, steps) for seed in tqdm(seeds, desc="weighted loss")])
