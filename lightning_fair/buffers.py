@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lightning_fair.labels import LABEL_KEYS, usual_labels
 from lightning_fair.simplex import Floats, Ints
 
+_FEW = 128  # samples that take no longer one by one than NumPy takes for its calls
 _HOLDERS = (torch.Tensor, np.ndarray, tuple, list, dict)
 
 
@@ -125,8 +126,13 @@ def sorted_by_class(samples: Sequence[Any], labels: Ints, counts: Ints) -> dict[
 
     Example:
         >>> sorted_by_class(["a", "b", "c"], np.array([2, 0, 2]), np.array([1, 0, 2]))
-        {0: ['b'], 2: ['a', 'c']}
+        {2: ['a', 'c'], 0: ['b']}
     """
+    if len(samples) < _FEW:
+        found: dict[int, list[Any]] = {}
+        for sample, y in zip(samples, labels.tolist(), strict=True):
+            found.setdefault(y, []).append(sample)
+        return found
     in_turn = _objects(samples).take(by_class(labels, counts.size)).tolist()
     classes = np.flatnonzero(counts)
     ends = np.cumsum(counts[classes]).tolist()
@@ -228,9 +234,14 @@ def labels_of(samples: Sequence[Any], num_classes: int, label: Callable[[Any], A
     if not inside:
         seen = list(map(operator.index, found))
         odd = next(y for y in seen if not 0 <= y < num_classes)
+        remedy = (
+            "A negative number often marks a sample without a class: leave such samples out of the source"
+            if odd < 0
+            else f"State num_classes={max(seen) + 1} or more"
+        )
         raise ValueError(
-            f"labels must lie in [0, {num_classes}), got {odd} in the stream. State num_classes={max(seen) + 1} or "
-            "more, or number the classes with FairStream(label=<function from a sample to its class>)."
+            f"labels must lie in [0, {num_classes}), got {odd} in the stream. {remedy}, or number the classes with "
+            "FairStream(label=<function from a sample to its class>)."
         )
     return labels
 

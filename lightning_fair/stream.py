@@ -11,19 +11,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
-from lightning_fair.absences import Absences
+from lightning_fair.absences import Absences, Fellows
 from lightning_fair.buffers import ClassBuffers, detached, labels_of, own_memory, placed, share_out, sorted_by_class
 from lightning_fair.controller import Draw, FeedbackController
-from lightning_fair.simplex import Chances, Ints, apportion
+from lightning_fair.simplex import Chances, Floats, Ints, apply_floor, apportion
 
 _STEP, _EPOCH, _PROGRESS, _VECTORS = 0, 1, 2, 3  # places in the shared news
 _NO_EPOCH = -1.0
 # Draws made one after the other: after a training step nothing of a draw is in the processor's caches.
 _AT_ONCE = 4
-_AT_MOST = 256  # samples sorted in at once: more leave these caches before they are sorted
+# Samples sorted in at once: more leave these caches before they are sorted; and they come on top of what is held.
+_AT_MOST, _MOST_PART = 256, 10
 
 
 @dataclass(eq=False)
@@ -34,11 +35,13 @@ class StreamDraw(Draw):
         labels: Class of each sample, int64, shape ``(batch,)``.
         arrived: Samples of each class read from the source since the draw before, int64, shape ``(K,)``.
         ended: Whether the source had come to its end.
+        there: Whether this process, or another worker of the iteration, had something of each class, shape ``(K,)``.
     """
 
     labels: Ints
     arrived: Ints
     ended: bool
+    there: NDArray[np.bool_]
 
 
 class FairStream(IterableDataset[Any]):
@@ -73,6 +76,13 @@ class FairStream(IterableDataset[Any]):
     the main process follows what was trained on. A worker reads for one batch at a time; without workers up to four
     batches are drawn at once, which takes less time, and losses act on those that are drawn after.
 
+    **Where the workers' shards differ**, a class of which one has too little in most draws of a horizon is drawn by the
+    others in its place: each tells the others through shared memory what it lacks and how much of that it can draw,
+    and aims at a mix of its own, such that all together reach the target as nearly as their buffers allow. These draws
+    depend on how far the other workers were, so they are not the same in every run. While no worker lacks what another
+    can draw more of, nothing of this acts: each draw follows from the seed and its worker's shard alone. Up to 64
+    workers do so, fewer above 5,000 classes. The log says that a class has gone where no worker has it.
+
     **What a stream cannot give.** A rare class can have at most the share ``reads * reuse * (its share of the
     source)`` of the batches. A buffer that holds a class long after the source stopped sending it repeats what it
     has, up to ``reuse`` times. And the source's position is not part of a checkpoint: a resumed run has the
@@ -84,9 +94,10 @@ class FairStream(IterableDataset[Any]):
             every ``R``-th sample, beginning with the ``r``-th, and its workers share these in the same way.
         controller: The controller to follow. None: :class:`~lightning_fair.FairSampling` makes it.
         batch_size: Samples of a batch on each rank, at least 1.
-        buffer: Most samples held of a class in each process that iterates, at least ``batch_size / reuse``. The
-            buffers' memory is at most ``K * buffer`` samples, over the classes that have a target. A sample that is a
-            slice of a larger block is copied, so that the block can go.
+        buffer: Most samples held of a class in each process that iterates, at least ``batch_size / reuse``. So the
+            buffers hold at most ``K * buffer`` samples, over the classes that have a target; alive besides are those of
+            the batch in hand, and a tenth of ``K * buffer`` (at least one sample) while they are sorted in. A sample
+            that is a slice of a larger block is copied, so that the block can go.
         reuse: Most times that a sample is handed out, at least 1: the least used first. It is the same object every
             time, so what takes samples (a ``collate_fn``) may not change them in place.
         reads: Samples read for each one handed out, at least 1. More of them thin the frequent classes out,
@@ -152,7 +163,7 @@ class FairStream(IterableDataset[Any]):
         self.brings_controller = controller is not None
         self._controller: FeedbackController | None = None
         self._kept: ClassBuffers | None = None
-        self._news = torch.zeros(0)
+        self._news = self._table = torch.zeros(0)
         if controller is not None:
             self.bind(controller)
 
@@ -183,6 +194,8 @@ class FairStream(IterableDataset[Any]):
         self._controller, self._kept = controller, None
         self._news = torch.zeros(_VECTORS + 2 * controller.num_classes, dtype=torch.float64).share_memory_()  # type: ignore[no-untyped-call]
         self._news[_EPOCH] = _NO_EPOCH
+        rows = Fellows.table_for(controller.num_classes)
+        self._table = torch.zeros(rows, dtype=torch.float64).share_memory_()  # type: ignore[no-untyped-call]
         self.share()
 
     def __len__(self) -> int:
@@ -220,11 +233,11 @@ class FairStream(IterableDataset[Any]):
         return chain.from_iterable(self._followed())
 
     def _followed(self) -> Iterator[list[Any]]:
-        absences = Absences(self.controller)
-        for made in self._drawn(in_flight=get_worker_info() is None):
-            for draw, _ in made:
-                if not draw.ended:
-                    absences.follow(draw.probs, self.controller.target_at(draw.progress))
+        absences, fellows = Absences(self.controller), self._fellows()
+        for made in self._drawn(get_worker_info() is None, fellows):
+            for draw in [draw for draw, _ in made if not draw.ended]:
+                target, aloud = self.controller.target_at(draw.progress), fellows is None or fellows.first
+                absences.follow(draw.serial, draw.there, target, aloud=aloud)
             while made:
                 yield made.pop(0)[1]  # held no longer than needed
 
@@ -235,11 +248,20 @@ class FairStream(IterableDataset[Any]):
             in_flight: Draw with the controller itself, and leave each draw in flight until it is reported. If not,
                 draw with a copy of it that takes what was drawn as trained on.
         """
-        for made in self._drawn(in_flight):
+        for made in self._drawn(in_flight, self._fellows()):
             while made:
                 yield made.pop(0)  # held no longer than needed
 
-    def _drawn(self, in_flight: bool) -> Iterator[list[tuple[StreamDraw, list[Any]]]]:
+    def _fellows(self) -> Fellows | None:
+        """Return what links this worker to the others; None where there are none."""
+        worker = get_worker_info()
+        if not worker or not 1 < worker.num_workers <= len(self._table):
+            return None
+        # One number for all workers of an iteration on one rank.
+        stamp = (worker.seed - worker.id) % 2**32 + 2**32 * (self.rank + 1)
+        return Fellows(self._table.numpy(), worker.id, worker.num_workers, float(stamp), self.controller.horizon)
+
+    def _drawn(self, in_flight: bool, fellows: Fellows | None) -> Iterator[list[tuple[StreamDraw, list[Any]]]]:
         worker = get_worker_info()
         place, places = (worker.id, worker.num_workers) if worker else (0, 1)
         if in_flight:
@@ -267,16 +289,21 @@ class FairStream(IterableDataset[Any]):
                         # The workers take turns, so this is the number of the step that will have the batch.
                         controller.draws = number
                         self._take_over_emphasis(controller)
-                    draw = self._draw(controller, left, chances, size, arrived, ended)
+                    goal = fellows.goal(controller.q) if fellows and controller.deficit == "relative" else None
+                    draw = self._draw(controller, left, chances, size, arrived, ended, goal, fellows)
                     controller.register(draw)
                     if not in_flight:
                         controller.commit(draw.counts, draw=draw)
+                    if goal is not None:
+                        _count_as_of_target(controller, draw, goal)
                     draws.append(draw)
                     number += places
                     arrived = np.zeros_like(arrived)
                 yield list(zip(draws, self._hand_out(draws, buffers, left), strict=True))
         finally:
             self._kept = buffers
+            if fellows:
+                fellows.leave()
 
     def _own_controller(self) -> FeedbackController:
         news, own = self._news.numpy(), deepcopy(self.controller)
@@ -311,6 +338,7 @@ class FairStream(IterableDataset[Any]):
         B = self.batch_size
         most = at_once * B
         kept = set(np.flatnonzero(controller.wanted).tolist())
+        at_most = min(most, _AT_MOST, max(len(kept) * self.buffer // _MOST_PART, 1))
         read = given = 0
         ended = False
         while True:
@@ -318,7 +346,7 @@ class FairStream(IterableDataset[Any]):
             to_read = self.buffer + (given + most) * self.reads - read
             # Beyond that only where not even a batch is there: samples without target, or used up.
             while not ended and (to_read > 0 or _total(buffers, controller) < B):
-                came = self._read(source, min(most, _AT_MOST, to_read) if to_read > 0 else B, buffers, kept)
+                came = self._read(source, min(at_most, to_read if to_read > 0 else B), buffers, kept)
                 number = int(came.sum())
                 ended = number == 0
                 arrived += came
@@ -355,17 +383,21 @@ class FairStream(IterableDataset[Any]):
         size: int,
         arrived: Ints,
         ended: bool,
+        goal: Floats | None,
+        fellows: Fellows | None,
     ) -> StreamDraw:
         """Draw a batch of what is left of each class, and take it off."""
+        there = left > 0
         serial = controller.draws
         plenty = np.minimum.reduce(left) >= size
-        if plenty:  # whatever the mix
-            probs = controller.next_probs()
-        else:
-            there = left > 0
-            # A class that is not there has a large deficit: next to it the floor would be all that the others have.
-            probs = controller.next_probs(None if there.all() or not (there & (controller.q > 0)).any() else there)
+        # A class that is not there has a large deficit: next to it the floor would be all that the others have.
+        probs = controller.next_probs(None if there.all() or not (there & (controller.q > 0)).any() else there)
+        if goal is not None:
+            probs = _aimed(probs, controller, goal)
+        if not plenty:  # where there is, whatever the mix
             probs = share_out(probs, left / size)
+        if fellows:
+            there = fellows.tell(left, size, controller.q if goal is None else goal, probs)
         order, start, shuffle = chances(serial)
         if size < self.batch_size:
             shuffle = shuffle[shuffle < size]
@@ -384,6 +416,7 @@ class FairStream(IterableDataset[Any]):
             labels=in_turn.take(shuffle),
             arrived=arrived,
             ended=ended,
+            there=there,
             progress=controller.progress,
         )
 
@@ -398,6 +431,19 @@ class FairStream(IterableDataset[Any]):
                 weights = np.divide(q, p, out=np.zeros_like(p), where=p > 0).astype(np.float32)
                 batch = [_with_weight(sample, w) for sample, w in zip(batch, weights[draw.labels], strict=True)]
             yield batch
+
+
+def _aimed(probs: Floats, controller: FeedbackController, goal: Floats) -> Floats:
+    """Return the mix that stands to the goal as the controller's ``probs`` stand to its target."""
+    aimed = np.divide(probs * goal, controller.q, out=np.zeros_like(probs), where=controller.q > 0)
+    return apply_floor(aimed, np.where(aimed > 0, controller.min_prob, 0.0)) if aimed.any() else probs
+
+
+def _count_as_of_target(controller: FeedbackController, draw: StreamDraw, goal: Floats) -> None:
+    """Let a draw for another goal count in proportion: no class is behind for what the other workers draw of it."""
+    q, rate = controller.q, 1.0 / controller.horizon
+    meant = np.divide(draw.counts / draw.counts.sum() * q, goal, out=q.copy(), where=goal > 0)
+    controller.rewind(controller.draws, (1.0 - rate) * draw.ratio + rate * meant, draw.progress)
 
 
 def _forward(source: Iterator[Any]) -> Iterator[Any]:

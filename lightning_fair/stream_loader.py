@@ -115,7 +115,7 @@ class StreamControl:
         self.arrived += draw.arrived
         self.handed_out += draw.counts
         if not self.rank and not draw.ended:
-            self._absences.follow(draw.probs, controller.target_at(draw.progress))
+            self._absences.follow(draw.serial, draw.there, controller.target_at(draw.progress))
 
     def at_most_drawn(self, counts: NDArray[Any], draw: StreamDraw) -> NDArray[Any]:
         """Return the counts scaled to as many samples as were drawn; of other ranks only their number is known."""

@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from lightning.pytorch.loggers.logger import Logger
 from lightning_helpers import Weighted, fit, in_any_order, trainer
 from rank_runs import Ranks
-from stream_runs import TARGET, Shards, Sums, Watching, mixed, train_on_stream
+from stream_runs import TARGET, Files, Shards, Sums, Watching, in_turns, mixed, train_on_stream
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 import lightning_fair.stream as stream_module
 from lightning_fair import FairDataModule, FairSampling, FairStream, FeedbackController, importance_weights, schedules
-from lightning_fair.buffers import ClassBuffers, share_out
+from lightning_fair.absences import Fellows, together
+from lightning_fair.buffers import ClassBuffers, share_out, sorted_by_class
 from lightning_fair.loader import check_loader
 from lightning_fair.stream_loader import StreamControl, make_stream_fair
 
@@ -94,6 +95,12 @@ def test_share_of_a_class_that_is_not_there_goes_to_the_others_in_proportion():
 
 def test_class_without_probability_gets_what_nobody_else_can_fill():
     assert share_out(np.array([0.0, 1.0]), np.array([2.0, 0.25])) == pytest.approx([0.75, 0.25])
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=300))
+def test_samples_are_sorted_by_class_in_their_order(labels):
+    found = sorted_by_class(range(len(labels)), np.array(labels), np.bincount(labels, minlength=7))
+    assert found == {y: [i for i, label in enumerate(labels) if label == y] for y in set(labels)}
 
 
 class SlowBuffer:
@@ -474,6 +481,245 @@ def test_epoch_reaches_the_source_in_the_workers(persistent):
         assert {epoch for x, _ in loader for epoch in x.tolist()} == {number}
 
 
+# -- workers whose shards differ ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("files", "target", "mixes"),
+    [
+        ([[0], [0, 1]], [0.5, 0.5], [[1, 0], [0, 1]]),
+        ([[0], [0, 1], [0, 1]], [0.5, 0.5], [[1, 0], [0.25, 0.75], [0.25, 0.75]]),
+        ([[0, 1], [1, 2]], [1 / 3] * 3, [[2 / 3, 1 / 3, 0], [0, 1 / 3, 2 / 3]]),
+        ([[1, 2], [0, 2], [0, 1]], [1 / 3] * 3, [[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]),
+        ([[0], [0, 1], [0, 1, 2]], [1 / 3] * 3, np.eye(3)),
+        ([[0, 1], [0, 1]], [0.2, 0.3, 0.5], [[0.4, 0.6, 0]] * 2),  # nobody has class 2
+        ([[0], [0, 1]], [0.2, 0.3, 0.5], [[0.8, 0, 0], [0, 1, 0]]),  # nobody has class 2, and one class 0 only
+        ([[0], [1, 2]], [0.2, 0.4, 0.4], [[1, 0, 0], [0, 0.5, 0.5]]),  # more of class 0 than can be avoided
+    ],
+    ids=str,
+)
+def test_mixes_of_all_workers_together_are_the_target(files, target, mixes):
+    target = np.array(target)
+    most = np.where([[y in labels for y in range(target.size)] for labels in files], np.inf, 0.0)
+    found = together(target, most)
+    assert found.sum(axis=1) == pytest.approx(1.0)
+    mixes = np.array(mixes, dtype=float)
+    assert found == pytest.approx(mixes / mixes.sum(axis=1, keepdims=True), abs=0.02)
+
+
+@given(st.integers(2, 8), st.integers(1, 10), st.integers(0, 2**32 - 1))
+def test_mixes_of_all_workers_keep_within_what_each_has(places, num_classes, seed):
+    rng = np.random.default_rng(seed)
+    mixes = rng.dirichlet(np.full(num_classes, 0.5), places)
+    bound = rng.random(mixes.shape) < rng.random()
+    found = together(mixes.mean(axis=0), np.where(bound, mixes, np.inf))
+    assert found.sum(axis=1) == pytest.approx(1.0)
+    assert (found >= 0).all()
+    assert np.where(bound & ~bound.all(axis=1, keepdims=True), found - mixes, 0.0).max() < 1e-9
+    assert np.abs(found.mean(axis=0) - mixes.mean(axis=0)).sum() / 2 < 0.1  # in one of a hundred more than 0.01
+
+
+def test_worker_with_nothing_that_has_a_target_leaves_it_to_the_others():
+    assert together(np.array([1.0, 0.0]), np.array([[0.0, np.inf], [np.inf, np.inf]]))[1].tolist() == [1.0, 0.0]
+
+
+def drawn_together(files, workers, controller=None, size=6400, **settings):
+    """Counts and mixes of each turn of the workers' draws, shape ``(turns, workers, K)``."""
+    controller = controller or FeedbackController(2)
+    source = FairStream(Files(files, size), controller, **{"batch_size": 32, "buffer": 64, **settings})
+    turns = [[draw for _, (draw, _) in turn] for turn in in_turns(source, workers)]
+    turns = [turn for turn in turns if len(turn) == workers and not turn[-1].ended]
+    return tuple(np.array([[getattr(draw, name) for draw in turn] for turn in turns]) for name in ("counts", "probs"))
+
+
+@pytest.mark.parametrize(
+    ("files", "classes"),
+    [
+        ([[0], [0, 1]], 2),
+        ([[0], [0, 1], [0, 1]], 2),
+        ([[0]] * 3 + [[0, 1]] * 3, 2),
+        ([[0]] * 4 + [[0, 1]] * 4, 2),
+        ([[0, 1], [1, 2]], 3),
+        ([[1, 2], [0, 2], [0, 1]], 3),
+        ([[0] * 9 + [1], [1]], 2),
+        ([list(range(5)), list(range(10))], 10),
+    ],
+    ids=str,
+)
+def test_workers_together_reach_the_target_where_their_shards_differ(files, classes):
+    controller = FeedbackController(classes)
+    counts, probs = drawn_together(files, len(files), controller)
+    share = counts.sum(axis=1) / counts.sum(axis=(1, 2))[0, None, None][0]
+    late = share[2 * 16 :]
+    assert late.mean(axis=0) == pytest.approx(1 / classes, abs=0.005)
+    rows = np.lib.stride_tricks.sliding_window_view(late, 16, axis=0).mean(axis=-1)
+    assert np.abs(rows - 1 / classes).max() < 0.025
+    # The record is what was drawn: no class off by a whole sample, and none drawn that has no share.
+    assert np.abs(counts - 32 * probs).max() < 1 + 1e-6
+    assert not counts[probs == 0].any()
+    assert probs[2 * 16 :][probs[2 * 16 :] > 0].min() > 1 / (20 * classes)  # so that q / p is never large
+
+
+def test_class_that_no_worker_has_goes_to_the_others_in_proportion():
+    controller = FeedbackController(3, [0.2, 0.3, 0.5])
+    counts, _ = drawn_together([[0, 1]] * 2, 2, controller)
+    assert counts.mean(axis=0) / 32 == pytest.approx(np.array([[0.4, 0.6, 0.0]] * 2), abs=0.01)
+    counts, _ = drawn_together([[0], [0, 1]], 2, controller)
+    assert counts[48:].sum(axis=(0, 1)) / counts[48:].sum() == pytest.approx([0.5, 0.5, 0.0], abs=0.01)
+
+
+def test_worker_whose_class_comes_is_asked_for_it_again():
+    class Late(Files):
+        def __iter__(self):
+            for number, sample in enumerate(super().__iter__()):
+                yield sample if stream_module.get_worker_info().id or number > 3200 else (sample[0], 0)
+
+    source = FairStream(Late([[0, 1], [0, 1]], 9600), FeedbackController(2), batch_size=32, buffer=64)
+    probs = [[draw.probs[1] for _, (draw, _) in turn] for turn in in_turns(source, 2)]
+    assert probs[80] == pytest.approx([0.0, 1.0], abs=0.01)
+    assert probs[200] == pytest.approx([0.5, 0.5], abs=0.02)
+
+
+def test_worker_whose_shard_has_ended_is_made_up_for_no_more():
+    class Ending(Files):
+        def __iter__(self):
+            return islice(super().__iter__(), None if stream_module.get_worker_info().id else 2000)
+
+    source = FairStream(Ending([[0], [0, 1]], 6400), FeedbackController(2), batch_size=32, buffer=64)
+    probs = [{place: draw.probs[1] for place, (draw, _) in turn} for turn in in_turns(source, 2)]
+    assert probs[55] == pytest.approx({0: 0.0, 1: 1.0}, abs=0.01)
+    assert probs[100] == pytest.approx({1: 0.5}, abs=0.02)
+
+
+def test_loss_emphasis_acts_where_shards_differ_too():
+    controller = FeedbackController(2, lambda2=0.5)
+    source = FairStream(Files([[0, 1], [0, 1], [0]], 6400), controller, batch_size=32, buffer=64)
+    controller.emphasis = np.array([-1.0, 1.0])
+    source.share()
+    last = [[draw.counts[1] for _, (draw, _) in turn] for turn in in_turns(source, 3)][100:190]
+    assert np.mean(last, axis=0)[:2] / 32 == pytest.approx(0.86, abs=0.06)  # 0.75 without
+
+
+@pytest.mark.parametrize("labels", [long_tail(4800), [0] * 2400 + long_tail(2400)], ids=["long tail", "late"])
+@pytest.mark.parametrize("workers", [2, 3])
+def test_draws_are_those_of_each_worker_alone_where_shards_are_alike(monkeypatch, labels, workers):
+    def drawn():
+        source = stream(labels, FeedbackController(4, TARGET), buffer=64, weights=True, reuse=8)
+        return [torch.stack([x.double() for x in batch]) for batch in DataLoader(source, 8, num_workers=workers)]
+
+    together = drawn()
+    monkeypatch.setattr(FairStream, "_fellows", lambda _: None)
+    alone = drawn()
+    assert len(alone) == len(together) == 600
+    assert all(map(torch.equal, together, alone))
+
+
+class Shares(Weighted):
+    """Notes the share of class 1 in each batch."""
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        self.steps.append(y.double().mean().item())
+        return self.reduce(self.losses(x, y))
+
+
+@pytest.mark.parametrize("source", ["files", "list"])
+@pytest.mark.parametrize("workers", [2, 3])
+def test_trained_mix_reaches_the_target_whatever_the_workers_shards_hold(source, workers, caplog):
+    """The list has a label order of period 10, so of two workers one reads no sample of class 1."""
+    files = Files([[0]] + [[0, 1]] * (workers - 1), 6400 // workers * 2)
+    samples = [(torch.zeros(4), int(i % 10 == 9)) for i in range(12_800)] if source == "list" else files
+    module, callback = Shares(), FairSampling(num_classes=2)
+    loader = DataLoader(FairStream(samples, batch_size=32), batch_size=32, num_workers=workers)
+    fit(module, loader, callback, max_steps=300)
+    late = module.steps[2 * 16 * workers : 200 // workers * workers]
+    assert np.mean(late) == pytest.approx(0.5, abs=0.01)
+    assert callback.controller.ratio == pytest.approx(0.5, abs=0.03)
+    assert [record for record in caplog.records if record.name == "lightning_fair"] == []
+
+
+def test_weights_are_those_of_each_workers_own_draw_where_shards_differ():
+    source = FairStream(Files([[0], [0, 1], [0, 1]], 3200), FeedbackController(2), batch_size=32, weights=True)
+    shares = []
+    for _, y, w in DataLoader(source, batch_size=32, num_workers=3):
+        counts, p = torch.bincount(y, minlength=2), torch.zeros(2).index_put_((y,), 0.5 / w)
+        assert ((counts - 32 * p).abs() < 1 + 1e-4)[counts > 0].all()
+        shares.append(counts[1].item() / 32)
+    assert np.mean(shares[96:288]) == pytest.approx(0.5, abs=0.02)
+
+
+def told(table, place, left, *, stamp=1.0, draws=16, horizon=16.0):
+    """A worker that has drawn some batches of 8 of two classes from what was there."""
+    fellow, left = Fellows(table, place, 2, stamp, horizon), np.array(left)
+    for _ in range(draws):
+        fellow.tell(left, 8, np.array([0.5, 0.5]), left / left.sum())
+    return fellow
+
+
+def test_only_workers_of_this_iteration_that_are_at_work_act():
+    q = np.array([0.5, 0.5])
+    table = np.zeros(Fellows.table_for(2))
+    one, other = told(table, 0, [9, 0]), told(table, 1, [9, 9])
+    assert other.goal(q).tolist() == [0.0, 1.0]
+    assert one.goal(q)[0] == pytest.approx(2 / 3)  # it would take class 1 where there was some
+    assert [one.first, other.first] == [True, False]
+    one.leave()
+    assert other.goal(q) is None
+    assert other.first
+    told(table, 0, [9, 0])
+    anew = told(table, 1, [9, 9], stamp=2.0)  # the row of worker 0 is of an iteration before
+    assert anew.goal(q) is None
+    other.leave()  # of the iteration before: the row is another's now
+    told(table, 0, [9, 0], stamp=2.0)
+    assert anew.goal(q) is not None
+
+
+def test_workers_wait_for_a_horizon_before_they_make_up_for_each_other():
+    table = np.zeros(Fellows.table_for(2))
+    other = told(table, 1, [9, 9])
+    one = told(table, 0, [9, 0], draws=15)
+    assert other.goal(np.array([0.5, 0.5])) is None
+    one.tell(np.array([9, 0]), 8, np.array([0.5, 0.5]), np.array([1.0, 0.0]))
+    assert other.goal(np.array([0.5, 0.5])) is not None
+
+
+def test_workers_beyond_the_table_draw_for_themselves():
+    assert Fellows.table_for(2) == (64, 8)
+    rows, width = Fellows.table_for(100_000)
+    assert rows == 3
+    assert rows * width <= 2**20
+    counts, _ = drawn_together([[0]] + [[0, 1]] * 64, 65, size=640)
+    assert counts[-1, 1:].mean(axis=0) == pytest.approx([16, 16], abs=2)
+
+
+def test_log_of_several_workers_says_it_once_and_counts_all_their_batches(caplog):
+    source = FairStream(Files([[0]] * 2, 1600), FeedbackController(2), batch_size=8, buffer=16)
+    assert sum(1 for _ in in_turns(source, 2, samples=True)) == 201
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith("Class 1 has not come yet: none to be had for 17 batches, the last being batch 16.")
+
+
+@pytest.mark.parametrize("files", [[[0], [0, 1]], [[0, 1], [0]]], ids=str)
+@pytest.mark.parametrize("lightning", [False, True])
+def test_log_is_quiet_of_a_class_that_some_worker_has(caplog, files, lightning):
+    source = FairStream(Files(files, 1600), FeedbackController(2), batch_size=8, buffer=16)
+    control = StreamControl(source)
+    for turn in in_turns(source, 2, samples=not lightning):
+        for _, made in turn if lightning else ():
+            control.retire(made[0])
+    assert caplog.records == []
+
+
+def test_log_under_lightning_names_a_class_that_no_worker_has(caplog):
+    source = FairStream(Files([[0]] * 2, 1600), FeedbackController(2), batch_size=8, buffer=16)
+    control = StreamControl(source)
+    for turn in in_turns(source, 2):
+        for _, (draw, _) in turn:
+            control.retire(draw)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith("Class 1 has not come yet: none to be had for 16 batches, the last being batch 15.")
+
+
 # -- through Lightning -------------------------------------------------------------------------------------------
 
 
@@ -639,7 +885,7 @@ def test_source_has_to_be_iterable():
     ("sample", "error", "match"),
     [
         ((0, 4), ValueError, r"labels must lie in \[0, 4\), got 4 in the stream"),
-        ((0, -1), ValueError, "got -1"),
+        ((0, -1), ValueError, r"got -1 in the stream\. A negative number often marks a sample without a class: leave"),
         ((0, 2**70), ValueError, "got 1180591620717411303424"),
         ((0, 1.0), TypeError, "is one integer; got 1.0 in a tuple"),
         ((0, torch.tensor([1, 2])), TypeError, "is one integer; got tensor"),
@@ -744,6 +990,20 @@ def test_samples_alive_are_within_a_tenth_of_the_stated_limit(benchmark):
     most, limit, _ = benchmark.memory(side=8)
     assert limit == 2560
     assert 0.95 * limit < most < 1.1 * limit
+
+
+@pytest.mark.parametrize("loader", [False, True])
+@pytest.mark.parametrize(
+    ("num_classes", "buffer", "batch", "reuse"),
+    [(10, 64, 32, 64), (2, 64, 32, 64), (2, 64, 128, 64), (10, 8, 32, 8), (2, 16, 32, 2), (3, 4, 4, 1)],
+)
+def test_beside_the_buffers_there_is_the_batch_in_hand_and_a_tenth(
+    benchmark, num_classes, buffer, batch, reuse, loader
+):
+    """The first are the settings of `experiment=drift`."""
+    most, limit, _ = benchmark.memory(4, num_classes, buffer, batch, reuse=reuse, loader=loader)
+    assert limit == num_classes * buffer
+    assert 0.9 * limit < most <= limit + batch + max(0.1 * limit, 1)
 
 
 def test_recovery_is_measured_from_each_turn(benchmark):

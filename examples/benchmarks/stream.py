@@ -36,6 +36,7 @@ from tqdm import tqdm
 from lightning_fair import FairStream, FeedbackController
 
 ITEMS, SIDE = 2000, 28
+SMALL = ((10, 64, 32), (2, 64, 32))  # classes, buffer and batch of `experiment=drift`
 Sample = tuple[torch.Tensor, int]
 Make = Callable[[int], torch.Tensor]
 
@@ -159,13 +160,25 @@ class Alive:
         del self._watched[key]
 
 
-def memory(side: int = 96, num_classes: int = 10, buffer: int = 256, batch: int = 16) -> tuple[int, int, float]:
-    """Return the most samples alive at once, the stated limit of the buffers, and the bytes the process grew by."""
+def memory(
+    side: int = 96,
+    num_classes: int = 10,
+    buffer: int = 256,
+    batch: int = 16,
+    *,
+    reuse: int = 64,
+    loader: bool = False,
+) -> tuple[int, int, float]:
+    """Return the most samples alive at once, the stated limit of the buffers, and the bytes the process grew by.
+
+    With ``loader`` it is read through torch's DataLoader, which hands out the samples themselves.
+    """
     labels = np.random.default_rng(0).integers(0, num_classes, 4 * num_classes * buffer)
     alive = Alive(side)
-    stream = FairStream(Stream(alive, labels), FeedbackController(num_classes), batch_size=batch, buffer=buffer)
+    source, controller = Stream(alive, labels), FeedbackController(num_classes)
+    stream = FairStream(source, controller, batch_size=batch, buffer=buffer, reuse=reuse)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in stream.batches():
+    for _ in DataLoader(stream, batch_size=batch, collate_fn=list) if loader else stream.batches():
         pass
     grown = 1024.0 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     return alive.most, num_classes * buffer, grown
@@ -197,6 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     most, limit, grown = memory()
+    small = [(K, buffer, batch, *memory(28, K, buffer, batch)[:2]) for K, buffer, batch in SMALL]
     table = []
     for name, make in sources().items():
         for K, batch in ((10, 128), (2, 128), (10, 64)):
@@ -228,6 +242,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"hand with them; stated limit {limit}; ratio {most / limit:.3f}. The process grew by {grown / 2**20:.0f} MiB,"
     )
     print(f"the limit takes {limit * size / 2**20:.0f} MiB: the allocator's share is in it.")
+    for K, buffer, batch, alive, held in small:
+        print(f"K = {K}, buffer {buffer}, batch {batch}: {alive} alive, limit {held}, and {batch} in hand.")
     print(f"\nRecovery after {len(off)} turns of a 99:1 stream, batch 64, within 2 % of the target for good: median")
     print(f"{np.median(off):g}, largest {max(off)} batches.")
 
