@@ -490,7 +490,7 @@ class FairSampling(L.Callback):
         draw = delivered.draw
         assert self.sampler is not None
         reference = self.sampler.controller.target_at(draw.progress) if self.reference == "target" else self._prior
-        self._weights = weights_of_mixes(reference, draw.probs, self.max_weight, self.exponent)
+        self._weights = weights_of_mixes(draw.reference(reference), draw.probs, self.max_weight, self.exponent)
         self._step_weights.start(torch.from_numpy(self._weights).float(), delivered.labels)
 
     @override

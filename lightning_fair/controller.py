@@ -53,6 +53,10 @@ class Draw:
     alpha: float
     progress: float = field(default=0.0, kw_only=True)
 
+    def reference(self, mix: Floats) -> Floats:
+        """Return what the batch's weighted losses have to stand for where all batches' stand for ``mix``."""
+        return mix
+
 
 @dataclass
 class _Feedback:

@@ -14,9 +14,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
-from lightning_fair.absences import Absences, Fellows
+from lightning_fair.absences import Absences
 from lightning_fair.buffers import ClassBuffers, detached, labels_of, own_memory, placed, share_out, sorted_by_class
 from lightning_fair.controller import Draw, FeedbackController
+from lightning_fair.fellows import Aim, Fellows
 from lightning_fair.simplex import Chances, Floats, Ints, apply_floor, apportion
 
 _STEP, _EPOCH, _PROGRESS, _VECTORS = 0, 1, 2, 3  # places in the shared news
@@ -36,12 +37,19 @@ class StreamDraw(Draw):
         arrived: Samples of each class read from the source since the draw before, int64, shape ``(K,)``.
         ended: Whether the source had come to its end.
         there: Whether this process, or another worker of the iteration, had something of each class, shape ``(K,)``.
+        part: What the worker is to draw of each class over the target's share of it, shape ``(K,)``, where the workers
+            draw for each other; else None, which is one. The weights are so many times as large.
     """
 
     labels: Ints
     arrived: Ints
     ended: bool
     there: NDArray[np.bool_]
+    part: Floats | None
+
+    def reference(self, mix: Floats) -> Floats:
+        """Return the worker's part of ``mix``."""
+        return mix if self.part is None else mix * self.part
 
 
 class FairStream(IterableDataset[Any]):
@@ -289,13 +297,13 @@ class FairStream(IterableDataset[Any]):
                         # The workers take turns, so this is the number of the step that will have the batch.
                         controller.draws = number
                         self._take_over_emphasis(controller)
-                    goal = fellows.goal(controller.q) if fellows and controller.deficit == "relative" else None
-                    draw = self._draw(controller, left, chances, size, arrived, ended, goal, fellows)
+                    aim = fellows.aim(controller.q) if fellows and controller.deficit == "relative" else None
+                    draw = self._draw(controller, left, chances, size, arrived, ended, aim, fellows)
                     controller.register(draw)
                     if not in_flight:
                         controller.commit(draw.counts, draw=draw)
-                    if goal is not None:
-                        _count_as_of_target(controller, draw, goal)
+                    if aim:
+                        _count_as_of_target(controller, draw, aim.goal)
                     draws.append(draw)
                     number += places
                     arrived = np.zeros_like(arrived)
@@ -383,7 +391,7 @@ class FairStream(IterableDataset[Any]):
         size: int,
         arrived: Ints,
         ended: bool,
-        goal: Floats | None,
+        aim: Aim | None,
         fellows: Fellows | None,
     ) -> StreamDraw:
         """Draw a batch of what is left of each class, and take it off."""
@@ -392,12 +400,12 @@ class FairStream(IterableDataset[Any]):
         plenty = np.minimum.reduce(left) >= size
         # A class that is not there has a large deficit: next to it the floor would be all that the others have.
         probs = controller.next_probs(None if there.all() or not (there & (controller.q > 0)).any() else there)
-        if goal is not None:
-            probs = _aimed(probs, controller, goal)
+        if aim:
+            probs = _aimed(probs, controller, aim.goal)
         if not plenty:  # where there is, whatever the mix
             probs = share_out(probs, left / size)
         if fellows:
-            there = fellows.tell(left, size, controller.q if goal is None else goal, probs)
+            there = fellows.tell(left, size, aim.goal if aim else controller.q, probs)
         order, start, shuffle = chances(serial)
         if size < self.batch_size:
             shuffle = shuffle[shuffle < size]
@@ -417,6 +425,7 @@ class FairStream(IterableDataset[Any]):
             arrived=arrived,
             ended=ended,
             there=there,
+            part=aim.part if aim else None,
             progress=controller.progress,
         )
 
@@ -427,7 +436,7 @@ class FairStream(IterableDataset[Any]):
         for start, draw in zip(range(0, labels.size, self.batch_size), draws, strict=True):
             batch = samples[start : start + self.batch_size]
             if self.weights:
-                q, p = self.controller.target_at(draw.progress), draw.probs
+                q, p = draw.reference(self.controller.target_at(draw.progress)), draw.probs
                 weights = np.divide(q, p, out=np.zeros_like(p), where=p > 0).astype(np.float32)
                 batch = [_with_weight(sample, w) for sample, w in zip(batch, weights[draw.labels], strict=True)]
             yield batch

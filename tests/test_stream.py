@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 import lightning_fair.stream as stream_module
 from lightning_fair import FairDataModule, FairSampling, FairStream, FeedbackController, importance_weights, schedules
-from lightning_fair.absences import Fellows, together
 from lightning_fair.buffers import ClassBuffers, share_out, sorted_by_class
+from lightning_fair.fellows import Fellows, together
 from lightning_fair.loader import check_loader
 from lightning_fair.stream_loader import StreamControl, make_stream_fair
 
@@ -638,14 +638,29 @@ def test_trained_mix_reaches_the_target_whatever_the_workers_shards_hold(source,
     assert [record for record in caplog.records if record.name == "lightning_fair"] == []
 
 
-def test_weights_are_those_of_each_workers_own_draw_where_shards_differ():
-    source = FairStream(Files([[0], [0, 1], [0, 1]], 3200), FeedbackController(2), batch_size=32, weights=True)
-    shares = []
-    for _, y, w in DataLoader(source, batch_size=32, num_workers=3):
-        counts, p = torch.bincount(y, minlength=2), torch.zeros(2).index_put_((y,), 0.5 / w)
-        assert ((counts - 32 * p).abs() < 1 + 1e-4)[counts > 0].all()
-        shares.append(counts[1].item() / 32)
-    assert np.mean(shares[96:288]) == pytest.approx(0.5, abs=0.02)
+@pytest.mark.parametrize("q", [0.5, 0.3])
+def test_weighted_losses_of_all_workers_stand_for_the_target_where_shards_differ(q):
+    """Each class has its own loss, so the mean over all batches of mean(w * loss) shows what they stand for."""
+    controller = FeedbackController(2, [1 - q, q])
+    source = FairStream(Files([[0], [0, 1], [0, 1]], 3200), controller, batch_size=32, weights=True)
+    batches = [(y, w) for _, y, w in DataLoader(source, batch_size=32, num_workers=3)][96:288]
+    risks = [torch.zeros(2).index_add_(0, y, w) / 32 for y, w in batches]
+    assert torch.stack(risks).mean(dim=0).tolist() == pytest.approx([1 - q, q], abs=0.02)
+    assert torch.cat([y for y, _ in batches]).double().mean() == pytest.approx(q, abs=0.02)
+    assert max(w.max().item() for _, w in batches) < 2.0
+
+
+def test_the_callback_weights_them_so_too():
+    class Risks(Weighted):
+        def training_step(self, batch, batch_idx):
+            x, y = batch
+            self.steps.append(self.weighted_loss((y == 1).float() + 0.0 * self.losses(x, y)).item())
+            return self.weighted_loss(self.losses(x, y))
+
+    module = Risks()
+    loader = DataLoader(FairStream(Files([[0], [0, 1]], 6400), batch_size=32), batch_size=32, num_workers=2)
+    fit(module, loader, FairSampling(num_classes=2), max_steps=200)
+    assert np.mean(module.steps[100:180]) == pytest.approx(0.5, abs=0.02)
 
 
 def told(table, place, left, *, stamp=1.0, draws=16, horizon=16.0):
@@ -660,27 +675,27 @@ def test_only_workers_of_this_iteration_that_are_at_work_act():
     q = np.array([0.5, 0.5])
     table = np.zeros(Fellows.table_for(2))
     one, other = told(table, 0, [9, 0]), told(table, 1, [9, 9])
-    assert other.goal(q).tolist() == [0.0, 1.0]
-    assert one.goal(q)[0] == pytest.approx(2 / 3)  # it would take class 1 where there was some
+    assert other.aim(q).goal.tolist() == [0.0, 1.0]
+    assert one.aim(q).goal[0] == pytest.approx(2 / 3)  # it would take class 1 where there was some
     assert [one.first, other.first] == [True, False]
     one.leave()
-    assert other.goal(q) is None
+    assert other.aim(q) is None
     assert other.first
     told(table, 0, [9, 0])
     anew = told(table, 1, [9, 9], stamp=2.0)  # the row of worker 0 is of an iteration before
-    assert anew.goal(q) is None
+    assert anew.aim(q) is None
     other.leave()  # of the iteration before: the row is another's now
     told(table, 0, [9, 0], stamp=2.0)
-    assert anew.goal(q) is not None
+    assert anew.aim(q) is not None
 
 
 def test_workers_wait_for_a_horizon_before_they_make_up_for_each_other():
     table = np.zeros(Fellows.table_for(2))
     other = told(table, 1, [9, 9])
     one = told(table, 0, [9, 0], draws=15)
-    assert other.goal(np.array([0.5, 0.5])) is None
+    assert other.aim(np.array([0.5, 0.5])) is None
     one.tell(np.array([9, 0]), 8, np.array([0.5, 0.5]), np.array([1.0, 0.0]))
-    assert other.goal(np.array([0.5, 0.5])) is not None
+    assert other.aim(np.array([0.5, 0.5])) is not None
 
 
 def test_workers_beyond_the_table_draw_for_themselves():
