@@ -15,7 +15,7 @@ _U64: TypeAlias = NDArray[np.uint64]
 
 # With so many rounds up to so many items, two places lie alike in every pair of positions (test_pools.py). No rounds:
 # a few items are sorted, of a like number at a time.
-_KINDS, _ROUNDS = (8, 16, 32, 1024, 2**32), (0, 0, 0, 8, 6)
+_KINDS, _ROUNDS = (8, 16, 32, 64, 1024, 2**32), (0, 0, 0, 12, 8, 6)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _27, _30, _31, _32 = (np.uint64(bits) for bits in (27, 30, 31, 32))
@@ -32,7 +32,8 @@ _MOST_ROOM = 2**18  # the rows grow up to so many items where a batch takes more
 class PoolState:
     """Where the pools stand: items drawn per class, and items passed over that come first next time.
 
-    One of pools at work copies nothing: draws that follow are linked to it, and taken off again when it is read.
+    One of pools at work copies nothing: draws that follow are linked to it, and taken off again when it is read. So
+    whoever keeps one keeps the labels of all draws after it.
 
     Args:
         taken: Items drawn of each class, shape ``(K,)``; or the pools, of what they have drawn.
@@ -121,7 +122,9 @@ class ClassPools:
         order = np.argsort(narrow, kind="stable")
         self._items = order.astype(np.int32 if labels.size <= np.iinfo(np.int32).max else np.int64, copy=False)
         self._starts: Ints = np.concatenate(([0], np.cumsum(self.sizes)[:-1]))
-        self._class_keys = _hash(np.arange(num_classes, dtype=np.uint64) ^ _hash(np.array([seed], dtype=np.uint64)))
+        self._class_keys = _hash(
+            np.arange(num_classes, dtype=np.uint64) ^ _hash(np.array([seed % 2**64], dtype=np.uint64))
+        )
         self._kinds = np.searchsorted(_KINDS, self.sizes).astype(np.uint8)
         # In the rows an item stands as it is, or as ~item (below 0) where its pass ends with it. A row ends with
         # the least number there is, so that the least of a draw says whether there is anything to look after.
@@ -133,6 +136,14 @@ class ClassPools:
         self._window = 0
         width = min(max(_AHEAD // num_classes, _FEWEST), _MOST)
         self._make_rows(width // 2 * 2, np.zeros(num_classes, dtype=np.int64))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_ring", "_now")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._ring = self._before[1:]  # one memory, in a copy too
+        self._now = PoolState(self, self._owed)
 
     @property
     def state(self) -> PoolState:
@@ -216,6 +227,7 @@ class ClassPools:
         """Replace the items that the draw already has, in the classes large enough to do without."""
         order = items.argsort(kind="stable")
         ordered = items[order]
+        self._owed = self._still_owed()  # the one before belongs to the states before
         for label in set(labels[order[1:][ordered[1:] == ordered[:-1]]].tolist()):
             mine = np.flatnonzero(labels == label)
             begin, count, spot, first = int(mine[0]), mine.size, int(spots[mine[0]]), int(numbers[mine[0]])
@@ -237,8 +249,7 @@ class ClassPools:
             owed = coming[:past][again[:past]]
             # They come next: numbered on from here, in place of those that were taken instead.
             after = first + count
-            still = {c: o for c, o in self._owed.items() if c != label and self._still_owed(c)}
-            self._owed = {**still, label: (after, owed.astype(np.int64))}
+            self._owed[label] = (after, owed.astype(np.int64))
             spot += count
             if spot + owed.size <= end:
                 if (after + owed.size) % size == 0:
@@ -248,9 +259,12 @@ class ClassPools:
                 spots[begin + count - 1] = end - 1
                 self._first[label] = after - self._width
 
-    def _still_owed(self, label: int) -> bool:
-        first, items = self._owed[label]
-        return first + items.size > int(self._first[label] + self._next[label] - self._rows[label])
+    def _still_owed(self) -> dict[int, tuple[int, Ints]]:
+        """Return what is owed, without the classes whose items have been taken by now."""
+        labels = np.fromiter(self._owed, np.int64, len(self._owed))
+        ends = np.fromiter((first + items.size for first, items in self._owed.values()), np.int64, labels.size)
+        open_ = ends > self._first[labels] + self._next[labels] - self._rows[labels]
+        return {label: self._owed[label] for label in labels[open_].tolist()}
 
     # -- rows of items worked out in advance -------------------------------------------------------------
 
@@ -301,7 +315,8 @@ class ClassPools:
         items = self._items.take(spots)
         over = np.cumsum(lengths)[ends <= width] - 1
         items.ravel()[over] ^= -1
-        for label in [label for label in self._owed if self._still_owed(label)]:
+        owing = np.fromiter(self._owed, np.int64, len(self._owed))
+        for label in owing[np.isin(owing, classes)].tolist() if owing.size else ():
             (mine,) = np.nonzero(classes == label)
             first, owed = self._owed[label]
             offsets = numbers[mine][:, None] + np.arange(width) - first

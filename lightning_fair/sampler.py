@@ -22,7 +22,7 @@ from lightning_fair.simplex import Chances, Floats, Ints, apportioned
 Missing: TypeAlias = Literal["error", "skip"]
 DrawKind: TypeAlias = Literal["systematic", "iid"]
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 # Draws made one after the other where the lag lets them: after a training step nothing of a draw is in the
 # processor's caches, and the first takes as long as the next three.
 _AT_ONCE = 4
@@ -34,7 +34,7 @@ class BatchDraw(Draw):
 
     Attributes:
         labels: Class of each of this rank's samples, in the order of its indices, shape ``(batch,)``.
-        pools: Where the pools stood before the draw.
+        pools: Where the pools stood before the draw. It holds on to the labels of all draws after: keep no old records.
         delivered: Whether the batch has left the loader.
     """
 

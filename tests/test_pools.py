@@ -279,13 +279,13 @@ def test_same_seed_gives_the_same_order():
     assert passes(seed=5) == passes(seed=5)
 
 
-@pytest.mark.parametrize("n", [12, 20, 60])  # sorted, and permuted by the network
-def test_items_meet_in_batches_as_often_as_chance_has_it(n):
-    # Each pass parts the items at random into batches of 4, so a pair meets in a pass with chance = 3 / (n - 1).
-    # Each item meets exactly 3 others, so the pair counts live in n dimensions less, those of n fixed sums, and by
+@pytest.mark.parametrize(("n", "batch"), [(12, 4), (20, 4), (33, 3), (36, 4), (60, 4)])  # sorted; by the network
+def test_items_meet_in_batches_as_often_as_chance_has_it(n, batch):
+    # Each pass parts the items at random into batches of B, so a pair meets in a pass with chance = (B - 1) / (n - 1).
+    # Each item meets exactly B - 1 others, so the pair counts live in n dimensions less, those of n fixed sums, and by
     # symmetry vary alike in all of them: their variance there, per pass, is pairs * chance * (1 - chance) / freedom.
-    batch, many = 4, 1500
-    pairs, chance = n * (n - 1) // 2, 3 / (n - 1)
+    many = 1500
+    pairs, chance = n * (n - 1) // 2, (batch - 1) / (n - 1)
     freedom = pairs - n
     pools = ClassPools(np.zeros(n, dtype=np.int64), 1, seed=7)
     together = np.zeros((n, n))
@@ -293,7 +293,31 @@ def test_items_meet_in_batches_as_often_as_chance_has_it(n):
         items = take(pools, [batch])
         together[np.ix_(items, items)] += 1
     met = together[np.triu_indices(n, 1)]
-    assert met.sum() == many * n // batch * 6
+    assert met.sum() == many * n // batch * (batch * (batch - 1) // 2)
     statistic = ((met - many * chance) ** 2).sum() / (many * pairs * chance * (1 - chance) / freedom)
     # Each side is passed by chance once in 10,000 seeds.
     assert reference.chi_square_limit(freedom, -3.719) < statistic < reference.chi_square_limit(freedom)
+
+
+@pytest.mark.parametrize("n", [33, 34, 36, 40, 48])
+def test_neighbours_of_a_small_class_lie_as_far_apart_as_chance_has_it(n):
+    """Where the network is smallest it mixes slowest: the gap between the positions of items 0 and 1."""
+    keys, many = np.random.default_rng(1).integers(0, 2**64, 200_000, dtype=np.uint64), 200_000
+    ends = np.tile(np.array([0, 1], dtype=np.uint32), many)
+    found = permute(ends, np.full(many, n), keys, np.full(many, 2)).reshape(-1, 2).astype(np.int64)
+    gaps = np.bincount((found[:, 1] - found[:, 0]) % n, minlength=n)[1:]
+    statistic = ((gaps - many / (n - 1)) ** 2).sum() / (many / (n - 1))
+    assert statistic < reference.chi_square_limit(n - 2)
+
+
+@pytest.mark.parametrize("copied", [deepcopy, lambda pools: pickle.loads(pickle.dumps(pools))])
+def test_copies_go_on_as_the_pools_would(copied):
+    pools = ClassPools(np.repeat([0, 1, 2], [3000, 7, 40]), 3, seed=3)
+    labels = np.repeat([0, 1, 2], [40, 3, 5])
+    for _ in range(5):
+        pools.draw(labels)
+    other = copied(pools)
+    for _ in range(500):  # rows run out, passes end, and items are owed
+        assert pools.draw(labels).tolist() == other.draw(labels).tolist()
+        assert other.state.taken.tolist() == other.drawn.tolist() == pools.drawn.tolist()
+    assert {y: o.tolist() for y, o in other.state.owed.items()} == {y: o.tolist() for y, o in pools.state.owed.items()}
