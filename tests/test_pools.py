@@ -299,12 +299,16 @@ def test_items_meet_in_batches_as_often_as_chance_has_it(n, batch):
     assert reference.chi_square_limit(freedom, -3.719) < statistic < reference.chi_square_limit(freedom)
 
 
-@pytest.mark.parametrize("n", [33, 34, 36, 40, 48])
+@pytest.mark.parametrize("n", [33, 34, 36])
 def test_neighbours_of_a_small_class_lie_as_far_apart_as_chance_has_it(n):
     """Where the network is smallest it mixes slowest: the gap between the positions of items 0 and 1."""
-    keys, many = np.random.default_rng(1).integers(0, 2**64, 200_000, dtype=np.uint64), 200_000
+    many = 1_000_000
     ends = np.tile(np.array([0, 1], dtype=np.uint32), many)
-    found = permute(ends, np.full(many, n), keys, np.full(many, 2)).reshape(-1, 2).astype(np.int64)
+    found = (
+        permute(ends, np.full(many, n), keys(np.random.default_rng(1), many), np.full(many, 2))
+        .reshape(-1, 2)
+        .astype(np.int64)
+    )
     gaps = np.bincount((found[:, 1] - found[:, 0]) % n, minlength=n)[1:]
     statistic = ((gaps - many / (n - 1)) ** 2).sum() / (many / (n - 1))
     assert statistic < reference.chi_square_limit(n - 2)
