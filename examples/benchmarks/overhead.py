@@ -223,11 +223,18 @@ class Timed(FairSampling):
             trainer.logger.experiment.flush()
         self.times.append((time.perf_counter_ns() - start) / 1e3)
 
+    def on_train_epoch_end(self, *args: Any) -> None:
+        """Draw a figure, after some of the epochs."""
+        self._time_figure(super().on_train_epoch_end, args)
+
     def on_train_end(self, *args: Any) -> None:
-        """Draw the last figure."""
+        """Draw the last one, unless it has just been drawn."""
+        self._time_figure(super().on_train_end, args)
+
+    def _time_figure(self, draw: Callable[..., None], args: tuple[Any, ...]) -> None:
         start = time.perf_counter_ns()
-        super().on_train_end(*args)
-        self.figure = (time.perf_counter_ns() - start) / 1e3
+        draw(*args)
+        self.figure = max(self.figure, (time.perf_counter_ns() - start) / 1e3)
 
 
 def writing(steps: int, seed: int, num_classes: int = 100) -> tuple[float, float, float]:
