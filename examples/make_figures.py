@@ -38,7 +38,7 @@ EXPERIMENT = (
     "model=mlp",
     f"data.batch_size={BATCH}",
     f"data.imbalance_ratio={RATIO}",
-    *("data.num_classes=2", "model.num_classes=2", "model.net.num_classes=2"),
+    *("data.num_classes=2", "model.num_classes=2"),
     *("logger=csv", "callbacks=none", "trainer.enable_progress_bar=false", "trainer.enable_checkpointing=false"),
     *("trainer.accelerator=cpu", "trainer.devices=1", "trainer.limit_val_batches=0"),
 )

@@ -86,10 +86,11 @@ class FairStream(IterableDataset[Any]):
 
     **Where the workers' shards differ**, a class of which one has too little in most draws of a horizon is drawn by the
     others in its place: each tells the others through shared memory what it lacks and how much of that it can draw,
-    and aims at a mix of its own, such that all together reach the target as nearly as their buffers allow. These draws
-    depend on how far the other workers were, so they are not the same in every run. While no worker lacks what another
-    can draw more of, nothing of this acts: each draw follows from the seed and its worker's shard alone. Up to 64
-    workers do so, fewer above 5,000 classes. The log says that a class has gone where no worker has it.
+    and aims at a mix of its own, such that all together reach the target as nearly as their buffers allow. The weights
+    of such a draw are multiplied by this worker's part of the class, so that the losses of all together stand for the
+    target. These draws depend on how far the other workers were, so they are not the same in every run. While no worker
+    lacks what another can draw more of, nothing of this acts: each draw follows from the seed and its worker's shard
+    alone. Up to 64 workers do so, fewer above 5,000 classes. The log says that a class has gone where no worker has it.
 
     **What a stream cannot give.** A rare class can have at most the share ``reads * reuse * (its share of the
     source)`` of the batches. A buffer that holds a class long after the source stopped sending it repeats what it
