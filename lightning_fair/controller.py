@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lightning_fair.labels import check_labels
 from lightning_fair.schedules import Schedule, Shift, as_schedule
-from lightning_fair.simplex import Floats, Ints, Target, apply_floor, resolve_target, to_numpy
+from lightning_fair.simplex import Floats, Ints, Split, Target, apply_floor, resolve_target, to_numpy
 
 Deficit: TypeAlias = Literal["relative", "count"]
 
@@ -44,6 +44,7 @@ class Draw:
         ratio: The trained mix ``r`` before the draw, shape ``(K,)``.
         alpha: Gain at the draw.
         progress: How far the target had moved, in [0, 1]; 0 for one that stays.
+        split: The counts once more, without the classes that have none, where these are many.
     """
 
     serial: int
@@ -52,6 +53,7 @@ class Draw:
     ratio: Floats
     alpha: float
     progress: float = field(default=0.0, kw_only=True)
+    split: Split | None = field(default=None, kw_only=True)
 
     def reference(self, mix: Floats) -> Floats:
         """Return what the batch's weighted losses have to stand for where all batches' stand for ``mix``."""
@@ -349,7 +351,7 @@ class FeedbackController:
 
     def register(self, draw: Draw) -> None:
         """Count a new draw as in flight: its samples enter the trained mix at once."""
-        self._follow(draw.counts)
+        self._follow(draw.counts, draw.split)
         self._in_flight.append(draw)
 
     def reopen(self, draw: Draw) -> None:
@@ -575,13 +577,17 @@ class FeedbackController:
 
     # -- the state's own arithmetic --------------------------------------------------------------------
 
-    def _follow(self, counts: NDArray[Any]) -> None:
+    def _follow(self, counts: NDArray[Any], split: Split | None = None) -> None:
         """Let one more batch enter the trained mix. A new array each time: draws keep the old ones."""
-        total = np.add.reduce(counts)
+        few = split if split is not None and split.classes.size < counts.size else None
+        total = np.add.reduce(few.sizes if few else counts)
         if total:
             rate = 1.0 / self.horizon
             self._ratio = (1.0 - rate) * self._ratio
-            self._ratio += counts * (rate / total)
+            if few:
+                self._ratio[few.classes] += few.sizes * (rate / total)
+            else:
+                self._ratio += counts * (rate / total)
             if self.lambda2:
                 self._emphasis = (1.0 - rate) * self._emphasis + rate * self._z
             if self.deficit == "count":

@@ -8,24 +8,27 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_fair.simplex import Ints
+from lightning_fair.simplex import Ints, Split
 
 _U32: TypeAlias = NDArray[np.uint32]
 _U64: TypeAlias = NDArray[np.uint64]
 
-# With so many rounds up to so many items, two places lie alike in every pair of positions (test_pools.py). No rounds:
-# a few items are sorted, of a like number at a time.
-_KINDS, _ROUNDS = (8, 16, 32, 64, 1024, 2**32), (0, 0, 0, 12, 8, 6)
+# Items of a like number are permuted at a time. With so many rounds up to so many items, two places lie alike in every
+# pair of positions (test_pools.py).
+_ROUNDS = {8: 0, 16: 0, 32: 0, 64: 12, 128: 8, 256: 8, 1024: 8, 2**32: 6}
+_KINDS = tuple(_ROUNDS)
+_LEAST_SORTED, _MOST_SORTED = 32, 256
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _27, _30, _31, _32 = (np.uint64(bits) for bits in (27, 30, 31, 32))
 _GOLDEN_32, _ODD, _ODD_2 = (np.uint32(odd) for odd in (0x9E3779B9, 0x7FEB352D, 0x846CA68B))
 _NEXT = np.array(1)  # NumPy's own numbers make for quicker calls
-_ONE, _15, _16, _LAST, _ALL = (np.uint32(number) for number in (1, 15, 16, 31, 2**32 - 1))
+_ONE, _15, _16, _ALL = (np.uint32(number) for number in (1, 15, 16, 2**32 - 1))
+_SIGN = np.int32(31)
 
 # Items worked out in advance: about so many at a time, which takes half a millisecond, and about so many in all;
 # of a class at least and at most so many, an even number.
-_AT_A_TIME, _AHEAD, _FEWEST, _MOST = 2**15, 2**17, 16, 4096
+_AT_A_TIME, _AHEAD, _FEWEST, _MOST = 2**15, 2**17, 16, 2**13
 _MOST_ROOM = 2**18  # the rows grow up to so many items where a batch takes more of a class than a row holds
 
 
@@ -33,19 +36,19 @@ class PoolState:
     """Where the pools stand: items drawn per class, and items passed over that come first next time.
 
     One of pools at work copies nothing: draws that follow are linked to it, and taken off again when it is read. So
-    whoever keeps one keeps the labels of all draws after it.
+    whoever keeps one keeps the class counts of all draws after it.
 
     Args:
         taken: Items drawn of each class, shape ``(K,)``; or the pools, of what they have drawn.
         owed: By class, the number of the first item passed over, and the items; never changed.
     """
 
-    __slots__ = ("__weakref__", "_labels", "_later", "_owed", "_source")
+    __slots__ = ("__weakref__", "_later", "_owed", "_source", "_split")
 
     def __init__(self, taken: Ints | ClassPools, owed: Mapping[int, tuple[int, Ints]]) -> None:
         self._source, self._owed = taken, owed
-        self._labels: Ints | None = None
-        self._later: PoolState | None = None  # where the pools stood after drawing of these labels
+        self._split: Split | None = None
+        self._later: PoolState | None = None  # where the pools stood after a draw split so
 
     @classmethod
     def of(cls, taken: Ints, owed: Mapping[int, Ints]) -> PoolState:
@@ -56,12 +59,12 @@ class PoolState:
     def taken(self) -> Ints:
         """Items drawn of each class so far, shape ``(K,)``, a new array."""
         state, since = self, []
-        while state._later is not None and state._labels is not None:
-            since.append(state._labels)
+        while state._later is not None and state._split is not None:
+            since.append(state._split)
             state = state._later
         taken = state._source.drawn if isinstance(state._source, ClassPools) else state._source.copy()
-        if since:
-            taken -= np.bincount(np.concatenate(since), minlength=taken.size)
+        for split in since:
+            taken[split.classes] -= split.sizes
         return taken
 
     @property
@@ -74,9 +77,9 @@ class PoolState:
                 left[label] = items[max(past, 0) :]
         return left
 
-    def followed(self, labels: Ints, owed: Mapping[int, tuple[int, Ints]]) -> PoolState:
-        """Return where the pools stand after a draw of these labels."""
-        self._labels, self._later = labels, PoolState(self._source, owed)
+    def followed(self, split: Split, owed: Mapping[int, tuple[int, Ints]]) -> PoolState:
+        """Return where the pools stand after a draw split so."""
+        self._split, self._later = split, PoolState(self._source, owed)
         return self._later
 
     def settle(self) -> None:
@@ -111,7 +114,7 @@ class ClassPools:
 
     Example:
         >>> pools = ClassPools(np.array([0, 0, 1, 0]), num_classes=2)
-        >>> sorted(pools.draw(np.array([0, 0, 0, 1])).tolist())
+        >>> sorted(pools.draw(Split.of(np.array([0, 0, 0, 1]))).tolist())
         [0, 1, 2, 3]
     """
 
@@ -126,16 +129,17 @@ class ClassPools:
             np.arange(num_classes, dtype=np.uint64) ^ _hash(np.array([seed % 2**64], dtype=np.uint64))
         )
         self._kinds = np.searchsorted(_KINDS, self.sizes).astype(np.uint8)
+        self._in_turn = self._kinds.argsort(kind="stable")  # so few kinds at a time
         # In the rows an item stands as it is, or as ~item (below 0) where its pass ends with it. A row ends with
         # the least number there is, so that the least of a draw says whether there is anything to look after.
         self._none = np.iinfo(self._items.dtype).min
-        self._heads: Ints = np.zeros(num_classes, dtype=np.int64)  # room for a draw to work in
         self._places: Ints = np.arange(0)  # 1, 2, 3, ... up to the largest batch so far
         self._owed: dict[int, tuple[int, Ints]] = {}  # as in the state
         self._now = PoolState(self, self._owed)
         self._window = 0
-        width = min(max(_AHEAD // num_classes, _FEWEST), _MOST)
-        self._make_rows(width // 2 * 2, np.zeros(num_classes, dtype=np.int64))
+        width = min(max(_AHEAD // num_classes, _FEWEST), _MOST) // 2 * 2
+        self._sorted_upto = min(max(2 * width, _LEAST_SORTED), _MOST_SORTED)  # more would be sorted than used
+        self._make_rows(width, np.zeros(num_classes, dtype=np.int64))
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_ring", "_now")}
@@ -165,72 +169,73 @@ class ClassPools:
         drawn += self._first
         return drawn
 
-    def draw(self, labels: Ints, heads: Ints | None = None) -> NDArray[Any]:
+    def draw(self, split: Split) -> NDArray[Any]:
         """Take the next items of some classes, least used first.
 
         Args:
-            labels: Class of each item to take, those of a class side by side, shape ``(B,)``; not to be written to.
-            heads: Where each class of them begins among the labels, shape ``(K,)``, where that is known.
+            split: How many of which; not to be written to.
 
         Returns:
-            Indices of the items, int32 or int64, shape ``(B,)``.
+            Indices of the items, int32 or int64, shape ``(size,)``.
         """
-        if labels.size > self._places.size:
-            self._places = np.arange(1, labels.size + 1)
-        places = self._places[: labels.size]
-        single = heads is None and not np.count_nonzero(labels[1:] == labels[:-1])  # the rule where classes are many
-        if heads is None:
-            after = self._next.take(labels)
+        classes, counts, begins = split
+        after = self._next[classes]
+        if counts is None or begins is None:  # the rule where classes are many
             after += _NEXT
-            if not single:
-                # Written last to first, what stays is where the class begins, plus one.
-                self._heads[labels[::-1]] = places[::-1]
-                after += places - self._heads.take(labels)
+            spots = after
         else:
-            after = (self._next - heads).take(labels)
-            after += places
-        items = self._before.take(after, mode="clip")
-        if labels.size and (least := items.item(items.argmin())) < 0:
-            after = self._look_after(items, labels, after - 1, least == self._none, single) + 1
-        self._next[labels] = after  # that of the last of a class stays
-        self._now = self._now.followed(labels, self._owed)
+            spots = (after - begins).repeat(counts)
+            if spots.size > self._places.size:
+                self._places = np.arange(1, spots.size + 1)
+            spots += self._places[: spots.size]
+            after += counts
+        items = self._before.take(spots, mode="clip")
+        least = items.item(items.argmin()) if items.size else 0
+        if least == self._none:
+            self._go_on(items, split, spots - 1)
+        else:
+            self._next[classes] = after
+            if least < 0:
+                self._end_passes(items, split, spots - 1)
+        self._now = self._now.followed(split, self._owed)
         return items
 
     # What follows runs where a row or a pass ends.
 
-    def _look_after(self, items: NDArray[Any], labels: Ints, spots: Ints, used_up: bool, single: bool) -> Ints:
-        """See to the rows and passes that end in a draw: mend its ``items``, and return their spots."""
-        numbers: Ints | None = None  # of the items, where the rows are too short for them
-        if used_up:
-            ranks = spots - self._next[labels]
-            most = int(ranks.max()) + 1
-            if most > self._width // 2 and 4 * most * self.sizes.size <= _MOST_ROOM:
-                self._make_rows(4 * most, self.drawn)
-            self._fill(labels)
-            spots = self._next[labels] + ranks
-            if (spots - self._rows[labels]).max() >= self._width:  # worked out for this draw, and the rows used up
-                numbers = spots - self._rows[labels] + self._first[labels]
-                items[:] = self._numbered(labels, numbers, 1)[:, 0]
-                spots = self._rows[labels] + (self._width - 1)
-            else:
-                items[:] = self._ring.take(spots)
-        np.maximum(items, ~items, out=items)
-        ordered = np.sort(items) if not single else items[:0]
-        if np.count_nonzero(ordered[1:] == ordered[:-1]):
-            here = spots - self._rows[labels] + self._first[labels] if numbers is None else numbers
-            self._pass_over(items, labels, spots, here)
-        if numbers is not None:
-            self._first[labels] = numbers + (1 - self._width)
-        return spots
+    def _go_on(self, items: NDArray[Any], split: Split, spots: Ints) -> None:
+        """Put into ``items`` those of a draw for which some rows are too short."""
+        labels, numbers = split.labels, None
+        ranks = spots - self._next[labels]
+        most = int(ranks.max()) + 1
+        if most > self._width // 2 and 4 * most * self.sizes.size <= _MOST_ROOM:
+            self._make_rows(4 * most, self.drawn)
+        self._fill(np.unique(labels[spots - self._rows[labels] >= self._width]))
+        spots = self._next[labels] + ranks
+        if (spots - self._rows[labels]).max() >= self._width:  # worked out for this draw, and the rows used up
+            numbers = spots - self._rows[labels] + self._first[labels]
+            items[:] = self._numbered(labels, numbers, 1)[:, 0]
+            spots = self._rows[labels] + (self._width - 1)
+            self._first[labels] = numbers + (1 - self._width)  # that of the last of a class stays
+        else:
+            items[:] = self._ring.take(spots)
+        self._next[labels] = spots + 1
+        self._end_passes(items, split, spots, numbers)
 
-    def _pass_over(self, items: NDArray[Any], labels: Ints, spots: Ints, numbers: Ints) -> None:
-        """Replace the items that the draw already has, in the classes large enough to do without."""
-        order = items.argsort(kind="stable")
+    def _end_passes(self, items: NDArray[Any], split: Split, spots: Ints, numbers: Ints | None = None) -> None:
+        """See to the passes that end in a draw: make ``items`` plain, and different where they can be."""
+        np.maximum(items, ~items, out=items)
+        if split.counts is None:
+            return
+        ordered = np.sort(items)
+        if not np.count_nonzero(ordered[1:] == ordered[:-1]):
+            return
+        labels, order = split.labels, items.argsort()
         ordered = items[order]
-        self._owed = self._still_owed()  # the one before belongs to the states before
+        self._owed = self._owed.copy()  # the one before belongs to the states before
         for label in set(labels[order[1:][ordered[1:] == ordered[:-1]]].tolist()):
             mine = np.flatnonzero(labels == label)
-            begin, count, spot, first = int(mine[0]), mine.size, int(spots[mine[0]]), int(numbers[mine[0]])
+            begin, count, spot = int(mine[0]), mine.size, int(spots[mine[0]])
+            first = int(spot - self._rows[label] + self._first[label] if numbers is None else numbers[begin])
             size = int(self.sizes[label])
             if count > size:
                 continue
@@ -256,7 +261,7 @@ class ClassPools:
                     owed[-1] = ~owed[-1]
                 self._ring[spot : spot + owed.size] = owed
             else:  # the row counts as used up: it is filled before the next draw from it
-                spots[begin + count - 1] = end - 1
+                self._next[label] = end
                 self._first[label] = after - self._width
 
     def _still_owed(self) -> dict[int, tuple[int, Ints]]:
@@ -280,11 +285,11 @@ class ClassPools:
     def _fill(self, wanted: Ints) -> None:
         """Go on with the rows that are half used up: those of the classes ``wanted``, and a window of the others."""
         K, half = self.sizes.size, self._width // 2
-        wanted = np.unique(wanted)
+        self._owed = self._still_owed()
         begin = self._window % K
         self._window = end = min(begin + max(_AT_A_TIME // half - wanted.size, 1), K)
-        others = wanted[(wanted < begin) | (wanted >= end)]
-        classes = np.concatenate((np.arange(begin, end), others))
+        window = self._in_turn[begin:end]
+        classes = np.concatenate((window, np.setdiff1d(wanted, window, assume_unique=True)))
         classes = classes[(self._next[classes] - self._rows[classes] >= half) & (self.sizes[classes] > 0)]
         rows = self._ring.reshape(K, self._width + 1)
         new = self._numbered(classes, self._first[classes] + self._width, half)
@@ -310,7 +315,7 @@ class ClassPools:
         keys = _hash(self._class_keys[classes[rows]] + (passes[rows] + nth).view(np.uint64))
         places = np.arange(classes.size * width, dtype=np.uint32)
         places -= (rows * width + begins).astype(np.uint32).repeat(lengths)  # below 0 and back, modulo 2**32
-        spots = permute(places, sizes, keys, lengths).astype(np.int64).reshape(-1, width)
+        spots = permute(places, sizes, keys, lengths, self._sorted_upto).astype(np.int64).reshape(-1, width)
         spots += self._starts[classes][:, None]
         items = self._items.take(spots)
         over = np.cumsum(lengths)[ends <= width] - 1
@@ -329,19 +334,20 @@ class ClassPools:
         return found
 
 
-def permute(places: _U32, sizes: Ints, keys: _U64, lengths: Ints) -> _U32:
+def permute(places: _U32, sizes: Ints, keys: _U64, lengths: Ints, sorted_upto: int = _MOST_SORTED) -> _U32:
     """Return where each place lies in a pseudo-random permutation of ``range(size)`` chosen by its key.
 
     A Feistel network whose halves are the row and the column in a table about as wide as high, the last row of which
     ends with the range. Each round turns every row (or column) in itself, by a number that depends on the row: a
-    bijection for every size and key, computed one place at a time. A few items are put in the order of as many random
-    numbers instead.
+    bijection for every size and key, computed one place at a time. Up to ``sorted_upto`` items are put in the order of
+    as many random numbers instead, which costs as much whether one place is wanted or all.
 
     Args:
         places: Places in ``[0, size)``, stretch after stretch of those with one key, shape ``(P,)``.
         sizes: Size of each stretch's range, in ``[1, 2**32 - 2**16]``, those of ``_KINDS`` in turn, shape ``(S,)``.
         keys: Key of each stretch's permutation, shape ``(S,)``.
         lengths: Places of each stretch, summing to ``P``, shape ``(S,)``.
+        sorted_upto: At most 256.
 
     Reference:
         M. Luby and C. Rackoff (1988), "How to construct pseudorandom permutations from pseudorandom functions".
@@ -352,19 +358,19 @@ def permute(places: _U32, sizes: Ints, keys: _U64, lengths: Ints) -> _U32:
     """
     result = np.empty_like(places)
     begin = first = 0
-    for most, rounds in zip(_KINDS, _ROUNDS, strict=True):
+    for most, rounds in _ROUNDS.items():
         end = int(np.count_nonzero(sizes <= most))
         last = first + int(np.add.reduce(lengths[begin:end]))
         if first < last:
             kind = places[first:last], sizes[begin:end], keys[begin:end], lengths[begin:end]
-            result[first:last] = _turned(*kind, rounds) if rounds else _shuffled(*kind)
+            result[first:last] = _shuffled(*kind, most) if most <= sorted_upto else _turned(*kind, rounds)
         begin, first = end, last
     return result
 
 
-def _shuffled(places: _U32, sizes: Ints, keys: _U64, lengths: Ints) -> _U32:
-    """Permute a few items by sorting random numbers, whose last bits are the items."""
-    most = int(sizes.max())
+def _shuffled(places: _U32, sizes: Ints, keys: _U64, lengths: Ints, upto: int) -> _U32:
+    """Permute up to so many items by sorting random numbers, whose last bits are the items."""
+    most, bits = int(sizes.max()), np.uint32(upto - 1)
     spots = np.arange(most, dtype=np.uint32)
     low, high = keys.astype(np.uint32)[:, None], (keys >> _32).astype(np.uint32)[:, None]
     random = low + spots * _GOLDEN_32
@@ -374,11 +380,11 @@ def _shuffled(places: _U32, sizes: Ints, keys: _U64, lengths: Ints) -> _U32:
         np.bitwise_xor(random, other, out=random)
         np.multiply(random, odd, out=random)
         np.bitwise_xor(random, high, out=random)
-    np.bitwise_and(random, ~_LAST, out=random)
+    np.bitwise_and(random, ~bits, out=random)
     np.bitwise_or(random, spots, out=random)
     np.copyto(random, _ALL, where=spots >= sizes.astype(np.uint32)[:, None])
     random.sort(axis=1)
-    np.bitwise_and(random, _LAST, out=random)
+    np.bitwise_and(random, bits, out=random)
     result: _U32 = random.take(places + np.arange(0, random.size, most).repeat(lengths))
     return result
 
@@ -386,36 +392,40 @@ def _shuffled(places: _U32, sizes: Ints, keys: _U64, lengths: Ints) -> _U32:
 def _turned(places: _U32, sizes: Ints, keys: _U64, lengths: Ints, rounds: int) -> _U32:
     """Permute by the network."""
     halves = np.frexp(sizes)[1].astype(np.uint32) >> _ONE
+    whole = (sizes >> halves).astype(np.uint32)  # rows that go all the way
     # Of 64 bits of key one half begins the keys of the rounds, the other parts them.
-    columns = (halves, (sizes - 1).astype(np.uint32), keys.astype(np.uint32), (keys >> _32).astype(np.uint32) | _ONE)
-    half, last, key, step = (column.repeat(lengths) for column in columns)
-    wide = (_ONE << halves).repeat(lengths)
-    row, mixed, turn, long = places >> half, *(np.empty_like(places) for _ in range(3))
-    column = places & (wide - _ONE)
-    size = last + _ONE
-    upto = last + wide
+    parts = keys.astype(np.uint32), (keys >> _32).astype(np.uint32) | _ONE
+    half, whole, upto, key, step = (
+        column.repeat(lengths) for column in (halves, whole, sizes.astype(np.uint32), *parts)
+    )
+    last = (_ONE << half) - _ONE
+    upto += last
+    row, column = places >> half, places & last
+    mixed, other = np.empty_like(places), np.empty_like(places)
+    signed = other.view(np.int32)
     for number in range(rounds):
-        turned, other = (column, row) if number % 2 else (row, column)
-        # How long is the row, or the column?
-        if number % 2:
-            np.left_shift(other, half, out=long)
-            np.subtract(size, long, out=long)
-            np.minimum(long, wide, out=long)
-        else:
-            np.subtract(upto, other, out=long)
-            np.right_shift(long, half, out=long)
-        np.multiply(other, _ODD, out=mixed)
+        np.multiply(row if number % 2 else column, _ODD, out=mixed)
         np.bitwise_xor(mixed, key, out=mixed)
+        np.add(key, step, out=key)
         np.multiply(mixed, mixed, out=mixed)
-        # The upper half of the bits makes a number below that ...
         np.right_shift(mixed, _16, out=mixed)
-        np.multiply(mixed, long, out=mixed)
+        if number % 2:
+            # The columns of a row turn by that modulo a power of two; a last row that is cut off is left alone.
+            np.subtract(row, whole, out=other)
+            np.right_shift(signed, _SIGN, out=signed)
+            np.bitwise_and(mixed, other, out=mixed)
+            np.add(column, mixed, out=column)
+            np.bitwise_and(column, last, out=column)
+            continue
+        # How long is the column? The upper bits make a number below that ...
+        np.subtract(upto, column, out=other)
+        np.right_shift(other, half, out=other)
+        np.multiply(mixed, other, out=mixed)
         np.right_shift(mixed, _16, out=mixed)
         # ... added modulo it: where the sum is below it, less the length is huge.
-        np.add(mixed, turned, out=mixed)
-        np.subtract(mixed, long, out=turn)
-        np.minimum(mixed, turn, out=turned)
-        np.add(key, step, out=key)
+        np.add(mixed, row, out=mixed)
+        np.subtract(mixed, other, out=row)
+        np.minimum(mixed, row, out=row)
     result: _U32 = np.left_shift(row, half, out=row)
     result += column
     return result

@@ -6,7 +6,8 @@ import math
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -17,12 +18,12 @@ from torch.utils.data import Sampler
 from lightning_fair.controller import Draw, FeedbackController
 from lightning_fair.labels import check_labels, find_labels
 from lightning_fair.pools import ClassPools, PoolState
-from lightning_fair.simplex import Chances, Floats, Ints, apportioned
+from lightning_fair.simplex import Chances, Floats, Ints, Split, apportion
 
 Missing: TypeAlias = Literal["error", "skip"]
 DrawKind: TypeAlias = Literal["systematic", "iid"]
 
-_STATE_VERSION = 2
+_STATE_VERSION = 3
 # Draws made one after the other where the lag lets them: after a training step nothing of a draw is in the
 # processor's caches, and the first takes as long as the next three.
 _AT_ONCE = 4
@@ -33,14 +34,23 @@ class BatchDraw(Draw):
     """The draw of a batch of indices.
 
     Attributes:
-        labels: Class of each of this rank's samples, in the order of its indices, shape ``(batch,)``.
-        pools: Where the pools stood before the draw. It holds on to the labels of all draws after: keep no old records.
+        split: How the batch of all ranks is split over the classes.
+        mine: Which samples of it are this rank's.
+        shuffle: Their order.
+        pools: Where the pools stood before the draw. It holds on to the splits of all draws after: keep no old records.
         delivered: Whether the batch has left the loader.
     """
 
-    labels: NDArray[Any]
+    split: Split = field(kw_only=True)
+    mine: slice
+    shuffle: Ints
     pools: PoolState
     delivered: bool = False
+
+    @cached_property
+    def labels(self) -> Ints:
+        """Class of each of this rank's samples, in the order of its indices, shape ``(batch,)``."""
+        return self.split.labels[self.mine].take(self.shuffle)
 
 
 class _Replay(NamedTuple):
@@ -139,7 +149,10 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self.seed = int(seed)
         self._draw_kind: DrawKind = draw
         self._pools = ClassPools(self.labels, controller.num_classes, self.seed)
-        self._chances = Chances(self.seed, controller.num_classes, self.batch_size * self.world_size, self.batch_size)
+        self._size = self.batch_size * self.world_size
+        # A draw lies class by class, so every rank gets a like share of every class.
+        self._mine = slice(self.rank, None, self.world_size)
+        self._chances = Chances(self.seed, controller.num_classes, self._size, self.batch_size)
         self._checksum: int | None = None
         absent = controller.wanted & (self._pools.sizes == 0)
         if absent.any():
@@ -165,7 +178,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     @property
     def global_batch_size(self) -> int:
         """Samples of a batch over all ranks."""
-        return self.batch_size * self.world_size
+        return self._size
 
     @property
     def class_counts(self) -> Ints:
@@ -304,24 +317,20 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self, serial: int, probs: Floats, ratio: Floats, alpha: float, progress: float
     ) -> tuple[BatchDraw, list[int]]:
         before = self._pools.state
-        drawn, indices, labels, counts = self._draw(serial, probs)
-        if counts is None:
-            counts = np.bincount(drawn, minlength=probs.size)
-        draw = BatchDraw(serial, probs, counts, ratio, alpha, labels, before, progress=progress)
-        return draw, indices.tolist()
+        split, indices, shuffle = self._draw(serial, probs)
+        counts = split.tally(probs.size)
+        mine = self._mine, shuffle, before
+        return BatchDraw(serial, probs, counts, ratio, alpha, *mine, progress=progress, split=split), indices.tolist()
 
-    def _draw(self, serial: int, probs: Floats) -> tuple[Ints, NDArray[Any], Ints, Ints | None]:
-        """Return the labels over all ranks, this rank's indices and labels, and the class counts if at hand."""
+    def _draw(self, serial: int, probs: Floats) -> tuple[Split, NDArray[Any], Ints]:
+        """Return how the batch of all ranks is split, this rank's indices, and the shuffle they are in."""
         order, start, shuffle = self._chances(serial)
         if self._draw_kind == "systematic":
-            drawn, counts, heads = apportioned(probs, self.global_batch_size, order, start)
+            split = apportion(probs, self._size, order, start)
         else:
-            counts = np.random.default_rng([self.seed, serial]).multinomial(self.global_batch_size, probs)
-            drawn, heads = np.arange(probs.size).repeat(counts), None
-        indices, labels = self._pools.draw(drawn, heads), drawn
-        if self.world_size > 1:  # the draw lies class by class, so every rank gets a like share of every class
-            labels, indices = labels[self.rank :: self.world_size], indices[self.rank :: self.world_size]
-        return drawn, indices.take(shuffle), labels.take(shuffle), counts
+            counts = np.random.default_rng([self.seed, serial]).multinomial(self._size, probs)
+            split = Split.of(np.arange(probs.size).repeat(counts))
+        return split, self._pools.draw(split)[self._mine].take(shuffle), shuffle
 
     # -- what became of the draws: the callback's side ----------------------------------------------------
 

@@ -410,8 +410,8 @@ class FairStream(IterableDataset[Any]):
         order, start, shuffle = chances(serial)
         if size < self.batch_size:
             shuffle = shuffle[shuffle < size]
-        in_turn = apportion(probs, size, order, start)
-        counts = np.bincount(in_turn, minlength=left.size)
+        split = apportion(probs, size, order, start)
+        in_turn, counts = split.labels, split.tally(left.size)
         if not plenty and (counts > left).any():  # by rounding
             counts = _within(counts, left)
             in_turn = np.arange(left.size).repeat(counts)

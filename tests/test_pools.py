@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_fair.pools import ClassPools, PoolState, permute
+from lightning_fair.simplex import Split
 
 
 def keys(rng, size):
@@ -18,7 +19,7 @@ def keys(rng, size):
 
 def take(pools, counts):
     """Draw ``counts[c]`` items of each class ``c``, class by class."""
-    return pools.draw(np.repeat(np.arange(len(counts)), counts))
+    return pools.draw(Split.of(np.repeat(np.arange(len(counts)), counts)))
 
 
 # -- permute -------------------------------------------------------------------------------------------
@@ -188,12 +189,12 @@ def test_large_pools_taken_up_in_the_middle_go_on_as_if_they_had_not_stopped(K, 
     rng = np.random.default_rng(0)
     draws = [np.sort(rng.integers(0, K, 256)) for _ in range(60)]
     for wanted in draws[:40]:
-        items = steady.draw(wanted)
+        items = steady.draw(Split.of(wanted))
         assert (labels[items] == wanted).all()
     fresh = ClassPools(labels, K, seed=1)
     fresh.state = steady.state
     for wanted in draws[40:]:
-        assert steady.draw(wanted).tolist() == fresh.draw(wanted).tolist()
+        assert steady.draw(Split.of(wanted)).tolist() == fresh.draw(Split.of(wanted)).tolist()
 
 
 def test_state_that_was_read_is_not_changed_by_later_draws():
@@ -239,13 +240,13 @@ def test_state_that_nobody_keeps_is_forgotten():
 
 
 @pytest.mark.parametrize("counts", [[1, 0, 0], [1, 0, 1], [2, 0, 3]])
-def test_draw_is_the_same_where_it_is_known_at_which_label_each_class_begins(counts):
+def test_draw_is_the_same_where_classes_without_a_sample_are_named(counts):
     labels = np.repeat([0, 1, 2], [5, 1, 4])
     one, other = ClassPools(labels, 3), ClassPools(labels, 3)
-    wanted = np.repeat([2, 1, 0], counts[::-1])
-    heads = np.array([counts[2], 0, 0])
+    split = Split(np.array([2, 1, 0]), np.array(counts[::-1]), np.array([0, counts[2], counts[2]]))
     for _ in range(20):
-        assert one.draw(wanted, heads).tolist() == other.draw(wanted).tolist()
+        assert one.draw(split).tolist() == other.draw(Split.of(split.labels)).tolist()
+        assert one.state.taken.tolist() == other.state.taken.tolist()
 
 
 def test_draw_that_takes_more_of_a_class_than_is_worked_out_in_advance():
@@ -317,11 +318,11 @@ def test_neighbours_of_a_small_class_lie_as_far_apart_as_chance_has_it(n):
 @pytest.mark.parametrize("copied", [deepcopy, lambda pools: pickle.loads(pickle.dumps(pools))])
 def test_copies_go_on_as_the_pools_would(copied):
     pools = ClassPools(np.repeat([0, 1, 2], [3000, 7, 40]), 3, seed=3)
-    labels = np.repeat([0, 1, 2], [40, 3, 5])
+    split = Split.of(np.repeat([0, 1, 2], [40, 3, 5]))
     for _ in range(5):
-        pools.draw(labels)
+        pools.draw(split)
     other = copied(pools)
     for _ in range(500):  # rows run out, passes end, and items are owed
-        assert pools.draw(labels).tolist() == other.draw(labels).tolist()
+        assert pools.draw(split).tolist() == other.draw(split).tolist()
         assert other.state.taken.tolist() == other.drawn.tolist() == pools.drawn.tolist()
     assert {y: o.tolist() for y, o in other.state.owed.items()} == {y: o.tolist() for y, o in pools.state.owed.items()}

@@ -26,10 +26,14 @@ def mixes(draw, most=40):
 
 def counts_of(probs, size, rng, strands=None):
     """Counts of one draw, in a random order of the classes, or of as many strands of them."""
-    labels = apportion(probs, size, rng.permutation(strands or probs.size), start_of(rng))
+    split = apportion(probs, size, rng.permutation(strands or probs.size), start_of(rng))
+    labels, counts = split.labels, split.tally(probs.size)
     assert labels.shape == (size,)
     assert np.count_nonzero(np.diff(labels)) == np.unique(labels).size - 1  # those of a class side by side
-    return np.bincount(labels, minlength=probs.size)
+    assert counts.tolist() == np.bincount(labels, minlength=probs.size).tolist()
+    if split.begins is not None:
+        assert split.begins.tolist() == (np.cumsum(split.counts) - split.counts).tolist()
+    return counts
 
 
 def start_of(rng):
@@ -60,8 +64,7 @@ def test_counts_are_those_of_the_slow_reference(probs, size, seed):
 def test_counts_fill_the_batch_at_the_largest_and_the_smallest_start(strands, start):
     # 64 + the largest double below one rounds to 65: the last point must not lie beyond the batch.
     for probs in (np.array([0.5, 0.5]), np.array([1.0, 0.0]), np.array([0.0, 1.0])):
-        labels = apportion(probs, 64, np.arange(strands), float(start))
-        found = np.bincount(labels, minlength=2)
+        found = apportion(probs, 64, np.arange(strands), float(start)).tally(2)
         if start < 1 - 2**-40:
             assert found.tolist() == (64 * probs).tolist()
         assert (found[probs == 0] == 0).all()
