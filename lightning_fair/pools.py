@@ -224,23 +224,24 @@ class ClassPools:
     def _end_passes(self, items: NDArray[Any], split: Split, spots: Ints, numbers: Ints | None = None) -> None:
         """See to the passes that end in a draw: make ``items`` plain, and different where they can be."""
         np.maximum(items, ~items, out=items)
-        if split.counts is None:
+        classes, counts, begins = split
+        if counts is None or begins is None:
             return
         ordered = np.sort(items)
         if not np.count_nonzero(ordered[1:] == ordered[:-1]):
             return
-        labels, order = split.labels, items.argsort()
+        order = items.argsort()
         ordered = items[order]
+        twice = order[1:][ordered[1:] == ordered[:-1]]
         self._owed = self._owed.copy()  # the one before belongs to the states before
-        for label in set(labels[order[1:][ordered[1:] == ordered[:-1]]].tolist()):
-            mine = np.flatnonzero(labels == label)
-            begin, count, spot = int(mine[0]), mine.size, int(spots[mine[0]])
-            first = int(spot - self._rows[label] + self._first[label] if numbers is None else numbers[begin])
-            size = int(self.sizes[label])
+        for number in set((begins.searchsorted(twice, side="right") - 1).tolist()):
+            label, count, begin = classes.item(number), counts.item(number), begins.item(number)
+            size, row, spot = self.sizes.item(label), self._rows.item(label), spots.item(begin)
+            first = spot - row + self._first.item(label) if numbers is None else numbers.item(begin)
             if count > size:
                 continue
             # Each item left of this pass can be in the way once: by then there are enough others.
-            left, end = size - first % size, int(self._rows[label]) + self._width
+            left, end = size - first % size, row + self._width
             if spot + count + left <= end:
                 following = self._ring[spot : spot + count + left]
             else:
