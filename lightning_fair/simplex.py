@@ -287,17 +287,21 @@ class Chances:
         self._seed, self._num_classes = seed, num_classes
         self._shuffled = size if shuffled is None else shuffled
         self._block = min(max(_BLOCK // size, 1), _MOST_DRAWS)
-        self._number = self._composed = -1
+        self._number = self._first = -1
+        self._ready: list[tuple[Ints, float, Ints]] = []  # from the first on
 
     def __call__(self, serial: int) -> tuple[Ints, float, Ints]:
         """Return the order of the classes (see :func:`apportion`), the start, and a shuffle of the batch."""
-        number, place = divmod(serial, self._block)
-        if number != self._number:
-            self._roll(number)
-        outer, inner = divmod(place, _SHUFFLES)
-        if outer != self._composed:
-            self._shuffles, self._composed = list(self._outer[outer].take(self._inner)), outer
-        return self._order, self._starts[place], self._shuffles[inner]
+        ahead = serial - self._first
+        if not 0 <= ahead < len(self._ready):
+            number, place = divmod(serial, self._block)
+            if number != self._number:
+                self._roll(number)
+            outer, ahead = divmod(place, _SHUFFLES)
+            shuffles, starts = self._outer[outer].take(self._inner), self._starts[place - ahead :]
+            self._ready = [(self._order, start, shuffle) for start, shuffle in zip(starts, shuffles, strict=False)]
+            self._first = serial - ahead
+        return self._ready[ahead]
 
     def _roll(self, number: int) -> None:
         rng = np.random.default_rng([self._seed, number])
@@ -312,7 +316,7 @@ class Chances:
         random = rng.integers(0, 2**32, (outer + inner, self._shuffled), dtype=np.uint32).argsort(axis=1)
         self._outer: Ints = random[:outer]
         self._inner: Ints = random[outer:]
-        self._number, self._composed = number, -1  # whose shuffles are composed
+        self._number = number
 
 
 def _from_mapping(target: Mapping[int, float], num_classes: int) -> Floats:
