@@ -222,17 +222,19 @@ class Drawer:
         batches: Takes labels and the number of classes, and yields batches for ever.
         module: What has to be installed.
         by_epoch: Whether an epoch is drawn at its first batch, so that only whole ones can be timed.
+        least: Draws that a turn has at least: what is worked out ahead of them is part of their cost.
     """
 
     name: str
     batches: Callable[[NDArray[Any], int], Batches]
     module: str = "torch"
     by_epoch: bool = False
+    least: int = 1
 
 
 DRAWERS = (
-    Drawer("lightning-fair, the draw", ours_draws),
-    Drawer("lightning-fair, draw and controller", ours_steps),
+    Drawer("lightning-fair, the draw", ours_draws, least=4096),
+    Drawer("lightning-fair, draw and controller", ours_steps, least=4096),
     Drawer("WeightedRandomSampler", weighted_random_sampler, by_epoch=True),
     Drawer("ImbalancedDatasetSampler", imbalanced_dataset_sampler, "torchsampler", by_epoch=True),
     Drawer("MPerClassSampler", m_per_class_sampler, "pytorch_metric_learning"),
@@ -288,7 +290,7 @@ def serve(pipe: Connection, drawer: Drawer, labels: NDArray[Any], num_classes: i
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # what the parent's memory was at its most does not count
     before = memory_status("VmRSS")
-    per_turn = -(-labels.size // BATCH) if drawer.by_epoch else turn
+    per_turn = -(-labels.size // BATCH) if drawer.by_epoch else max(turn, drawer.least)
     try:
         start = time.perf_counter()
         batches = drawer.batches(labels, num_classes)
