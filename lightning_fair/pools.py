@@ -28,7 +28,7 @@ _SIGN = np.int32(31)
 
 # Items worked out in advance: about so many at a time, which takes half a millisecond, and about so many in all;
 # of a class at least and at most so many, an even number.
-_AT_A_TIME, _AHEAD, _FEWEST, _MOST = 2**15, 2**19, 16, 2**14
+_AT_A_TIME, _AHEAD, _FEWEST, _MOST = 2**15, 2**19, 64, 2**14
 _MOST_ROOM = 2**18  # the rows grow up to so many items where a batch takes more of a class than a row holds
 
 
