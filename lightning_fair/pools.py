@@ -13,7 +13,7 @@ from lightning_fair.simplex import Ints, Split
 _U32: TypeAlias = NDArray[np.uint32]
 _U64: TypeAlias = NDArray[np.uint64]
 
-# Items of a like number are permuted at a time. With so many rounds up to so many items, two places lie alike in every
+# Classes of like sizes are permuted at a time. With so many rounds up to so many items, two places lie alike in every
 # pair of positions (test_pools.py).
 _ROUNDS = {8: 0, 16: 0, 32: 0, 64: 12, 128: 8, 256: 8, 1024: 8, 2**32: 6}
 _KINDS = tuple(_ROUNDS)
@@ -29,7 +29,7 @@ _SIGN = np.int32(31)
 # Items worked out in advance: about so many at a time, which takes half a millisecond, and about so many in all;
 # of a class at least and at most so many, an even number.
 _AT_A_TIME, _AHEAD, _FEWEST, _MOST = 2**15, 2**19, 64, 2**14
-_MOST_ROOM = 2**18  # the rows grow up to so many items where a batch takes more of a class than a row holds
+_MOST_ROOM = 2**20  # the rows grow up to so many items where a batch takes more of a class than a row holds
 
 
 class PoolState:
@@ -340,16 +340,17 @@ def permute(places: _U32, sizes: Ints, keys: _U64, lengths: Ints, sorted_upto: i
     """Return where each place lies in a pseudo-random permutation of ``range(size)`` chosen by its key.
 
     A Feistel network whose halves are the row and the column in a table about as wide as high, the last row of which
-    ends with the range. Each round turns every row (or column) in itself, by a number that depends on the row: a
-    bijection for every size and key, computed one place at a time. Up to ``sorted_upto`` items are put in the order of
-    as many random numbers instead, which costs as much whether one place is wanted or all.
+    ends with the range. In turns every column, and every row that is not cut off, is turned in itself by a number that
+    depends on the column (the row): a bijection for every size and key, computed one place at a time. Up to
+    ``sorted_upto`` items are put in the order of as many random numbers instead, which costs as much whether one place
+    is wanted or all.
 
     Args:
         places: Places in ``[0, size)``, stretch after stretch of those with one key, shape ``(P,)``.
         sizes: Size of each stretch's range, in ``[1, 2**32 - 2**16]``, those of ``_KINDS`` in turn, shape ``(S,)``.
         keys: Key of each stretch's permutation, shape ``(S,)``.
         lengths: Places of each stretch, summing to ``P``, shape ``(S,)``.
-        sorted_upto: At most 256.
+        sorted_upto: From 32 to 256. Another one is another permutation.
 
     Reference:
         M. Luby and C. Rackoff (1988), "How to construct pseudorandom permutations from pseudorandom functions".
