@@ -327,28 +327,13 @@ class FairSampling(L.Callback):
             if getattr(self, name) != plain:
                 rank_zero_warn(f"{name}={getattr(self, name)!r} has no effect on a FairStream: {instead}.")
         if not stream.brings_controller:
-            stream.bind(self._controller_for(stream))
+            stream.bind(self.make_controller(stream))
         elif self._says_how():
             rank_zero_warn(
                 "The FairStream has a controller of its own, so FairSampling's settings of the law and the target have "
                 "no effect. State them there, or make the FairStream without a controller."
             )
         return StreamControl(stream, trainer.global_rank, trainer.world_size)
-
-    def _controller_for(self, stream: FairStream) -> FeedbackController:
-        num_classes = self.num_classes or _classes_of(self.target_probs) or len(class_names(stream) or ())
-        if not num_classes:
-            raise ValueError(
-                "A stream does not show how many classes it has. State FairSampling(num_classes=...), or make the "
-                "FairStream with a controller."
-            )
-        if self.reference == "prior" or any(isinstance(e, str) and e in _OF_DATA for e in ends_of(self.target_probs)):
-            raise ValueError(
-                "A stream has no prior: its class mix is not known before it has come. State target_probs as "
-                "probabilities, and reference='target'."
-            )
-        self._check_names(num_classes)
-        return FeedbackController(num_classes, self.target_probs, **self._law)
 
     def _says_how(self) -> bool:
         plain = FairSampling()
@@ -459,6 +444,29 @@ class FairSampling(L.Callback):
             missing=self.missing,
             draw=self.draw,
         )
+
+    def make_controller(self, stream: FairStream) -> FeedbackController:
+        """Return the controller that these settings mean for a stream.
+
+        Args:
+            stream: The stream, which may name its classes.
+
+        Raises:
+            ValueError: If nothing says how many classes there are, or a setting wants the prior of the data.
+        """
+        num_classes = self.num_classes or _classes_of(self.target_probs) or len(class_names(stream) or ())
+        if not num_classes:
+            raise ValueError(
+                "A stream does not show how many classes it has. State FairSampling(num_classes=...), or make the "
+                "FairStream with a controller."
+            )
+        if self.reference == "prior" or any(isinstance(e, str) and e in _OF_DATA for e in ends_of(self.target_probs)):
+            raise ValueError(
+                "A stream has no prior: its class mix is not known before it has come. State target_probs as "
+                "probabilities, and reference='target'."
+            )
+        self._check_names(num_classes)
+        return FeedbackController(num_classes, self.target_probs, **self._law)
 
     # -- the step ------------------------------------------------------------------------------------------
 

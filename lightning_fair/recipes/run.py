@@ -71,7 +71,7 @@ def train(cfg: DictConfig, *more: L.Callback) -> Report:
     _check_images(cfg.model, data)
     _take_baseline(cfg.baseline, task, data)
     if fair and isinstance(data.train_set, IterableDataset):
-        fair._controller_for(data.train_set)
+        fair.make_controller(data.train_set)
     elif fair:
         fair.make_sampler(find_labels(data.train_set, fair.labels), data.batch_size)
     _check_schedules(cfg, fair)
