@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +13,10 @@ from lightning_fair.simplex import Ints, Split
 _U32: TypeAlias = NDArray[np.uint32]
 _U64: TypeAlias = NDArray[np.uint64]
 
-# Classes of like sizes are permuted at a time. With so many rounds up to so many items, two places lie alike in every
-# pair of positions (test_pools.py).
-_ROUNDS = {8: 0, 16: 0, 32: 0, 64: 12, 128: 8, 256: 8, 1024: 8, 2**32: 6}
+# Classes of like sizes are permuted at a time: up to so many items in so many rounds of a network, or sorted where
+# it says 0. With fewer rounds, pairs of places are not all alike (test_pools.py: as far as a million keys can tell).
+_ROUNDS = {8: 0, 16: 0, 32: 0, 64: 0, 128: 0, 256: 0, 1024: 8, 2**32: 6}
 _KINDS = tuple(_ROUNDS)
-_LEAST_SORTED, _MOST_SORTED = 32, 256
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _27, _30, _31, _32 = (np.uint64(bits) for bits in (27, 30, 31, 32))
@@ -32,6 +31,33 @@ _AT_A_TIME, _AHEAD, _FEWEST, _MOST = 2**15, 2**19, 64, 2**14
 _MOST_ROOM = 2**20  # the rows grow up to so many items where a batch takes more of a class than a row holds
 
 
+class Owed(NamedTuple):
+    """Items passed over, which come first next time.
+
+    Attributes:
+        classes: The class of each, int64, shape ``(M,)``.
+        numbers: Its number among the items drawn of the class, int64, shape ``(M,)``; those of a class in turn.
+        items: The items, shape ``(M,)``.
+    """
+
+    classes: Ints
+    numbers: Ints
+    items: NDArray[Any]
+
+    @classmethod
+    def of(cls, taken: Ints, items: Mapping[int, NDArray[Any]]) -> Owed:
+        """Return the items that come next of some classes, of which so many have been taken."""
+        labels = [label for label, mine in items.items() for _ in mine]
+        numbers = [int(taken[label]) + place for label, mine in items.items() for place in range(len(mine))]
+        found = np.concatenate([np.zeros(0, np.int64), *items.values()])
+        return cls(np.array(labels, np.int64), np.array(numbers, np.int64), found)
+
+    def left(self, taken: Ints) -> Owed:
+        """Return what is still owed where so many items of each one's class have been taken, shape ``(M,)``."""
+        left = self.numbers >= taken
+        return Owed(self.classes[left], self.numbers[left], self.items[left])
+
+
 class PoolState:
     """Where the pools stand: items drawn per class, and items passed over that come first next time.
 
@@ -40,20 +66,20 @@ class PoolState:
 
     Args:
         taken: Items drawn of each class, shape ``(K,)``; or the pools, of what they have drawn.
-        owed: By class, the number of the first item passed over, and the items; never changed.
+        owed: Items passed over, some of which may have come by now; never changed.
     """
 
     __slots__ = ("__weakref__", "_later", "_owed", "_source", "_split")
 
-    def __init__(self, taken: Ints | ClassPools, owed: Mapping[int, tuple[int, Ints]]) -> None:
+    def __init__(self, taken: Ints | ClassPools, owed: Owed) -> None:
         self._source, self._owed = taken, owed
         self._split: Split | None = None
         self._later: PoolState | None = None  # where the pools stood after a draw split so
 
     @classmethod
-    def of(cls, taken: Ints, owed: Mapping[int, Ints]) -> PoolState:
+    def of(cls, taken: Ints, owed: Mapping[int, NDArray[Any]]) -> PoolState:
         """Return the state whose properties these are."""
-        return cls(taken, {label: (int(taken[label]), items) for label, items in owed.items()})
+        return cls(taken, Owed.of(taken, owed))
 
     @property
     def taken(self) -> Ints:
@@ -68,16 +94,14 @@ class PoolState:
         return taken
 
     @property
-    def owed(self) -> dict[int, Ints]:
+    def owed(self) -> dict[int, NDArray[Any]]:
         """By class, the items passed over that come first next time."""
-        taken, left = self.taken if self._owed else None, {}
-        for label, (first, items) in self._owed.items():
-            past = int(taken[label]) - first if taken is not None else 0
-            if past < items.size:
-                left[label] = items[max(past, 0) :]
-        return left
+        if not self._owed.items.size:
+            return {}
+        left = self._owed.left(self.taken[self._owed.classes])
+        return {label: left.items[left.classes == label] for label in dict.fromkeys(left.classes.tolist())}
 
-    def followed(self, split: Split, owed: Mapping[int, tuple[int, Ints]]) -> PoolState:
+    def followed(self, split: Split, owed: Owed) -> PoolState:
         """Return where the pools stand after a draw split so."""
         self._split, self._later = split, PoolState(self._source, owed)
         return self._later
@@ -134,11 +158,10 @@ class ClassPools:
         # the least number there is, so that the least of a draw says whether there is anything to look after.
         self._none = np.iinfo(self._items.dtype).min
         self._places: Ints = np.arange(0)  # 1, 2, 3, ... up to the largest batch so far
-        self._owed: dict[int, tuple[int, Ints]] = {}  # as in the state
+        self._owed = Owed.of(self.sizes, {})  # as in the state
         self._now = PoolState(self, self._owed)
         self._window = 0
         width = min(max(_AHEAD // num_classes, _FEWEST), _MOST) // 2 * 2
-        self._sorted_upto = min(max(2 * width, _LEAST_SORTED), _MOST_SORTED)  # more would be sorted than used
         self._make_rows(width, np.zeros(num_classes, dtype=np.int64))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -159,7 +182,7 @@ class ClassPools:
         taken, owed = state.taken, state.owed
         self._now.settle()
         self._make_rows(self._width, taken)
-        self._owed = {label: (int(taken[label]), items) for label, items in owed.items()}
+        self._owed = Owed.of(taken, owed)
         self._now = PoolState(self, self._owed)
 
     @property
@@ -196,7 +219,7 @@ class ClassPools:
         else:
             self._next[classes] = after
             if least < 0:
-                self._end_passes(items, split, spots - 1)
+                self._end_passes(items, split)
         self._now = self._now.followed(split, self._owed)
         return items
 
@@ -204,74 +227,93 @@ class ClassPools:
 
     def _go_on(self, items: NDArray[Any], split: Split, spots: Ints) -> None:
         """Put into ``items`` those of a draw for which some rows are too short."""
-        labels, numbers = split.labels, None
+        labels = split.labels
         ranks = spots - self._next[labels]
         most = int(ranks.max()) + 1
         if most > self._width // 2 and 4 * most * self.sizes.size <= _MOST_ROOM:
             self._make_rows(4 * most, self.drawn)
-        self._fill(np.unique(labels[spots - self._rows[labels] >= self._width]))
+            spots = self._next[labels] + ranks
+        self._fill(np.unique(labels[spots - self._rows[labels] >= self._width]), most)
         spots = self._next[labels] + ranks
-        if (spots - self._rows[labels]).max() >= self._width:  # worked out for this draw, and the rows used up
-            numbers = spots - self._rows[labels] + self._first[labels]
-            items[:] = self._numbered(labels, numbers, 1)[:, 0]
-            spots = self._rows[labels] + (self._width - 1)
-            self._first[labels] = numbers + (1 - self._width)  # that of the last of a class stays
-        else:
-            items[:] = self._ring.take(spots)
-        self._next[labels] = spots + 1
-        self._end_passes(items, split, spots, numbers)
+        self._next[labels] = spots + 1  # that of the last of a class stays
+        items[:] = self._ring.take(spots, mode="clip")
+        (beyond,) = (spots - self._rows[labels] >= self._width).nonzero()
+        if beyond.size:  # worked out for this draw, and the rows used up
+            short, begins, counts = np.unique(labels[beyond], return_index=True, return_counts=True)
+            by_kind = self._kinds[short].argsort(kind="stable")
+            short, begins, counts = short[by_kind], begins[by_kind], counts[by_kind]
+            numbers = self._first[short] + self._width
+            items[beyond[_ramps(begins, counts)]] = self._numbered(short, numbers, counts)
+            self._next[short] = self._rows[short] + self._width
+            self._first[short] += counts
+        self._end_passes(items, split)
 
-    def _end_passes(self, items: NDArray[Any], split: Split, spots: Ints, numbers: Ints | None = None) -> None:
+    def _end_passes(self, items: NDArray[Any], split: Split) -> None:
         """See to the passes that end in a draw: make ``items`` plain, and different where they can be."""
         np.maximum(items, ~items, out=items)
-        classes, counts, begins = split
-        if counts is None or begins is None:
+        if split.counts is None or split.begins is None:
             return
         ordered = items.copy()
         ordered.sort()
         if not np.count_nonzero(ordered[1:] == ordered[:-1]):
             return
-        order = items.argsort()
-        ordered = items[order]
-        twice = order[1:][ordered[1:] == ordered[:-1]]
-        self._owed = self._owed.copy()  # the one before belongs to the states before
-        for number in set((begins.searchsorted(twice, side="right") - 1).tolist()):
-            label, count, begin = classes.item(number), counts.item(number), begins.item(number)
-            size, row, spot = self.sizes.item(label), self._rows.item(label), spots.item(begin)
-            first = spot - row + self._first.item(label) if numbers is None else numbers.item(begin)
-            if count > size:
-                continue
-            # Each item left of this pass can be in the way once: by then there are enough others.
-            left, end = size - first % size, row + self._width
-            if spot + count + left <= end:
-                following = self._ring[spot : spot + count + left]
-            else:
-                following = self._numbered(np.array([label]), np.array([first]), count + left)[0]
-            following = np.maximum(following, ~following)
-            ending, coming = np.sort(following[:left]), following[left:]
-            again = ending.take(ending.searchsorted(coming), mode="clip") == coming
-            others = np.flatnonzero(~again)[: count - left]
-            items[begin + left : begin + count] = coming[others]
-            past = int(others[-1]) + 1
-            owed = coming[:past][again[:past]]
-            # They come next: numbered on from here, in place of those that were taken instead.
-            after = first + count
-            self._owed[label] = (after, owed.astype(np.int64))
-            spot += count
-            if spot + owed.size <= end:
-                if (after + owed.size) % size == 0:
-                    owed[-1] = ~owed[-1]
-                self._ring[spot : spot + owed.size] = owed
-            else:  # the row counts as used up: it is filled before the next draw from it
-                self._next[label] = end
-                self._first[label] = after - self._width
+        order, twice = items.argsort(), ordered[1:] == ordered[:-1]
+        again = np.maximum(order[1:][twice], order[:-1][twice])  # places of items that are there before
+        again.sort()
+        of = split.begins.searchsorted(again, side="right") - 1
+        enough = (split.counts <= self.sizes[split.classes])[of]
+        if enough.any():
+            many = np.bincount(of[enough])
+            (of,) = many.nonzero()
+            self._pass_over(items, ordered, again[enough], split.classes[of], split.counts[of], many[of])
 
-    def _still_owed(self) -> dict[int, tuple[int, Ints]]:
-        """Return what is owed, without the classes whose items have been taken by now."""
-        labels = np.fromiter(self._owed, np.int64, len(self._owed))
-        ends = np.fromiter((first + items.size for first, items in self._owed.values()), np.int64, labels.size)
-        open_ = ends > self._first[labels] + self._next[labels] - self._rows[labels]
-        return {label: self._owed[label] for label in labels[open_].tolist()}
+    def _pass_over(
+        self, items: NDArray[Any], ordered: NDArray[Any], again: Ints, labels: Ints, counts: Ints, many: Ints
+    ) -> None:
+        """Replace what is there before in ``items`` by what comes next of its class, and owe it.
+
+        Args:
+            items: Items of the draw, shape ``(size,)``.
+            ordered: The same in order.
+            again: Places of the items to replace, class by class.
+            labels: Their classes, shape ``(C,)``.
+            counts: Items of each class in the draw.
+            many: Items of each class to replace.
+        """
+        sizes, spots, ends = self.sizes[labels], self._next[labels], self._rows[labels] + self._width
+        after = spots - self._rows[labels] + self._first[labels]  # number of the first item after the draw
+        # Each item of the draw that the pass ends with can be in the way once: with so many more there are enough.
+        left = sizes - (after - counts) % sizes
+        more = self._ring.take(_ramps(spots, left), mode="clip")
+        (short,) = (spots + left > ends).nonzero()
+        if short.size:
+            short = short[self._kinds[labels[short]].argsort(kind="stable")]
+            places = _ramps((left.cumsum() - left)[short], left[short])
+            more[places] = self._numbered(labels[short], after[short], left[short])
+        np.maximum(more, ~more, out=more)
+        new = ordered.take(ordered.searchsorted(more), mode="clip") != more
+        found = new.cumsum()  # up to each, of its class
+        if labels.size > 1:
+            found -= np.concatenate(([0], found[left.cumsum()[:-1] - 1])).repeat(left)
+        wanted, nth = many.repeat(left), np.arange(labels.size)
+        passed = (~new & (found < wanted)).nonzero()[0]
+        owed = np.concatenate((items[again], more[passed]))
+        nth = np.concatenate((nth.repeat(many), nth.repeat(left)[passed]))
+        items[again] = more[new & (found <= wanted)]
+        if passed.size:
+            in_turn = nth.argsort(kind="stable")
+            owed, nth = owed[in_turn], nth[in_turn]
+            many = np.bincount(nth)
+        # They come next: numbered on from here, in place of those that were taken instead.
+        numbers = _ramps(after, many)
+        self._owed = Owed(*map(np.concatenate, zip(self._owed, (labels[nth], numbers, owed), strict=True)))
+        owed[(numbers + 1) % sizes[nth] == 0] ^= -1
+        fits = spots + many <= ends
+        mine = fits[nth]
+        self._ring[(numbers + (spots - after)[nth])[mine]] = owed[mine]
+        if not fits.all():  # the other rows count as used up: they are filled before the next draw from them
+            self._next[labels[~fits]] = ends[~fits]
+            self._first[labels[~fits]] = after[~fits] - self._width
 
     # -- rows of items worked out in advance -------------------------------------------------------------
 
@@ -284,73 +326,84 @@ class ClassPools:
         self._next: Ints = self._rows + width  # spot of the next item of each class
         self._first: Ints = taken - width  # number of the item that each row begins with
 
-    def _fill(self, wanted: Ints) -> None:
-        """Go on with the rows that are half used up: those of the classes ``wanted``, and a window of the others."""
-        K, half = self.sizes.size, self._width // 2
-        self._owed = self._still_owed()
+    def _fill(self, wanted: Ints, most: int) -> None:
+        """Go on with the rows of the classes ``wanted`` by at least ``most`` items, and with some of the others'."""
+        K, width = self.sizes.size, self._width
+        classes = self._owed.classes
+        self._owed = self._owed.left(self._first[classes] + self._next[classes] - self._rows[classes])
+        step = min(max(_AT_A_TIME // max(wanted.size, 1), most), width // 2)
         begin = self._window % K
-        self._window = end = min(begin + max(_AT_A_TIME // half - wanted.size, 1), K)
+        self._window = end = min(begin + max(_AT_A_TIME // step - wanted.size, 1), K)
         window = self._in_turn[begin:end]
         classes = np.concatenate((window, np.setdiff1d(wanted, window, assume_unique=True)))
-        classes = classes[(self._next[classes] - self._rows[classes] >= half) & (self.sizes[classes] > 0)]
-        rows = self._ring.reshape(K, self._width + 1)
-        new = self._numbered(classes, self._first[classes] + self._width, half)
-        rows[classes, :half] = rows[classes, half : 2 * half]
-        rows[classes, half : 2 * half] = new
-        self._first[classes] += half
-        self._next[classes] -= half
+        used = self._next[classes] - self._rows[classes]
+        ready = (used >= step) & (self.sizes[classes] > 0)
+        if not ready.any():
+            return
+        classes, rest = classes[ready], width - int(used[ready].min())
+        classes = classes[self._kinds[classes].argsort(kind="stable")]
+        rows = self._ring.reshape(K, width + 1)
+        new = self._numbered(classes, self._first[classes] + width, np.full(classes.size, step))
+        rows[classes, width - rest - step : width - step] = rows[classes, width - rest : width]
+        rows[classes, width - step : width] = new.reshape(-1, step)
+        self._first[classes] += step
+        self._next[classes] -= step
 
-    def _numbered(self, classes: Ints, numbers: Ints, width: int) -> NDArray[Any]:
-        """Return ``width`` items of each class from a number on, ``~item`` where a pass ends, shape ``(C, width)``."""
-        by_kind = self._kinds[classes].argsort(kind="stable")
-        classes, numbers = classes[by_kind], numbers[by_kind]
-        sizes = self.sizes[classes]
+    def _numbered(self, classes: Ints, numbers: Ints, widths: Ints) -> NDArray[Any]:
+        """Return so many items of each class from a number on, class by class, ``~item`` where a pass ends.
+
+        The classes are those of each kind in turn, each once.
+        """
+        sizes, offsets = self.sizes[classes], np.cumsum(widths) - widths
         passes, begun = np.divmod(numbers, sizes)
-        # A row is made of stretches, each of a pass of its own.
-        many = (begun + (width - 1)) // sizes + 1
-        rows, last = np.arange(classes.size).repeat(many), np.cumsum(many)
-        nth = np.arange(rows.size) - (last - many).repeat(many)
-        sizes = sizes[rows]
-        begins = nth * sizes - begun[rows]
+        # What is wanted of a class is made of stretches, each of a pass of its own.
+        many = (begun + (widths - 1)) // sizes + 1
+        nth, last = np.arange(classes.size).repeat(many), np.cumsum(many)
+        later = np.arange(nth.size) - (last - many).repeat(many)
+        sizes = sizes[nth]
+        begins = later * sizes - begun[nth]
         ends = begins + sizes
-        lengths = np.minimum(ends, width) - np.maximum(begins, 0)
-        keys = _hash(self._class_keys[classes[rows]] + (passes[rows] + nth).view(np.uint64))
-        places = np.arange(classes.size * width, dtype=np.uint32)
-        places -= (rows * width + begins).astype(np.uint32).repeat(lengths)  # below 0 and back, modulo 2**32
-        spots = permute(places, sizes, keys, lengths, self._sorted_upto).astype(np.int64).reshape(-1, width)
-        spots += self._starts[classes][:, None]
+        lengths = np.minimum(ends, widths[nth]) - np.maximum(begins, 0)
+        keys = _hash(self._class_keys[classes[nth]] + (passes[nth] + later).view(np.uint64))
+        upto = np.cumsum(lengths)
+        places = np.arange(upto[-1], dtype=np.uint32)
+        places -= (offsets[nth] + begins).astype(np.uint32).repeat(lengths)  # below 0 and back, modulo 2**32
+        spots = permute(places, sizes, keys, lengths).astype(np.int64)
+        spots += self._starts[classes].repeat(widths)
         items = self._items.take(spots)
-        over = np.cumsum(lengths)[ends <= width] - 1
-        items.ravel()[over] ^= -1
-        owing = np.fromiter(self._owed, np.int64, len(self._owed))
-        for label in owing[np.isin(owing, classes)].tolist() if owing.size else ():
-            (mine,) = np.nonzero(classes == label)
-            first, owed = self._owed[label]
-            offsets = numbers[mine][:, None] + np.arange(width) - first
-            row, column = np.nonzero((offsets >= 0) & (offsets < owed.size))
-            new = owed[offsets[row, column]]
-            row = mine[row]
-            items[row, column] = np.where(items[row, column] < 0, ~new, new)
-        found = np.empty_like(items)
-        found[by_kind] = items
-        return found
+        items[upto[ends <= widths[nth]] - 1] ^= -1
+        owed = self._owed
+        if owed.items.size:
+            in_order = classes.argsort()
+            nth = in_order.take(classes[in_order].searchsorted(owed.classes), mode="clip")
+            column = owed.numbers - numbers[nth]
+            mine = (classes[nth] == owed.classes) & (column >= 0) & (column < widths[nth])
+            places, new = (offsets[nth] + column)[mine], owed.items[mine]
+            items[places] = np.where(items[places] < 0, ~new, new)
+        return items
 
 
-def permute(places: _U32, sizes: Ints, keys: _U64, lengths: Ints, sorted_upto: int = _MOST_SORTED) -> _U32:
+def _ramps(begins: Ints, counts: Ints) -> Ints:
+    """Return the numbers from each of ``begins`` on, so many of each, side by side."""
+    ends: Ints = counts.cumsum()
+    ramps: Ints = np.arange(ends.item(-1))
+    ramps += (begins - (ends - counts)).repeat(counts)
+    return ramps
+
+
+def permute(places: _U32, sizes: Ints, keys: _U64, lengths: Ints) -> _U32:
     """Return where each place lies in a pseudo-random permutation of ``range(size)`` chosen by its key.
 
     A Feistel network whose halves are the row and the column in a table about as wide as high, the last row of which
     ends with the range. In turns every column, and every row that is not cut off, is turned in itself by a number that
-    depends on the column (the row): a bijection for every size and key, computed one place at a time. Up to
-    ``sorted_upto`` items are put in the order of as many random numbers instead, which costs as much whether one place
-    is wanted or all.
+    depends on the column (the row): a bijection for every size and key, computed one place at a time. Up to 256 items
+    are put in the order of as many random numbers instead, which costs as much whether one place is wanted or all.
 
     Args:
         places: Places in ``[0, size)``, stretch after stretch of those with one key, shape ``(P,)``.
         sizes: Size of each stretch's range, in ``[1, 2**32 - 2**16]``, those of ``_KINDS`` in turn, shape ``(S,)``.
         keys: Key of each stretch's permutation, shape ``(S,)``.
         lengths: Places of each stretch, summing to ``P``, shape ``(S,)``.
-        sorted_upto: From 32 to 256. Another one is another permutation.
 
     Reference:
         M. Luby and C. Rackoff (1988), "How to construct pseudorandom permutations from pseudorandom functions".
@@ -366,7 +419,7 @@ def permute(places: _U32, sizes: Ints, keys: _U64, lengths: Ints, sorted_upto: i
         last = first + int(np.add.reduce(lengths[begin:end]))
         if first < last:
             kind = places[first:last], sizes[begin:end], keys[begin:end], lengths[begin:end]
-            result[first:last] = _shuffled(*kind, most) if most <= sorted_upto else _turned(*kind, rounds)
+            result[first:last] = _turned(*kind, rounds) if rounds else _shuffled(*kind, most)
         begin, first = end, last
     return result
 
