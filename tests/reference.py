@@ -169,3 +169,21 @@ def chi_square_limit(freedom: int, normal: float = 3.719) -> float:
     """Wilson and Hilferty's quantile of chi-square; 3.719 is the normal quantile of 1 - 0.0001."""
     spread = 2.0 / (9.0 * freedom)
     return freedom * (1.0 - spread + normal * math.sqrt(spread)) ** 3
+
+
+def taken_in_turn(queue: list[int], count: int, size: int) -> list[int]:
+    """The next ``count`` items of a class of ``size``, from its items in the order of all passes, which get shorter.
+
+    What the batch has already makes room for the next item that it has not, and comes first next time.
+    """
+    found = [queue.pop(0) for _ in range(count)]
+    if count > size:
+        return found
+    again = [place for place, item in enumerate(found) if item in found[:place]]
+    owed = [found[place] for place in again]
+    for place in again:
+        while queue[0] in found:
+            owed.append(queue.pop(0))
+        found[place] = queue.pop(0)
+    queue[:0] = owed
+    return found

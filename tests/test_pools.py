@@ -129,6 +129,27 @@ def test_use_of_the_items_of_a_class_never_differs_by_more_than_one(sizes, seed,
                 assert np.unique(mine).size == mine.size
 
 
+@given(
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=6),
+    seed=st.integers(0, 1000),
+    width=st.sampled_from([2, 6, 16, None]),
+    data=st.data(),
+)
+def test_draws_are_those_of_the_slow_reference(sizes, seed, width, data):
+    K = len(sizes)
+    labels = np.repeat(np.arange(K), sizes)
+    np.random.default_rng(seed).shuffle(labels)
+    pools, one_by_one = (ClassPools(labels, K, seed) for _ in range(2))
+    if width:
+        pools._make_rows(width, np.zeros(K, dtype=np.int64))
+    queues = [[int(take(one_by_one, row)[0]) for _ in range(150)] for row in np.eye(K, dtype=int)]
+    for _ in range(8):
+        counts = data.draw(st.lists(st.integers(0, 15), min_size=K, max_size=K))
+        items = take(pools, counts).tolist()
+        for queue, count, size in zip(queues, counts, sizes, strict=True):
+            assert [items.pop(0) for _ in range(count)] == reference.taken_in_turn(queue, count, size)
+
+
 def test_class_without_items_is_left_alone():
     pools = ClassPools(np.array([0, 2, 2]), 3)
     assert pools.sizes.tolist() == [1, 0, 2]
