@@ -44,7 +44,7 @@ class Draw:
         ratio: The trained mix ``r`` before the draw, shape ``(K,)``.
         alpha: Gain at the draw.
         progress: How far the target had moved, in [0, 1]; 0 for one that stays.
-        split: The counts once more, without the classes that have none, where these are many.
+        split: The same counts, of few classes where most have none; None where it is not at hand.
     """
 
     serial: int

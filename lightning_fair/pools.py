@@ -255,9 +255,10 @@ class ClassPools:
             return
         ordered = items.copy()
         ordered.sort()
-        if not np.count_nonzero(ordered[1:] == ordered[:-1]):
+        twice = ordered[1:] == ordered[:-1]
+        if not np.count_nonzero(twice):
             return
-        order, twice = items.argsort(), ordered[1:] == ordered[:-1]
+        order = items.argsort()
         again = np.maximum(order[1:][twice], order[:-1][twice])  # places of items that are there before
         again.sort()
         of = split.begins.searchsorted(again, side="right") - 1
