@@ -25,10 +25,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from PIL import Image
-
-from lightning_fair.recipes import configs
-from lightning_fair.recipes.drift import Recovery
-from lightning_fair.recipes.run import train
+from recipes import configs
+from recipes.drift import Recovery
+from recipes.run import train
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 RARE, BATCH, MEMORY, RATIO = 1, 32, 16, 99

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_fair.recipes.sweep import summarise
-from lightning_fair.recipes.sweep_results import METRICS
+from recipes.sweep import summarise
+from recipes.sweep_results import METRICS
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,8 +12,7 @@ python examples/train.py --help              # everything that can be set
 
 import hydra
 from omegaconf import DictConfig
-
-from lightning_fair.recipes import configs, run, sweep
+from recipes import configs, run, sweep
 
 configs.register()
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lightning_fair import schedules
-from lightning_fair.controller import FeedbackController
-from lightning_fair.rotation import FairRotation
-from lightning_fair.sampler import FeedbackBatchSampler
-from lightning_fair.stream import FairStream
-from lightning_fair.weights import effective_sample_size, importance_weights
+from lightning_fair.control.controller import FeedbackController
+from lightning_fair.control.weights import effective_sample_size, importance_weights
+from lightning_fair.rotation.fair_rotation import FairRotation
+from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
+from lightning_fair.streaming.stream import FairStream
 
 if TYPE_CHECKING:
-    from lightning_fair.callback import FairSampling
-    from lightning_fair.datamodule import FairDataModule
-    from lightning_fair.mixin import ImportanceWeightedMixin
+    from lightning_fair.integration.callback import FairSampling
+    from lightning_fair.integration.datamodule import FairDataModule
+    from lightning_fair.integration.mixin import ImportanceWeightedMixin
 
 __version__ = "0.1.0"
 
@@ -35,9 +35,9 @@ __all__ = [
 ]
 
 _LIGHTNING = {
-    "FairDataModule": "datamodule",
-    "FairSampling": "callback",
-    "ImportanceWeightedMixin": "mixin",
+    "FairDataModule": "integration.datamodule",
+    "FairSampling": "integration.callback",
+    "ImportanceWeightedMixin": "integration.mixin",
 }
 
 

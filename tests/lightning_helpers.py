@@ -49,7 +49,7 @@ def loader(dataset: Dataset | None = None, **settings: Any) -> DataLoader:
 
 def moving(**settings: Any) -> FairSampling:
     """A callback whose p moves from draw to draw."""
-    return FairSampling(**{"target_probs": TARGET, "lambda2": 0.3, "ewma_beta": 0.0, "seed": 0, **settings})
+    return FairSampling(**{"target_probs": TARGET, "lambda2": 0.3, "loss_ema_decay": 0.0, "seed": 0, **settings})
 
 
 @dataclass
@@ -176,9 +176,9 @@ def recorded_draws() -> Iterator[Draws]:
     draws: Draws = {}
     original = FeedbackBatchSampler._draw
 
-    def draw(self: FeedbackBatchSampler, serial: int, probs: np.ndarray) -> Any:
-        result = original(self, serial, probs)
-        draws[serial] = (probs.copy(), result[1].tolist())
+    def draw(self: FeedbackBatchSampler, draw_id: int, probs: np.ndarray) -> Any:
+        result = original(self, draw_id, probs)
+        draws[draw_id] = (probs.copy(), result[1].tolist())
         return result
 
     with pytest.MonkeyPatch.context() as patch:
@@ -188,8 +188,8 @@ def recorded_draws() -> Iterator[Draws]:
 
 def own_draw(step: Step, draws: Draws) -> int:
     """Return the number of the one draw that has all the samples of a step."""
-    (serial,) = [serial for serial, (_, indices) in draws.items() if set(step.indices) <= set(indices)]
-    return serial
+    (draw_id,) = [draw_id for draw_id, (_, indices) in draws.items() if set(step.indices) <= set(indices)]
+    return draw_id
 
 
 def as_expected(step: Step, probs: np.ndarray, weigh: Callable[[list[int], np.ndarray], Any]) -> bool:

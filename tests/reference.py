@@ -38,8 +38,8 @@ def softmax(logits: Vector) -> list[float]:
 
 def law(
     q: Vector,
-    ratio: Vector,
-    emphasis: Vector | None = None,
+    trained_mix: Vector,
+    loss_score: Vector | None = None,
     *,
     alpha: float = 8.0,
     lambda1: float = 1.0,
@@ -50,8 +50,8 @@ def law(
     drawn = [i for i in range(len(q)) if q[i] > 0]
     logits = []
     for i in drawn:
-        deficit = 1.0 - ratio[i] / q[i]
-        hard = 0.0 if emphasis is None else emphasis[i]
+        deficit = 1.0 - trained_mix[i] / q[i]
+        hard = 0.0 if loss_score is None else loss_score[i]
         logits.append(math.log(q[i]) + alpha * (lambda1 * deficit + lambda2 * hard))
     mix = [0.0] * len(q)
     for i, share in zip(drawn, softmax(logits), strict=True):
@@ -76,17 +76,17 @@ def count_law(
     return [(1.0 - K * min_prob) * share + min_prob for share in softmax(logits)]
 
 
-def follow(ratio: Vector, counts: Vector, horizon: float) -> list[float]:
+def follow(trained_mix: Vector, counts: Vector, horizon: float) -> list[float]:
     """``r <- (1 - 1/H) * r + (1/H) * c / sum(c)``; a batch without samples leaves ``r`` as it was."""
     total = sum(counts)
     if total == 0:
-        return list(ratio)
-    return [(1.0 - 1.0 / horizon) * ratio[i] + counts[i] / total / horizon for i in range(len(ratio))]
+        return list(trained_mix)
+    return [(1.0 - 1.0 / horizon) * trained_mix[i] + counts[i] / total / horizon for i in range(len(trained_mix))]
 
 
-def follow_emphasis(emphasis: Vector, z: Vector, horizon: float) -> list[float]:
+def follow_emphasis(loss_score: Vector, z: Vector, horizon: float) -> list[float]:
     """``e <- (1 - 1/H) * e + (1/H) * z``: the memory of the trained mix."""
-    return [(1.0 - 1.0 / horizon) * old + new / horizon for old, new in zip(emphasis, z, strict=True)]
+    return [(1.0 - 1.0 / horizon) * old + new / horizon for old, new in zip(loss_score, z, strict=True)]
 
 
 def follow_losses(
@@ -144,7 +144,7 @@ def effective_sample_size(weights: Vector) -> float:
 
 def settle(
     q: Vector,
-    ratio: Vector,
+    trained_mix: Vector,
     *,
     alpha: float,
     horizon: float,
@@ -156,7 +156,7 @@ def settle(
 
     Returns the trained mix after ``batches``, or where it first lies within ``until`` of ``q``, and when.
     """
-    now = list(ratio)
+    now = list(trained_mix)
     for batch in range(batches):
         if max(abs(r - target) for r, target in zip(now, q, strict=True)) <= until:
             return now, batch

@@ -20,12 +20,12 @@ def long_tailed(sizes, seed=0):
     return labels
 
 
-def ahead(sampler, lead, deliver, report):
+def ahead(sampler, num_prefetched, deliver, report):
     """Take ``deliver`` batches of a loader that draws ``lead`` batches ahead: ``report(batch)`` gives what to
     tell the controller about each. Return the p and the indices of each, in order."""
     drawn, delivered, batches = [], [], iter(sampler)
     while len(delivered) < deliver:
-        while len(drawn) < lead + 1 and (batch := next(batches, None)) is not None:
+        while len(drawn) < num_prefetched + 1 and (batch := next(batches, None)) is not None:
             drawn.append(batch)
         batch = drawn.pop(0)
         delivered.append((sampler.controller.get_probs().tolist(), batch))
@@ -36,14 +36,14 @@ def ahead(sampler, lead, deliver, report):
 # -- law 1: mix ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lead", [0, 3])
-def test_counts_of_every_batch_are_the_floor_or_the_ceiling_of_the_probabilities(lead):
+@pytest.mark.parametrize("num_prefetched", [0, 3])
+def test_counts_of_every_batch_are_the_floor_or_the_ceiling_of_the_probabilities(num_prefetched):
     labels = long_tailed([300, 100, 30, 10, 3])
     controller = FeedbackController(5, "sqrt", alpha=11.5, lambda2=0.5, class_counts=np.bincount(labels))
     sampler = FeedbackBatchSampler(labels, 33, 200, controller)
     rng = np.random.default_rng(0)
     mixes = []
-    for p, batch in ahead(sampler, lead, 200, lambda batch: (labels[batch], rng.exponential(size=33))):
+    for p, batch in ahead(sampler, num_prefetched, 200, lambda batch: (labels[batch], rng.exponential(size=33))):
         counts = np.bincount(labels[batch], minlength=5)
         assert (counts >= np.floor(33 * np.array(p) - 1e-9)).all()
         assert (counts <= np.ceil(33 * np.array(p) + 1e-9)).all()
@@ -161,17 +161,17 @@ def test_systematic_draws_take_most_of_the_noise_off_the_weighted_loss():
     target=st.sampled_from(["uniform", "prior", "sqrt", "random"]),
     batch_size=st.integers(1, 40),
     alpha=st.floats(0.0, 12.0),
-    lead=st.integers(0, 4),
+    num_prefetched=st.integers(0, 4),
     seed=st.integers(0, 1000),
 )
-def test_items_of_a_class_are_used_alike_after_every_batch(sizes, target, batch_size, alpha, lead, seed):
+def test_items_of_a_class_are_used_alike_after_every_batch(sizes, target, batch_size, alpha, num_prefetched, seed):
     labels, K = long_tailed(sizes, seed), len(sizes)
     rng = np.random.default_rng(seed)
     mix = rng.dirichlet(np.ones(K)) * 0.9 + 0.1 / K if target == "random" else target
     controller = FeedbackController(K, mix, alpha, class_counts=sizes, lambda2=0.3)
     sampler = FeedbackBatchSampler(labels, batch_size, 20, controller, seed=seed)
     uses = np.zeros(labels.size, dtype=int)
-    for _, batch in ahead(sampler, lead, 15, lambda b: (labels[b], rng.exponential(size=len(b)))):
+    for _, batch in ahead(sampler, num_prefetched, 15, lambda b: (labels[b], rng.exponential(size=len(b)))):
         in_batch = np.bincount(batch, minlength=labels.size)
         uses += in_batch
         for label, size in enumerate(sizes):
@@ -202,7 +202,7 @@ horizons = st.floats(2.0, 64.0)
 
 def without_noise(controller):
     """One batch with exactly the counts that are expected."""
-    controller.commit(controller.get_probs() * 1e6)
+    controller.report(controller.get_probs() * 1e6)
 
 
 def displace(controller, size):
@@ -211,7 +211,7 @@ def displace(controller, size):
     state = controller.state_dict()
     moved = (1.0 - size) * q
     moved[0] += size
-    state["ratio"] = torch.from_numpy(moved)
+    state["trained_mix"] = torch.from_numpy(moved)
     controller.load_state_dict(state)
 
 
@@ -221,12 +221,12 @@ def test_loop_converges_from_anywhere_for_every_gain_that_is_accepted(q, horizon
     only = np.zeros(q.size)
     only[start % q.size] = 1.0
     for _ in range(int(3 * horizon)):
-        controller.commit(only)
-    assert np.abs(controller.ratio - q).max() > 0.001
+        controller.report(only)
+    assert np.abs(controller.trained_mix - q).max() > 0.001
     # The slowest error left shrinks by 1 - 1/64 a batch at worst, so by e^-18 in 1200 batches.
     for _ in range(1200):
         without_noise(controller)
-    np.testing.assert_allclose(controller.ratio, q, atol=1e-6)
+    np.testing.assert_allclose(controller.trained_mix, q, atol=1e-6)
 
 
 @given(q=targets, horizon=horizons, share=st.floats(0.0, 1.2))
@@ -286,9 +286,9 @@ def test_gain_at_the_bound_is_refused_and_the_largest_stable_one_named(horizon, 
 def test_batches_are_the_same_however_far_a_loader_draws_ahead():
     labels = long_tailed(SIZES)
 
-    def run(lead):
+    def run(num_prefetched):
         sampler = FeedbackBatchSampler(labels, 24, 200, FeedbackController(5, alpha=15.0))
-        return ahead(sampler, lead, 200, lambda batch: (labels[batch],))
+        return ahead(sampler, num_prefetched, 200, lambda batch: (labels[batch],))
 
     alone = run(0)
     assert run(8) == alone
@@ -298,21 +298,21 @@ def test_batches_are_the_same_however_far_a_loader_draws_ahead():
 def test_feedback_with_a_lag_beyond_the_lead_gives_the_same_batches_for_every_lead():
     labels = long_tailed(SIZES)
 
-    def run(lead, lag=6):
-        controller = FeedbackController(5, alpha=11.5, lambda2=0.5, lag=lag)
+    def run(num_prefetched, feedback_delay=6):
+        controller = FeedbackController(5, alpha=11.5, lambda2=0.5, feedback_delay=feedback_delay)
         sampler = FeedbackBatchSampler(labels, 24, 150, controller)
 
         def report(batch):
             kept = np.array(batch)[np.array(batch) % 7 > 0]  # what was seen differs from what was drawn, too
             return labels[kept], (1.0 + labels[kept]) * (1.0 + np.sin(kept.sum() + kept))
 
-        return ahead(sampler, lead, 150, report)
+        return ahead(sampler, num_prefetched, 150, report)
 
     alone = run(0)
     assert np.ptp([p for p, _ in alone], axis=0).min() > 0.02
     assert run(2) == alone
     assert run(5) == alone
-    assert run(0, lag=1) != alone  # the lag does something
+    assert run(0, feedback_delay=1) != alone  # the lag does something
 
 
 def test_every_batch_is_at_the_target_with_a_loader_far_ahead():
@@ -334,7 +334,7 @@ def test_imbalanced_history_is_made_up_for_in_time(horizon, measured):
     sampler = FeedbackBatchSampler(labels, 256, 100, controller)
     batches = 0
     for batch in sampler:
-        if np.abs(controller.ratio - 0.5).max() <= 0.01:
+        if np.abs(controller.trained_mix - 0.5).max() <= 0.01:
             break
         controller.step_update(labels[batch])
         batches += 1
@@ -353,11 +353,11 @@ def test_half_of_a_class_lost_on_the_way_is_made_up_for_by_the_gain(alpha, measu
     sampler = FeedbackBatchSampler(labels, 256, 600, controller)
     rng = np.random.default_rng(7)
     trained = np.zeros(4)
-    for serial, batch in enumerate(sampler):
+    for draw_id, batch in enumerate(sampler):
         y = labels[batch]
         kept = y[(y != 0) | (rng.random(256) < 0.5)]
         controller.step_update(kept)
-        if serial >= 200:
+        if draw_id >= 200:
             trained += np.bincount(kept, minlength=4) / kept.size
     mix, _ = reference.settle([0.25] * 4, [0.25] * 4, alpha=alpha, horizon=16.0, kept=[0.5, 1.0, 1.0, 1.0])
     assert mix[0] == pytest.approx(measured, abs=0.002)  # that was a simulation with noise, too
@@ -381,7 +381,7 @@ def test_loss_emphasis_comes_to_rest_where_its_closed_form_says(q, losses, gain,
     )
     for _ in range(1200):
         counts = controller.get_probs() * 1e6
-        controller.commit(counts, counts * losses, counts)
+        controller.report(counts, counts * losses, counts)
     x = controller.get_probs() / q
     z = np.array(reference.standardised(losses.tolist(), q.tolist()))
     constant = x + np.log(x) / gain - lambda2 / lambda1 * z
@@ -397,7 +397,7 @@ def test_loss_emphasis_comes_to_rest_at_the_default_gain(K, lambda2):
     losses[0] = 2.0  # one hard class: the largest z there is, sqrt(K - 1)
     for _ in range(1000):
         counts = controller.get_probs() * 1e6
-        controller.commit(counts, counts * losses, counts)
+        controller.report(counts, counts * losses, counts)
     at_rest = controller.get_probs()
     assert at_rest[0] * K > 1.0 + 0.5 * lambda2
     without_noise(controller)
@@ -417,7 +417,7 @@ def test_loss_emphasis_is_stable_up_to_the_gain_that_is_accepted(K, lambda2):
     for _ in range(3000):
         probs.append(controller.get_probs())
         counts = probs[-1] * 1e6
-        controller.commit(counts, counts * losses, counts)
+        controller.report(counts, counts * losses, counts)
     assert np.ptp(probs[-50:], axis=0).max() * K < 1e-4
     assert probs[-1].argmax() == 0
 
@@ -426,7 +426,7 @@ def test_class_one_deviation_harder_is_drawn_about_lambda2_more_often():
     controller = FeedbackController(4, alpha=16.0, lambda2=0.25)
     for _ in range(500):
         counts = controller.get_probs() * 1e6
-        controller.commit(counts, counts * [1.0, 2.0, 3.0, 4.0], counts)
+        controller.report(counts, counts * [1.0, 2.0, 3.0, 4.0], counts)
     x = controller.get_probs() * 4
     z = np.array(reference.standardised([1.0, 2.0, 3.0, 4.0], [0.25] * 4))
     # x = 1 + lambda2 * z + (mean of log x - log x) / alpha, and |log x| < 0.45: off by less than 2 * 0.45 / 16.
@@ -496,7 +496,7 @@ def test_run_in_which_everything_goes_wrong_ends_at_the_target():
             p = controller.get_probs()
             assert np.isfinite(p).all()
             assert p.sum() == pytest.approx(1.0)
-            assert np.isfinite(controller.ratio).all()
+            assert np.isfinite(controller.trained_mix).all()
 
     with pytest.warns(UserWarning, match="NaN or infinite") as said:
         train_badly()
@@ -505,8 +505,8 @@ def test_run_in_which_everything_goes_wrong_ends_at_the_target():
     # is of the order of one, whatever the losses, and moves a class by at most about lambda2 * 2 of its share.
     for batch in (batch for _ in range(2) for batch in sampler):
         controller.step_update(labels[batch], np.ones(40))
-    assert (np.abs(controller.ratio / controller.q - 1.0) <= 0.3 * 2.0).all()
+    assert (np.abs(controller.trained_mix / controller.q - 1.0) <= 0.3 * 2.0).all()
     # And from here on without a difference in the losses it is the target.
     for batch in (batch for _ in range(2) for batch in sampler):
         controller.step_update(labels[batch], np.ones(40))
-    np.testing.assert_allclose(controller.ratio, 0.2, atol=0.01)
+    np.testing.assert_allclose(controller.trained_mix, 0.2, atol=0.01)

@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from recipes import configs
+from recipes.report import Report
+from recipes.run import train
 from systems import machine, markdown
 from tqdm import tqdm
-
-from lightning_fair.recipes import configs
-from lightning_fair.recipes.report import Report
-from lightning_fair.recipes.run import train
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 QUIET = ("logger=none", "trainer.enable_progress_bar=false")

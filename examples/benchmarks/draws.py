@@ -47,7 +47,7 @@ from systems import (
 from torch.utils.data import BatchSampler, DataLoader, TensorDataset, WeightedRandomSampler
 from tqdm import tqdm
 
-from lightning_fair.weights import class_weights
+from lightning_fair.control.weights import class_weights
 
 LOSS_CLASSES, LOSS_BATCH = 10, 128
 LEAD = 16
@@ -122,7 +122,7 @@ class MeanWeight:
     swing: tuple[float, float]
 
 
-def mean_weight(seed: int, steps: int, lead: int = LEAD) -> MeanWeight:
+def mean_weight(seed: int, steps: int, num_prefetched: int = LEAD) -> MeanWeight:
     """Return the mean importance weight in a loop whose loader runs ahead and whose losses keep ``p`` moving.
 
     The two classes take turns at being the harder one, every 30 batches, and half of the gain is on the losses.
@@ -133,7 +133,7 @@ def mean_weight(seed: int, steps: int, lead: int = LEAD) -> MeanWeight:
     rows: list[tuple[float, float, float]] = []
     batches = iter(sampler)
     for step in range(steps):
-        while len(ahead) <= lead and (batch := next(batches, None)) is not None:
+        while len(ahead) <= num_prefetched and (batch := next(batches, None)) is not None:
             ahead.append(batch)
         y = labels[ahead.popleft()]
         drawn = controller.get_probs()
@@ -159,8 +159,8 @@ def ours_draws(labels: NDArray[Any], num_classes: int) -> Batches:
     sampler = OURS.sampler(labels, BATCH, 1, num_classes=num_classes)
     rng = np.random.default_rng(0)
     mixes = [rng.dirichlet(np.full(num_classes, 100.0)) for _ in range(8)]
-    for serial in itertools.count():
-        yield sampler._draw(serial, mixes[serial % 8])[1].tolist()
+    for draw_id in itertools.count():
+        yield sampler._draw(draw_id, mixes[draw_id % 8])[1].tolist()
 
 
 def ours_steps(labels: NDArray[Any], num_classes: int) -> Batches:
@@ -168,7 +168,7 @@ def ours_steps(labels: NDArray[Any], num_classes: int) -> Batches:
     sampler = OURS.sampler(labels, BATCH, -(-labels.size // BATCH), num_classes=num_classes)
     while True:
         for batch in sampler:
-            sampler.retire(sampler.take_record())
+            sampler.report(sampler.deliver())
             yield batch
 
 

@@ -18,12 +18,11 @@ import numpy as np
 from digits import CONF, QUIET, spread
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from recipes import configs
+from recipes.report import SHOTS, Best, Report, make_report
+from recipes.run import check, train
 from systems import machine, markdown
 from tqdm import tqdm
-
-from lightning_fair.recipes import configs
-from lightning_fair.recipes.report import SHOTS, Best, Report, make_report
-from lightning_fair.recipes.run import check, train
 
 METHODS = ("off", "weighted_sampler", "default", "deferred", "hard_classes", "balanced_softmax")
 SAMPLING = ("off", "weighted_sampler")  # what changes nothing but the draws; the better one is compared with

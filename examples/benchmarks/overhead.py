@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
+from recipes.resnet import resnet32
 from systems import long_tail_labels, machine, markdown
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,7 +35,6 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 from tqdm import tqdm
 
 from lightning_fair import FairSampling, ImportanceWeightedMixin
-from lightning_fair.recipes.resnet import resnet32
 
 BATCH, WARM_UP = 128, 3
 ITEMS = 20_000

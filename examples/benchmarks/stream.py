@@ -109,9 +109,9 @@ def sources() -> dict[str, Callable[[NDArray[np.int64]], IterableDataset[Sample]
     }
 
 
-def long_tail(size: int, num_classes: int, ratio: float = 100.0) -> NDArray[np.int64]:
+def long_tail(size: int, num_classes: int, trained_mix: float = 100.0) -> NDArray[np.int64]:
     """Return labels in a long tail."""
-    shares = ratio ** -np.linspace(0.0, 1.0, num_classes)
+    shares = trained_mix ** -np.linspace(0.0, 1.0, num_classes)
     return np.random.default_rng(0).choice(num_classes, size, p=shares / shares.sum())
 
 
@@ -176,7 +176,7 @@ def memory(
     labels = np.random.default_rng(0).integers(0, num_classes, 4 * num_classes * buffer)
     alive = Alive(side)
     source, controller = Stream(alive, labels), FeedbackController(num_classes)
-    stream = FairStream(source, controller, batch_size=batch, buffer=buffer, reuse=reuse)
+    stream = FairStream(source, controller, batch_size=batch, buffer_size=buffer, max_reuse=reuse)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in DataLoader(stream, batch_size=batch, collate_fn=list) if loader else stream.batches():
         pass
@@ -192,11 +192,11 @@ def recovery(turns: int, batch: int, seed: int, turn_size: int = 12_800) -> list
     stream = FairStream(list(enumerate(labels.tolist())), controller, batch_size=batch, seed=seed)
     arrived, late, off = 0, [0] * turns, [0] * turns
     for draw, _ in stream.batches(in_flight=True):
-        controller.commit(draw.counts, draw=draw)
+        controller.report(draw.counts, draw=draw)
         arrived += int(draw.arrived.sum())
         turn = min(max(arrived - 1, 0) // turn_size, turns - 1)
         late[turn] += 1
-        if np.abs(controller.ratio - 0.5).max() > 0.02:
+        if np.abs(controller.trained_mix - 0.5).max() > 0.02:
             off[turn] = late[turn]
     return off[1:]
 

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_fair import FeedbackBatchSampler, FeedbackController
-from lightning_fair.controller import Deficit
-from lightning_fair.sampler import DrawKind
-from lightning_fair.weights import class_weights
+from lightning_fair.control.controller import Deficit
+from lightning_fair.control.weights import class_weights
+from lightning_fair.sampling.batch_sampler import DrawKind
 
 BATCH = 256
 RARE = 1  # the rare class of the two
@@ -64,9 +64,9 @@ def rare_labels(size: int = 60_000) -> NDArray[np.int64]:
     return (np.arange(size) < RARE_SHARE * size).astype(np.int64) * RARE
 
 
-def long_tail_labels(num_classes: int, size: int = 60_000, ratio: float = 100.0) -> NDArray[np.int64]:
+def long_tail_labels(num_classes: int, size: int = 60_000, trained_mix: float = 100.0) -> NDArray[np.int64]:
     """Return labels of a data set whose classes fall off geometrically, the first ``ratio`` times the last."""
-    share = ratio ** -np.linspace(0.0, 1.0, num_classes)
+    share = trained_mix ** -np.linspace(0.0, 1.0, num_classes)
     edges = np.cumsum(share) / share.sum() * size
     return np.searchsorted(edges, np.arange(size), side="right").clip(max=num_classes - 1).astype(np.int64)
 
@@ -120,7 +120,7 @@ class ModelFreeLoop:
     def _record(self, labels: NDArray[np.int64], weight: float) -> None:
         trace = self.trace
         trace.share.append(float(np.mean(labels == RARE)))
-        trace.trained.append(float(self._controller.ratio[RARE]))
+        trace.trained.append(float(self._controller.trained_mix[RARE]))
         trace.weight.append(weight)
 
 

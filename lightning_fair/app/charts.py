@@ -8,7 +8,7 @@ from html import escape
 
 import numpy as np
 
-from lightning_fair.simplex import Floats
+from lightning_fair.common.arrays import Floats
 
 WIDTH, HEIGHT = 480, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 28, 42

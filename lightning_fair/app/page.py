@@ -42,8 +42,8 @@ from lightning_fair.app.session import (
 )
 from lightning_fair.app.simulation import Settings, simulate
 from lightning_fair.app.web import CHOOSE, CSS, DOWNLOAD, FONTS, MONO
-from lightning_fair.saved import LARGEST_COUNT
-from lightning_fair.simplex import Floats
+from lightning_fair.common.arrays import Floats
+from lightning_fair.rotation.serialization import LARGEST_COUNT
 
 Update: TypeAlias = dict[Any, Any]
 Done: TypeAlias = tuple[str, Update]  # what to say, and what to show besides the session

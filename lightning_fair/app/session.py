@@ -19,8 +19,8 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_fair.rotation import FairRotation, check_inputs
-from lightning_fair.saved import check_counts, parse, show, whole_number
+from lightning_fair.rotation.fair_rotation import FairRotation, check_inputs
+from lightning_fair.rotation.serialization import check_counts, parse, show, whole_number
 
 LARGEST_N = 1_000_000
 LARGEST_K = 10_000

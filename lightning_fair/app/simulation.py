@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lightning_fair.controller import FeedbackController
-from lightning_fair.sampler import FeedbackBatchSampler
-from lightning_fair.simplex import Floats
-from lightning_fair.weights import class_weights
+from lightning_fair.common.arrays import Floats
+from lightning_fair.control.controller import FeedbackController
+from lightning_fair.control.weights import class_weights
+from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
 
 CLASSES = 4
 BATCH_SIZE = 256
@@ -77,7 +77,7 @@ def shares(imbalance: float, turned: bool = False) -> Floats:
 def simulate(settings: Settings, turns: int = 0, seed: int = 0) -> Trace:
     """Run the loop: draw a batch, lose some of it, report what came through.
 
-    A :class:`~lightning_fair.sampler.FeedbackBatchSampler` draws batches of 256 from four classes towards a
+    A :class:`~lightning_fair.sampling.batch_sampler.FeedbackBatchSampler` draws batches of 256 from four classes towards a
     uniform target. A sample of class ``i`` comes through with probability ``shares(imbalance)[i]``, as where a
     filter rejects, a sensor fails or a worker drops samples; nobody tells the sampler, it only learns what was
     trained on. A class's loss is the higher the less of it comes through. After every 60 batches the
@@ -123,12 +123,12 @@ def simulate(settings: Settings, turns: int = 0, seed: int = 0) -> Trace:
     rng = np.random.default_rng(seed)
     for step, _ in enumerate(sampler):
         share = shares(settings.imbalance, turned=spans[step // SPAN] % 2 == 1)
-        draw = sampler.take_record()
+        draw = sampler.deliver()
         counts = rng.binomial(draw.counts, share)
         losses = 1.0 + (1.0 - share) + _LOSS_NOISE * rng.standard_normal(CLASSES)
-        sampler.retire(draw, counts, losses * counts, counts)
+        sampler.report(draw, counts, losses * counts, counts)
         arrived[step] = counts / counts.sum() if counts.any() else np.nan
-        trained[step] = controller.ratio
+        trained[step] = controller.trained_mix
         weights[step] = class_weights(controller.q, draw.probs)
         unsteered[step] = controller.q * share / (controller.q * share).sum()
     shown = slice(-_SHOWN_SPANS * SPAN, None)

@@ -1,0 +1,163 @@
+"""What one does about class imbalance without this library, each in a few lines: for comparison.
+
+Each goes with ``fair=off`` only: beside fair batches it would correct the same thing twice.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import WeightedRandomSampler
+
+from lightning_fair.common.arrays import Ints
+
+
+def weighted_sampler(labels: NDArray[Any]) -> WeightedRandomSampler:
+    """Return torch's sampler that draws each class equally often, with replacement.
+
+    Args:
+        labels: Class of each sample, integers, shape ``(N,)``. An epoch has ``N`` draws.
+
+    Example:
+        >>> sampler = weighted_sampler(np.array([0] * 9 + [1]))
+        >>> len(list(sampler)), sampler.weights[[0, 9]].tolist()
+        (10, [0.1111111111111111, 1.0])
+    """
+    return WeightedRandomSampler(torch.from_numpy(1.0 / np.bincount(labels)[labels]), len(labels))  # type: ignore[arg-type]
+
+
+class CrossEntropy(nn.Module):
+    """Cross entropy of each sample: no baseline, the plain loss."""
+
+    def forward(self, logits: Tensor, labels: Tensor, epoch: int) -> Tensor:  # noqa: ARG002
+        """Return the loss of each sample, shape ``(batch,)``."""
+        return F.cross_entropy(logits, labels, reduction="none")
+
+
+class DeferredReweighting(nn.Module):
+    """Cross entropy with class-balanced weights from an epoch on: the schedule called DRW.
+
+    A class with ``n`` images weighs ``(1 - beta) / (1 - beta ** n)``, one over its effective number of samples.
+    As in torch's ``CrossEntropyLoss(weight)`` the mean of the losses is the weighted mean over the batch.
+
+    Args:
+        class_counts: Training images of each class, at least 1, shape ``(K,)``.
+        begin: First epoch with weights, counted from 0.
+        beta: In [0, 1); 0 is no weighting, towards 1 it is one over the count.
+
+    Raises:
+        ValueError: If a number is out of range or a class is empty.
+
+    Reference:
+        Y. Cui et al., "Class-balanced loss based on effective number of samples" (2019); deferred by K. Cao et
+        al. (2019).
+
+    Example:
+        >>> DeferredReweighting([100, 1], begin=160).weights
+        tensor([0.0199, 1.9801])
+    """
+
+    weights: Tensor
+
+    def __init__(self, class_counts: ArrayLike, begin: int = 160, beta: float = 0.9999) -> None:
+        super().__init__()
+        if begin < 0:
+            raise ValueError(f"begin is an epoch, at least 0, got {begin}.")
+        if not 0.0 <= beta < 1.0:
+            raise ValueError(f"beta must lie in [0, 1), got {beta}.")
+        weights = (1.0 - beta) / (1.0 - beta ** _counts(class_counts))
+        # Not in the checkpoint, here and below: it follows from the data.
+        self.register_buffer("weights", torch.from_numpy(weights / weights.mean()).float(), persistent=False)
+        self.begin = begin
+
+    def forward(self, logits: Tensor, labels: Tensor, epoch: int) -> Tensor:
+        """Return the loss of each sample, shape ``(batch,)``; ``epoch`` counts from 0."""
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        if epoch < self.begin:
+            return losses
+        weights = self.weights[labels]
+        return losses * weights / weights.mean()
+
+
+class BalancedSoftmax(nn.Module):
+    """Cross entropy of the logits plus ``tau * log(prior)``: the logit-adjusted loss, Balanced Softmax for tau = 1.
+
+    In training only. The network learns logits for balanced classes, and is used without the addition.
+
+    Args:
+        class_counts: Training images of each class, at least 1, shape ``(K,)``.
+        tau: Strength, at least 0; 0 is plain cross entropy.
+
+    Raises:
+        ValueError: If ``tau`` is negative or not finite, or a class is empty.
+
+    Reference:
+        J. Ren et al., "Balanced meta-softmax for long-tailed visual recognition" (2020); A. K. Menon et al.,
+        "Long-tail learning via logit adjustment" (2021), equation 10.
+
+    Example:
+        >>> loss = BalancedSoftmax([99, 1])
+        >>> loss(torch.zeros(2, 2), torch.tensor([0, 1]), epoch=0)  # -log 0.99, -log 0.01
+        tensor([0.0101, 4.6052])
+    """
+
+    offset: Tensor
+
+    def __init__(self, class_counts: ArrayLike, tau: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("offset", _log_prior(class_counts, tau), persistent=False)
+
+    def forward(self, logits: Tensor, labels: Tensor, epoch: int) -> Tensor:  # noqa: ARG002
+        """Return the loss of each sample, shape ``(batch,)``."""
+        return F.cross_entropy(logits + self.offset, labels, reduction="none")
+
+
+class LogitAdjustment(nn.Module):
+    """Takes ``tau * log(prior)`` off the logits of a network that was trained plainly: logit adjustment, post hoc.
+
+    In validation and test only; training is that of ``fair=off``.
+
+    Args:
+        class_counts: Training images of each class, at least 1, shape ``(K,)``.
+        tau: Strength, at least 0; 0 changes nothing.
+
+    Raises:
+        ValueError: If ``tau`` is negative or not finite, or a class is empty.
+
+    Reference:
+        A. K. Menon et al., "Long-tail learning via logit adjustment" (2021), equation 9.
+
+    Example:
+        >>> LogitAdjustment([99, 1])(torch.tensor([[2.0, 0.0]])).argmax().item()
+        1
+    """
+
+    offset: Tensor
+
+    def __init__(self, class_counts: ArrayLike, tau: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("offset", _log_prior(class_counts, tau), persistent=False)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Return the adjusted logits, shape ``(batch, K)``."""
+        return logits - self.offset
+
+
+def _counts(class_counts: ArrayLike) -> Ints:
+    counts = np.asarray(class_counts, dtype=np.int64)
+    if counts.min() < 1:
+        raise ValueError(f"Every class must have an image, but class {int(counts.argmin())} has {int(counts.min())}.")
+    return counts
+
+
+def _log_prior(class_counts: ArrayLike, tau: float) -> Tensor:
+    if not (math.isfinite(tau) and tau >= 0):
+        raise ValueError(f"tau must be finite and at least 0, got {tau}.")
+    counts = _counts(class_counts)
+    return torch.from_numpy(tau * np.log(counts / counts.sum())).float()

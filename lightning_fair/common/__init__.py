@@ -1,0 +1,1 @@
+"""Arrays, labels and class mixes: what every other folder builds on."""

@@ -1,0 +1,1 @@
+"""A ``DataLoader`` whose batches carry the record of their draw."""

@@ -1,0 +1,1 @@
+"""The Lightning side: callback, mixin and data module."""

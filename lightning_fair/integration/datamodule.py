@@ -1,0 +1,220 @@
+"""A ``LightningDataModule`` with a fair training loader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_fair.common.labels import class_names, find_labels
+from lightning_fair.control.controller import FeedbackController
+from lightning_fair.control.draw import DrawSource
+from lightning_fair.dataloaders.fair_loader import batch_size as batch_size_of
+from lightning_fair.dataloaders.fair_loader import check_loader, make_fair
+from lightning_fair.dataloaders.stream_tracker import is_stream
+from lightning_fair.integration.callback import FairSampling
+from lightning_fair.integration.trainer_internals import check_trainer
+from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
+
+# Lightning asks whether a data module overrides these, so those of the wrapped one show only where it does.
+_HOOKS = (
+    "val_dataloader",
+    "test_dataloader",
+    "predict_dataloader",
+    "on_before_batch_transfer",
+    "transfer_batch_to_device",
+    "on_after_batch_transfer",
+    "on_exception",
+)
+_HPARAMS = ("_log_hyperparams", "_hparams", "_hparams_initial", "_hparams_name")
+
+
+class FairDataModule(L.LightningDataModule):
+    """Wraps a DataModule, or a data set, so that its training loader is fair.
+
+    In a Trainer it installs the callback :class:`~lightning_fair.FairSampling`, which then owns the sampler.
+    Without a Trainer ``train_dataloader()`` is fair all the same, and ``controller.step_update`` is yours to
+    call. Everything else is the wrapped module's own: its other loaders, hooks, state and attributes.
+
+    Args:
+        data: A ``LightningDataModule``, or a map-style training data set.
+        fair: Settings. None: the Trainer's ``FairSampling`` if it has one, else ``FairSampling()``.
+        batch_size: Samples of a training batch on each rank; with a data set only, where it is needed.
+        val: Validation data set; with a data set only.
+        test: Test data set; with a data set only.
+        **loader: Further arguments of the loaders (``num_workers``, ``collate_fn``, ``pin_memory``, ...);
+            with a data set only.
+
+    Raises:
+        TypeError: If ``data`` is neither, or loader arguments come with a DataModule.
+        ValueError: If a data set comes without ``batch_size``.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> dataset = TensorDataset(torch.arange(100.0), torch.tensor([0] * 98 + [1] * 2))
+        >>> data = FairDataModule(dataset, batch_size=4)
+        >>> x, y = next(iter(data.train_dataloader()))
+        >>> y.bincount().tolist()
+        [2, 2]
+    """
+
+    def __init__(
+        self,
+        data: L.LightningDataModule | Dataset[Any],
+        *,
+        fair: FairSampling | None = None,
+        batch_size: int | None = None,
+        val: Dataset[Any] | None = None,
+        test: Dataset[Any] | None = None,
+        **loader: Any,
+    ) -> None:
+        super().__init__()
+        if isinstance(data, L.LightningDataModule):
+            if batch_size is not None or val is not None or test is not None or loader:
+                given = [k for k, v in {"batch_size": batch_size, "val": val, "test": test}.items() if v is not None]
+                raise TypeError(
+                    f"{type(data).__name__} makes its own loaders: set {', '.join([*given, *loader])} there, "
+                    "not in FairDataModule."
+                )
+            self.wrapped = data
+        elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+            if batch_size is None:
+                raise ValueError("FairDataModule around a data set needs batch_size, for example batch_size=128.")
+            self.wrapped = _DatasetModule(data, val, test, batch_size, loader)
+        else:
+            raise TypeError(
+                f"FairDataModule wraps a LightningDataModule or a map-style data set, got {type(data).__name__}."
+            )
+        self.fair = fair
+        self._own = fair or FairSampling()
+        self._sampler: FeedbackBatchSampler | None = None
+        self.prepare_data_per_node = self.wrapped.prepare_data_per_node
+        self.allow_zero_length_dataloader_with_multiple_devices = (
+            self.wrapped.allow_zero_length_dataloader_with_multiple_devices
+        )
+        for name in _HOOKS:
+            if hasattr(L.LightningDataModule, name) and is_overridden(name, self.wrapped):
+                setattr(self, name, getattr(self.wrapped, name))
+        for name in _HPARAMS:
+            if hasattr(self.wrapped, name):
+                setattr(self, name, getattr(self.wrapped, name))
+
+    @property
+    def trainer(self) -> L.Trainer | None:
+        """The Trainer, which is the wrapped module's too."""
+        return self._trainer
+
+    @trainer.setter
+    def trainer(self, trainer: L.Trainer | None) -> None:
+        if trainer is not None:
+            check_trainer(trainer)
+        self._trainer = trainer
+        if "wrapped" in self.__dict__:
+            self.wrapped.trainer = trainer
+
+    @property
+    def sampler(self) -> DrawSource | None:
+        """The sampler of the training loader, once there is one; in a Trainer the callback's."""
+        callback = self._callback()
+        return callback.sampler if callback and callback.sampler else self._sampler
+
+    @property
+    def controller(self) -> FeedbackController | None:
+        """The sampler's controller."""
+        return self.sampler.controller if self.sampler else None
+
+    def prepare_data(self) -> None:
+        """As the wrapped module."""
+        self.wrapped.prepare_data()
+
+    def setup(self, stage: str) -> None:
+        """Install the callback for ``stage="fit"``, then as the wrapped module."""
+        trainer = self.trainer
+        if stage == "fit" and trainer is not None:
+            theirs = self._callback()
+            if theirs is not None and theirs is not self._own and theirs._installed_by_datamodule:
+                trainer.callbacks.remove(theirs)  # type: ignore[attr-defined]  # of another FairDataModule
+                theirs = None
+            if theirs is None:
+                self._own._installed_by_datamodule = True
+                callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+                first = next((i for i, c in enumerate(callbacks) if isinstance(c, Checkpoint)), len(callbacks))
+                callbacks.insert(first, self._own)
+            elif self.fair is not None and theirs is not self.fair:
+                raise ValueError(
+                    "Both Trainer(callbacks=[...]) and FairDataModule(fair=...) have a FairSampling. Keep one: "
+                    "it owns the state."
+                )
+        self.wrapped.setup(stage)
+
+    def teardown(self, stage: str) -> None:
+        """As the wrapped module."""
+        self.wrapped.teardown(stage)
+
+    def train_dataloader(self) -> Any:
+        """Return the training loader: fair, or in a Trainer the wrapped module's, made fair by the callback."""
+        loader = self.wrapped.train_dataloader()
+        if self._callback() is not None or is_stream(loader):  # a FairStream is fair by itself
+            return loader
+        check_loader(loader)
+        if self._sampler is None:
+            self._sampler = self._own.make_sampler(
+                find_labels(loader.dataset, self._own.labels),
+                batch_size_of(loader),
+                self._own.steps_per_epoch or len(loader),
+                named=len(class_names(loader.dataset) or ()),
+            )
+        return make_fair(loader, self._sampler, guess_labels=self._own.labels is None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As the wrapped module; the sampler's state is in the callback's."""
+        return self.wrapped.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As the wrapped module."""
+        self.wrapped.load_state_dict(state_dict)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "wrapped":  # not set yet: pickling asks before __init__ has run
+            raise AttributeError(name)
+        return getattr(self.wrapped, name)
+
+    def _callback(self) -> FairSampling | None:
+        callbacks = self.trainer.callbacks if self.trainer is not None else []  # type: ignore[attr-defined]
+        return next((c for c in callbacks if isinstance(c, FairSampling)), None)
+
+
+class _DatasetModule(L.LightningDataModule):
+    """Plain loaders over plain data sets."""
+
+    def __init__(
+        self,
+        train: Dataset[Any],
+        val: Dataset[Any] | None,
+        test: Dataset[Any] | None,
+        size: int,
+        loader: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self._train, self._size, self._loader = train, size, loader
+        loader.pop("shuffle", None)  # the training order is the sampler's; the others keep theirs
+        for name, dataset in (("val_dataloader", val), ("test_dataloader", test)):
+            if dataset is not None:
+                setattr(self, name, self._in_order(dataset))
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self._train, batch_size=self._size, **self._loader)
+
+    def _in_order(self, dataset: Dataset[Any]) -> Callable[[], DataLoader[Any]]:
+        settings = {name: value for name, value in self._loader.items() if name not in ("drop_last", "sampler")}
+
+        # Not a `partial`: Lightning looks into the code of what overrides its hooks.
+        def dataloader() -> DataLoader[Any]:
+            return DataLoader(dataset, batch_size=self._size, **settings)
+
+        return dataloader

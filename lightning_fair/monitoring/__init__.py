@@ -1,0 +1,1 @@
+"""What loggers, TensorBoard and the progress bar show."""

@@ -1,0 +1,1 @@
+"""Batches of integers from a range, least used first."""

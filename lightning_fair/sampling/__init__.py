@@ -1,0 +1,1 @@
+"""Batches of indices with the class mix that the controller asks for."""

@@ -1,0 +1,1 @@
+"""The same control over a stream: samples wait in bounded buffers, one for each class."""

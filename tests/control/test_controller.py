@@ -1,0 +1,668 @@
+import io
+import math
+import warnings
+
+import numpy as np
+import pytest
+import reference
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_fair import FeedbackController
+from lightning_fair.control.draw import Draw
+from lightning_fair.schedules import Linear, Shift, Step
+
+
+def make_draw(controller, counts):
+    """Register a draw as a sampler does."""
+    probs = controller.next_probs()
+    draw = Draw(controller.draws, probs, np.array(counts), controller.trained_mix, 8.0, progress=controller.progress)
+    controller.register(draw)
+    return draw
+
+
+def labels_of(counts):
+    return np.repeat(np.arange(len(counts)), counts)
+
+
+targets = st.lists(st.floats(0.02, 1.0), min_size=1, max_size=6).map(lambda q: np.array(q) / sum(q))
+
+
+# -- the law -------------------------------------------------------------------------------------------
+
+
+@given(
+    q=targets,
+    alpha=st.floats(0.0, 30.0),
+    lambda1=st.floats(0.0, 1.0),
+    lambda2=st.floats(0.0, 0.5),
+    beta=st.floats(0.0, 0.99),
+    floor=st.floats(0.0, 0.9),
+    horizon=st.floats(41.0, 100.0),
+    seed=st.integers(0, 1000),
+)
+def test_controller_follows_the_slow_reference(q, alpha, lambda1, lambda2, beta, floor, horizon, seed):
+    K = q.size
+    controller = FeedbackController(
+        K, q, alpha, lambda1, lambda2, min_prob=floor / K, horizon=horizon, loss_ema_decay=beta
+    )
+    rng = np.random.default_rng(seed)
+    trained_mix, losses, loss_score = q.tolist(), [None] * K, [0.0] * K
+    for _ in range(8):
+        expected = reference.law(
+            q.tolist(), trained_mix, loss_score, alpha=alpha, lambda1=lambda1, lambda2=lambda2, min_prob=floor / K
+        )
+        np.testing.assert_allclose(controller.get_probs(), expected, rtol=1e-6, atol=1e-12)
+        y, values = rng.integers(0, K, 5), rng.exponential(size=5)
+        values[rng.random(5) < 0.1] = math.nan
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            controller.step_update(y, values)
+        trained_mix = reference.follow(trained_mix, np.bincount(y, minlength=K).tolist(), horizon)
+        loss_score = reference.follow_emphasis(loss_score, reference.standardised(losses, q.tolist()), horizon)
+        losses = reference.follow_losses(losses, y.tolist(), values.tolist(), beta)
+        np.testing.assert_allclose(controller.trained_mix, trained_mix, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(
+            controller.ema_loss, [math.nan if loss is None else loss for loss in losses], rtol=1e-9
+        )
+
+
+@given(q=targets, seed=st.integers(0, 1000), floor=st.floats(0.0, 0.99))
+def test_probabilities_sum_to_one_and_keep_the_floor(q, seed, floor):
+    controller = FeedbackController(q.size, q, alpha=30.0, lambda2=0.5, min_prob=floor / q.size, horizon=64.0)
+    rng = np.random.default_rng(seed)
+    for _ in range(5):
+        y = rng.integers(0, q.size, 3)
+        controller.step_update(y, rng.exponential(size=3))
+        p = controller.get_probs()
+        assert p.sum() == pytest.approx(1.0)
+        assert (p >= floor / q.size * (1.0 - 1e-12)).all()
+
+
+def test_first_batch_is_drawn_from_the_target():
+    q = [0.6, 0.3, 0.1]
+    np.testing.assert_allclose(FeedbackController(3, q, min_prob=0.0).get_probs(), q, rtol=1e-12)
+
+
+def test_gain_of_zero_ignores_feedback():
+    controller = FeedbackController(2, [0.7, 0.3], alpha=0.0, lambda2=1.0, min_prob=0.0)
+    controller.step_update([0, 0, 0], [1.0, 2.0, 3.0])
+    np.testing.assert_allclose(controller.get_probs(), [0.7, 0.3], rtol=1e-12)
+
+
+@given(q=targets.filter(lambda q: q.size > 1), seed=st.integers(0, 1000))
+def test_larger_deficit_gives_more_probability_for_the_same_target(q, seed):
+    controller = FeedbackController(q.size, alpha=8.0)  # uniform
+    controller.step_update(np.random.default_rng(seed).integers(0, q.size, 7))
+    order = np.argsort(controller.deficits)
+    assert (np.diff(controller.get_probs()[order]) >= -1e-15).all()
+    assert controller.get_probs().argmax() in np.flatnonzero(controller.deficits == controller.deficits.max())
+
+
+@given(q=targets, seed=st.integers(0, 1000))
+def test_permuting_the_classes_permutes_the_answer(q, seed):
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(q.size)  # old class order[i] is new class i
+    new_label = np.argsort(order)
+    old = FeedbackController(q.size, q, lambda2=0.5, horizon=20.0)
+    new = FeedbackController(q.size, q[order], lambda2=0.5, horizon=20.0)
+    for _ in range(4):
+        y, losses = rng.integers(0, q.size, 6), rng.exponential(size=6)
+        old.step_update(y, losses)
+        new.step_update(new_label[y], losses)
+    np.testing.assert_allclose(new.get_probs(), old.get_probs()[order], rtol=1e-9)
+
+
+def test_class_with_target_zero_is_never_drawn():
+    controller = FeedbackController(3, [0.5, 0.0, 0.5], lambda2=0.5, min_prob=0.01)
+    for _ in range(20):
+        controller.step_update([0, 1], [1.0, 5.0])  # it may turn up in what was trained on
+        assert controller.get_probs()[1] == 0.0
+        assert controller.get_probs().min() == 0.0
+        assert controller.get_probs().sum() == pytest.approx(1.0)
+    assert controller.deficits[1] == 0.0
+
+
+def test_harder_class_is_drawn_more_often():
+    controller = FeedbackController(3, lambda2=0.3)
+    for _ in range(3):
+        controller.step_update([0, 1, 2], [1.0, 2.0, 3.0])
+    p = controller.get_probs()
+    assert p[0] < p[1] < p[2]
+
+
+def test_unit_of_the_losses_does_not_matter():
+    small, large = FeedbackController(3, lambda2=0.3), FeedbackController(3, lambda2=0.3)
+    for losses in ([1.0, 2.0, 5.0], [3.0, 1.0, 2.0], [2.0, 2.0, 2.0]):
+        small.step_update([0, 1, 2], np.array(losses) * 1e-6)
+        large.step_update([0, 1, 2], np.array(losses) * 1e6 + 1e6)
+    np.testing.assert_allclose(small.get_probs(), large.get_probs(), rtol=1e-6)
+    assert np.ptp(small.get_probs()) > 0.001
+
+
+def test_schedule_of_the_gain_follows_step_and_epoch():
+    by_step = FeedbackController(2, alpha=Linear(0.0, 8.0, 4), min_prob=0.0, horizon=16.0)
+    trained_mix = [0.5, 0.5]
+    for step in range(8):
+        expected = reference.law([0.5, 0.5], trained_mix, alpha=min(2.0 * step, 8.0), min_prob=0.0)
+        np.testing.assert_allclose(by_step.get_probs(), expected, rtol=1e-12)
+        by_step.step_update([0])
+        trained_mix = reference.follow(trained_mix, [1, 0], 16.0)
+    by_epoch = FeedbackController(2, alpha=Linear(0.0, 8.0, 4, unit="epoch"))
+    by_epoch.step_update([0])
+    assert by_epoch.get_probs()[1] == pytest.approx(0.5)
+    by_epoch.epoch = 4
+    assert by_epoch.get_probs()[1] > 0.6
+
+
+@pytest.mark.parametrize(
+    ("K", "target", "expected"), [(2, None, 16), (10, None, 16), (1000, None, 375), (2, [0.99, 0.01], 38)]
+)
+def test_default_horizon_expects_every_class_two_dozen_times_in_batches_of_64(K, target, expected):
+    controller = FeedbackController(K, target)
+    assert controller.horizon == expected
+    assert controller.horizon * 64 * controller.q.min() >= 24
+
+
+def test_target_that_is_next_to_nothing_still_makes_a_controller():
+    p = FeedbackController(2, [1.0 - 1e-320, 1e-320]).get_probs()
+    assert p.sum() == pytest.approx(1.0)
+
+
+def test_what_is_handed_out_cannot_spoil_the_state():
+    controller = FeedbackController(2)
+    with pytest.raises(ValueError, match="read-only"):
+        controller.q[0] = 1.0
+    controller.get_probs()[:] = 0.0
+    draw = make_draw(controller, [2, 2])
+    controller.get_probs()[:] = 0.0
+    assert draw.probs.tolist() == controller.get_probs().tolist() == [0.5, 0.5]
+
+
+def test_reset_forgets_everything_seen():
+    controller = FeedbackController(3, [0.5, 0.3, 0.2], lambda2=0.5)
+    fresh = controller.state_dict()
+    make_draw(controller, [1, 1, 1])
+    controller.step_update([0, 0, 1], [1.0, 2.0, 3.0])
+    make_draw(controller, [3, 0, 0])
+    assert not same(controller.state_dict(), fresh)
+    controller.reset()
+    assert same(controller.state_dict(), fresh)
+
+
+# -- draws in flight -----------------------------------------------------------------------------------
+
+
+def test_probabilities_between_a_draw_and_its_update_are_those_of_the_draw():
+    controller = FeedbackController(2)
+    draws = [make_draw(controller, counts) for counts in ([4, 0], [1, 3], [2, 2])]
+    for draw in draws:
+        assert controller.get_probs().tolist() == draw.probs.tolist()
+        controller.step_update(labels_of(draw.counts))
+    assert controller.in_flight == ()
+    assert controller.get_probs().tolist() == controller.next_probs().tolist()
+
+
+def test_draw_in_flight_counts_at_once():
+    controller, seen = FeedbackController(2), FeedbackController(2)
+    make_draw(controller, [3, 1])
+    seen.step_update([0, 0, 0, 1])
+    assert controller.next_probs().tolist() == seen.next_probs().tolist()
+
+
+def test_batch_that_was_trained_on_as_drawn_changes_nothing_more():
+    controller = FeedbackController(2)
+    draw = make_draw(controller, [3, 1])
+    before = controller.trained_mix
+    controller.step_update(labels_of(draw.counts))
+    assert controller.trained_mix.tolist() == before.tolist()
+
+
+def test_what_was_really_seen_replaces_what_was_drawn():
+    controller, seen = FeedbackController(3), FeedbackController(3)
+    for drawn, kept in (([2, 2, 4], [2, 2, 0]), ([3, 3, 2], [0, 3, 1]), ([2, 3, 3], [2, 3, 3])):
+        make_draw(controller, drawn)
+        controller.step_update(labels_of(kept))
+        seen.step_update(labels_of(kept))
+        np.testing.assert_allclose(controller.trained_mix, seen.trained_mix, rtol=1e-12)
+        np.testing.assert_allclose(controller.get_probs(), seen.get_probs(), rtol=1e-9)
+
+
+def test_trained_mix_is_put_right_for_what_the_batch_still_weighs_in_it():
+    # The mix is linear in its batches, so it ends where it would have, had the first batch been what was seen.
+    controller = FeedbackController(3, horizon=16.0)
+    for drawn in ([2, 2, 4], [3, 3, 2], [2, 3, 3]):
+        make_draw(controller, drawn)
+    controller.step_update(labels_of([2, 0, 0]))
+    trained_mix = [1 / 3] * 3
+    for seen in ([2, 0, 0], [3, 3, 2], [2, 3, 3]):
+        trained_mix = reference.follow(trained_mix, seen, 16.0)
+    np.testing.assert_allclose(controller.trained_mix, trained_mix, rtol=1e-12)
+
+
+@pytest.mark.parametrize("later", [[], [[3, 1]], [[3, 1], [0, 4]]])
+def test_skipped_step_leaves_the_mix_as_if_it_had_never_been_drawn(later):
+    controller = FeedbackController(2, horizon=16.0)
+    for drawn in ([1, 3], *later):
+        make_draw(controller, drawn)
+    controller.step_update([])
+    trained_mix = [0.5, 0.5]
+    for drawn in later:
+        trained_mix = reference.follow(trained_mix, drawn, 16.0)
+    np.testing.assert_allclose(controller.trained_mix, trained_mix, rtol=1e-12)
+
+
+def test_feedback_takes_effect_after_the_lag():
+    controller = FeedbackController(2, lambda2=0.5, feedback_delay=3)
+    make_draw(controller, [2, 2])
+    controller.step_update([0, 0, 1, 1], [1.0, 1.0, 3.0, 3.0])
+    for _ in range(2):
+        controller.next_probs()
+        assert np.isnan(controller.ema_loss).all()
+        make_draw(controller, [2, 2])
+    controller.next_probs()
+    assert controller.ema_loss.tolist() == [1.0, 3.0]
+
+
+def test_withdrawn_draws_are_no_longer_in_flight():
+    controller = FeedbackController(2)
+    draws = [make_draw(controller, [2, 2]) for _ in range(3)]
+    assert controller.in_flight == tuple(draws)
+    trained_mix = controller.trained_mix
+    assert controller.withdraw() == draws
+    assert controller.in_flight == ()
+    controller.reopen(draws[1])
+    assert controller.in_flight == (draws[1],)
+    assert controller.trained_mix.tolist() == trained_mix.tolist()
+
+
+def test_draw_can_be_named_where_it_is_not_the_oldest():
+    controller = FeedbackController(2)
+    first, second = make_draw(controller, [4, 0]), make_draw(controller, [0, 4])
+    controller.report(second.counts, draw=second)
+    assert controller.in_flight == (first,)
+
+
+# -- the published law as it stands --------------------------------------------------------------------
+
+
+def test_count_deficit_is_the_published_law():
+    controller = FeedbackController(3, [0.5, 0.3, 0.2], alpha=0.5, lambda2=0.4, deficit="count")
+    counts, losses = [0, 0, 0], [None] * 3
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        expected = reference.count_law(
+            [0.5, 0.3, 0.2], counts, [loss or 0.0 for loss in losses], alpha=0.5, lambda2=0.4
+        )
+        np.testing.assert_allclose(controller.get_probs(), expected, rtol=1e-9)
+        y, values = rng.integers(0, 3, 4), rng.exponential(size=4)
+        controller.step_update(y, values)
+        counts = [n + int((y == label).sum()) for label, n in enumerate(counts)]
+        losses = reference.follow_losses(losses, y.tolist(), values.tolist(), 0.9)
+
+
+def test_count_deficit_counts_what_was_really_seen():
+    controller, seen = (FeedbackController(2, alpha=0.1, deficit="count") for _ in range(2))
+    make_draw(controller, [2, 2])
+    controller.step_update([0, 0])
+    seen.step_update([0, 0])
+    assert controller.get_probs().tolist() == seen.get_probs().tolist()
+
+
+# -- nothing poisons (law 7) ---------------------------------------------------------------------------
+
+
+def finite(controller):
+    state = controller.state_dict()
+    held = [value.numpy() for value in state.values() if isinstance(value, torch.Tensor)]
+    p = controller.get_probs()
+    return all(np.isfinite(values).all() for values in (p, *held)) and math.isclose(p.sum(), 1.0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("deficit", ["relative", "count"])
+def test_loss_that_is_not_finite_is_left_out_and_said_once(bad, deficit):
+    controller = FeedbackController(3, alpha=1.0, lambda2=0.5, deficit=deficit)
+    controller.step_update([0, 1, 2], [1.0, 2.0, 3.0])
+    with pytest.warns(UserWarning, match=r"Some losses are NaN or infinite\. They are left out") as said:
+        controller.step_update([0, 0, 1], [bad, 5.0, bad])
+    assert len(said) == 1
+    np.testing.assert_allclose(controller.ema_loss, [0.9 * 1.0 + 0.1 * 5.0, 2.0, 3.0])
+    assert finite(controller)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        controller.step_update([0, 1, 2], [bad, bad, bad])
+    assert finite(controller)
+
+
+@pytest.mark.parametrize("sums", [[math.nan, 2.0], [math.inf, 2.0]])
+def test_sum_that_is_not_finite_is_left_out_and_said_once(sums):
+    controller = FeedbackController(2, lambda2=0.5)
+    with pytest.warns(UserWarning, match="NaN or infinite"):
+        controller.report(np.array([2, 2]), np.array(sums), np.array([2, 2]))
+    np.testing.assert_array_equal(controller.ema_loss, [math.nan, 1.0])
+    assert finite(controller)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.parametrize("size", [1e-300, 1e38, 1e200, 1.5e308])
+def test_losses_of_any_finite_size_leave_the_state_finite(size):
+    controller = FeedbackController(3, lambda2=0.5)
+    for _ in range(3):
+        controller.step_update([0, 1, 2], [size, 1.1 * size, 0.5 * size])
+        assert finite(controller)
+
+
+@pytest.mark.parametrize("losses", [None, [], torch.zeros(0)])
+def test_empty_batch_leaves_the_state_as_it_is(losses):
+    controller = FeedbackController(2, lambda2=0.5)
+    controller.step_update([0, 0, 1], [1.0, 2.0, 3.0])
+    trained_mix, ewma = controller.trained_mix, controller.ema_loss
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        controller.step_update([], losses)
+        controller.step_update(torch.zeros(0, dtype=torch.int64), losses)
+    assert controller.trained_mix.tolist() == trained_mix.tolist()
+    assert controller.ema_loss.tolist() == ewma.tolist()
+    assert finite(controller)
+
+
+def test_unseen_class_is_drawn_as_if_its_loss_were_average():
+    controller = FeedbackController(3, alpha=4.0, lambda2=0.5, min_prob=0.0)
+    for _ in range(5):
+        controller.step_update([0, 2], [1.0, 3.0])
+        controller.step_update([1])
+    assert math.isnan(controller.ema_loss[1])
+    assert finite(controller)
+    # The deficits of 0 and 2 are alike and their emphasis is -e and +e, so the unseen class, whose emphasis
+    # is 0, keeps what the deficits alone give it against their geometric mean.
+    plain = FeedbackController(3, alpha=4.0, min_prob=0.0)
+    for _ in range(5):
+        plain.step_update([0, 2])
+        plain.step_update([1])
+    p, without = controller.get_probs(), plain.get_probs()
+    assert p[0] < p[2]
+    assert p[1] / math.sqrt(p[0] * p[2]) == pytest.approx(without[1] / math.sqrt(without[0] * without[2]))
+
+
+def test_losses_that_are_all_alike_change_nothing():
+    with_losses, without = (FeedbackController(3, lambda2=x, horizon=64.0) for x in (5.0, 0.0))
+    for _ in range(3):
+        with_losses.step_update([0, 1, 2, 2], [0.1 + 0.2, 0.3, 0.3, 0.3])
+        without.step_update([0, 1, 2, 2])
+    np.testing.assert_allclose(with_losses.get_probs(), without.get_probs(), rtol=1e-9)
+
+
+def test_class_away_for_ever_so_long_is_caught_up_within_bounds():
+    # No wind-up: the deficit is at most 1, and away for 10,000 batches is the same as for ten horizons.
+    long, short = FeedbackController(2, horizon=16.0), FeedbackController(2, horizon=16.0)
+    for batch in range(10_000):
+        long.step_update([0])
+        if batch < 160:
+            short.step_update([0])
+    assert long.deficits.max() <= 1.0
+    # What the start still weighs after 160 batches: (1 - 1/16)^160 / 2 = 1.6e-5 of the mix.
+    np.testing.assert_allclose(long.deficits, short.deficits, atol=1e-4)
+
+
+# -- a target that moves -------------------------------------------------------------------------------
+
+PRIOR = [0.9, 0.08, 0.02]
+
+
+def shifting(progress, **settings):
+    return FeedbackController(3, Shift(progress, start=PRIOR), horizon=40, **settings)
+
+
+def drawn(controller, size=4000):
+    """Draw and train on a batch whose counts are those expected, and return its class mix."""
+    probs = controller.next_probs()
+    make_draw(controller, np.rint(size * probs).astype(np.int64))
+    controller.step_update(labels_of(controller.in_flight[0].counts))
+    return probs
+
+
+def test_target_that_moves_is_followed_at_once_and_leaves_no_debt():
+    controller = shifting(Step(0.0, 1.0, at=50))
+    probs = [drawn(controller) for _ in range(100)]
+    np.testing.assert_allclose(probs[:50], np.tile(PRIOR, (50, 1)), atol=2e-3)
+    # Batches of 4000 are rounded to whole samples, so a class is at most 1/2 sample off.
+    np.testing.assert_allclose(probs[50:], np.full((50, 3), 1 / 3), atol=2e-3)
+    assert controller.q.tolist() == [1 / 3] * 3
+
+
+mixes = st.lists(st.floats(0.02, 1.0), min_size=4, max_size=4).map(lambda q: np.array(q) / sum(q))
+
+
+@given(
+    start=mixes,
+    end=mixes,
+    counts=st.lists(st.integers(0, 50), min_size=4, max_size=4).filter(any),
+    before=st.floats(0.0, 1.0),
+    after=st.floats(0.0, 1.0),
+)
+def test_deficits_stay_in_proportion_when_the_target_moves(start, end, counts, before, after):
+    controller = FeedbackController(4, Shift(Step(before, after, at=1), start, end), horizon=1e6, alpha=2.0)
+    controller.next_probs()
+    controller.report(np.array(counts))
+    served = controller.trained_mix / controller.q
+    controller.next_probs()
+    np.testing.assert_allclose(controller.q, (1 - after) * np.array(start) + after * np.array(end))
+    assert controller.trained_mix.sum() == pytest.approx(1.0)
+    moved = controller.trained_mix / controller.q
+    np.testing.assert_allclose(moved / moved.mean(), served / served.mean(), rtol=1e-9)
+
+
+def test_class_that_the_target_comes_to_want_starts_without_a_deficit():
+    controller = FeedbackController(2, Shift(Step(0.0, 1.0, at=3), start=[1.0, 0.0]), horizon=20)
+    assert controller.next_probs().tolist() == [1.0, 0.0]
+    for _ in range(3):
+        controller.step_update([0] * 8)
+    np.testing.assert_allclose(controller.next_probs(), [0.5, 0.5])
+    assert controller.deficits.tolist() == [0.0, 0.0]
+
+
+def test_target_at_hand_is_that_of_the_draw():
+    controller = shifting(Linear(0.0, 1.0, 4))
+    targets = []
+    for _ in range(3):
+        make_draw(controller, np.rint(100 * controller.next_probs()).astype(np.int64))
+        targets.append(controller.q.tolist())
+    assert targets[0] == PRIOR
+    assert targets[0] != targets[1] != targets[2]
+    for target in targets:
+        assert controller.get_target().tolist() == target
+        controller.step_update(labels_of(controller.in_flight[0].counts))
+    assert controller.get_target().tolist() == controller.q.tolist()
+
+
+def test_horizon_and_stability_hold_for_both_ends_of_a_shift():
+    progress = Linear(0.0, 1.0, 10)
+    assert FeedbackController(3, Shift(progress, start=PRIOR)).horizon == FeedbackController(3, PRIOR).horizon
+    assert FeedbackController(3, Shift(progress, "uniform", PRIOR)).horizon == FeedbackController(3, PRIOR).horizon
+    with pytest.raises(ValueError, match="largest stable alpha"):
+        FeedbackController(3, Shift(progress, start=PRIOR), alpha=40.0, horizon=20)
+
+
+def test_state_of_another_shift_is_refused():
+    state = shifting(Step(0.0, 1.0, at=5)).state_dict()
+    with pytest.raises(ValueError, match="The state steers to"):
+        FeedbackController(3, horizon=40).load_state_dict(state)
+    shifting(Linear(0.0, 1.0, 7)).load_state_dict(state)  # the way between the ends is a setting, and may differ
+
+
+# -- checkpoints ---------------------------------------------------------------------------------------
+
+
+def same(a, b):
+    """Whether two states hold the same numbers, bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def busy_controller(**settings):
+    controller = FeedbackController(
+        3, **{"target_probs": [0.5, 0.3, 0.2], "lambda2": 0.5, "feedback_delay": 4, **settings}
+    )
+    rng = np.random.default_rng(0)
+    for _ in range(7):
+        draw = make_draw(controller, rng.multinomial(8, controller.next_probs()))
+        if len(controller.in_flight) > 2:
+            y = labels_of(controller.in_flight[0].counts)[1:]
+            controller.step_update(y, rng.exponential(size=y.size))
+    assert len(controller.in_flight) == 2
+    assert controller.state_dict()["feedback"]
+    assert draw.draw_id == 6
+    return controller
+
+
+MOVING = {"target_probs": Shift(Linear(0.0, 1.0, 12), start=[0.5, 0.3, 0.2])}
+
+
+@pytest.mark.parametrize("settings", [{}, {"deficit": "count", "alpha": 0.1}, MOVING])
+def test_loaded_state_goes_on_bit_for_bit(settings):
+    controller = busy_controller(**settings)
+    file = io.BytesIO()
+    torch.save(controller.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    assert same(state, controller.state_dict())
+    law = {
+        "target_probs": [0.5, 0.3, 0.2],
+        "lambda2": 0.5,
+        "feedback_delay": 4,
+        "horizon": controller.horizon,
+        **settings,
+    }
+    other = FeedbackController(3, **law)
+    other.load_state_dict(state)
+    assert same(other.state_dict(), controller.state_dict())
+    rng = np.random.default_rng(1)
+    for _ in range(10):
+        counts = rng.multinomial(8, controller.next_probs())
+        losses = rng.exponential(size=8)
+        for each in (controller, other):
+            make_draw(each, counts)
+            y = labels_of(each.in_flight[0].counts)
+            each.step_update(y, losses)
+        assert other.get_probs().tolist() == controller.get_probs().tolist()
+        assert same(other.state_dict(), controller.state_dict())
+
+
+def test_state_is_a_snapshot():
+    controller = busy_controller()
+    state, again = controller.state_dict(), controller.state_dict()
+    controller.step_update([0, 1], [5.0, 6.0])
+    make_draw(controller, [8, 0, 0])
+    assert same(state, again)
+    loaded = FeedbackController(3, [0.5, 0.3, 0.2], lambda2=0.5, feedback_delay=4, horizon=controller.horizon)
+    loaded.load_state_dict(state)
+    for _ in range(5):
+        loaded.step_update([0, 1], [5.0, 6.0])
+        make_draw(loaded, [8, 0, 0])
+    assert same(state, again)
+
+
+def test_state_of_another_version_is_refused_and_changes_nothing():
+    controller = busy_controller()
+    before = controller.state_dict()
+    with pytest.raises(ValueError, match=r"reads state version \d+, got 99\. Resume with the version"):
+        controller.load_state_dict({**before, "version": 99})
+    with pytest.raises(ValueError, match=r"got None"):
+        controller.load_state_dict({})
+    with pytest.raises(ValueError, match=r"a controller with 2 classes, this one has 3\. Resume with the data set"):
+        controller.load_state_dict(FeedbackController(2).state_dict())
+    with pytest.raises(
+        ValueError, match=r"steers to \[0\.3333 .*this controller to \[0\.5.*Resume with the target_probs"
+    ):
+        controller.load_state_dict(FeedbackController(3).state_dict())
+    assert same(controller.state_dict(), before)
+
+
+# -- target --------------------------------------------------------------------------------------------
+
+
+def test_skipped_classes_share_their_target_out_in_proportion():
+    controller = FeedbackController(4, [0.4, 0.3, 0.2, 0.1])
+    controller.skip_classes(np.array([True, False, False, True]))
+    np.testing.assert_allclose(controller.q, [0.0, 0.6, 0.4, 0.0])
+    np.testing.assert_allclose(controller.get_probs(), [0.0, 0.6, 0.4, 0.0], atol=1e-5)
+    with pytest.raises(ValueError, match=r"Every class with a target lacks samples"):
+        controller.skip_classes(np.array([False, True, True, False]))
+
+
+# -- bad input -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_classes": 0}, r"num_classes must be an integer of at least 1, got 0"),
+        ({"num_classes": 2.5}, r"num_classes must be an integer of at least 1, got 2\.5"),
+        ({"num_classes": True}, r"num_classes must be an integer of at least 1, got True"),
+        ({"num_classes": math.nan}, r"num_classes must be an integer of at least 1, got nan"),
+        ({"target_probs": [0.5, 0.5]}, r"one entry per class, shape \(3,\), got shape \(2,\)"),
+        ({"target_probs": [1.5, -0.5, 0.0]}, r"must not be negative, got -0\.5 for class 1"),
+        ({"target_probs": [math.nan, 0.5, 0.5]}, r"must be finite, got nan for class 0"),
+        ({"target_probs": [0.5, 0.5, 0.5]}, r"must sum to one, got a sum of 1\.5\. Divide it by its sum"),
+        ({"target_probs": "prior"}, r"pass class_counts=np\.bincount\(labels, minlength=num_classes\)"),
+        ({"target_probs": "flat"}, r"must be 'uniform', 'prior', 'sqrt'"),
+        ({"min_prob": 1 / 3}, r"min_prob must lie in \[0, 1/K\), got 0\.333.* for K = 3 \(1/K = 0\.333333\)"),
+        ({"min_prob": -0.1}, r"min_prob must lie in \[0, 1/K\), got -0\.1"),
+        ({"min_prob": math.nan}, r"min_prob must lie in \[0, 1/K\), got nan"),
+        ({"alpha": -1.0}, r"alpha must be finite and at least 0, got -1\.0"),
+        ({"alpha": Linear(4.0, -1.0, 5)}, r"alpha must be finite and at least 0, got -1\.0"),
+        ({"alpha": math.nan}, r"finite.*got nan"),
+        ({"lambda1": -1.0}, r"lambda1 must be finite and at least 0, got -1\.0"),
+        ({"lambda2": math.inf}, r"lambda2 must be finite and at least 0, got inf"),
+        ({"loss_ema_decay": 1.0}, r"loss_ema_decay must lie in \[0, 1\), got 1\.0"),
+        ({"loss_ema_decay": -0.1}, r"loss_ema_decay must lie in \[0, 1\), got -0\.1"),
+        ({"horizon": 0.5}, r"horizon must be at least 1 batch, got 0\.5"),
+        ({"horizon": math.inf}, r"horizon must be at least 1 batch, got inf"),
+        ({"deficit": "samples"}, r"deficit must be 'relative' or 'count', got 'samples'"),
+        ({"feedback_delay": 0}, r"feedback_delay must be an integer of at least 1 batch, got 0"),
+    ],
+)
+def test_bad_argument_is_refused_with_its_rule(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        FeedbackController(**{"num_classes": 3, **arguments})
+
+
+def test_gain_that_is_no_number_is_refused():
+    with pytest.raises(TypeError, match=r"Expected a number or a .*Schedule, got '8'"):
+        FeedbackController(3, alpha="8")
+
+
+@pytest.mark.parametrize(
+    ("labels", "losses", "message"),
+    [
+        ([0, 1], [1.0], r"one value per label, shape \(2,\), got shape \(1,\)\. Compute them with reduction=\"none\""),
+        ([0, 1], 0.7, r"one value per label, shape \(2,\), got shape \(\)"),
+        ([0, 1], [[1.0], [2.0]], r"got shape \(2, 1\)"),
+        ([[0, 1]], None, r"labels must have shape \(N,\), one class per sample, got shape \(1, 2\)"),
+        ([0.0, 1.0], None, r"labels must be integers, got float64"),
+        ([0, 3], None, r"labels must lie in \[0, 3\), got 3"),
+        ([-1, 0], None, r"labels must be at least 0, got -1"),
+    ],
+)
+def test_bad_report_is_refused_and_changes_nothing(labels, losses, message):
+    controller = FeedbackController(3)
+    make_draw(controller, [1, 1, 0])
+    before = controller.state_dict()
+    with pytest.raises(ValueError, match=message):
+        controller.step_update(labels, losses)
+    assert same(controller.state_dict(), before)
+
+
+def test_losses_with_a_graph_or_in_half_precision_are_taken():
+    controller = FeedbackController(2)
+    controller.step_update(torch.tensor([0, 1]), torch.tensor([1.0, 2.0], requires_grad=True))
+    controller.step_update(torch.tensor([0, 1]), torch.tensor([1.0, 2.0], dtype=torch.bfloat16))
+    controller.step_update(torch.tensor([0, 1]), torch.tensor([1.0, 2.0], dtype=torch.float16))
+    assert controller.ema_loss.tolist() == pytest.approx([1.0, 2.0])

@@ -1,0 +1,357 @@
+"""Law 6: ranks together are one process with a larger batch. Every process here is a real one, over gloo."""
+
+import os
+import pickle
+import subprocess
+from itertools import chain
+
+import numpy as np
+import pytest
+import rank_runs
+from lightning_helpers import TARGET, moving
+from rank_runs import (
+    COUNTS,
+    QUIET,
+    Drop,
+    NoneNowAndThen,
+    Ranks,
+    RanksError,
+    Run,
+    resume,
+    train,
+    train_with_own_seed,
+    train_with_sampler,
+    train_without_us,
+)
+
+from lightning_fair import FairSampling
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="The processes are started and ended as POSIX does.")
+
+K, BATCH = len(COUNTS), 8  # of all ranks together
+EPOCH = -(-sum(COUNTS) // BATCH)
+HORIZON = 16
+SMALL = (24, 12, 8, 5)  # 7 batches: few enough to resume from each
+
+
+@pytest.fixture(scope="module")
+def two():
+    ranks = Ranks(2)
+    yield ranks
+    ranks.end()
+
+
+@pytest.fixture(scope="module")
+def four():
+    ranks = Ranks(4)
+    yield ranks
+    ranks.end()
+
+
+def balance_mixes(runs: list[Run]) -> list[list[int]]:
+    """The samples of each step on all ranks."""
+    return [list(chain(*parts)) for parts in zip(*(run.indices for run in runs), strict=True)]
+
+
+def as_sets(steps: list[list[int]]) -> list[list[int]]:
+    return [sorted(step) for step in steps]
+
+
+def assert_agree(runs: list[Run]) -> None:
+    """All that steers the draws is the same on every rank, bit for bit, after every step."""
+    assert runs[0].states
+    for run in runs[1:]:
+        assert run.serials == runs[0].serials
+        assert np.array_equal(run.probs, runs[0].probs)
+        assert run.states == runs[0].states
+
+
+def assert_no_item_twice(runs: list[Run]) -> None:
+    assert all(len(set(step)) == len(step) for step in balance_mixes(runs))
+
+
+def mixes(runs: list[Run]) -> list[np.ndarray]:
+    """The class mix that each step trained on, over all ranks."""
+    labels = zip(*([step.labels for step in run.steps] for run in runs), strict=True)
+    counts = [np.bincount(list(chain(*parts)), minlength=K) for parts in labels]
+    return [of_step / of_step.sum() for of_step in counts]
+
+
+def follow(mixes: list[np.ndarray]) -> np.ndarray:
+    """The trained mix, by its definition."""
+    trained_mix = np.array(TARGET)
+    for mix in mixes:
+        trained_mix = trained_mix + (mix - trained_mix) / HORIZON
+    return trained_mix
+
+
+# -- one batch ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return train(loaded={"batch_size": BATCH}, max_epochs=2)
+
+
+@pytest.mark.parametrize("number", [2, 4])
+def test_ranks_together_train_on_the_batch_of_one_process(number, alone, request):
+    runs = request.getfixturevalue("two" if number == 2 else "four")(
+        loaded={"batch_size": BATCH // number}, max_epochs=2
+    )
+
+    assert np.ptp(alone.probs, axis=0).max() > 0.05  # else nothing is tested
+    assert as_sets(balance_mixes(runs)) == as_sets(alone.indices)
+    assert {len(step) for run in runs for step in run.indices} == {BATCH // number}
+    assert [run.epochs for run in runs] == [[EPOCH, EPOCH]] * number
+    assert all(np.array_equal(run.probs, alone.probs) for run in runs)
+    assert_agree(runs)
+    assert_no_item_twice(runs)
+
+    shares = np.array([[np.bincount(step.labels, minlength=K) for step in run.steps] for run in runs])
+    assert np.ptp(shares, axis=0).max() == 1  # every rank has a like share of every class
+
+    weights = np.mean([[step.weights.mean() for step in run.steps] for run in runs], axis=0)
+    assert np.allclose(weights, [step.weights.mean() for step in alone.steps], rtol=1e-6)
+    # So the model is the same but for rounding.
+    for run in runs:
+        assert run.params == runs[0].params
+        assert np.allclose(*(np.frombuffer(r.params[-1], np.float32) for r in (run, alone)), atol=1e-5)
+
+
+@pytest.mark.parametrize("mixin", [True, False], ids=["with the mixin", "without"])
+def test_every_rank_has_the_same_state_after_every_step(mixin, two):
+    without_workers, with_workers = (
+        two(fair=moving(feedback_delay=5), mixin=mixin, loaded={"num_workers": workers}, max_epochs=2)
+        for workers in (0, 2)
+    )
+    for runs in (without_workers, with_workers):
+        assert_agree(runs)
+        assert_no_item_twice(runs)
+    assert np.ptp(without_workers[0].probs, axis=0).max() > 0.05
+    # Neither do workers change the batches.
+    assert [run.indices for run in with_workers] == [run.indices for run in without_workers]
+
+    # One small sum a step.
+    size = 3 * (K + 1) if mixin else K
+    assert all(sums == [size] for run in without_workers + with_workers for sums in run.all_reduces)
+
+
+def test_losses_of_all_ranks_are_fed_back(two):
+    runs = two(fair=moving(feedback_delay=1))
+    alone = train(fair=moving(feedback_delay=1), loaded={"batch_size": BATCH})
+    # But for rounding it is what one process feeds back.
+    losses = [run.states[4]["controller"]["ema_loss"][2] for run in (runs[0], alone)]
+    assert np.allclose(*(np.frombuffer(each) for each in losses), rtol=1e-5)
+    assert np.allclose(runs[0].probs[:10], alone.probs[:10], atol=1e-4)
+
+
+def test_ranks_with_seeds_of_their_own_draw_the_same_all_the_same(two):
+    runs = two(train_with_own_seed, fair=FairSampling(target_probs=TARGET))
+    assert_agree(runs)
+    assert_no_item_twice(runs)
+
+
+# -- epochs ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"use_distributed_sampler": False}, EPOCH),
+        ({"limit_train_batches": 5}, 5),
+        ({"limit_train_batches": 0.5, "use_distributed_sampler": False}, EPOCH // 2),
+        ({"limit_train_batches": 5, "loaded": {"num_workers": 2}}, 5),
+        ({"accumulate_grad_batches": 2}, EPOCH),
+        ({"loaded": {"batch_size": 7}}, -(-sum(COUNTS) // 14)),
+        ({"reload_dataloaders_every_n_epochs": 1, "install": "datamodule"}, EPOCH),
+    ],
+    ids=str,
+)
+def test_epoch_goes_over_the_data_once_with_all_ranks(settings, expected, two):
+    runs = two(max_epochs=2, **settings)
+    assert [run.epochs for run in runs] == [[expected] * 2] * 2
+    assert_agree(runs)
+    assert_no_item_twice(runs)
+
+
+# -- the user's own samplers, and Lightning's ---------------------------------------------------------------
+
+
+def lengths_and_warnings(runs: list[dict]) -> tuple[set, set]:
+    """Over both ranks, a loader given or made in a hook, and Lightning's injection on or off."""
+    assert [run.failure for by_case in runs for run in by_case.values() if run.failure] == []
+    for case in runs[0]:
+        assert_agree([by_case[case] for by_case in runs])
+        assert_no_item_twice([by_case[case] for by_case in runs])
+    everything = [run for by_case in runs for run in by_case.values()]
+    return {tuple(run.epochs) for run in everything}, {
+        any("has no effect" in warning for warning in run.warnings) for run in runs[0].values()
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "warns"),
+    [
+        ("shuffled", EPOCH, False),
+        ("in order", EPOCH, False),
+        ("last dropped", sum(COUNTS) // BATCH, False),
+        ("DistributedSampler", EPOCH, False),
+        ("WeightedRandomSampler", EPOCH, True),
+        ("40 at random", 40 // BATCH, False),
+        ("BatchSampler", EPOCH, False),
+        ("BatchSampler, split", EPOCH, False),
+        ("own batch sampler", EPOCH, True),
+        ("own batch sampler, split", EPOCH, True),
+    ],
+)
+def test_no_setting_of_the_trainer_has_to_be_remembered(kind, steps, warns, two):
+    assert lengths_and_warnings(two(train_with_sampler, kind=kind)) == ({(steps,)}, {warns})
+
+
+@pytest.mark.parametrize("kind", ["SubsetRandomSampler", "own batch sampler of a part"])
+def test_sampler_of_a_part_of_the_data_is_refused_on_ranks_too(kind, two):
+    for by_case in two(train_with_sampler, kind=kind):
+        for run in by_case.values():
+            assert "part of its data set with SubsetRandomSampler" in (run.failure or f"trained {run.epochs}")
+
+
+def test_batch_sampler_that_lightning_cannot_split_names_the_setting(two):
+    for by_case in two(train_with_sampler, kind="no BatchSampler"):
+        for (_, injection), run in by_case.items():
+            if injection:  # Lightning's own error, before the loader comes to us
+                assert "Trainer(use_distributed_sampler=False)" in run.failure
+            else:
+                assert run.failure is None
+                assert run.epochs == [EPOCH]
+
+
+# -- resume ------------------------------------------------------------------------------------------------
+
+
+def checkpoints(folder) -> list:
+    return sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+
+
+def cut(checkpoint) -> int:
+    """Steps that were trained before a checkpoint of `SMALL`, 7 an epoch."""
+    name = checkpoint.stem
+    return int(name.removeprefix("step")) if name.startswith("step") else 7 * (1 + int(name.removeprefix("epoch")))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_is_exact_on_every_rank(workers, two, tmp_path):
+    same = {"loaded": {"counts": SMALL, "num_workers": workers}, "fair": moving(feedback_delay=5), "max_epochs": 2}
+    whole = two(keep=tmp_path, **same)
+    saved = [c for c in checkpoints(tmp_path) if cut(c) < 14]
+    assert sorted({cut(c) for c in saved}) == list(range(1, 14))
+    if workers:  # their start takes time
+        saved = [c for c in saved if c.stem in ("step3", "step6", "step7", "epoch0", "step9")]
+    for resumed, run in zip(two(resume, checkpoints=saved, **same), whole, strict=True):
+        for checkpoint, rest in zip(saved, resumed, strict=True):
+            at = cut(checkpoint)
+            for what in ("serials", "indices", "states", "params"):
+                assert getattr(rest, what) == getattr(run, what)[at:], (checkpoint.name, what)
+            assert np.array_equal(rest.probs, run.probs[at:])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_with_another_number_of_ranks_and_the_same_batch_in_all_is_exact(workers, two, four, tmp_path):
+    def with_batch(size: int) -> dict:
+        return {"loaded": {"counts": SMALL, "num_workers": workers, "batch_size": size}, "max_epochs": 2}
+
+    whole = two(keep=tmp_path, **with_batch(4))
+    saved = [c for c in checkpoints(tmp_path) if c.stem in ("step3", "step7", "epoch0", "step9")]
+    on_four = zip(*four(resume, checkpoints=saved, **with_batch(2)), strict=True)
+    on_one = ([run] for run in resume(saved, **with_batch(8)))
+    for others in (on_four, on_one):
+        for checkpoint, runs in zip(saved, others, strict=True):
+            at = cut(checkpoint)
+            assert as_sets(balance_mixes(runs)) == as_sets(balance_mixes(whole))[at:]
+            assert np.array_equal(runs[0].probs, whole[0].probs[at:])
+            assert_agree(runs)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_with_another_number_of_ranks_and_their_own_batch_goes_on_from_the_trained_mix(
+    workers, two, four, tmp_path
+):
+    same = {"loaded": {"num_workers": workers}, "max_epochs": 2}
+    before = two(keep=tmp_path, **same)
+    # Four ranks have 11 batches an epoch: step 15 lies behind its end.
+    saved = [tmp_path / f"{name}.ckpt" for name in ("step10", "step15", "epoch0", "step23")]
+    trained = [10, 15, EPOCH, 23]
+    on_four = zip(*four(resume, checkpoints=saved, **same), strict=True)
+    on_one = ([run] for run in resume(saved, **same))
+    for number, others in ((4, on_four), (1, on_one)):
+        epoch = -(-sum(COUNTS) // (4 * number))
+        for at, runs in zip(trained, others, strict=True):
+            assert_agree(runs)
+            assert_no_item_twice(runs)
+            if (done := at % EPOCH) < epoch:  # else Lightning begins that epoch anew
+                assert len(runs[0].steps) == (2 - at // EPOCH) * epoch - done
+            assert np.allclose(runs[0].ratios[-1], follow(mixes(before)[:at] + mixes(runs)), rtol=0, atol=1e-12)
+            assert runs[0].serials == list(range(at, at + len(runs[0].serials)))
+
+
+# -- uneven inputs -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mixin", [True, False], ids=["with the mixin", "without"])
+@pytest.mark.parametrize("droppers", [(1,), (0, 1)], ids=["one rank drops", "ranks drop different ones"])
+def test_uneven_batches_end_and_count_as_what_was_trained_on(mixin, droppers, two):
+    runs = two(fair=moving(feedback_delay=1), mixin=mixin, loaded={"collate_fn": Drop(droppers)}, max_epochs=2)
+    sizes = [[len(step) for step in run.indices] for run in runs]
+    assert sizes[0] != sizes[1]
+    assert [run.epochs for run in runs] == [[EPOCH, EPOCH]] * 2
+    assert_agree(runs)
+    trained = mixes(runs)
+    for step, trained_mix in enumerate(runs[0].ratios):
+        assert np.allclose(trained_mix, follow(trained[: step + 1]), rtol=0, atol=1e-9)
+
+
+def test_uneven_batches_of_workers_keep_every_rank_the_same(two):
+    runs = two(fair=moving(feedback_delay=5), loaded={"collate_fn": Drop((1,)), "num_workers": 2}, max_epochs=2)
+    assert [run.epochs for run in runs] == [[EPOCH, EPOCH]] * 2
+    assert_agree(runs)
+
+
+def test_batch_that_is_none_on_all_ranks_is_skipped(two):
+    runs = two(loaded={"collate_fn": NoneNowAndThen((0, 1))}, fair=FairSampling(**QUIET, feedback_delay=1))
+    assert [run.epochs for run in runs] == [[EPOCH]] * 2
+    assert runs[0].states == runs[1].states
+    assert len(runs[0].steps) == EPOCH - EPOCH // 5
+    assert_no_item_twice(runs)
+
+
+# -- ways to install, ways to launch -------------------------------------------------------------------------
+
+
+def test_every_way_to_install_trains_the_same(two):
+    callback, *others = (two(install=install) for install in ("callback", "datamodule", "mixin"))
+    assert_agree(callback)
+    for runs in others:
+        assert [(run.indices, run.states) for run in runs] == [(run.indices, run.states) for run in callback]
+
+
+@pytest.mark.parametrize("strategies", [["ddp"], ["ddp_spawn", "ddp_fork"]], ids=str)
+def test_every_way_to_launch_trains_the_same(strategies, two, tmp_path):
+    expected = two(max_epochs=2)
+    launched = rank_runs.start("launch", str(tmp_path), *strategies)
+    try:
+        assert launched.wait(rank_runs.PATIENCE) == 0
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"{strategies} did not end in time.")
+    finally:
+        rank_runs.end(launched)
+    for name in strategies:
+        for rank, there in enumerate(expected):
+            run = pickle.loads((tmp_path / name / f"rank{rank}").read_bytes())
+            assert (run.indices, run.states, run.params) == (there.indices, there.states, there.params)
+
+
+# The last test, for after it the processes have to be started again.
+def test_batch_that_is_none_on_one_rank_only_stops_lightning_itself(two):
+    """The other ranks wait for its gradients. So there is nothing for us to hold; and what hangs here is ended."""
+    with pytest.raises(RanksError):
+        two(train_without_us, collate_fn=NoneNowAndThen((1,)), patience=8)
+    assert two.processes == []

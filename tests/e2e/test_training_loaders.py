@@ -1,0 +1,474 @@
+"""Every kind of training loader is made fair, and every sample gets the weight of its own draw.
+
+``pytest -q tests/test_training_loaders.py`` also counts the batches, and those with the weights of another draw.
+"""
+
+import time
+from collections import Counter
+
+import lightning
+import lightning.pytorch as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from lightning_helpers import (
+    BATCH,
+    BATCHES,
+    Indexed,
+    KeysAndNames,
+    Weighted,
+    fit,
+    in_any_order,
+    loader,
+    movement,
+    moving,
+    own_draw,
+    recorded_draws,
+    trainer,
+    warnings_about,
+    wrong_steps,
+)
+from packaging.version import Version
+from torch.utils.data import DataLoader, IterableDataset, default_collate
+
+from lightning_fair import FairDataModule, ImportanceWeightedMixin
+
+PAIRS: Counter = Counter()
+
+
+class Uneven(Indexed):
+    """Samples that take longer in one worker than in the other, so that its batches are late."""
+
+    def __getitem__(self, index):
+        info = torch.utils.data.get_worker_info()
+        if info is not None and info.id == 0:
+            time.sleep(0.004)
+        return super().__getitem__(index)
+
+
+class Together(Indexed):
+    """Samples that are fetched a batch at a time."""
+
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
+
+
+class Own(DataLoader):
+    """A subclass whose constructor is its own."""
+
+    def __init__(self, num_workers):
+        super().__init__(Indexed(), batch_size=BATCH, shuffle=True, num_workers=num_workers)
+
+
+class Hurried(Own):
+    """A subclass that fetches one batch ahead by itself."""
+
+    def __iter__(self):
+        batches = super().__iter__()
+        ahead = next(batches)
+        for batch in batches:
+            yield ahead
+            ahead = batch
+        yield ahead
+
+
+def stateful(**settings):
+    module = pytest.importorskip("torchdata.stateful_dataloader")
+    return module.StatefulDataLoader(Indexed(), batch_size=BATCH, shuffle=True, **settings)
+
+
+def dropping(samples):
+    """Leave out a sample here and there: what is left has to tell whose draw it was."""
+    return default_collate([sample for sample in samples if sample[2] % 7])
+
+
+def sometimes_none(samples):
+    return None if samples[0][2] % 3 == 0 else default_collate(samples)
+
+
+def mark_worker(worker_id):
+    torch.utils.data.get_worker_info().dataset.marked = worker_id
+
+
+def other():
+    """A loader beside the fair one, with five batches."""
+    return DataLoader(Indexed((10, 10)), batch_size=4)
+
+
+def twice_as_long():
+    return DataLoader(Indexed(), batch_size=BATCH // 2)
+
+
+class Among(Weighted):
+    """Trains on the batches of one of several loaders."""
+
+    key = "fair"
+
+    def training_step(self, batch, batch_idx, dataloader_idx=0):
+        mine = batch[self.key]
+        if mine is None:  # the fair loader is exhausted
+            return torch.zeros((), requires_grad=True)
+        return super().training_step(mine, batch_idx)
+
+
+class Stream(IterableDataset):
+    """A data set without length: Lightning then fetches one batch ahead."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(torch.zeros(self.batches))
+
+
+def stream(batches):
+    return DataLoader(Stream(batches), batch_size=1)
+
+
+class Unmeasured(Own):
+    """A subclass that has no length to tell."""
+
+    def __len__(self):
+        raise TypeError("no length")
+
+
+class Planned(Weighted):
+    """Asks for the number of steps before training has begun: then Lightning makes the loaders early."""
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        steps = self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=int(steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class OwnLoader(Weighted):
+    def train_dataloader(self):
+        return loader(num_workers=2)
+
+
+WORKERS = {
+    "no workers": {},
+    "1 worker": {"num_workers": 1},
+    "2 workers": {"num_workers": 2},
+    "2 workers that stay": {"num_workers": 2, "persistent_workers": True},
+    "2 workers far ahead": {"num_workers": 2, "prefetch_factor": 4},
+    "fork": {"num_workers": 2, "multiprocessing_context": "fork"},
+    "spawn": {"num_workers": 1, "multiprocessing_context": "spawn"},
+    "forkserver": {"num_workers": 1, "multiprocessing_context": "forkserver"},
+    "generator": {"num_workers": 1, "generator": torch.Generator()},
+    "worker_init_fn": {"num_workers": 1, "worker_init_fn": mark_worker},
+}
+
+# id: (data, module, arguments of the callback, arguments of the Trainer, steps of one epoch)
+KINDS = {
+    **{name: (lambda s=s: loader(**s), Weighted, {}, {}, BATCHES) for name, s in WORKERS.items()},
+    **{
+        f"in any order, {name}": (
+            lambda s=s: loader(Uneven(), num_workers=2, in_order=False, **s),
+            Weighted,
+            {},
+            {},
+            BATCHES,
+        )
+        for name, s in {
+            "fork": {},
+            "stay": {"persistent_workers": True},
+            "spawn": {"multiprocessing_context": "spawn"},
+            "worker_init_fn": {"worker_init_fn": mark_worker},
+        }.items()
+    },
+    "in any order, fetched together": (
+        lambda: loader(Together(), num_workers=2, in_order=False), Weighted, {}, {}, BATCHES,
+    ),
+    "in any order, samples dropped": (
+        lambda: loader(Uneven(), num_workers=2, in_order=False, collate_fn=dropping), Weighted, {}, {}, BATCHES,
+    ),
+    "in any order, some None": (
+        lambda: loader(Uneven(), num_workers=2, in_order=False, collate_fn=sometimes_none), Weighted, {}, {}, None,
+    ),
+    "in any order, stateful": (lambda: stateful(num_workers=2, in_order=False), Weighted, {}, {}, BATCHES),
+    "stateful": (stateful, Weighted, {}, {}, BATCHES),
+    "stateful, 2 workers": (lambda: stateful(num_workers=2), Weighted, {}, {}, BATCHES),
+    "own class": (lambda: Own(2), Weighted, {}, {}, BATCHES),
+    "own iterator": (lambda: Hurried(2), Weighted, {}, {}, BATCHES),
+    "samples dropped": (lambda: loader(num_workers=2, collate_fn=dropping), Weighted, {}, {}, BATCHES),
+    "some None": (lambda: loader(num_workers=2, collate_fn=sometimes_none), Weighted, {}, {}, None),
+    "drop_last": (lambda: loader(batch_size=7, drop_last=True), Weighted, {}, {}, 22),
+    "module's own": (lambda: None, OwnLoader, {}, {}, BATCHES),
+    "data module": (lambda: KeysAndNames(num_workers=2), Weighted, {}, {}, BATCHES),
+    "fair data module": (lambda: FairDataModule(KeysAndNames(num_workers=2)), Weighted, {}, {}, BATCHES),
+    "reloaded": (
+        lambda: loader(num_workers=2), Weighted, {}, {"reload_dataloaders_every_n_epochs": 1}, BATCHES,
+    ),
+    "some of the batches": (lambda: loader(num_workers=2), Weighted, {}, {"limit_train_batches": 6}, 6),
+    "half of the batches": (lambda: loader(num_workers=2), Weighted, {}, {"limit_train_batches": 0.5}, BATCHES // 2),
+    "accumulated": (lambda: loader(num_workers=2), Weighted, {}, {"accumulate_grad_batches": 3}, BATCHES),
+    "steps known early": (lambda: loader(num_workers=2), Planned, {}, {}, BATCHES),
+    "key of a dict": (
+        lambda: {"other": other(), "fair": loader(num_workers=2)}, Among, {"loader": "fair"}, {}, BATCHES,
+    ),
+    "in any order, key of a dict": (
+        lambda: {"fair": loader(Uneven(), num_workers=2, in_order=False), "other": other()},
+        Among, {"loader": "fair"}, {}, BATCHES,
+    ),
+    "reloaded, key of a dict": (
+        lambda: {"other": other(), "fair": loader(num_workers=2)},
+        Among, {"loader": "fair"}, {"reload_dataloaders_every_n_epochs": 1}, BATCHES,
+    ),
+    "shortest ends the epoch": (
+        lambda: CombinedLoader({"fair": loader(num_workers=2), "other": other()}, "min_size"),
+        Among, {"loader": "fair"}, {}, 5,
+    ),
+    "longest ends the epoch": (
+        lambda: CombinedLoader({"fair": loader(num_workers=2), "other": twice_as_long()}, "max_size"),
+        Among, {"loader": "fair"}, {}, BATCHES,
+    ),
+    **{
+        f"beside a stream, {name}, {workers} workers": (
+            lambda m=mode, b=batches, w=workers: CombinedLoader({"other": stream(b), "fair": loader(num_workers=w)}, m),
+            Among, {"loader": "fair"}, {}, steps,
+        )
+        for workers in (0, 2)
+        for name, mode, batches, steps in (
+            ("the longer one", "max_size_cycle", BATCHES + 5, BATCHES + 5),
+            ("the shorter one", "max_size_cycle", 5, BATCHES),
+            ("padded", "max_size", BATCHES + 5, BATCHES),
+            ("cut short", "min_size", 5, 5),
+        )
+    },
+    "no length": (lambda: Unmeasured(2), Weighted, {"steps_per_epoch": BATCHES}, {}, BATCHES),
+    "once more within the epoch": (
+        lambda: {"fair": loader(num_workers=2), "other": twice_as_long()},
+        Among, {"loader": "fair"}, {}, 2 * BATCHES,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=in_any_order if name.startswith("in any order") else ()) for name in KINDS]
+)
+def test_every_sample_gets_the_weight_of_its_own_draw(name):
+    data, kind, settings, of_trainer, steps = KINDS[name]
+    module, fair = kind(), moving(**settings)
+    with recorded_draws() as draws:
+        fit(module, data(), fair, **{"max_epochs": 2, **of_trainer})
+    wrong = wrong_steps(module.steps, draws)
+    PAIRS.update(right=len(module.steps) - wrong, wrong=wrong)
+    assert wrong == 0
+    assert movement(draws) > 0.01
+    serials = [own_draw(step, draws) for step in module.steps]
+    assert len(set(serials)) == len(serials)  # no draw is trained on twice
+    if steps is not None:
+        assert len(module.steps) == 2 * steps
+        assert sorted(serials) == list(range(2 * steps))  # and none is lost
+
+
+def test_total(capsys):
+    if not PAIRS:
+        pytest.skip("the tests above were not run")
+    with capsys.disabled():
+        print(f"\n{PAIRS['wrong']} of {PAIRS.total()} batches had weights that were not their own draw's")
+    assert PAIRS["wrong"] == 0
+
+
+@in_any_order
+def test_batches_do_come_in_another_order():
+    """Else the tests of in_order=False would show nothing."""
+    module = Weighted()
+    with recorded_draws() as draws:
+        fit(module, loader(Uneven(), num_workers=2, in_order=False), moving(), max_epochs=2)
+    serials = [own_draw(step, draws) for step in module.steps]
+    assert serials != sorted(serials)
+
+
+@in_any_order
+def test_worker_sees_its_own_data_set_where_batches_are_numbered():
+    """A ``worker_init_fn`` may read and change the data set of its worker."""
+
+    class Marked(Indexed):
+        marked = None
+
+        def __getitem__(self, index):
+            assert self.marked == torch.utils.data.get_worker_info().id
+            return super().__getitem__(index)
+
+    data = loader(Marked(), num_workers=2, in_order=False, worker_init_fn=mark_worker)
+    fit(module := Weighted(), data, moving())
+    assert len(module.steps) == BATCHES
+
+
+@pytest.mark.parametrize("chosen", [None, "third", 2, -1])
+def test_choice_among_several_loaders_must_name_one(chosen):
+    with pytest.raises(ValueError, match=r"one training DataLoader.*'fair', 'other'.*loader='fair'"):
+        fit(Among(), {"fair": loader(), "other": other()}, moving(loader=chosen))
+
+
+def test_choice_that_there_is_not_is_an_error_with_one_loader_too():
+    with pytest.raises(ValueError, match=r"loader='fair' is none of them: 0\. .*loader=0"):
+        fit(Weighted(), loader(), moving(loader="fair"))
+    fit(module := Weighted(), loader(), moving(loader=0))
+    assert len(module.steps) == BATCHES
+
+
+def test_loaders_that_were_not_chosen_stay_the_users_own():
+    theirs = other()
+
+    class Watches(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            self.seen = trainer.train_dataloader["other"]
+
+    watches = Watches()
+    fit(Among(), {"fair": loader(), "other": theirs}, moving(loader="fair"), watches)
+    assert watches.seen is theirs
+
+
+def test_combined_loader_of_the_users_own_can_be_used_again():
+    """Lightning writes what becomes of the loaders back into it."""
+    theirs = CombinedLoader({"fair": loader(), "other": other()}, "min_size")
+    before = dict(theirs.iterables)
+    for _ in range(2):
+        fit(module := Among(), theirs, moving(loader="fair"), reload_dataloaders_every_n_epochs=1, max_epochs=2)
+        assert len(module.steps) == 10
+        assert theirs.iterables == before
+
+
+def test_one_loader_under_two_keys_is_fair_under_the_chosen_one():
+    both = loader()
+    fit(module := Among(), {"first": both, "fair": both}, fair := moving(loader="fair"))
+    assert len(module.steps) == fair.controller.draws == BATCHES
+    assert sum(len(step.indices) for step in module.steps) == len(Indexed())
+
+
+# -- tuning ----------------------------------------------------------------------------------------------------
+
+
+class Sized(L.LightningDataModule):
+    def __init__(self, workers=0):
+        super().__init__()
+        self.batch_size, self.workers = 2, workers
+
+    def train_dataloader(self):
+        return loader(batch_size=self.batch_size, num_workers=self.workers)
+
+    def val_dataloader(self):  # Lightning's BatchSizeFinder asks for it
+        return loader(batch_size=self.batch_size, shuffle=False)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batch_size_search_leaves_no_trace_in_the_state(workers, tmp_path):
+    """Lightning tries sizes 2, 4, 8 inside of ``fit``, and goes back to the start."""
+    module, fair, data = Weighted(), moving(), Sized(workers)
+    finder = BatchSizeFinder(steps_per_trial=3, init_val=2, max_trials=3)
+    with recorded_draws() as draws, warnings_about("starts anew") as warned:
+        made = trainer(fair, finder, default_root_dir=tmp_path)
+        made.fit(module, datamodule=data)
+    size = data.batch_size
+    assert size in (8, 16)  # versions of Lightning count the trials differently
+    assert fair.sampler.batch_size == size
+    assert fair.controller.draws == made.global_step == len(Indexed()) // size
+    assert sum(fair.sampler.drawn) == made.global_step * size
+    trained = [step for step in module.steps if len(step.indices) == size][-made.global_step :]
+    assert wrong_steps(trained, {n: draws[n] for n in range(made.global_step)}) == 0
+    assert warned == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_learning_rate_search_within_fit_leaves_no_trace_in_the_state(workers, tmp_path):
+    fresh, searched = [], []
+    if Version(lightning.__version__) < Version("2.5.5"):
+        pytest.skip("this Lightning goes on with what the search left of the epoch, with any loader")
+    for found, callbacks in ((fresh, []), (searched, [LearningRateFinder(num_training_steps=15)])):
+        fair = moving(lambda2=0.0, feedback_delay=5)
+        fit(module := Weighted(), loader(num_workers=workers), fair, *callbacks, default_root_dir=tmp_path)
+        found += [step.indices for step in module.steps[-BATCHES:]]
+        assert fair.controller.draws == BATCHES
+    assert searched == fresh
+
+
+# -- the lag -----------------------------------------------------------------------------------------------------
+
+
+def batches(workers, **settings):
+    module = Weighted()
+    with recorded_draws() as draws, warnings_about("is less than the") as warned:
+        fit(module, loader(num_workers=workers), fair := moving(**settings), max_epochs=3)
+    probs = np.array([draws[own_draw(step, draws)][0] for step in module.steps])
+    return [step.indices for step in module.steps], probs, [step.weights for step in module.steps], fair, warned
+
+
+def test_batches_are_the_same_for_every_usual_number_of_workers():
+    indices, probs, weights, fair, _ = batches(0)
+    assert fair.controller.feedback_delay == 16
+    assert np.ptp(probs[20:], axis=0).max() > 0.01
+    for workers in (1, 2, 4):
+        others = batches(workers)
+        assert others[0] == indices
+        assert (others[1] == probs).all()
+        assert all((a == b).all() for a, b in zip(others[2], weights, strict=True))
+
+
+def test_lag_follows_a_loader_that_runs_further_ahead():
+    fit(Weighted(), loader(num_workers=2, prefetch_factor=10), fair := moving())
+    assert fair.controller.feedback_delay == 21
+
+
+def test_lag_that_is_too_short_for_the_same_batches_is_said():
+    with warnings_about("less than the 5 batches after which losses are known") as warned:
+        fit(Weighted(), loader(num_workers=2), fair := moving(feedback_delay=3), limit_train_batches=2)
+    assert len(warned) == 1
+    assert fair.controller.feedback_delay == 3
+
+
+# -- how people start a run -------------------------------------------------------------------------------------
+
+
+def test_lightning_cli_makes_the_callback(tmp_path, monkeypatch):
+    pytest.importorskip("jsonargparse")
+    from lightning.pytorch.cli import LightningCLI
+
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "trainer:\n  max_epochs: 1\n  accelerator: cpu\n  devices: 1\n  logger: false\n  enable_checkpointing: false\n"
+        "  enable_progress_bar: false\n  enable_model_summary: false\n  callbacks:\n"
+        "    - class_path: lightning_fair.FairSampling\n      init_args:\n"
+        "        alpha:\n          class_path: lightning_fair.schedules.Linear\n"
+        "          init_args: {start: 0.0, end: 8.0, duration: 10}\n"
+        "        labels: scan\n        target_probs: [0.4, 0.3, 0.2, 0.1]\n"
+        "        max_weight: 20\n        class_names: [a, b, c, d]\n"
+    )
+    cli = LightningCLI(Weighted, Sized, args=["fit", "--config", str(config)], save_config_callback=None)
+    (fair,) = [c for c in cli.trainer.callbacks if type(c).__name__ == "FairSampling"]
+    assert fair.sampler.drawn.sum() == len(Indexed())
+    assert fair.max_weight == 20
+    assert np.allclose(fair.controller.q, [0.4, 0.3, 0.2, 0.1])
+
+
+@pytest.mark.parametrize("way", ["callback", "data module", "mixin"])
+def test_trainer_of_pytorch_lightning_is_told_what_to_import(way, tmp_path):
+    other_lightning = pytest.importorskip("pytorch_lightning")
+
+    class Theirs(other_lightning.LightningModule):
+        def training_step(self, batch, batch_idx):
+            raise AssertionError("trained")
+
+        def configure_optimizers(self):
+            return None
+
+    class Mixed(ImportanceWeightedMixin, Theirs):
+        pass
+
+    def train():
+        made = other_lightning.Trainer(
+            callbacks=[moving()] if way == "callback" else [], logger=False, default_root_dir=tmp_path
+        )
+        if way == "data module":
+            made.fit(Theirs(), datamodule=FairDataModule(Indexed(), batch_size=BATCH))
+        else:
+            made.fit(Mixed() if way == "mixin" else Theirs(), loader())
+
+    # Some of its versions refuse our classes by themselves, and say the same.
+    with pytest.raises(TypeError, match=r"lightning\.pytorch"):
+        train()

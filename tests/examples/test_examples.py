@@ -1,0 +1,341 @@
+"""The example runs as a user runs it, and shows what it promises."""
+
+import csv
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from recipes import configs, run
+from recipes.longtail import long_tail_counts
+from recipes.report import Best
+
+ROOT = Path(__file__).parents[2]
+
+
+def example(folder, *overrides):
+    """Run examples/train.py in ``folder``, as a user would."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "train.py"), *overrides],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path, "COLUMNS": "120", "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("fair", ["default", "off", "aggressive"])
+def test_the_example_prints_its_table_and_the_tensorboard_command(tmp_path, fair):
+    done = example(tmp_path, f"fair={fair}", "trainer.max_epochs=1", "trainer.accelerator=cpu")
+    assert done.returncode == 0, done.stderr
+    for text in ("training images", "share of draws", "recall", "balanced accuracy", "plain accuracy"):
+        assert text in done.stdout
+    assert "largest weight" in done.stdout
+    assert "effective sample size" in done.stdout
+    assert ("without FairSampling" if fair == "off" else "with FairSampling") in done.stdout
+    head, tail = (re.search(rf"{c} +│ +{n} │ +([\d.]+) %", done.stdout)[1] for c, n in ((0, 100), (9, 1)))
+    assert (head, tail) == ("41.3", "0.4") if fair == "off" else 9.0 < float(head) < 11.0
+    folder = re.search(r"tensorboard --logdir (\S+)", done.stdout)[1]
+    assert not Path(folder).is_absolute()
+    assert list((tmp_path / folder).glob("events.out.tfevents.*"))
+    assert "Epoch 0" in done.stdout + done.stderr  # the progress bar
+
+
+def test_a_wrong_key_ends_the_example_and_names_it(tmp_path):
+    done = example(tmp_path, "fair.alpah=1")
+    assert done.returncode != 0
+    assert "fair.alpah" in done.stderr
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """Compose a short run; what the run sets in the process is put back."""
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        monkeypatch.setenv(name, "0")  # so that the test's end takes away what seed_everything sets
+    logger = logging.getLogger("lightning.pytorch")
+    threads, level = torch.get_num_threads(), logger.level
+    configs.register()
+    GlobalHydra.instance().clear()
+    fast = ["trainer.max_epochs=2", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        yield lambda *overrides: compose("train", overrides=[f"output_dir={tmp_path}", *fast, *overrides])
+    torch.set_num_threads(threads)
+    logger.setLevel(level)
+
+
+def test_with_and_without_the_plugin_take_the_same_number_of_steps(config):
+    with_it, without = (run.train(config(f"fair={fair}", "logger=none")) for fair in ("default", "off"))
+    assert with_it.images.tolist() == without.images.tolist()
+    # 8 batches of 32 each epoch; without the plugin the last is what is left of 242 images.
+    assert (int(with_it.drawn.sum()), int(without.drawn.sum())) == (2 * 8 * 32, 2 * 242)
+    assert without.largest_weight == 1.0
+    assert without.effective_sample_size == pytest.approx(242 / 8)
+    assert 0.0 < with_it.effective_sample_size <= 32.0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["fair.min_prob=0.2"], "min_prob"),
+        (["fair.alpha=100"], "alpha"),
+        (["fair.target_probs={0: 0.5, 1: -0.1}"], "target_probs"),
+        (["fair.num_classes=5"], "num_classes=10"),
+        (["fair.class_names=[a,b]"], "class_names must name every class: got 2 names for 10"),
+        (["data.batch_size=0"], "batch_size must be at least 1, got 0"),
+        (["data.batch_size=0", "fair=off"], "batch_size must be at least 1, got 0"),
+        (["data.imbalance_ratio=0.5"], "imbalance_ratio"),
+        (["data.seed=-1"], "seed must be at least 0, got -1"),
+        (["seed=-1"], "seed must be at least 0, got -1"),
+        (["baseline=drw", "fair=default"], r"A baseline \(DeferredReweighting\) goes with fair=off"),
+        (["baseline=drw", "baseline.loss.beta=1"], "beta must lie in"),
+        (["baseline=balanced_softmax", "baseline.loss.tau=-1"], "tau must be finite and at least 0"),
+        (["experiment=drift", "baseline=weighted_sampler"], "draws by index, and DriftDataModule gives a stream"),
+        (
+            ["experiment=drift", "model=resnet32"],
+            r"1 x 8 x 8 .* model\.net\.in_channels=1 model\.standardize\.channels=1",
+        ),
+        (["model=mnist"], r"has net\.image_size=28\. Set model\.net\.image_size=8, or"),
+        (
+            ["model.num_classes=5"],
+            r"have 10 classes, .*: model\.num_classes=5, model\.net\.num_classes=5\. Set model\.num_classes=10;",
+        ),
+        (["model.net.num_classes=5"], r"number: model\.net\.num_classes=5\. .*follows where it is left out"),
+        (["experiment=drift", "data=digits"], r"DigitsDataModule gives none\. Take data=drift"),
+        (["experiment=drift", "fair=deferred"], "A stream has no prior"),
+        (["experiment=drift", "trainer.max_epochs=1", "fair=progressive"], "A stream has no prior"),
+        (["trainer.max_epochs=1", "fair=deferred"], r"max_epochs=1 a target .*\(fair\.target_probs\).*max_epochs=2 or"),
+        (["trainer.max_epochs=1", "fair=progressive"], r"\(fair\.target_probs\) would change nothing"),
+        (["trainer.max_epochs=1", "baseline=drw"], r"a loss from epoch 1 on \(baseline\.loss\.begin\) would change"),
+        *(
+            (
+                [f"trainer.strategy={name}", "trainer.devices=2"],
+                rf"strategy={name} trains in proc.*trainer\.strategy=ddp",
+            )
+            for name in ("ddp_fork", "ddp_spawn", "ddp_notebook_find_unused_parameters_true")
+        ),
+        (["trainer.limit_test_batches=0"], r"limit_test_batches must be more than 0, .*got 0"),
+    ],
+)
+def test_bad_input_is_an_error_that_names_it_and_writes_nothing(config, tmp_path, overrides, message):
+    with pytest.raises(Exception, match=message):
+        run.train(config("logger=many", *overrides))
+    assert not list(tmp_path.iterdir())  # no logs, no hparams.yaml, no checkpoints
+
+
+def test_overfit_batches_is_reported_as_what_it_is_a_run_without_the_plugin(config, capsys):
+    cfg = config("logger=none", "trainer.overfit_batches=1")
+    with pytest.warns(UserWarning, match="FairSampling does nothing with overfit_batches"):
+        report = run.train(cfg)
+    assert int(report.drawn.sum()) == 2 * 32
+    assert (report.largest_weight, report.effective_sample_size) == (1.0, 32.0)
+    run.show(report, cfg)
+    assert "without FairSampling" in capsys.readouterr().out
+
+
+def test_a_barebones_run_has_its_report_too(config):
+    bare = ["trainer.barebones=true", "trainer.log_every_n_steps=null", "callbacks=none"]
+    with_logs, without = (run.train(config("logger=none", *overrides)) for overrides in ([], bare))
+    assert without.accuracy == with_logs.accuracy
+    assert without.recall.tolist() == with_logs.recall.tolist()
+
+
+def test_the_same_seed_gives_the_same_report(config):
+    first, again = (run.train(config("logger=none")) for _ in range(2))
+    assert first.drawn.tolist() == again.drawn.tolist()
+    assert first.recall.tolist() == again.recall.tolist()
+
+
+def test_a_run_goes_on_from_its_checkpoint(config, tmp_path):
+    run.train(config("logger=none", "callbacks.checkpoint.every_n_epochs=1", "trainer.check_val_every_n_epoch=1"))
+    resumed = run.train(config("logger=none", "trainer.max_epochs=3", f"ckpt_path={tmp_path}/checkpoints/last.ckpt"))
+    assert int(resumed.drawn.sum()) == 3 * 8 * 32
+
+
+# -- baselines, and CIFAR-LT -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path_factory):
+    """A file of small colour images whose brightness tells the class."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    parts = {}
+    for part, each in (("train", 40), ("test", 8)):
+        labels = np.repeat(np.arange(10), each)
+        parts[f"{part}_labels"] = labels
+        parts[f"{part}_images"] = rng.normal(25 * labels[:, None, None, None], 9, (labels.size, 12, 12, 3)).clip(0, 255)
+    np.savez(folder / "own.npz", **{key: part.astype(np.uint8) for key, part in parts.items()})
+    return str(folder / "own.npz")
+
+
+def test_a_class_without_test_images_counts_nowhere(config, own, tmp_path, tmp_path_factory, capsys):
+    data = dict(np.load(own))
+    tested = data["test_labels"] % 3 != 1  # without 1, 4 and 7
+    file = tmp_path_factory.mktemp("data") / "own.npz"
+    np.savez(file, **{key: part[tested] if "test" in key else part for key, part in data.items()})
+    cfg = config(
+        *("threads=1", "experiment=arrays", f"data.path={file}", "trainer.limit_train_batches=2"),
+        *("model.net.width=2", "logger=many", "callbacks=none", "trainer.enable_checkpointing=false"),
+    )
+    with pytest.warns(UserWarning, match=r"lack 3 of the 10 classes \(1, 4, 7\)"):
+        report = run.train(cfg)
+    assert np.flatnonzero(np.isnan(report.recall)).tolist() == [1, 4, 7]
+    assert report.balanced_accuracy == pytest.approx(report.recall[[0, 2, 3, 5, 6, 8, 9]].mean())
+    # Validation is on the test set: one number, however it is come by.
+    with open(next(tmp_path.rglob("metrics.csv"))) as file:
+        logged = list(csv.DictReader(file))
+    validated = [float(row["val/balanced_accuracy"]) for row in logged if row["val/balanced_accuracy"]]
+    assert validated[-1] == pytest.approx(report.balanced_accuracy)
+    assert report.best.accuracy == pytest.approx(max(validated))
+    assert float(logged[-1]["test/balanced_accuracy"]) == pytest.approx(report.balanced_accuracy)
+    run.show(report, cfg)
+    assert "nan" not in capsys.readouterr().out
+
+
+def test_two_classes_of_the_drift_are_two_settings(config):
+    small = ["data.cycles=1", "data.turn_size=64", "trainer.max_epochs=1", "trainer.val_check_interval=1.0"]
+    report = run.train(config("logger=none", "experiment=drift", *small, "data.num_classes=2", "model.num_classes=2"))
+    assert report.recall.shape == (2,)
+
+
+def cifar(own, *overrides):
+    return [
+        "threads=1",
+        "experiment=cifar10_lt",
+        "data=arrays",
+        f"data.path={own}",
+        "data.imbalance_ratio=40",
+        *overrides,
+    ]
+
+
+SMOKE = ["trainer=smoke", "model.net.width=2", "data.batch_size=8"]
+
+
+@pytest.mark.parametrize("model", ["resnet32", "mnist", "mlp"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_other_channels_than_the_model_are_refused_before_anything_is_written(
+    config, own, tmp_path, tmp_path_factory, model, channels
+):
+    data = dict(np.load(own))
+    if channels == 1:
+        data = {key: part[..., 0] if part.ndim == 4 else part for key, part in data.items()}
+    file = tmp_path_factory.mktemp("data") / "own.npz"
+    np.savez(file, **data)
+    settings = ["experiment=digits", "data=arrays", f"data.path={file}", f"model={model}"]
+    size = [] if model == "resnet32" else ["model.net.image_size=12"]
+    with pytest.raises(
+        ValueError, match=rf"^The images are {channels} x 12 x 12 .*Set model\.net\.in_channels={channels}"
+    ):
+        # The mistaken one of the two is refused, whichever it is.
+        run.train(config("logger=many", *settings, *size, f"model.net.in_channels={4 - channels}"))
+    assert not list(tmp_path.iterdir())
+    right = [f"model.net.in_channels={channels}"]
+    if model == "resnet32":
+        right += [f"model.standardize.channels={channels}", "model.net.width=2"]
+    run.train(config("logger=none", *settings, *size, *right, "trainer.max_epochs=1", "trainer.limit_train_batches=1"))
+
+
+def test_oblong_images_are_refused_by_a_model_for_square_ones(config, tmp_path_factory):
+    file = tmp_path_factory.mktemp("data") / "own.npz"
+    images, labels = np.zeros((20, 8, 6), np.uint8), np.arange(20) % 10
+    np.savez(file, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    with pytest.raises(ValueError, match=r"8 x 6 pixels, but this model is for square ones\. Take model=resnet32"):
+        run.train(config("data=arrays", f"data.path={file}"))
+
+
+def test_the_drifting_stream_trains_the_networks_of_images_too(config):
+    small = ["data.cycles=1", "data.turn_size=64", "trainer.max_epochs=1", "trainer.val_check_interval=1.0"]
+    resnet = ["model=resnet32", "model.net.width=2", "model.net.in_channels=1", "model.standardize.channels=1"]
+    report = run.train(config("logger=none", "experiment=drift", *small, *resnet))
+    assert int(report.drawn.sum()) == 128
+
+
+def test_the_smoke_trainer_goes_through_every_phase_of_the_schedule(config, own, tmp_path):
+    watch = "+callbacks.rates={_target_: lightning.pytorch.callbacks.LearningRateMonitor}"
+    cfg = config(*cifar(own, *SMOKE), "trainer.max_epochs=10", "logger=csv", "callbacks=none", watch)
+    report = run.train(cfg)
+    assert int(report.drawn.sum()) == 10 * 2 * 8
+    with open(next(tmp_path.rglob("metrics.csv"))) as file:
+        rates = [float(row["lr-SGD"]) for row in csv.DictReader(file) if row["lr-SGD"]]
+    assert rates == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1, 0.1, 0.1, 0.1, 0.001, 0.00001])
+    assert report.best.on_test
+    assert 1 <= report.best.epoch <= 10
+    assert list(report.shots) == ["many", "medium", "few"]
+
+
+def test_the_cifar_recipe_learns_and_measures_the_training_images(config, own):
+    small = ["model.net.width=4", "data.batch_size=16", "model.scheduler.warm_up=1", "trainer.max_epochs=12"]
+    report = run.train(config("logger=none", *cifar(own, *small)))
+    assert report.images.tolist() == long_tail_counts(10, 40, 40).tolist()
+    # Brightness tells the class, but for the crops' black edges; chance is 0.1.
+    assert report.balanced_accuracy > 0.3
+    assert report.best.accuracy >= report.balanced_accuracy - 1e-6  # the last epoch was validated on the same images
+
+
+@pytest.mark.parametrize("data", ["digits", "cifar"])
+@pytest.mark.parametrize("baseline", ["weighted_sampler", "drw", "balanced_softmax", "logit_adjustment"])
+def test_every_baseline_trains_without_the_plugin(config, own, capsys, baseline, data):
+    cfg = config("logger=none", f"baseline={baseline}", *(cifar(own, *SMOKE) if data == "cifar" else ()))
+    report = run.train(cfg)
+    assert (report.largest_weight, report.recall.shape) == (1.0, (10,))
+    run.show(report, cfg)
+    assert re.search("with (weighted_sampler|DeferredReweighting|Balanced|Logit)", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("fair", ["default", "aggressive", "deferred", "progressive", "hard_classes"])
+def test_every_setting_of_the_plugin_trains_cifar_through_the_schedule(config, own, fair):
+    report = run.train(config("logger=none", f"fair={fair}", *cifar(own, *SMOKE), "trainer.max_epochs=10"))
+    assert int(report.drawn.sum()) == 10 * 2 * 8
+    if fair == "default":
+        assert report.share_of_draws == pytest.approx([0.1] * 10, abs=1 / 160)
+    if fair == "deferred":
+        # 128 draws at the data's mix, then 32 from all classes alike; the feedback keeps both within half a batch.
+        assert report.drawn[0] == pytest.approx(128 * report.images[0] / report.images.sum() + 32 / 10, abs=4)
+
+
+def test_a_baseline_changes_what_it_says_and_nothing_else(config):
+    def trained(*overrides):
+        return run.train(config("logger=none", "trainer.max_epochs=6", *overrides))
+
+    off = trained("fair=off")
+    sampler = trained("baseline=weighted_sampler")
+    # 1452 draws: a class's share has the standard deviation sqrt(0.1 * 0.9 / 1452) < 0.008; five of them.
+    assert sampler.share_of_draws == pytest.approx([0.1] * 10, abs=0.04)
+    for name in ("drw", "balanced_softmax", "logit_adjustment"):
+        other = trained(f"baseline={name}")
+        assert other.drawn.tolist() == off.drawn.tolist()
+        assert other.recall.tolist() != off.recall.tolist()
+    for same in (
+        ["baseline=drw", "baseline.loss.begin=6"],
+        ["baseline=balanced_softmax", "baseline.loss.tau=0"],
+        ["baseline=logit_adjustment", "baseline.adjust.tau=0"],
+    ):
+        assert trained(*same).recall.tolist() == off.recall.tolist()
+
+
+def test_the_best_epoch_is_that_of_the_validations_and_outlives_a_checkpoint(config, tmp_path):
+    often = ["trainer.check_val_every_n_epoch=1", "callbacks.checkpoint.every_n_epochs=1"]
+    report = run.train(config("logger=csv", "trainer.max_epochs=5", *often))
+    with open(next(tmp_path.rglob("metrics.csv"))) as file:
+        rows = [row for row in csv.DictReader(file) if row["val/balanced_accuracy"]]
+    accuracies = [float(row["val/balanced_accuracy"]) for row in rows]
+    assert len(accuracies) == 5
+    assert report.best == Best(accuracies.index(max(accuracies)) + 1, pytest.approx(max(accuracies)), on_test=False)
+    # As if the third had been better than any can be: no later epoch is the best one.
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=False)
+    checkpoint["state_dict"] |= {"best_accuracy": torch.tensor(2.0), "best_epoch": torch.tensor(3)}
+    torch.save(checkpoint, path)
+    more = ["trainer.max_epochs=6", f"ckpt_path={path}"]
+    assert run.train(config("logger=none", *often, *more)).best == Best(3, 2.0, on_test=False)

@@ -1,0 +1,685 @@
+import csv
+import io
+import re
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import lightning.pytorch as L
+import numpy as np
+import PIL.Image
+import pytest
+import reference
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning_helpers import TARGET, Indexed, Plain, Weighted, fit, loader, moving, own_draw, recorded_draws
+from lightning_helpers import trainer as make_trainer
+from stream_runs import mixed
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from torch.utils.data import DataLoader, Subset
+from torchmetrics import ClasswiseWrapper
+from torchmetrics.classification import MulticlassRecall
+
+from lightning_fair import FairSampling, FeedbackBatchSampler, FeedbackController, schedules
+from lightning_fair.monitoring import dashboard
+from lightning_fair.monitoring import plots as figures
+from lightning_fair.monitoring.dashboard import BatchWeights, band, boards, furthest_table, recalls, scalars
+from lightning_fair.monitoring.history import History
+from lightning_fair.monitoring.tensorboard_layout import charts
+
+
+class InMemory(Logger):
+    """Keeps what it is told."""
+
+    name, version = "memory", 0
+
+    def __init__(self, separator="/"):
+        super().__init__()
+        self.separator, self.points = separator, []
+
+    @property
+    def group_separator(self):
+        return self.separator
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+    def log_metrics(self, metrics, step=None):
+        mine = {tag: value for tag, value in metrics.items() if tag.startswith("fair")}
+        if mine:
+            self.points.append((step, mine))
+
+
+def logged(module, data=None, fair=None, separator="/", **settings):
+    logger = InMemory(separator)
+    fit(module, data or loader(), fair or moving(), logger=logger, **{"log_every_n_steps": 1, **settings})
+    return logger.points
+
+
+SCALARS = {
+    "fair/alpha",
+    "fair/distance",
+    "fair/deficit_max",
+    "fair/weight_mean",
+    "fair/weight_p95",
+    "fair/weight_max",
+    "fair/effective_sample_size",
+    "fair/coverage",
+    "fair/repeats_rarest",
+}
+
+
+UNWEIGHTED = ("trained_mix", "target", "prob", "target_low", "target_high")
+QUANTILES = ("min", "p10", "median", "p90", "max")
+
+
+def tags(names, groups=(*UNWEIGHTED, "loss")):
+    return SCALARS | {f"fair/{group}/{name}" for group in groups for name in names}
+
+
+def tags_of_many(groups=("trained_mix", "target", "prob", "over_target")):
+    return tags(QUANTILES, groups) | {f"fair/furthest/{rank}" for rank in range(1, 11)}
+
+
+def test_values_are_those_of_the_batch_that_was_trained_on():
+    module, names = Weighted(), "abcd"
+    fair = moving(feedback_delay=1, class_names=list(names), alpha=schedules.Linear(2.0, 8.0, 10))
+    with recorded_draws() as draws:
+        points = logged(module, fair=fair, max_epochs=2)
+    assert [step for step, _ in points] == list(range(40))
+    trained_mix, losses, used = list(TARGET), [None] * 4, np.zeros(160)
+    for number, ((_, values), step) in enumerate(zip(points, module.steps, strict=True)):
+        probs, indices = draws[own_draw(step, draws)]
+        trained_mix = reference.follow(trained_mix, np.bincount(step.labels, minlength=4), fair.controller.horizon)
+        losses = reference.follow_losses(losses, step.labels, step.losses, 0.0)
+        used[indices] += 1
+        w = step.weights
+        expected = {
+            "fair/alpha": 2.0 + 6.0 * min(number / 10, 1.0),
+            "fair/weight_mean": w.mean(),
+            "fair/weight_p95": np.percentile(w, 95),
+            "fair/weight_max": w.max(),
+            "fair/effective_sample_size": reference.effective_sample_size(w.tolist()) / len(w),
+            "fair/distance": np.abs(np.array(trained_mix) - TARGET).sum() / 2,
+            "fair/deficit_max": (1 - np.array(trained_mix) / TARGET).max(),
+            "fair/coverage": (used > 0).mean(),
+            "fair/repeats_rarest": used[-12:].mean(),
+        }
+        for label, name in enumerate(names):
+            expected[f"fair/trained_mix/{name}"] = trained_mix[label]
+            expected[f"fair/target/{name}"] = q = TARGET[label]
+            reach = (q * (1 - q) / 8 / (2 * fair.controller.horizon - 1)) ** 0.5
+            expected[f"fair/target_low/{name}"], expected[f"fair/target_high/{name}"] = q - reach, q + reach
+            expected[f"fair/prob/{name}"] = probs[label]
+            if losses[label] is not None:
+                expected[f"fair/loss/{name}"] = losses[label]
+        assert values == pytest.approx(expected, rel=1e-5, abs=1e-9)
+    assert points[-1][1]["fair/repeats_rarest"] > 2  # 12 samples with 0.1 of 320 draws
+    assert 0.0 < points[10][1]["fair/coverage"] < points[20][1]["fair/coverage"] < 1.0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_coverage_and_repeats_count_what_was_trained_on(workers):
+    """Batches that the workers have fetched ahead are not images that have been seen."""
+    module = Weighted()
+    points = logged(module, loader(num_workers=workers))
+    used = np.zeros(160)
+    for (_, values), step in zip(points, module.steps, strict=True):
+        used[step.indices] += 1
+        assert values["fair/coverage"] == pytest.approx((used > 0).mean(), abs=1e-9)
+        assert values["fair/repeats_rarest"] == pytest.approx(used[-12:].mean(), abs=1e-9)
+
+
+def test_weights_that_are_normalised_are_logged_so():
+    module = Weighted()
+    points = logged(module, fair=moving(normalize=True))
+    for (_, values), step in zip(points, module.steps, strict=True):
+        assert values["fair/weight_mean"] == pytest.approx(1.0)
+        assert values["fair/weight_max"] == pytest.approx(step.weights.max(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"log_every_n_steps": 1}, list(range(20))),
+        ({"log_every_n_steps": 5}, [4, 9, 14, 19]),
+        ({"log_every_n_steps": 50}, []),
+        ({"log_every_n_steps": 1, "accumulate_grad_batches": 4}, [0, 1, 2, 3, 4]),
+        ({"log_every_n_steps": 2, "accumulate_grad_batches": 4}, [1, 3]),
+        ({"log_every_n_steps": 5, "max_epochs": 2, "limit_train_batches": 8}, [4, 9, 14]),
+    ],
+    ids=str,
+)
+def test_steps_follow_log_every_n_steps(settings, steps):
+    assert [step for step, _ in logged(Weighted(), **settings)] == steps
+
+
+@pytest.mark.parametrize("kind", [Plain, Weighted])
+def test_tags_are_complete_with_and_without_the_mixin(kind):
+    last = logged(kind(), max_epochs=2)[-1][1]
+    assert last.keys() == tags("0123", UNWEIGHTED if kind is Plain else (*UNWEIGHTED, "loss"))
+    assert all(type(value) is float and np.isfinite(value) for value in last.values())
+
+
+def test_tags_are_joined_as_the_logger_wants_it():
+    (_, values), *_ = logged(Weighted(), separator="-")
+    assert {"fair-alpha", "fair-ratio-0"} <= values.keys()
+    assert not any("/" in tag for tag in values)
+
+
+def test_every_logger_of_several_is_told():
+    loggers = [InMemory(), InMemory()]
+    fit(Weighted(), loader(), moving(), logger=loggers, log_every_n_steps=5)
+    assert [len(logger.points) for logger in loggers] == [4, 4]
+
+
+def test_no_logger_is_fine():
+    module = Weighted()
+    fit(module, loader(), moving(), logger=False, log_every_n_steps=1)
+    assert len(module.steps) == 20
+
+
+def test_csv_file_has_the_values(tmp_path):
+    module = Weighted()
+    fit(module, loader(), moving(), logger=CSVLogger(tmp_path, "", ""), log_every_n_steps=5)
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row.get("fair/alpha")]
+    assert [int(row["step"]) for row in rows] == [4, 9, 14, 19]
+    assert tags("0123") <= rows[-1].keys()
+    for row in rows:
+        assert float(row["fair/alpha"]) == 8.0
+        assert float(row["fair/weight_mean"]) == pytest.approx(module.steps[int(row["step"])].weights.mean(), rel=1e-5)
+
+
+def test_tensorboard_has_the_values_in_one_file(tmp_path):
+    module = Weighted()
+    fit(module, loader(), moving(), logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=5)
+    assert len(list(tmp_path.rglob("events.out.*"))) == 1
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert tags("0123") <= set(events.Tags()["scalars"])
+    points = events.Scalars("fair/weight_max")
+    assert [point.step for point in points] == [4, 9, 14, 19]
+    for point in points:
+        assert point.value == pytest.approx(module.steps[point.step].weights.max(), rel=1e-5)
+
+
+def test_of_many_classes_quantiles_and_the_ten_furthest_from_their_target_are_logged():
+    module, fair = Weighted(num_classes=30), FairSampling(seed=0, lambda2=0.5, num_classes=30)
+    values = logged(module, loader(Indexed((10,) * 30)), fair)[-1][1]
+    assert values.keys() == tags_of_many(("trained_mix", "target", "prob", "loss", "over_target"))
+    over = fair.controller.trained_mix * 30
+    for name, at in zip(QUANTILES, (0, 10, 50, 90, 100), strict=True):
+        assert values[f"fair/trained_mix/{name}"] == pytest.approx(np.percentile(fair.controller.trained_mix, at))
+        assert values[f"fair/over_target/{name}"] == pytest.approx(np.percentile(over, at))
+        assert values[f"fair/target/{name}"] == pytest.approx(1 / 30)
+    furthest = [values[f"fair/furthest/{rank}"] for rank in range(1, 11)]
+    assert furthest == pytest.approx(sorted(over, key=lambda x: -abs(x - 1))[:10])
+
+
+def test_of_many_classes_those_without_a_target_are_left_out():
+    K = 25
+    sampler = FeedbackBatchSampler(np.arange(K), 4, controller=FeedbackController(K, [1 / 8] * 8 + [0.0] * (K - 8)))
+    draw = next(iter_records(sampler))
+    values = scalars(sampler, draw, BatchWeights.none(4), [str(label) for label in range(K)])
+    assert values["fair/over_target/min"] > 0
+    assert {tag for tag in values if "furthest" in tag} == {f"fair/furthest/{rank}" for rank in range(1, 9)}
+    table = furthest_table(sampler, [f"class {label}" for label in range(K)])
+    assert len(table.splitlines()) == 2 + 8
+    assert "class 9" not in table
+
+
+@pytest.mark.parametrize(("K", "each"), [(20, True), (21, False)])
+def test_up_to_twenty_classes_are_logged_by_name(K, each):
+    sampler = FeedbackBatchSampler(np.arange(K), 4)
+    draw = next(iter_records(sampler))
+    names = [str(label) for label in range(K)]
+    values = scalars(sampler, draw, BatchWeights.none(4), names)
+    assert values.keys() == (tags(names, UNWEIGHTED) if each else tags_of_many())
+
+
+def iter_records(sampler):
+    for _ in sampler:
+        yield sampler.deliver()
+
+
+def test_rarest_class_is_the_smallest_of_those_with_a_target():
+    sampler = FeedbackBatchSampler(
+        [0] * 50 + [1] * 10 + [2], 10, controller=FeedbackController(4, [0.5, 0.5, 0.0, 0.0])
+    )
+    draw = next(iter_records(sampler))
+    sampler.report(draw)
+    values = scalars(sampler, draw, BatchWeights.none(4), "abcd")
+    assert values["fair/repeats_rarest"] == 0.5  # five of the ten samples of class 1
+
+
+def test_readme_explains_every_tag_and_no_other():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    cells = re.findall(r"^\| (`fair/[^|]+) \|", readme, re.MULTILINE)
+    explained = set(re.findall(r"`([^`]+)`", " ".join(cells)))
+    written = tags(["<class>"], (*UNWEIGHTED, "loss", "arriving")) | tags(["<quantile>"], ["over_target"])
+    assert explained == written | {"fair/furthest/1", "fair/furthest/10"}
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+def test_classes_are_named_by_the_data_set(wrap):
+    data = Indexed()
+    data.classes = ["cat", "dog", "owl", "elk"]
+    points = logged(Weighted(), loader(Subset(data, range(160)) if wrap else data))
+    assert tags(["cat", "dog", "owl", "elk"]) == points[-1][1].keys()
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_sums_of_weights_are_those_of_the_samples(normalize):
+    found = BatchWeights.of(np.array([0.5, 2.0, 9.0]), np.array([3, 1, 0]), normalize=normalize)
+    each = [0.5, 0.5, 0.5, 2.0]
+    scale = np.mean(each) if normalize else 1.0
+    assert found.mean == pytest.approx(np.mean(each) / scale)
+    assert found.largest == pytest.approx(2.0 / scale)
+    assert found.effective_sample_size == pytest.approx(reference.effective_sample_size(each))
+    assert found.percentile(95) == pytest.approx(np.percentile(each, 95) / scale)
+
+
+def test_band_is_where_independent_draws_at_the_target_carry_the_trained_mix():
+    q, B, controller = np.array([0.7, 0.2, 0.1]), 16, FeedbackController(3, [0.7, 0.2, 0.1], horizon=20)
+    rng, trained_mix = np.random.default_rng(0), np.tile(q, (20_000, 1))
+    for _ in range(100):  # chains of batches
+        trained_mix += (rng.multinomial(B, q, size=len(trained_mix)) / B - trained_mix) / controller.horizon
+    low, high = band(controller, B)
+    assert (high - low) / 2 == pytest.approx(trained_mix.std(axis=0), rel=0.03)
+    assert (high + low) / 2 == pytest.approx(q)
+    low, high = band(FeedbackController(2, [1.0, 0.0]), 1)
+    assert low.tolist() == high.tolist() == [1.0, 0.0]
+
+
+# -- the progress bar ------------------------------------------------------------------------------------
+
+
+def test_progress_bar_has_the_distance_from_the_target():
+    seen = {}
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen[batch_idx] = trainer.progress_bar_metrics.get("fair/distance"), distance_now()
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            seen["end"] = trainer.callback_metrics["fair/distance"].item(), distance_now()
+
+    def distance_now():
+        return np.abs(fair.controller.trained_mix - TARGET).sum() / 2
+
+    fair = moving()
+    points = InMemory()
+    fit(Weighted(), loader(), fair, Look(), logger=points, log_every_n_steps=5)
+    for at in (4, 9, 14, 19, "end"):
+        shown, right = seen[at]
+        assert shown == pytest.approx(right, rel=1e-5)
+    assert seen[7][0] == seen[4][0]
+    assert seen[3][0] is None
+    assert all(point["fair/distance"] for _, point in points.points)
+
+
+def test_barebones_run_is_not_told_off(recwarn):
+    fit(Plain(), loader(), moving(), barebones=True, max_epochs=1, logger=None, enable_checkpointing=None)
+    assert not [w for w in recwarn if "barebones" in str(w.message) and "self.log" in str(w.message)]
+
+
+# -- TensorBoard -----------------------------------------------------------------------------------------
+
+
+def events_of(folder):
+    events = EventAccumulator(str(folder), {"tensors": 0, "images": 0, "scalars": 0})
+    events.Reload()
+    return events
+
+
+def layouts(events):
+    if "custom_scalars__config__" not in events.Tags()["tensors"]:
+        return []
+    written = events.Tensors("custom_scalars__config__")
+    return [layout_pb2.Layout.FromString(point.tensor_proto.string_val[0]) for point in written]
+
+
+def charts_of(layout):
+    return {chart.title: chart for category in layout.category for chart in category.chart}
+
+
+WEIGHTED = [
+    "Importance weights: mean, 95th percentile, largest",
+    "Effective sample size, as a fraction of the batch",
+    "Loss of each class",
+]
+ALWAYS = ["Distance of the trained mix from the target", "Largest deficit", "Alpha", "Repeats of the rarest class"]
+BY_NAME = ["Trained mix, and the band of its target", "Probabilities of the draws"]
+
+
+@pytest.mark.parametrize("prefix", ["", "mine"])
+@pytest.mark.parametrize("kind", [Plain, Weighted])
+def test_layout_is_written_once_and_every_chart_has_its_scalars(kind, prefix, tmp_path):
+    logger = TensorBoardLogger(tmp_path, "", "", prefix=prefix)
+    fit(kind(), loader(), moving(), logger=logger, log_every_n_steps=5, max_epochs=2)
+    events = events_of(tmp_path)
+    (layout,) = layouts(events)
+    charts = charts_of(layout)
+    assert set(charts) == {*BY_NAME, *ALWAYS, *(WEIGHTED if kind is Weighted else [])}
+    there = events.Tags()["scalars"]
+    for chart in charts.values():
+        for pattern in chart.multiline.tag:
+            assert [tag for tag in there if re.search(pattern, tag)], chart.title
+        for series in chart.margin.series:
+            assert {series.value, series.lower, series.upper} <= set(there)
+    (mix,) = (chart.margin.series for title, chart in charts.items() if title.startswith("Trained mix"))
+    assert [series.value for series in mix] == [f"{prefix + '-' if prefix else ''}fair/trained_mix/{c}" for c in "0123"]
+    lines = charts["Probabilities of the draws"].multiline.tag
+    assert sum(bool(re.search(lines[0], tag)) for tag in there) == 4
+
+
+def test_layout_is_not_written_again_by_a_second_fit(tmp_path):
+    logger, fair = TensorBoardLogger(tmp_path, "", ""), moving()
+    trainer = fit(Weighted(), loader(), fair, logger=logger, log_every_n_steps=5)
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(Weighted(), loader())
+    assert trainer.global_step == 40
+    assert len(layouts(events_of(tmp_path))) == 1
+
+
+def test_layout_waits_for_the_first_scalars(tmp_path):
+    fit(Weighted(), loader(), moving(), logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=50)
+    assert layouts(events_of(tmp_path)) == []
+
+
+def test_layout_of_many_classes_shows_quantiles_and_the_furthest(tmp_path):
+    module = Weighted(num_classes=30)
+    fair = FairSampling(seed=0, num_classes=30, class_names=[f"kind {label}" for label in range(30)])
+    fit(module, loader(Indexed((10,) * 30)), fair, logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=5)
+    events = events_of(tmp_path)
+    charts = charts_of(layouts(events)[0])
+    there = set(events.Tags()["scalars"])
+    assert sum("over its target" in title or "over target" in title for title in charts) == 3
+    for chart in charts.values():
+        for series in chart.margin.series:
+            assert {series.value, series.lower, series.upper} <= there
+        for pattern in chart.multiline.tag:
+            assert any(re.search(pattern, tag) for tag in there)
+    assert not any("kind" in tag for tag in there)
+    (table,) = events.Tensors("fair/furthest/text_summary")
+    assert b"| 1 | kind " in table.tensor_proto.string_val[0]
+
+
+def test_bands_of_one_target_do_not_hide_the_lines():
+    def banded(*targets):
+        names = [str(label) for label in range(len(targets[0]))]
+        mix, *_ = charts(names, [np.array(target) for target in targets], weighted=False, stream=False).values()
+        (chart,) = (chart for chart in mix if chart.title.startswith("Trained mix"))
+        return [value[-1] for value, low, _ in chart.series if low != value]
+
+    assert banded([0.1] * 10) == ["0", "8"]
+    assert banded([0.7, 0.2, 0.1]) == ["0", "1", "2"]
+    assert banded([0.7, 0.2, 0.1], [1 / 3] * 3) == ["0", "1", "2"]  # a target that moves
+    assert banded([1 / 3] * 3, [0.7, 0.15, 0.15]) == ["0", "1"]
+
+
+def test_of_a_stream_the_mix_that_arrives_is_shown_beside_the_trained_mix(tmp_path):
+    stream = mixed(400, None)
+    fair = FairSampling(num_classes=4)
+    data = DataLoader(stream, batch_size=8)
+    fit(Weighted(), data, fair, logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=5)
+    events = events_of(tmp_path)
+    (mix, *_) = layouts(events)[0].category
+    # TensorBoard puts charts with bands after all others.
+    shown = sorted(mix.chart, key=lambda chart: bool(chart.margin.series))
+    assert [chart.title for chart in shown][-2:] == ["Mix that arrives", "Trained mix, and the band of its target"]
+    assert {f"fair/arriving/{c}" for c in "0123"} <= set(events.Tags()["scalars"])
+
+
+# -- figures ---------------------------------------------------------------------------------------------
+
+
+def images(events):
+    return {tag: events.Images(tag) for tag in events.Tags()["images"]}
+
+
+class Validated(Weighted):
+    """Logs a recall of each class as torchmetrics' ClasswiseWrapper does."""
+
+    def on_fit_start(self):
+        names = ["ant", "bee", "cat", "dog"]
+        self.each = ClasswiseWrapper(MulticlassRecall(4, average=None), labels=names, prefix="val/recall/")
+
+    def validation_step(self, batch, batch_idx):
+        self.each.update(self.net(batch[0]), batch[1])
+
+    def on_validation_epoch_end(self):
+        self.log_dict(self.each.compute())
+        self.each.reset()
+
+    def test_step(self, batch, batch_idx):
+        self.each.update(self.net(batch[0]), batch[1])
+
+    def on_test_epoch_end(self):
+        self.log_dict(self.each.compute())
+
+
+def test_figures_are_few_and_off_the_hot_path(tmp_path, monkeypatch):
+    drawn = []
+    draw = figures.mix_over_time
+    monkeypatch.setattr(figures, "mix_over_time", lambda *a: drawn.append(trainer.current_epoch) or draw(*a))
+    trainer = make_trainer(moving(), logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=5, max_epochs=11)
+    trainer.fit(Weighted(), loader())
+    assert drawn == [0, 1, 3, 7, 11]
+    assert [point.step for point in images(events_of(tmp_path))["fair/mix"]] == [20, 40, 80, 160, 220]
+
+
+def test_figure_that_cannot_be_drawn_ends_no_training(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(figures, "mix_over_time", fail)
+    module = Weighted()
+    with pytest.warns(UserWarning, match="fair/mix could not be drawn: RuntimeError: no ink"):
+        fit(module, loader(), moving(), logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=5)
+    assert len(module.steps) == 20
+
+
+def test_figures_go_to_a_logger_that_came_later_and_have_its_prefix(tmp_path):
+    trainer = make_trainer(moving(), log_every_n_steps=5)
+    trainer.fit(Weighted(), loader())
+    trainer.logger = TensorBoardLogger(tmp_path, "", "", prefix="mine")
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(Weighted(), loader())
+    assert images(events_of(tmp_path)).keys() == {"mine-fair/mix"}
+
+
+@pytest.mark.parametrize(
+    "names", [["a$_$", "$5 to $6", "x" * 300, "d|\n猫"], [0, 1, 2, 3], np.array(["a", "b", "c", "d"])]
+)
+def test_classes_may_have_any_name(names, tmp_path, recwarn):
+    fair = moving(class_names=names)
+    fit(Weighted(), loader(), fair, logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=5)
+    assert "fair/mix" in images(events_of(tmp_path))
+    assert not [w for w in recwarn if "Glyph" in str(w.message) or "drawn" in str(w.message)]
+
+
+class Growing(L.LightningDataModule):
+    """Its data, and with them the mix, change after every epoch."""
+
+    def train_dataloader(self):
+        counts = ((97, 31, 20, 12), (20, 31, 97, 12), (10, 20, 30, 100))[self.trainer.current_epoch % 3]
+        return loader(Indexed(counts))
+
+
+def test_values_are_those_of_the_newest_data():
+    shown, right = [], []
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            shown.append(float(trainer.callback_metrics["fair/distance"]))
+            right.append(np.abs(fair.controller.trained_mix - TARGET).sum() / 2)
+
+    fair, points = moving(), InMemory()
+    settings = {"reload_dataloaders_every_n_epochs": 1, "max_epochs": 3, "log_every_n_steps": 1}
+    with pytest.warns(UserWarning, match="starts anew"):
+        fit(Weighted(), Growing(), fair, Look(), logger=points, **settings)
+    assert shown == pytest.approx(right, rel=1e-5)
+    assert [values["fair/distance"] for _, values in points.points] == pytest.approx(right)
+
+
+def test_other_ranks_write_nothing():
+    class Rank:
+        is_global_zero = False
+        loggers = (TensorBoardLogger("nowhere"),)
+
+    assert boards(Rank()) == []
+
+
+def test_recall_is_drawn_after_training_and_test_where_the_module_logs_it(tmp_path):
+    module = Validated()
+    fair = moving(class_names=["ant", "bee", "cat", "dog"])
+    trainer = make_trainer(fair, logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=5)
+    trainer.fit(module, loader(), loader())
+    trainer.test(module, loader(), verbose=False)
+    found = images(events_of(tmp_path))
+    assert found.keys() == {"fair/mix", "fair/recall/validation", "fair/recall/test"}
+    for points in found.values():
+        picture = PIL.Image.open(io.BytesIO(points[-1].encoded_image_string))
+        assert picture.width > 600
+        assert np.asarray(picture).std() > 10
+
+
+def test_without_matplotlib_there_are_no_figures_and_all_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(dashboard, "find_spec", lambda name: None if name == "matplotlib" else object())
+    fit(Weighted(), loader(), moving(), logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=5)
+    events = events_of(tmp_path)
+    assert images(events) == {}
+    assert len(layouts(events)) == 1
+
+
+def test_other_loggers_get_scalars_only(tmp_path):
+    fair = FairSampling(seed=0, num_classes=30)
+    module = Weighted(num_classes=30)
+    fit(module, loader(Indexed((10,) * 30)), fair, logger=CSVLogger(tmp_path, "", ""), log_every_n_steps=5)
+    assert {file.name for file in tmp_path.iterdir()} <= {"metrics.csv", "hparams.yaml"}
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row.get("fair/alpha")]
+    assert all(row[f"fair/furthest/{rank}"] for row in rows for rank in range(1, 11))
+
+
+@pytest.mark.parametrize("K", [4, 1000])
+def test_heat_map_is_red_above_the_target_and_blue_below(K):
+    """The most frequent half of the classes is above its target, the other below; classes without target are grey."""
+    over = np.tile(np.r_[np.full(K // 2, 2.0), np.full(K // 2, 0.5)], (50, 1)).astype(np.float32)
+    shuffle = np.random.default_rng(0).permutation(K)
+    counts = np.arange(K, 0, -1)
+    names = [f"class {c}" for c in range(K)]
+    figure = figures.mix_over_time(np.arange(50), over[:, shuffle], counts[shuffle], [names[c] for c in shuffle])
+    picture = figures.pixels(figure)
+    height, width, _ = picture.shape
+    red, _, blue = np.moveaxis(picture[: height * 3 // 4, width * 2 // 5 : width // 2].astype(float), 2, 0)
+    upper, lower = slice(height // 6, height // 3), slice(height * 7 // 12, height * 2 // 3)
+    assert (red[upper] > blue[upper] + 60).mean() > 0.95
+    assert (blue[lower] > red[lower] + 60).mean() > 0.95
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels[0] == f"class 0 ({K:,})"
+    assert labels[-1] == f"class {K - 1} (1)"
+    nothing = figures.pixels(figures.mix_over_time(np.arange(1), np.full((1, K), np.nan, np.float32), counts, names))
+    middle = nothing[height // 3 : height // 2, width * 2 // 5 : width // 2]
+    assert (np.ptp(middle, axis=2) == 0).all()
+
+
+def test_heat_map_shows_small_deviations_too():
+    over = np.tile([1.1, 0.9], (50, 1)).astype(np.float32)
+    figure = figures.mix_over_time(np.arange(50), over, np.array([9, 1]), ["a", "b"])
+    assert [label.get_text() for label in figure.axes[1].get_yticklabels()] == [
+        "0.84 times\nor less",
+        "on\ntarget",
+        "1.2 times\nor more",
+    ]
+
+
+@pytest.mark.parametrize("K", [1, 2, 20, 31, 40, 1000])
+def test_recall_is_drawn_at_the_samples_of_its_class(K):
+    counts = np.random.default_rng(0).permutation(np.maximum(1000 // np.arange(1, K + 1), 1))
+    counts[0] = 0  # a class that was never trained on has a recall as well
+    recall = np.linspace(1, 0, K)
+    recall[-1] = np.nan if K > 1 else 1.0
+    figure = figures.recall_by_samples(recall, counts, [f"class {c}" for c in range(K)], "test")
+    points = figure.axes[0].lines[0]
+    drawn = sorted(zip(points.get_xdata().tolist(), points.get_ydata().tolist(), strict=True))
+    assert drawn == sorted((max(n, 0.5), r) for n, r in zip(counts.tolist(), recall.tolist(), strict=True) if r == r)
+    picture = figures.pixels(figure)
+    assert picture.dtype == np.uint8
+    assert (picture[..., 2].astype(int) - picture[..., 0] > 100).sum() > 20  # blue points
+
+
+@pytest.mark.parametrize("recall", [np.full(40, np.nan), np.r_[0.1, 0.2, np.full(38, np.nan)]])
+def test_recall_of_few_classes_or_none_is_drawn_too(recall):
+    figures.pixels(figures.recall_by_samples(recall, np.arange(40), [f"class {c}" for c in range(40)], "test"))
+
+
+def test_recall_of_each_class_is_found_whatever_it_is_called():
+    names = ["cat", "dog"]
+    for key in ("test/recall/{}", "multiclassrecall_{}", "val/Recall {}"):
+        metrics = {"loss": 1.0, key.format("cat"): torch.tensor(0.25), key.format("dog"): torch.tensor(0.5)}
+        assert recalls(metrics, names, "val").tolist() == [0.25, 0.5]
+    assert recalls({"val/recall_0": 0.1, "val/recall_1": 0.2}, names, "val").tolist() == [0.1, 0.2]
+    both = {f"{stage}/recall/{name}": share for stage, share in (("train", 0.9), ("val", 0.1)) for name in names}
+    assert recalls(both, names, "val").tolist() == [0.1, 0.1]
+    for metrics in (
+        {},
+        {"val/recall/cat": 0.1},
+        {"val/loss/cat": 0.1, "val/loss/dog": 0.2},
+        {"recall": 0.2},
+        {"train/recall/cat": 0.1, "train/recall/dog": 0.2},
+        {"val/recall_auc/cat": 0.1, "val/recall_auc/dog": 0.2},
+        {"val/recall/cat": torch.ones(2), "val/recall/dog": torch.ones(2)},
+    ):
+        assert recalls(metrics, names, "val") is None
+    assert recalls({"val/recall_at_10": 0.2}, ["10"], "val") is None
+
+
+@given(st.integers(1, 3000), st.sampled_from([4, 16, 256]))
+def test_history_covers_the_whole_time_evenly_and_within_bounds(steps, most):
+    history = History(2, most)
+    for step in range(steps):
+        history.add(10 * step, lambda step=step: [step, -step])
+    kept = history.steps // 10
+    assert 0 < kept.size < most
+    assert kept[0] == 0
+    gaps = set(np.diff(kept).tolist()) or {1}
+    assert len(gaps) == 1
+    assert steps - 1 - kept[-1] < max(gaps)
+    assert steps <= most - 1 or kept.size >= most // 2
+    assert history.rows.tolist() == [[step, -step] for step in kept.tolist()]
+
+
+def test_history_of_many_classes_stays_small():
+    assert History(100_000)._rows.nbytes <= 20e6
+
+
+# -- in a browser ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(
+    not (shutil.which("chromium") or shutil.which("chromium-browser")), reason="no Chromium: apt-get install chromium"
+)
+@pytest.mark.skipif(find_spec("playwright") is None, reason="no playwright: pip install playwright")
+@pytest.mark.parametrize("K", [4, 30])
+def test_tensorboard_draws_every_chart(load, tmp_path, K):
+    example = load("dashboard")
+    module, fair = Weighted(num_classes=K), FairSampling(seed=0, num_classes=K)
+    data = loader(Indexed((20, 30, 5, 3) if K == 4 else (10,) * K))
+    fit(module, data, fair, logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=1, max_epochs=4)
+    layout = charts_of(layouts(events_of(tmp_path))[0])
+    requests = []
+    with example.tensorboard(tmp_path) as address, example.chromium(1500, 1570) as page:
+        page.on("request", lambda request: requests.append(request.url))
+        found = example.charts(page, address)
+        assert found == dict.fromkeys(found, True)
+        assert set(found) == set(layout)
+        for title in ("Is the mix where it should be?", "What do the weights cost?", "Which classes suffer?"):
+            assert page.get_by_text(title, exact=True).is_visible()
+        assert page.get_by_text("do not match").count() == 0
+    assert {url.split("/")[2] for url in requests if url.startswith("http")} == {address.split("/")[2]}

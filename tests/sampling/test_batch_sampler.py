@@ -1,0 +1,503 @@
+import io
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler, TensorDataset
+
+from lightning_fair import FeedbackBatchSampler, FeedbackController, importance_weights
+from lightning_fair.schedules import Linear, Shift, Step
+
+LABELS = np.repeat([0, 1, 2], [90, 25, 5])
+
+
+def make(labels=LABELS, batch_size=12, steps=10, *, feedback_delay=1, lambda2=0.0, target=None, **settings):
+    controller = FeedbackController(
+        int(np.max(np.asarray(labels))) + 1, target, lambda2=lambda2, feedback_delay=feedback_delay
+    )
+    return FeedbackBatchSampler(labels, batch_size, steps, controller, **settings)
+
+
+# -- shape of an epoch ---------------------------------------------------------------------------------
+
+
+def test_epoch_has_as_many_full_batches_as_it_says():
+    sampler = make(steps=7)
+    batches = list(sampler)
+    assert len(sampler) == len(batches) == 7
+    assert {len(batch) for batch in batches} == {12}
+    assert isinstance(sampler, Sampler)
+    assert all(type(index) is int for index in batches[0])
+
+
+@pytest.mark.parametrize(("batch_size", "ranks", "expected"), [(12, 1, 10), (50, 1, 3), (7, 2, 9), (500, 1, 1)])
+def test_epoch_goes_over_the_data_once_unless_told(batch_size, ranks, expected):
+    assert len(make(batch_size=batch_size, steps=None, world_size=ranks)) == expected
+
+
+def test_batch_comes_in_random_order():
+    firsts = {int(LABELS[batch[0]]) for batch in make(steps=30)}
+    assert firsts == {0, 1, 2}
+
+
+def test_default_controller_goes_for_a_uniform_target_over_the_classes_there_are():
+    sampler = FeedbackBatchSampler([0, 0, 0, 3, 3, 3, 3, 3], batch_size=4)
+    np.testing.assert_allclose(sampler.controller.q, [0.5, 0.0, 0.0, 0.5])
+    assert sampler.class_counts.tolist() == [3, 0, 0, 5]
+
+
+def test_same_seed_gives_the_same_batches_and_another_seed_others():
+    assert list(make(seed=3)) == list(make(seed=3))
+    assert list(make(seed=3)) != list(make(seed=4))
+
+
+def test_next_epoch_goes_on_with_other_batches_of_the_same_mix():
+    sampler = make(steps=4)
+    epochs = [list(sampler) for _ in range(3)]
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert sampler.drawn.sum() == 3 * 4 * 12
+    assert sampler.drawn.tolist() == [48, 48, 48]
+
+
+def test_epoch_number_reaches_the_schedule():
+    controller = FeedbackController(3, alpha=Linear(0.0, 8.0, 4, unit="epoch"))
+    sampler = FeedbackBatchSampler(LABELS, 12, 2, controller)
+    gains = []
+    for _ in range(3):
+        for _ in sampler:
+            gains.append(controller.in_flight[-1].alpha)
+            controller.step_update(LABELS[:12])
+    assert gains == [0.0, 0.0, 2.0, 2.0, 4.0, 4.0]
+    sampler.set_epoch(1)
+    next(iter(sampler))
+    assert (sampler.epoch, controller.in_flight[-1].alpha) == (1, 2.0)
+
+
+def test_coverage_and_repeats_say_how_the_data_was_used():
+    sampler = make(steps=5)
+    assert sampler.coverage == 0.0
+    for batch in sampler:
+        assert sampler.trained.sum() == sampler.drawn.sum() - len(batch)  # this one is in flight
+        sampler.controller.step_update(sampler.labels[batch])
+    assert sampler.drawn.tolist() == sampler.trained.tolist() == [20, 20, 20]
+    assert sampler.coverage == pytest.approx((20 + 20 + 5) / 120)
+    assert sampler.repeats.tolist() == pytest.approx([20 / 90, 20 / 25, 4.0])
+    empty = FeedbackBatchSampler([0, 2], 2)
+    assert np.isnan(empty.repeats[1])
+
+
+# -- draws in flight -----------------------------------------------------------------------------------
+
+
+def test_record_is_of_the_batch_delivered_now():
+    sampler = make(steps=6)
+    batches = list(sampler)
+    for draw_id, batch in enumerate(batches):
+        record = sampler.deliver()
+        assert record.draw_id == draw_id
+        assert record.labels.tolist() == LABELS[batch].tolist()
+        assert record.counts.tolist() == np.bincount(LABELS[batch], minlength=3).tolist()
+        assert sampler.controller.get_probs().tolist() == record.probs.tolist()
+        sampler.report(record)
+    with pytest.raises(RuntimeError, match=r"hands out more batches than were drawn"):
+        sampler.deliver()
+
+
+def test_abandoned_draws_count_as_trained_on_unless_they_are_put_back():
+    sampler = make(steps=6)
+    first = [batch for batch, _ in zip(sampler, range(4), strict=False)]
+    again = list(sampler)
+    assert len(again) == 6
+    assert not any(batch in again for batch in first)
+    assert len(sampler.controller.in_flight) == 6
+
+
+def ahead(sampler, num_prefetched, deliver, losses=None):
+    """Take ``deliver`` batches of a loader that draws ``lead`` batches ahead; report each. Return (p, batch)s."""
+    drawn, delivered, batches = [], [], iter(sampler)
+    while len(delivered) < deliver:
+        while len(drawn) < num_prefetched + 1 and (batch := next(batches, None)) is not None:
+            drawn.append(batch)
+        batch = drawn.pop(0)
+        delivered.append((sampler.controller.get_probs().tolist(), batch))
+        y = np.asarray(sampler.labels)[batch]
+        sampler.controller.step_update(y, None if losses is None else losses(batch))
+    return delivered
+
+
+def hardness(batch):
+    """A loss that is a function of the batch alone, and differs between classes and items."""
+    index = np.asarray(batch)
+    return (1.0 + LABELS[index]) * (1.0 + np.sin(index.sum() + index))
+
+
+def test_draws_put_back_come_first_as_drawn():
+    sampler, whole = make(seed=1), make(seed=1)
+    expected = ahead(whole, 9, 10)
+    for many in (4, 2):  # abandoned once, and once more while some still wait
+        batches = iter(sampler)
+        drawn = [next(batches) for _ in range(many)]
+        assert [(d.probs.tolist(), b) for d, b in zip(sampler.controller.in_flight[:many], drawn, strict=True)] == (
+            expected[:many]
+        )
+        sampler.withdraw()
+        assert sampler.controller.in_flight == ()
+    assert ahead(sampler, 9, 10) == expected
+
+
+@pytest.mark.parametrize("lambda2", [0.0, 0.5])
+def test_run_cut_twice_is_the_uninterrupted_run(lambda2):
+    num_prefetched = 2
+    whole, cut = (make(steps=30, feedback_delay=num_prefetched + 1, lambda2=lambda2, seed=2) for _ in range(2))
+    expected = ahead(whole, num_prefetched, 30, hardness)
+    got = []
+    for many in (4, 1, 25):
+        got += ahead(cut, num_prefetched, many, hardness)
+        cut.withdraw()
+    assert got == expected
+    assert cut.drawn.tolist() == np.bincount(LABELS[np.concatenate([b for _, b in got])]).tolist()
+
+
+def test_items_are_fair_over_draws_that_were_put_back():
+    sampler = make(steps=50, batch_size=7)
+    uses = np.zeros(LABELS.size, dtype=int)
+    rng = np.random.default_rng(0)
+    for _ in range(15):
+        for _, batch in ahead(sampler, int(rng.integers(0, 5)), int(rng.integers(1, 6))):
+            uses += np.bincount(batch, minlength=LABELS.size)
+            assert all(np.ptp(uses[label == LABELS]) <= 1 for label in range(3))
+        sampler.withdraw()
+
+
+def test_epoch_that_was_cut_goes_on_with_what_is_left_of_it():
+    sampler = make(steps=6)
+    batches = iter(sampler)
+    for _ in range(4):
+        next(batches)
+    for _ in range(3):
+        sampler.report(sampler.deliver())
+    sampler.withdraw()
+    assert len(list(sampler)) == 3
+    assert sampler.epoch == 0
+    sampler.end_epoch()
+    assert len(list(sampler)) == 6
+    assert sampler.epoch == 1
+
+
+def test_putting_nothing_back_changes_nothing():
+    sampler, other = make(), make()
+    sampler.withdraw()
+    assert list(sampler) == list(other)
+
+
+# -- resume (law 5) ------------------------------------------------------------------------------------
+
+
+def run_on(sampler, batches, many, num_prefetched=2):
+    """Draw ``lead`` ahead, report ``many``; return what each was drawn with."""
+    got, waiting = [], []
+    for _ in range(many):
+        while len(waiting) < num_prefetched + 1 and (batch := next(batches, None)) is not None:
+            waiting.append(batch)
+        batch, record = waiting.pop(0), sampler.deliver()
+        losses = hardness(batch)
+        sums = np.bincount(LABELS[batch], weights=losses, minlength=3)
+        got.append((record.draw_id, batch, record.probs.tolist(), record.counts.tolist()))
+        sampler.report(record, None, sums, record.counts)
+    return got
+
+
+@pytest.mark.parametrize("stop", [0, 1, 5, 8, 9])
+def test_captured_state_goes_on_bit_for_bit(stop):
+    settings = {"steps": 9, "feedback_delay": 3, "lambda2": 0.5, "seed": 5}
+    whole = make(**settings)
+    expected = run_on(whole, iter(whole), 9)
+    cut = make(**settings)
+    got = run_on(cut, iter(cut), stop)
+    file = io.BytesIO()
+    torch.save(cut.capture(), file)
+    file.seek(0)
+    other = make(**settings)
+    other.restore(torch.load(file, weights_only=True))
+    got += run_on(other, iter(other), 9 - stop)
+    assert got == expected
+    for each in (whole, other):
+        each.end_epoch()
+    assert run_on(other, iter(other), 9) == run_on(whole, iter(whole), 9)
+    assert other.epoch == whole.epoch == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 6}, r"made with seed = 5, this run has 6\. Resume with the same data set and settings"),
+        ({"batch_size": 6}, r"batch size = 12, this run has 6"),
+        ({"labels": LABELS[:-1]}, r"number of samples = 120, this run has 119"),
+        ({"labels": LABELS[LABELS < 2].repeat(2)[:120]}, "number of classes = 3, this run has 1"),
+        ({"draw": "iid"}, r"draw = systematic, this run has iid"),
+    ],
+)
+def test_state_of_another_run_is_refused_and_changes_nothing(change, message):
+    state = make(seed=5).capture()
+    other = make(**{"seed": 5, **change})
+    with pytest.raises(ValueError, match=message):
+        other.restore(state)
+    assert list(other) == list(make(**{"seed": 5, **change}))
+    with pytest.raises(ValueError, match=r"reads state version \d+, got 99"):
+        other.restore({**state, "version": 99})
+
+
+# -- ranks (law 6) -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_together_draw_the_batch_of_one_process(world_size):
+    alone = make(batch_size=12)
+    ranks = [make(batch_size=12 // world_size, steps=10, rank=r, world_size=world_size) for r in range(world_size)]
+    for one, *parts in zip(alone, *ranks, strict=True):
+        assert {len(part) for part in parts} == {12 // world_size}
+        assert sorted(np.concatenate(parts).tolist()) == sorted(one)
+        for label in range(3):
+            shares = [int((LABELS[part] == label).sum()) for part in parts]
+            assert max(shares) - min(shares) <= 1
+    assert all(np.array_equal(r.controller.trained_mix, alone.controller.trained_mix) for r in ranks)
+
+
+# -- bad input -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, r"batch_size must be an integer of at least 1, got 0"),
+        ({"batch_size": 2.5}, r"batch_size must be an integer of at least 1, got 2\.5"),
+        ({"batch_size": True}, r"batch_size must be an integer of at least 1, got True"),
+        ({"steps": 0}, r"steps_per_epoch must be an integer of at least 1, got 0"),
+        ({"seed": -1}, r"seed must be an integer of at least 0, got -1"),
+        ({"world_size": 0}, r"world_size must be an integer of at least 1, got 0"),
+        ({"rank": 2, "world_size": 2}, r"rank must lie in \[0, world_size\), got 2 for 2 ranks"),
+        ({"rank": -1}, r"rank must lie in \[0, world_size\), got -1"),
+        ({"empty_classes": "ignore"}, r"empty_classes must be 'error' or 'skip', got 'ignore'"),
+        ({"draw": "random"}, r"draw must be 'systematic' or 'iid', got 'random'"),
+    ],
+)
+def test_bad_argument_is_refused_with_its_rule(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make(**settings)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([], r"data set is empty"),
+        ([[0, 1], [1, 0]], r"labels must have shape \(N,\).*labels\.argmax\(1\)"),
+        ([0.0, 1.0], r"labels must be integers, got float64"),
+        ([0, 2], r"labels must lie in \[0, 2\), got 2\. State num_classes=3 or more"),
+        ([0, -1], r"labels must be at least 0, got -1"),
+    ],
+)
+def test_bad_labels_are_refused_with_their_rule(labels, message):
+    with pytest.raises(ValueError, match=message):
+        FeedbackBatchSampler(labels, 2, controller=FeedbackController(2))
+
+
+def test_data_set_without_labels_is_refused():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(())
+
+    with pytest.raises(TypeError, match=r"Stream is a stream"):
+        FeedbackBatchSampler(Stream(), 2)
+
+
+def test_class_with_a_target_but_no_samples_is_named():
+    with pytest.raises(
+        ValueError, match=r'No samples of class 1, 3, but .*Set their target to 0.*empty_classes="skip"'
+    ):
+        FeedbackBatchSampler([0, 2], 2, controller=FeedbackController(4))
+    with pytest.raises(ValueError, match=r"No samples of class 1, 2, 3, 4, 5, \.\.\., but"):
+        FeedbackBatchSampler([0, 0], 2, controller=FeedbackController(9))
+
+
+def test_class_without_target_needs_no_samples():
+    sampler = FeedbackBatchSampler([0, 2], 2, 1, FeedbackController(3, [0.5, 0.0, 0.5]))
+    assert sorted(next(iter(sampler))) == [0, 1]
+
+
+def test_skipped_class_shares_its_target_out_in_proportion():
+    controller = FeedbackController(4, [0.4, 0.3, 0.2, 0.1])
+    labels = np.array([0] * 30 + [2] * 30)
+    sampler = FeedbackBatchSampler(labels, 30, 20, controller, empty_classes="skip")
+    np.testing.assert_allclose(controller.q, [2 / 3, 0.0, 1 / 3, 0.0])
+    for batch in sampler:
+        assert np.bincount(labels[batch], minlength=4).tolist() == [20, 0, 10, 0]
+
+
+def test_nothing_left_to_draw_is_refused():
+    with pytest.raises(ValueError, match=r"Every class with a target lacks samples"):
+        FeedbackBatchSampler([0, 0], 2, controller=FeedbackController(2, [0.0, 1.0]), empty_classes="skip")
+
+
+# -- in a loop -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor"])
+@pytest.mark.parametrize("with_losses", [False, True])
+def test_quick_start_runs_as_published(kind, with_losses):
+    K = 4
+    generator = torch.Generator().manual_seed(0)
+    y_all = np.random.default_rng(0).choice(K, 2000, p=[0.9, 0.05, 0.03, 0.02])
+    x = torch.randn(2000, 8, generator=generator) + 2.0 * torch.eye(8)[y_all]
+    labels = torch.as_tensor(y_all) if kind == "tensor" else y_all
+    model = torch.nn.Linear(8, K)
+    criterion = torch.nn.CrossEntropyLoss(reduction="none")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    before = criterion(model(x), torch.as_tensor(y_all)).mean().item()
+
+    controller = FeedbackController(num_classes=K, target_probs=[1 / K] * K, alpha=8.0)
+    sampler = FeedbackBatchSampler(labels, batch_size=256, steps_per_epoch=100, controller=controller)
+    for batch_indices in sampler:
+        y = labels[batch_indices]
+        p = controller.get_probs()
+        w = importance_weights(y, controller.q, p)
+        losses = criterion(model(x[batch_indices]), torch.as_tensor(y))
+        loss = (w * losses).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        controller.step_update(y, losses=losses if with_losses else None)
+
+    assert sampler.drawn.tolist() == [6400] * 4
+    assert controller.in_flight == ()
+    assert criterion(model(x), torch.as_tensor(y_all)).mean().item() < before
+    assert np.isfinite(controller.ema_loss).all() == with_losses
+
+
+def test_published_line_without_a_separate_loss_tensor_runs():
+    labels = np.repeat([0, 1], [95, 5])
+    x = torch.linspace(-1.0, 1.0, 100)[:, None]
+    model, criterion = torch.nn.Linear(1, 2), torch.nn.CrossEntropyLoss(reduction="none")
+    controller = FeedbackController(num_classes=2, lambda2=0.3)
+    for batch_indices in FeedbackBatchSampler(labels, batch_size=16, steps_per_epoch=5, controller=controller):
+        y = labels[batch_indices]
+        controller.step_update(y, losses=criterion(model(x[batch_indices]), torch.as_tensor(y)))
+    assert np.isfinite(controller.ema_loss).all()
+
+
+def test_data_loader_takes_it_as_its_batch_sampler():
+    data = TensorDataset(torch.arange(120), torch.as_tensor(LABELS))
+    sampler = FeedbackBatchSampler(data, 12, 10, FeedbackController(3))
+    loader = DataLoader(data, batch_sampler=sampler)
+    assert len(loader) == 10
+    assert [x.tolist() for x, _ in loader] == list(make())
+    assert not isinstance(sampler, BatchSampler)  # which would want a sampler of its own
+
+
+# -- manners -------------------------------------------------------------------------------------------
+
+
+def test_global_random_state_is_left_alone():
+    def states():
+        name, key, *rest = np.random.get_state()  # noqa: NPY002
+        return (name, key.tolist(), *rest), random.getstate(), torch.get_rng_state().tolist()
+
+    before = states()
+    sampler = make(lambda2=0.5)
+    for batch in sampler:
+        importance_weights(LABELS[batch], sampler.controller.q, sampler.controller.get_probs())
+        sampler.controller.step_update(LABELS[batch], hardness(batch))
+    sampler.withdraw()
+    next(iter(make(draw="iid")))
+    assert states() == before
+
+
+def test_global_random_state_does_not_matter():
+    np.random.seed(1)  # noqa: NPY002
+    torch.manual_seed(1)
+    first = list(make())
+    np.random.seed(2)  # noqa: NPY002
+    torch.manual_seed(2)
+    assert list(make()) == first
+
+
+def test_import_brings_no_framework_along():
+    code = (
+        "import sys, lightning_fair; "
+        "print(*{'lightning', 'pytorch_lightning', 'hydra', 'gradio', 'torchvision', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+# -- draws made at once --------------------------------------------------------------------------------
+
+
+def history(operations, at_once, settings):
+    """Do the operations with so many draws made at once, and return the batches with their draws."""
+    controller = FeedbackController(3, lambda2=0.5, horizon=40, **settings)
+    sampler = FeedbackBatchSampler(LABELS, 8, 11, controller, seed=3)
+    batches, out, found = iter(sampler), [], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightning_fair.sampling.batch_sampler._AT_ONCE", at_once)
+        for name, place in operations:
+            if name == "next" and (batch := next(batches, None)) is not None:
+                out.append(sampler.deliver())
+                found.append((out[-1].draw_id, batch, out[-1].probs.tolist(), out[-1].alpha))
+            elif name == "report" and out:
+                draw = out.pop(place % len(out))
+                sampler.report(
+                    draw, draw.counts, draw.counts * (1.0 + np.arange(3)) * (1 + draw.draw_id % 3), draw.counts
+                )
+            elif name in ("requeue", "abandon", "resume"):
+                if name == "requeue":
+                    sampler.withdraw()
+                elif name == "resume":
+                    state = sampler.capture()
+                    sampler.reset()
+                    sampler.restore(state)
+                batches, out = iter(sampler), []
+    return found
+
+
+OPERATIONS = st.lists(
+    st.tuples(st.sampled_from(["next"] * 6 + ["report"] * 5 + ["requeue", "abandon", "resume"]), st.integers(0, 3)),
+    max_size=60,
+)
+
+
+@pytest.mark.parametrize("settings", [{"feedback_delay": 16}, {"feedback_delay": 6}, {"feedback_delay": 2}], ids=str)
+@given(operations=OPERATIONS)
+def test_draws_made_at_once_are_those_made_one_by_one(settings, operations):
+    assert history(operations, 4, settings) == history(operations, 1, settings)
+
+
+@pytest.mark.parametrize(
+    ("moving", "gain", "progress"),
+    [
+        ({"alpha": Linear(0.0, 8.0, 4, unit="epoch")}, 2.0, 0.0),
+        ({"target_probs": Shift(Step(0.0, 1.0, at=1, unit="epoch"), start=[0.8, 0.1, 0.1])}, 8.0, 1.0),
+    ],
+    ids=["gain", "target"],
+)
+def test_draws_that_depend_on_the_epoch_are_not_made_before_it(moving, gain, progress):
+    sampler = FeedbackBatchSampler(LABELS, 8, 11, FeedbackController(3, feedback_delay=16, **moving))
+    next(iter(sampler))
+    assert len(sampler.controller.in_flight) == 1
+    sampler.end_epoch()
+    next(iter(sampler))
+    newest = sampler.controller.in_flight[-1]
+    assert (newest.draw_id, newest.alpha, newest.progress) == (1, gain, progress)
+
+
+def test_several_draws_are_made_at_once_where_the_lag_lets_them():
+    sampler = FeedbackBatchSampler(LABELS, 8, 11, FeedbackController(3, feedback_delay=16))
+    batches = iter(sampler)
+    next(batches)
+    assert (len(sampler.controller.in_flight), sampler.num_undelivered) == (4, 1)
+    sampler.deliver()
+    assert sampler.num_undelivered == 0
