@@ -326,12 +326,12 @@ class FeedbackController:
             return apply_floor(shares, self._floor, self._room)
         return apply_floor(shares, np.where(there, self._floor, 0.0))
 
-    def register(self, draw: Draw) -> None:
+    def record_draw(self, draw: Draw) -> None:
         """Count a new draw as in flight: its samples enter the trained mix at once."""
         self._follow(draw.counts, draw.split)
         self._in_flight.append(draw)
 
-    def reopen(self, draw: Draw) -> None:
+    def record_draw_again(self, draw: Draw) -> None:
         """Count a draw that is handed out once more as in flight; it is in the trained mix already."""
         self._in_flight.append(draw)
 

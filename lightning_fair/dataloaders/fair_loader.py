@@ -76,7 +76,7 @@ class FairLoader:
     def __iter__(self) -> Iterator[Any]:
         return _FairIterator(self, super().__iter__)  # type: ignore[misc]
 
-    def take(self) -> DeliveredBatch | None:
+    def pop_pending(self) -> DeliveredBatch | None:
         """Return the oldest batch handed out and not taken yet: Lightning may fetch one ahead. None: there is none."""
         return self.pending_batches.popleft() if self.pending_batches else None
 
@@ -237,7 +237,7 @@ def make_fair(
 
     The copy is of the loader's own class and keeps all of its settings (workers, ``collate_fn``, pinning,
     generator, ...); data set and workers' start-up are shared, and the loader itself stays as it was. The
-    method ``take`` of the copy returns the record of each batch it handed out, in turn.
+    method ``pop_pending`` of the copy returns the record of each batch it handed out, in turn.
 
     Args:
         loader: The loader to copy.
@@ -250,7 +250,7 @@ def make_fair(
         >>> dataset = TensorDataset(torch.arange(100.0), torch.tensor([0] * 98 + [1] * 2))
         >>> loader = make_fair(DataLoader(dataset), FeedbackBatchSampler(dataset, batch_size=4))
         >>> x, y = next(iter(loader))
-        >>> y.bincount().tolist(), loader.take().draw.probs
+        >>> y.bincount().tolist(), loader.pop_pending().draw.probs
         ([2, 2], array([0.5, 0.5]))
     """
     check_loader(loader)

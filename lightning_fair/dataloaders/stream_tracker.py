@@ -270,7 +270,7 @@ def _recorded(loader: Any) -> Iterator[None]:
 
 
 def make_stream_fair(loader: DataLoader[Any], *, on_start: Callable[[], None] | None = None) -> DataLoader[Any]:
-    """Return a copy of a loader over a :class:`FairStream` whose method ``take`` returns each batch's record.
+    """Return a copy of a loader over a :class:`FairStream` whose method ``pop_pending`` returns each batch's record.
 
     Args:
         loader: The loader to copy; it stays as it was.

@@ -485,7 +485,7 @@ class FairSampling(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._delivered = delivered = self._loader.take() if self._loader is not None else None
+        self._delivered = delivered = self._loader.pop_pending() if self._loader is not None else None
         if delivered is None or self._step_weights is None:
             return
         draw = delivered.draw
@@ -505,7 +505,7 @@ class FairSampling(L.Callback):
     ) -> None:
         delivered = self._delivered
         if delivered is None and self._loader is not None:
-            delivered = self._loader.take()  # a batch that is None has no `on_train_batch_start`
+            delivered = self._loader.pop_pending()  # a batch that is None has no `on_train_batch_start`
         self._delivered = None
         if delivered is None or self.sampler is None:
             return

@@ -316,7 +316,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             again = self._replay.popleft()
             draw, indices = self._make(again.draw_id, again.probs, again.trained_mix, again.alpha, again.progress)
             if not again.trained:
-                self.controller.reopen(draw)
+                self.controller.record_draw_again(draw)
                 return draw.draw_id, indices
             self._overtook.append(again)
             self._forget_overtakers()
@@ -324,7 +324,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         probs, draw_id = controller.next_probs(), controller.draws
         alpha = controller.alpha(draw_id, controller.epoch)
         draw, indices = self._make(draw_id, probs, controller.trained_mix, alpha, controller.progress)
-        controller.register(draw)
+        controller.record_draw(draw)
         return draw_id, indices
 
     def _make(

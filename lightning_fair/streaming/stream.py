@@ -314,7 +314,7 @@ class FairStream(IterableDataset[Any]):
                         self._take_over_emphasis(controller)
                     aim = fellows.aim(controller.q) if fellows else None
                     draw = self._draw(controller, left, chances, size, arrived, ended, aim, fellows)
-                    controller.register(draw)
+                    controller.record_draw(draw)
                     if not in_flight:
                         controller.report(draw.counts, draw=draw)
                     if aim:

@@ -18,7 +18,7 @@ def make_draw(controller, counts):
     """Register a draw as a sampler does."""
     probs = controller.next_probs()
     draw = Draw(controller.draws, probs, np.array(counts), controller.trained_mix, 8.0, progress=controller.progress)
-    controller.register(draw)
+    controller.record_draw(draw)
     return draw
 
 
@@ -272,7 +272,7 @@ def test_withdrawn_draws_are_no_longer_in_flight():
     trained_mix = controller.trained_mix
     assert controller.withdraw() == draws
     assert controller.in_flight == ()
-    controller.reopen(draws[1])
+    controller.record_draw_again(draws[1])
     assert controller.in_flight == (draws[1],)
     assert controller.trained_mix.tolist() == trained_mix.tolist()
 

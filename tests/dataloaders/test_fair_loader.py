@@ -45,7 +45,7 @@ def test_records_move_with_p():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_of_an_abandoned_iteration_come_first_in_the_next_one(workers):
     data = fair(num_workers=workers)
-    data.on_start = data.batch_sampler.requeue
+    data.on_start = data.batch_sampler.withdraw
     first = iter(data)
     for _ in range(2):
         next(first)
@@ -270,7 +270,7 @@ def test_batch_that_is_none_has_no_labels(workers):
     kinds = set()
     for batch in data:
         kinds.add(type(batch))
-        delivered = data.take()
+        delivered = data.pop_pending()
         assert not data.pending_batches
         if batch is None:
             assert delivered.labels.tolist() == []

@@ -80,7 +80,7 @@ def in_turns(stream: FairStream, workers: int, *, samples: bool = False, seed: i
 
 
 def mixed(size: int, controller: FeedbackController | None, **settings: Any) -> FairStream:
-    return FairStream(Shards(size), controller, **{"batch_size": 8, "buffer": 32, **settings})
+    return FairStream(Shards(size), controller, **{"batch_size": 8, "buffer_size": 32, **settings})
 
 
 class Watching(Weighted):
@@ -109,7 +109,7 @@ class Sums:
 def train_on_stream(world_size: int) -> Sums:
     """Train for 100 steps on the stream, as one of several ranks."""
     module, callback = Watching(), FairSampling(target_probs=TARGET)
-    stream = mixed(2400, None, weights=True)
+    stream = mixed(2400, None, return_weights=True)
     fit(
         module,
         DataLoader(stream, batch_size=8),

@@ -208,28 +208,28 @@ KINDS = {
     "accumulated": (lambda: loader(num_workers=2), Weighted, {}, {"accumulate_grad_batches": 3}, BATCHES),
     "steps known early": (lambda: loader(num_workers=2), Planned, {}, {}, BATCHES),
     "key of a dict": (
-        lambda: {"other": other(), "fair": loader(num_workers=2)}, Among, {"loader": "fair"}, {}, BATCHES,
+        lambda: {"other": other(), "fair": loader(num_workers=2)}, Among, {"dataloader": "fair"}, {}, BATCHES,
     ),
     "in any order, key of a dict": (
         lambda: {"fair": loader(Uneven(), num_workers=2, in_order=False), "other": other()},
-        Among, {"loader": "fair"}, {}, BATCHES,
+        Among, {"dataloader": "fair"}, {}, BATCHES,
     ),
     "reloaded, key of a dict": (
         lambda: {"other": other(), "fair": loader(num_workers=2)},
-        Among, {"loader": "fair"}, {"reload_dataloaders_every_n_epochs": 1}, BATCHES,
+        Among, {"dataloader": "fair"}, {"reload_dataloaders_every_n_epochs": 1}, BATCHES,
     ),
     "shortest ends the epoch": (
         lambda: CombinedLoader({"fair": loader(num_workers=2), "other": other()}, "min_size"),
-        Among, {"loader": "fair"}, {}, 5,
+        Among, {"dataloader": "fair"}, {}, 5,
     ),
     "longest ends the epoch": (
         lambda: CombinedLoader({"fair": loader(num_workers=2), "other": twice_as_long()}, "max_size"),
-        Among, {"loader": "fair"}, {}, BATCHES,
+        Among, {"dataloader": "fair"}, {}, BATCHES,
     ),
     **{
         f"beside a stream, {name}, {workers} workers": (
             lambda m=mode, b=batches, w=workers: CombinedLoader({"other": stream(b), "fair": loader(num_workers=w)}, m),
-            Among, {"loader": "fair"}, {}, steps,
+            Among, {"dataloader": "fair"}, {}, steps,
         )
         for workers in (0, 2)
         for name, mode, batches, steps in (
@@ -242,7 +242,7 @@ KINDS = {
     "no length": (lambda: Unmeasured(2), Weighted, {"steps_per_epoch": BATCHES}, {}, BATCHES),
     "once more within the epoch": (
         lambda: {"fair": loader(num_workers=2), "other": twice_as_long()},
-        Among, {"loader": "fair"}, {}, 2 * BATCHES,
+        Among, {"dataloader": "fair"}, {}, 2 * BATCHES,
     ),
 }  # fmt: skip
 

@@ -204,10 +204,8 @@ class SecondOrder(Weighted):
         return torch.optim.LBFGS(self.parameters(), lr=0.05, max_iter=3)
 
 
-@pytest.mark.parametrize("deficit", ["relative", "count"])
-def test_batch_whose_closure_runs_several_times_counts_once(deficit):
-    settings = {"alpha": 0.01, "lambda2": 0.0} if deficit == "count" else {}
-    module, fair = SecondOrder(), moving(feedback_delay=1, deficit=deficit, **settings)
+def test_batch_whose_closure_runs_several_times_counts_once():
+    module, fair = SecondOrder(), moving(feedback_delay=1)
     with recorded_draws() as draws:
         fit(module, loader(), fair, limit_train_batches=8)
     assert len(module.steps) > 8
@@ -218,9 +216,6 @@ def test_batch_whose_closure_runs_several_times_counts_once(deficit):
     for counts in trained.values():
         trained_mix = reference.follow(trained_mix, counts, fair.controller.horizon)
     np.testing.assert_allclose(fair.controller.trained_mix, trained_mix, rtol=1e-9)
-    if deficit == "count":
-        behind = 64 * np.array(TARGET) - sum(trained.values())
-        np.testing.assert_allclose(fair.controller.state_dict()["behind"], behind, atol=1e-9)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])

@@ -166,7 +166,7 @@ def test_tags_are_complete_with_and_without_the_mixin(kind):
 
 def test_tags_are_joined_as_the_logger_wants_it():
     (_, values), *_ = logged(Weighted(), separator="-")
-    assert {"fair-alpha", "fair-ratio-0"} <= values.keys()
+    assert {"fair-alpha", "fair-trained_mix-0"} <= values.keys()
     assert not any("/" in tag for tag in values)
 
 

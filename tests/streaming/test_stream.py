@@ -155,7 +155,7 @@ def test_buffer_hands_out_as_a_slow_one_does(limit, reuse, moves):
 def test_counts_are_the_floor_or_the_ceiling_of_the_records_mix():
     controller = FeedbackController(4, TARGET)
     moved = []
-    for draw, samples in stream(long_tail(2000), controller, buffer=16, reuse=6).batches():
+    for draw, samples in stream(long_tail(2000), controller, buffer_size=16, max_reuse=6).batches():
         expected = draw.probs * len(samples)
         assert (np.floor(expected + 1e-9) <= draw.counts + 1e-9).all()
         assert (draw.counts <= np.ceil(expected - 1e-9)).all()
@@ -174,7 +174,9 @@ def test_weighted_mean_is_unbiased_while_p_moves(workers):
     w f: below 1.5 here; of the mean over 500 batches 0.07, if they were independent.
     """
     f = np.array([1.0, -2.0, 0.5, 3.0])
-    source = stream(long_tail(4000, (0.4, 0.3, 0.2, 0.1)), FeedbackController(4, TARGET), weights=True, buffer=64)
+    source = stream(
+        long_tail(4000, (0.4, 0.3, 0.2, 0.1)), FeedbackController(4, TARGET), return_weights=True, buffer_size=64
+    )
     means, probs = [], []
     for _, y, w in DataLoader(source, batch_size=8, num_workers=workers):
         means.append(float((w.double().numpy() * f[y.numpy()]).mean()))
@@ -186,7 +188,7 @@ def test_weighted_mean_is_unbiased_while_p_moves(workers):
 
 def test_probabilities_of_the_batch_at_hand_are_those_of_its_draw():
     controller = FeedbackController(4, TARGET)
-    source = stream(long_tail(800), controller, weights=True)
+    source = stream(long_tail(800), controller, return_weights=True)
     for _, y, w in DataLoader(source, batch_size=8):
         assert torch.allclose(w, importance_weights(y, controller.get_target(), controller.get_probs()))
         source.step_update(y)
@@ -235,21 +237,21 @@ def test_reads_per_sample_handed_out_are_bounded_and_an_epoch_has_the_sources_le
 
 @pytest.mark.parametrize("reuse", [1, 2, 5])
 def test_no_sample_is_handed_out_more_than_reuse_times(reuse):
-    uses = Counter(item for item, _ in stream(long_tail(2000), reuse=reuse, buffer=32))
+    uses = Counter(item for item, _ in stream(long_tail(2000), max_reuse=reuse, buffer_size=32))
     assert max(uses.values()) == reuse
     assert sum(uses.values()) <= 2000
 
 
 def test_samples_are_used_once_where_a_class_has_enough_of_them():
     labels = long_tail(2000, (0.5, 0.5))
-    uses = Counter(item for item, _ in stream(labels, buffer=64))
+    uses = Counter(item for item, _ in stream(labels, buffer_size=64))
     assert np.mean([uses[item] == 1 for item in range(2000)]) > 0.95
 
 
 @pytest.mark.parametrize("batch", [8, 128])
 def test_what_is_read_at_once_does_not_push_itself_out_unused(batch):
     labels = long_tail(20_000, (0.5, 0.5))
-    used = {item for item, _ in stream(labels, batch_size=batch, buffer=256)}
+    used = {item for item, _ in stream(labels, batch_size=batch, buffer_size=256)}
     assert len(used) > 0.95 * len(labels)
 
 
@@ -304,7 +306,7 @@ def test_samples_of_a_class_without_target_are_not_held():
 
 
 def test_what_the_buffers_hold_is_there_for_the_next_iteration():
-    source = stream([0] * 100 + [1] * 100, buffer=16)
+    source = stream([0] * 100 + [1] * 100, buffer_size=16)
     list(source)
     first = next(iter(source.batches()))[0]
     assert first.counts.min() > 0
@@ -322,7 +324,8 @@ def gone_for_a_while():
 def test_class_that_stays_away_stalls_nothing_and_its_share_goes_to_the_others_in_proportion():
     target = np.array([0.1, 0.5, 0.4])
     draws = [
-        draw for draw, _ in stream(gone_for_a_while(), FeedbackController(3, target), reuse=2, buffer=16).batches()
+        draw
+        for draw, _ in stream(gone_for_a_while(), FeedbackController(3, target), max_reuse=2, buffer_size=16).batches()
     ]
     away = [draw for draw in draws if draw.probs[1] == 0][:60]
     assert away[-1].draw_id - away[0].draw_id < 70
@@ -333,7 +336,7 @@ def test_class_that_stays_away_stalls_nothing_and_its_share_goes_to_the_others_i
 
 def test_catching_up_is_bounded_by_the_horizon():
     controller = FeedbackController(3, [0.2, 0.5, 0.3])
-    draws = [draw for draw, _ in stream(gone_for_a_while(), controller, reuse=4, buffer=64).batches()]
+    draws = [draw for draw, _ in stream(gone_for_a_while(), controller, max_reuse=4, buffer_size=64).batches()]
     back = next(i for i in range(150, len(draws)) if draws[i].probs[1] and not draws[i - 1].probs[1])
     extra = np.cumsum([draw.counts[1] - 0.5 * 8 for draw in draws[back:]])
     # The trained mix lacks at most its whole quota, q * B a batch, over a memory of `horizon` batches.
@@ -343,14 +346,14 @@ def test_catching_up_is_bounded_by_the_horizon():
 
 def test_log_says_once_that_a_class_has_gone_and_once_that_it_is_back(caplog):
     with caplog.at_level(logging.INFO, "lightning_fair"):
-        list(stream(gone_for_a_while(), reuse=2, buffer=16))
+        list(stream(gone_for_a_while(), max_reuse=2, buffer_size=16))
     gone, back = [record.getMessage() for record in caplog.records]
     assert gone.startswith("Class 1 has gone from the stream: none to be had for 16 batches, the last being batch ")
     assert back.startswith("Class 1 is back in the stream: in batch ")
 
 
 def test_log_says_that_a_class_has_not_come_yet(caplog):
-    list(stream([0] * 400 + [1] * 400, buffer=8))
+    list(stream([0] * 400 + [1] * 400, buffer_size=8))
     assert [record.getMessage()[:22] for record in caplog.records] == [
         "Class 1 has not come y",
         "Class 1 has come: in b",
@@ -361,7 +364,7 @@ def test_log_says_that_a_class_has_not_come_yet(caplog):
 def test_log_is_quiet_of_a_class_that_has_no_target_yet(caplog, worker):
     """Class 1 comes from batch 70 on, and the target has something of it from batch 60 on."""
     target = schedules.Shift(schedules.Step(0.0, 1.0, at=60), [1.0, 0.0], [0.5, 0.5])
-    fair = stream([0] * 560 + [0, 1] * 120, FeedbackController(2, target), buffer=8)
+    fair = stream([0] * 560 + [0, 1] * 120, FeedbackController(2, target), buffer_size=8)
     if worker:
         control = StreamTracker(fair)
         for draw, _ in fair.batches():
@@ -372,7 +375,7 @@ def test_log_is_quiet_of_a_class_that_has_no_target_yet(caplog, worker):
 
 
 def test_log_is_quiet_of_a_class_that_is_rare_but_comes(caplog):
-    list(stream(long_tail(2000, (0.7, 0.1, 0.1, 0.1)), reuse=1))
+    list(stream(long_tail(2000, (0.7, 0.1, 0.1, 0.1)), max_reuse=1))
     assert caplog.records == []
 
 
@@ -382,7 +385,7 @@ def test_stream_of_one_class_only_goes_on():
 
 @pytest.mark.parametrize("size", [0, 1, 5, 8, 13])
 def test_short_source_is_handed_out_whole(size):
-    assert len(list(stream([0, 1, 0, 1, 1, 0, 1] * 2, buffer=4).batches())) == 2
+    assert len(list(stream([0, 1, 0, 1, 1, 0, 1] * 2, buffer_size=4).batches())) == 2
     assert len(list(stream([0] * size or [], FeedbackController(2)))) == size
 
 
@@ -408,7 +411,7 @@ def test_label_says_where_the_class_of_a_sample_is():
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
 def test_every_worker_has_its_shard_of_a_plain_iterable_and_batches_are_draws(workers):
     labels = long_tail(2400)
-    source = stream(labels, FeedbackController(4, TARGET), weights=True)
+    source = stream(labels, FeedbackController(4, TARGET), return_weights=True)
     seen = []
     for items, y, w in DataLoader(source, batch_size=8, num_workers=workers):
         assert [labels[item] for item in items.tolist()] == y.tolist()
@@ -424,7 +427,7 @@ def test_every_worker_has_its_shard_of_a_plain_iterable_and_batches_are_draws(wo
 def test_every_rank_has_its_shard_of_a_plain_iterable(workers):
     items = []
     for rank in range(2):
-        control = StreamTracker(stream(long_tail(1001), buffer=64), rank, 2)
+        control = StreamTracker(stream(long_tail(1001), buffer_size=64), rank, 2)
         loader = DataLoader(control.stream, batch_size=8, num_workers=workers)
         items.append([i for batch, _ in loader for i in batch.tolist()])
         # As many as the length says, or a few more: the ranks stop in step.
@@ -455,7 +458,7 @@ def test_losses_reach_the_workers():
 def test_schedules_follow_the_step_that_will_have_the_batch(workers):
     controller = FeedbackController(2, alpha=schedules.Linear(0.0, 10.0, 100))
     loader = make_stream_fair(DataLoader(stream([0, 1] * 400, controller), batch_size=8, num_workers=workers))
-    alphas = [loader.take().draw.alpha for _ in loader]
+    alphas = [loader.pop_pending().draw.alpha for _ in loader]
     assert alphas == pytest.approx([controller.alpha(step, 0) for step in range(100)])
 
 
@@ -526,7 +529,7 @@ def test_worker_with_nothing_that_has_a_target_leaves_it_to_the_others():
 def drawn_together(files, workers, controller=None, size=6400, **settings):
     """Counts and mixes of each turn of the workers' draws, shape ``(turns, workers, K)``."""
     controller = controller or FeedbackController(2)
-    source = FairStream(Files(files, size), controller, **{"batch_size": 32, "buffer": 64, **settings})
+    source = FairStream(Files(files, size), controller, **{"batch_size": 32, "buffer_size": 64, **settings})
     turns = [[draw for _, (draw, _) in turn] for turn in in_turns(source, workers)]
     turns = [turn for turn in turns if len(turn) == workers and not turn[-1].ended]
     return tuple(np.array([[getattr(draw, name) for draw in turn] for turn in turns]) for name in ("counts", "probs"))
@@ -604,7 +607,7 @@ def test_loss_emphasis_acts_where_shards_differ_too():
 @pytest.mark.parametrize("workers", [2, 3])
 def test_draws_are_those_of_each_worker_alone_where_shards_are_alike(monkeypatch, labels, workers):
     def drawn():
-        source = stream(labels, FeedbackController(4, TARGET), buffer=64, weights=True, reuse=8)
+        source = stream(labels, FeedbackController(4, TARGET), buffer_size=64, return_weights=True, max_reuse=8)
         return [torch.stack([x.double() for x in batch]) for batch in DataLoader(source, 8, num_workers=workers)]
 
     balance_mixes = drawn()
@@ -750,7 +753,7 @@ def moving(**settings):
 def test_every_batch_has_the_weights_of_its_own_draw(settings):
     """The weight that the process which drew it gave each sample is the one that acts in the training step."""
     module, callback = Watching(), moving()
-    source = mixed(1200, None, weights=True)
+    source = mixed(1200, None, return_weights=True)
     fit(module, DataLoader(source, batch_size=8, **settings), callback, max_epochs=2)
     assert len(module.steps) == 300
     assert sum(not np.allclose(acted, drawn, rtol=1e-5) for acted, drawn in module.steps) == 0
@@ -762,7 +765,7 @@ def test_every_batch_has_the_weights_of_its_own_draw(settings):
 
 def test_controller_follows_what_was_trained_on():
     module, callback = Watching(), moving(lambda2=0.0)
-    fit(module, DataLoader(mixed(2400, None, weights=True), batch_size=8), callback)
+    fit(module, DataLoader(mixed(2400, None, return_weights=True), batch_size=8), callback)
     assert callback.controller.trained_mix == pytest.approx(TARGET, abs=0.03)
     assert callback.sampler.handed_out / callback.sampler.handed_out.sum() == pytest.approx(TARGET, abs=0.02)
 
@@ -771,7 +774,7 @@ def test_stream_with_a_controller_of_its_own_keeps_it():
     controller = FeedbackController(4, TARGET)
     callback = FairSampling(alpha=2.0)
     with pytest.warns(UserWarning, match="has a controller of its own"):
-        fit(Watching(), DataLoader(mixed(80, controller, weights=True), batch_size=8), callback)
+        fit(Watching(), DataLoader(mixed(80, controller, return_weights=True), batch_size=8), callback)
     assert callback.controller is controller
     assert controller.draws == 10
 
@@ -783,7 +786,7 @@ def test_one_of_several_loaders_may_be_a_stream():
 
     module, callback = Two(), moving(loader="stream")
     other = DataLoader(torch.zeros(96, 3), batch_size=8)
-    fit(module, {"other": other, "stream": DataLoader(mixed(400, None, weights=True), batch_size=8)}, callback)
+    fit(module, {"other": other, "stream": DataLoader(mixed(400, None, return_weights=True), batch_size=8)}, callback)
     assert sum(not np.allclose(acted, drawn, rtol=1e-5) for acted, drawn in module.steps) == 0
     assert len(module.steps) == 50
 
@@ -792,7 +795,7 @@ def test_checkpoint_has_the_controller_and_not_the_streams_place(tmp_path):
     def run(ckpt=None, **settings):
         module, callback = Watching(), moving()
         made = trainer(callback, default_root_dir=tmp_path, **settings)
-        made.fit(module, DataLoader(mixed(400, None, weights=True), batch_size=8), ckpt_path=ckpt)
+        made.fit(module, DataLoader(mixed(400, None, return_weights=True), batch_size=8), ckpt_path=ckpt)
         return module, callback, made
 
     _, first, made = run(max_steps=30)
@@ -836,7 +839,7 @@ def test_arriving_mix_is_logged_beside_the_trained_one():
     logger = Logged()
     fit(
         Watching(),
-        DataLoader(mixed(3200, None, weights=True), batch_size=8),
+        DataLoader(mixed(3200, None, return_weights=True), batch_size=8),
         moving(lambda2=0.0),
         logger=logger,
         log_every_n_steps=1,
@@ -864,7 +867,7 @@ def test_two_ranks_stream_their_shards_and_agree_on_what_was_trained_on():
 def test_fair_data_module_hands_a_stream_through():
     class Module(L.LightningDataModule):
         def train_dataloader(self):
-            return DataLoader(mixed(80, FeedbackController(4), weights=True), batch_size=8)
+            return DataLoader(mixed(80, FeedbackController(4), return_weights=True), batch_size=8)
 
     assert len(list(FairDataModule(Module()).train_dataloader())) == 10
     callback = FairSampling()
@@ -879,10 +882,10 @@ def test_fair_data_module_hands_a_stream_through():
     ("settings", "match"),
     [
         ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
-        ({"buffer": 0}, "buffer must be"),
-        ({"reuse": 0.5}, "reuse must be"),
-        ({"buffer": 3, "reuse": 2}, r"buffer \* reuse must be at least batch_size, got 3 \* 2 < 8"),
-        ({"reads": True}, "reads must be"),
+        ({"buffer_size": 0}, "buffer must be"),
+        ({"max_reuse": 0.5}, "reuse must be"),
+        ({"buffer_size": 3, "max_reuse": 2}, r"buffer \* reuse must be at least batch_size, got 3 \* 2 < 8"),
+        ({"reads_per_sample": True}, "reads must be"),
         ({"seed": -1}, "seed must be an integer of at least 0"),
     ],
 )
@@ -1016,7 +1019,7 @@ def test_beside_the_buffers_there_is_the_batch_in_hand_and_a_tenth(
     benchmark, num_classes, buffer, batch, reuse, loader
 ):
     """The first are the settings of `experiment=drift`."""
-    most, limit, _ = benchmark.memory(4, num_classes, buffer, batch, reuse=reuse, loader=loader)
+    most, limit, _ = benchmark.memory(4, num_classes, buffer, batch, max_reuse=reuse, loader=loader)
     assert limit == num_classes * buffer
     assert 0.9 * limit < most <= limit + batch + max(0.1 * limit, 1)
 
