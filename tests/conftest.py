@@ -4,6 +4,9 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+# Before torch is imported: the networks here are so small that threads cost more than they bring.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from hypothesis import settings
 
