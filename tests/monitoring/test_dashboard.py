@@ -257,7 +257,7 @@ def test_rarest_class_is_the_smallest_of_those_with_a_target():
 
 
 def test_readme_explains_every_tag_and_no_other():
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "lightning_fair" / "README.md").read_text()
     cells = re.findall(r"^\| (`fair/[^|]+) \|", readme, re.MULTILINE)
     explained = set(re.findall(r"`([^`]+)`", " ".join(cells)))
     written = tags(["<class>"], (*UNWEIGHTED, "loss", "arriving")) | tags(["<quantile>"], ["over_target"])
