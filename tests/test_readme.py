@@ -33,12 +33,12 @@ def blocks(page: Path) -> list[str]:
 
 def commands() -> list[str]:
     """Return the commands of all pages: indented lines and inline code, each once."""
-    found: dict[str, None] = {}
+    unique: dict[str, None] = {}
     for page in PAGES:
         text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE).replace("\\\n", " ")
         code = [*re.findall(r"^ {4}(\S.*)$", text, re.MULTILINE), *re.findall(r"`([^`\n]+)`", text)]
-        found |= dict.fromkeys(part.strip() for line in code for part in line.split("&&"))
-    return [command for command in found if re.match(r"([A-Z]+=\S+ )*(python|pytest|bash) ", command)]
+        unique |= dict.fromkeys(part.strip() for line in code for part in line.split("&&"))
+    return [command for command in unique if re.match(r"([A-Z]+=\S+ )*(python|pytest|bash) ", command)]
 
 
 def scripts(command: str) -> list[str]:
