@@ -131,7 +131,7 @@ def test_train_commands(load):
     load("train")
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for command in TRAIN:
-            words = [word for word in shlex.split(command)[2:] if not re.match(r"-|\S+=(interval|tag)\(", word)]
+            words = [word for word in shlex.split(command)[2:] if not re.match(r"-|[A-Z]|\S+=(interval|tag)\(", word)]
             assert hydra.compose("train", [re.sub(r",.*", "", word) for word in words]), command
 
 
