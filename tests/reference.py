@@ -14,7 +14,7 @@ def floored(mix: Vector, min_prob: float) -> list[float]:
     return [(1.0 - K * min_prob) * share + min_prob if share > 0 else 0.0 for share in mix]
 
 
-def standardised(losses: Sequence[float | None], q: Vector) -> list[float]:
+def standardize(losses: Sequence[float | None], q: Vector) -> list[float]:
     """Mean 0 and deviation 1 under ``q`` over the classes that have been seen, clipped at 3; 0 for the others."""
     seen = [(loss, share) for loss, share in zip(losses, q, strict=True) if loss is not None and share > 0]
     if len(seen) < 2:
@@ -84,7 +84,7 @@ def follow(trained_mix: Vector, counts: Vector, horizon: float) -> list[float]:
     return [(1.0 - 1.0 / horizon) * trained_mix[i] + counts[i] / total / horizon for i in range(len(trained_mix))]
 
 
-def follow_emphasis(loss_score: Vector, z: Vector, horizon: float) -> list[float]:
+def follow_score(loss_score: Vector, z: Vector, horizon: float) -> list[float]:
     """``e <- (1 - 1/H) * e + (1/H) * z``: the memory of the trained mix."""
     return [(1.0 - 1.0 / horizon) * old + new / horizon for old, new in zip(loss_score, z, strict=True)]
 

@@ -16,9 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_fair import FeedbackBatchSampler, FeedbackController
-from lightning_fair.control.controller import Deficit
 from lightning_fair.control.weights import class_weights
 from lightning_fair.sampling.batch_sampler import DrawKind
+
+try:  # a script in this folder imports this module as `systems`, one in the folder above as `benchmarks.systems`
+    from comparison import CountDeficitController
+except ModuleNotFoundError:
+    from benchmarks.comparison import CountDeficitController
 
 BATCH = 256
 RARE = 1  # the rare class of the two
@@ -36,26 +40,26 @@ class System:
     Attributes:
         name: What tables call it.
         alpha: Gain of the feedback; 0 draws from the target.
-        deficit: The law.
+        controller: The class of the controller, and so the law.
         draw: How the class counts of a batch are drawn.
     """
 
     name: str
     alpha: float
-    deficit: Deficit
+    controller: type[FeedbackController]
     draw: DrawKind
 
     def sampler(
         self, labels: NDArray[Any], batch_size: int, steps: int, *, num_classes: int = 2, seed: int = 0, **law: Any
     ) -> FeedbackBatchSampler:
         """Return a sampler of this system that draws ``steps`` batches towards a uniform target."""
-        controller = FeedbackController(num_classes, alpha=self.alpha, deficit=self.deficit, **law)
+        controller = self.controller(num_classes, alpha=self.alpha, **law)
         return FeedbackBatchSampler(labels, batch_size, steps, controller, seed=seed, draw=self.draw)
 
 
-OURS = System("relative deficit (ours)", ALPHA, "relative", "systematic")
-COUNT = System("count deficit", ALPHA, "count", "iid")
-IID = System("i.i.d. draws from the target", 0.0, "relative", "iid")
+OURS = System("relative deficit (ours)", ALPHA, FeedbackController, "systematic")
+COUNT = System("count deficit", ALPHA, CountDeficitController, "iid")
+IID = System("i.i.d. draws from the target", 0.0, FeedbackController, "iid")
 SYSTEMS = (OURS, COUNT, IID)
 
 

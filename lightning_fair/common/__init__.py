@@ -1,1 +1,1 @@
-"""Arrays, labels and class mixes: what every other folder builds on."""
+"""Arrays, labels and class mixes, used by every other folder."""

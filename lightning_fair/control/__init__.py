@@ -1,1 +1,1 @@
-"""The control law: what was trained on goes in, the class mix of the next batch comes out."""
+"""The control law: from the class mix that was trained on to the class mix of the next batch."""

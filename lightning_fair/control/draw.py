@@ -1,15 +1,14 @@
-"""The record of a draw, and what everything that draws batches has in common."""
+"""The record of a draw, and the protocol of the objects that draw batches."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
-from lightning_fair.common.arrays import Floats, Ints
-from lightning_fair.common.class_counts import ClassCounts
+from lightning_fair.common.arrays import Floats, Ints, arrays_to_tensors, tensors_to_arrays
 
 if TYPE_CHECKING:
     from lightning_fair.control.controller import FeedbackController
@@ -17,16 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Draw:
-    """What a batch was drawn with; it belongs to the batch until the batch has been trained on.
+    """The record of a draw. It belongs to the batch until the batch has been trained on.
 
     Attributes:
         draw_id: Number of the draw, from 0.
         probs: Class mix ``p`` of the draw, shape ``(K,)``.
         counts: Class counts of the batch, over all ranks, shape ``(K,)``.
-        ratio: The trained mix ``r`` before the draw, shape ``(K,)``.
+        trained_mix: The trained mix ``r`` before the draw, shape ``(K,)``.
         alpha: Gain at the draw.
-        progress: How far the target had moved, in [0, 1]; 0 for one that stays.
-        split: The same counts, of few classes where most have none; None where it is not at hand.
+        progress: How far the target had moved, in [0, 1]; 0 for a fixed one.
     """
 
     draw_id: int
@@ -35,17 +33,44 @@ class Draw:
     trained_mix: Floats
     alpha: float
     progress: float = field(default=0.0, kw_only=True)
-    split: ClassCounts | None = field(default=None, kw_only=True)
 
     def reference(self, mix: Floats) -> Floats:
-        """Return what the batch's weighted losses have to stand for where all batches' stand for ``mix``."""
+        """Return the class mix that the weighted loss of this batch has to stand for.
+
+        Args:
+            mix: Class mix that the weighted loss of all batches together has to stand for, shape ``(K,)``.
+        """
         return mix
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the record as tensors and plain numbers, without the attributes of subclasses."""
+        return arrays_to_tensors({each.name: getattr(self, each.name) for each in fields(Draw)})
+
+    @staticmethod
+    def from_state_dict(state: Mapping[str, Any]) -> Draw:
+        """Return the record whose ``state_dict`` is given."""
+        return Draw(**tensors_to_arrays(state))
+
+
+@dataclass
+class Report:
+    """The report of a batch, until it takes effect. None stands for no effect.
+
+    Attributes:
+        draw_id: Number of the draw.
+        correction: Class mix that was trained on minus the one that was drawn, shape ``(K,)``.
+        losses: Mean loss of each class, shape ``(K,)``; NaN for a class without one.
+    """
+
+    draw_id: int
+    correction: Floats | None = None
+    losses: Floats | None = None
 
 
 class DrawSource(Protocol):
-    """What the callback and the dashboard ask of a batch sampler, and of what stands in its place for a stream.
+    """The part of a batch sampler that the callback and the dashboard use. The tracker of a stream has it too.
 
-    The events in the life of a draw have one verb each: a batch is *drawn*, *delivered* by the loader, *reported* once
+    Each event in the life of a draw has one verb: a batch is *drawn*, *delivered* by the loader, and *reported* after
     it has been trained on, or *withdrawn* if it never is.
     """
 
@@ -67,7 +92,7 @@ class DrawSource(Protocol):
 
     @property
     def class_counts(self) -> Ints:
-        """Samples of each class: in the data, or that have arrived so far; int64, shape ``(K,)``."""
+        """Samples of each class in the data, or that a stream has read so far; int64, shape ``(K,)``."""
 
     @property
     def prior(self) -> Floats | None:
@@ -101,16 +126,16 @@ class DrawSource(Protocol):
         """Return class counts of samples that were trained on, at most as many as were drawn, shape ``(K,)``."""
 
     def end_epoch(self) -> None:
-        """End the epoch, whether or not all of its batches were used."""
+        """End the epoch, even if some of its batches were not used."""
 
     def abandon_epoch(self) -> None:
-        """End an epoch that was cut off in the middle."""
+        """End an epoch that was interrupted."""
 
     def reset(self) -> None:
         """Forget every draw; the settings stay."""
 
     def capture(self) -> dict[str, Any]:
-        """Return the state, of tensors and plain numbers only."""
+        """Return the state, as tensors and plain numbers only."""
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over a state that ``capture`` returned."""

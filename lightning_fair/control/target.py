@@ -1,20 +1,138 @@
-"""Target class mixes: what ``target_probs`` may say, and the mix it means."""
+"""Target class mixes: the values that ``target_probs`` may have, and the target as it moves."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from lightning_fair.common.arrays import Floats, to_numpy
+from lightning_fair.common.arrays import Floats, arrays_to_tensors, tensors_to_arrays, to_numpy
 from lightning_fair.common.class_mix import SUM_TOLERANCE, check_mix
+from lightning_fair.control.law import reciprocal
+from lightning_fair.schedules import Shift
 
 TargetName: TypeAlias = Literal["uniform", "prior", "sqrt"]
 
 
 Target: TypeAlias = TargetName | Mapping[int, float] | Sequence[float] | ArrayLike | None
+
+
+class MovingTarget:
+    """The target of a controller. A fixed target is one whose start and end are equal.
+
+    Args:
+        target: A target as for :func:`resolve_target`, or a :class:`~lightning_fair.schedules.Shift` of one.
+        num_classes: Number of classes ``K``.
+        class_counts: Samples of each class in the data set, shape ``(K,)``.
+        min_prob: Floor of the probability of each class with a target.
+
+    Attributes:
+        start: Target at progress 0, shape ``(K,)``.
+        end: Target at progress 1, shape ``(K,)``.
+        progress: How far the target has moved, in [0, 1]; 0 for a fixed one.
+        q: Current target, read-only, shape ``(K,)``; ``log_q`` and ``inverse_q`` are its logarithm and reciprocal.
+        floor: Smallest probability of each class, shape ``(K,)``; ``free`` is one minus its sum.
+    """
+
+    def __init__(
+        self, target: Target | Shift, num_classes: int, class_counts: ArrayLike | None, min_prob: float
+    ) -> None:
+        if not 0.0 <= min_prob < 1.0 / num_classes:
+            raise ValueError(
+                f"min_prob must lie in [0, 1/K), got {min_prob} for K = {num_classes} (1/K = {1 / num_classes:.6g})."
+            )
+        self.min_prob = float(min_prob)
+        self._schedule = target.progress if isinstance(target, Shift) else None
+        self.start, self.end = (resolve_target(end, num_classes, class_counts) for end in target_endpoints(target))
+        self.reset()
+
+    @property
+    def by_epoch(self) -> bool:
+        """Whether the target depends on the epoch."""
+        return self._schedule is not None and self._schedule.by_epoch
+
+    @property
+    def wanted(self) -> NDArray[np.bool_]:
+        """Whether each class has a target, at the start or at the end, shape ``(K,)``."""
+        return (self.start > 0) | (self.end > 0)
+
+    @property
+    def smallest(self) -> float:
+        """Smallest nonzero target of a class; for a moving target, over both endpoints."""
+        return min(float(mix[mix > 0].min()) for mix in (self.start, self.end))
+
+    def mix_at(self, progress: float) -> Floats:
+        """Return ``(1 - progress) * start + progress * end``, shape ``(K,)``."""
+        return self.q if progress == self.progress else self._interpolate(progress)
+
+    def progress_at(self, step: int, epoch: int) -> float:
+        """Return the progress of a draw, in [0, 1]."""
+        return self._schedule(step, epoch) if self._schedule else 0.0
+
+    def move_to(self, progress: float) -> None:
+        """Move the target to ``progress``."""
+        self.progress = progress
+        self.q = self._interpolate(progress)
+        self.q.setflags(write=False)
+        self.inverse_q = reciprocal(self.q)
+        with np.errstate(divide="ignore"):
+            self.log_q: Floats = np.log(self.q)
+        self.floor: Floats = np.where(self.q > 0, self.min_prob, 0.0)
+        self.free = 1.0 - float(self.floor.sum())
+
+    def reset(self) -> None:
+        """Move the target to where the first draw has it."""
+        self.move_to(self.progress_at(0, 0))
+
+    def skip_classes(self, skipped: NDArray[np.bool_]) -> None:
+        """Set the target of the skipped classes to zero, share it out over the others in proportion, and reset.
+
+        Raises:
+            ValueError: If no class with a target is left.
+        """
+        kept = [np.where(skipped, 0.0, mix) for mix in (self.start, self.end)]
+        if not all(mix.any() for mix in kept):
+            raise ValueError("Every class with a target lacks samples: there is nothing to draw.")
+        self.start, self.end = (mix / mix.sum() for mix in kept)
+        self.reset()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as tensors and plain numbers."""
+        return arrays_to_tensors({"start": self.start, "end": self.end, "progress": self.progress})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Move the target to where a state of the same target has it.
+
+        Raises:
+            ValueError: If the state is of another target. Nothing is changed then.
+        """
+        start, end, progress = tensors_to_arrays(state).values()
+        if end.size != self.end.size:
+            raise ValueError(
+                f"The state is of a controller with {end.size} classes, this one has {self.end.size}. "
+                "Resume with the data set the checkpoint was made with."
+            )
+        if not np.allclose([start, end], [self.start, self.end], rtol=0.0, atol=1e-9):
+            raise ValueError(
+                f"The state steers to {_describe(start, end)}, this controller to {_describe(self.start, self.end)}. "
+                "Resume with the target_probs the checkpoint was made with, or start again without the checkpoint."
+            )
+        self.move_to(progress)
+
+    def _interpolate(self, progress: float) -> Floats:
+        return (1.0 - progress) * self.start + progress * self.end
+
+
+def _describe(start: Floats, end: Floats) -> str:
+    first, last = (np.array2string(mix, precision=4, threshold=10) for mix in (start, end))
+    return last if first == last else f"{last} from {first}"
+
+
+def target_endpoints(target: Target | Shift) -> tuple[Target, Target]:
+    """Return the target at the start and at the end; the same one twice, if it is fixed."""
+    return (target.start, target.end) if isinstance(target, Shift) else (target, target)
 
 
 def resolve_target(target: Target, num_classes: int, class_counts: ArrayLike | None = None) -> Floats:
@@ -23,15 +141,14 @@ def resolve_target(target: Target, num_classes: int, class_counts: ArrayLike | N
     Args:
         target: One of
 
-            - ``None`` or ``"uniform"``: every class alike, ``1 / K``;
-            - ``"prior"``: the data set's own mix, ``n / sum(n)``;
+            - ``None`` or ``"uniform"``: the same probability for every class, ``1 / K``;
+            - ``"prior"``: the class mix of the data set, ``n / sum(n)``;
             - ``"sqrt"``: between the two, ``sqrt(n) / sum(sqrt(n))``;
             - a vector of ``K`` probabilities;
-            - a mapping from class to probability. What the named classes leave over is shared by the
-              others alike.
+            - a mapping from class to probability; the other classes share the rest equally.
         num_classes: Number of classes ``K``.
-        class_counts: Samples of each class in the data set, shape ``(K,)``. Needed by the names
-            ``"prior"`` and ``"sqrt"``.
+        class_counts: ``n``, the samples of each class in the data set, shape ``(K,)``; needed for ``"prior"`` and
+            ``"sqrt"``.
 
     Returns:
         Float64 array of shape ``(K,)``, summing to one.
@@ -48,32 +165,35 @@ def resolve_target(target: Target, num_classes: int, class_counts: ArrayLike | N
     if target is None or (isinstance(target, str) and target == "uniform"):
         return np.full(num_classes, 1.0 / num_classes)
     if isinstance(target, str):
-        if target not in ("prior", "sqrt"):
-            raise ValueError(f"target_probs must be 'uniform', 'prior', 'sqrt', a vector or a mapping, got {target!r}.")
-        if class_counts is None:
-            raise ValueError(
-                f"target_probs={target!r} is computed from the data: "
-                "pass class_counts=np.bincount(labels, minlength=num_classes)."
-            )
-        counts = np.asarray(to_numpy(class_counts), dtype=np.float64)
-        share = counts if target == "prior" else np.sqrt(counts)
-        return check_mix(share / max(share.sum(), 1.0), num_classes, f"the {target} of class_counts")
+        return _from_counts(target, num_classes, class_counts)
     if isinstance(target, Mapping):
         return _from_mapping(target, num_classes)
     return check_mix(target, num_classes)
+
+
+def _from_counts(target: str, num_classes: int, class_counts: ArrayLike | None) -> Floats:
+    if target not in ("prior", "sqrt"):
+        raise ValueError(f"target_probs must be 'uniform', 'prior', 'sqrt', a vector or a mapping, got {target!r}.")
+    if class_counts is None:
+        raise ValueError(
+            f"target_probs={target!r} is computed from the data: "
+            "pass class_counts=np.bincount(labels, minlength=num_classes)."
+        )
+    counts = np.asarray(to_numpy(class_counts), dtype=np.float64)
+    share = counts if target == "prior" else np.sqrt(counts)
+    return check_mix(share / max(share.sum(), 1.0), num_classes, f"the {target} of class_counts")
 
 
 def _from_mapping(target: Mapping[int, float], num_classes: int) -> Floats:
     unknown = [key for key in target if not (isinstance(key, (int, np.integer)) and 0 <= key < num_classes)]
     if unknown:
         raise ValueError(f"target_probs names class {unknown[0]!r}; classes are the integers 0 to {num_classes - 1}.")
-    mix = np.full(num_classes, np.nan)
+    mix, unnamed = np.zeros(num_classes), np.ones(num_classes, dtype=bool)
     for label, prob in target.items():
-        mix[label] = prob
-    others = np.isnan(mix) & ~np.isin(np.arange(num_classes), list(target))
-    if others.any():
-        rest = 1.0 - np.nansum(mix)
+        mix[label], unnamed[label] = prob, False
+    if unnamed.any():
+        rest = 1.0 - mix[np.isfinite(mix)].sum()
         if rest < -SUM_TOLERANCE:
             raise ValueError(f"target_probs must sum to one, but the named classes already sum to {1.0 - rest:g}.")
-        mix[others] = max(rest, 0.0) / others.sum()
+        mix[unnamed] = max(rest, 0.0) / unnamed.sum()
     return check_mix(mix, num_classes)

@@ -19,9 +19,9 @@ from typing_extensions import override
 
 from lightning_fair.common.arrays import Ints
 from lightning_fair.common.labels import Labels, class_names, find_labels
-from lightning_fair.control.controller import FeedbackController, target_endpoints
+from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import Draw, DrawSource
-from lightning_fair.control.target import Target
+from lightning_fair.control.target import Target, target_endpoints
 from lightning_fair.control.weights import class_weights, weights_of_mixes
 from lightning_fair.dataloaders.fair_loader import (
     DeliveredBatch,

@@ -268,7 +268,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         controller = self.controller
         if any(not again.trained for again in self._replay):
             return True  # it has been made before
-        if controller.feedback_delay <= _AT_ONCE or controller.by_epoch or controller.deficit == "count":
+        if controller.feedback_delay <= _AT_ONCE or controller.by_epoch:
             return False  # the next epoch may begin early; counts are put right at once
         oldest = controller.oldest
         return oldest is None or controller.draws < oldest.draw_id + controller.feedback_delay
@@ -316,7 +316,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             again = self._replay.popleft()
             draw, indices = self._make(again.draw_id, again.probs, again.trained_mix, again.alpha, again.progress)
             if not again.trained:
-                self.controller.record_draw_again(draw)
+                self.controller.record_draw(draw, redrawn=True)
                 return draw.draw_id, indices
             self._overtook.append(again)
             self._forget_overtakers()

@@ -15,9 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from lightning_fair.common.arrays import Floats, Ints
-from lightning_fair.common.class_mix import apply_floor
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import Draw
+from lightning_fair.control.law import apply_floor
 from lightning_fair.sampling.systematic import Chances, systematic_counts
 from lightning_fair.streaming.buffers import (
     ClassBuffers,

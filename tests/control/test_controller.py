@@ -1,3 +1,5 @@
+"""The controller: the state it keeps, and the order in which draws and reports change it."""
+
 import io
 import math
 import warnings
@@ -6,34 +8,18 @@ import numpy as np
 import pytest
 import reference
 import torch
+from control_helpers import class_mixes, labels_of, make_draw, same, state_is_finite
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_fair import FeedbackController
-from lightning_fair.control.draw import Draw
 from lightning_fair.schedules import Linear, Shift, Step
-
-
-def make_draw(controller, counts):
-    """Register a draw as a sampler does."""
-    probs = controller.next_probs()
-    draw = Draw(controller.draws, probs, np.array(counts), controller.trained_mix, 8.0, progress=controller.progress)
-    controller.record_draw(draw)
-    return draw
-
-
-def labels_of(counts):
-    return np.repeat(np.arange(len(counts)), counts)
-
-
-targets = st.lists(st.floats(0.02, 1.0), min_size=1, max_size=6).map(lambda q: np.array(q) / sum(q))
-
 
 # -- the law -------------------------------------------------------------------------------------------
 
 
 @given(
-    q=targets,
+    q=class_mixes(),
     alpha=st.floats(0.0, 30.0),
     lambda1=st.floats(0.0, 1.0),
     lambda2=st.floats(0.0, 0.5),
@@ -60,7 +46,7 @@ def test_controller_follows_the_slow_reference(q, alpha, lambda1, lambda2, beta,
             warnings.simplefilter("ignore")
             controller.step_update(y, values)
         trained_mix = reference.follow(trained_mix, np.bincount(y, minlength=K).tolist(), horizon)
-        loss_score = reference.follow_emphasis(loss_score, reference.standardised(losses, q.tolist()), horizon)
+        loss_score = reference.follow_score(loss_score, reference.standardize(losses, q.tolist()), horizon)
         losses = reference.follow_losses(losses, y.tolist(), values.tolist(), beta)
         np.testing.assert_allclose(controller.trained_mix, trained_mix, rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(
@@ -68,7 +54,7 @@ def test_controller_follows_the_slow_reference(q, alpha, lambda1, lambda2, beta,
         )
 
 
-@given(q=targets, seed=st.integers(0, 1000), floor=st.floats(0.0, 0.99))
+@given(q=class_mixes(), seed=st.integers(0, 1000), floor=st.floats(0.0, 0.99))
 def test_probabilities_sum_to_one_and_keep_the_floor(q, seed, floor):
     controller = FeedbackController(q.size, q, alpha=30.0, lambda2=0.5, min_prob=floor / q.size, horizon=64.0)
     rng = np.random.default_rng(seed)
@@ -91,7 +77,7 @@ def test_gain_of_zero_ignores_feedback():
     np.testing.assert_allclose(controller.get_probs(), [0.7, 0.3], rtol=1e-12)
 
 
-@given(q=targets.filter(lambda q: q.size > 1), seed=st.integers(0, 1000))
+@given(q=class_mixes(2), seed=st.integers(0, 1000))
 def test_larger_deficit_gives_more_probability_for_the_same_target(q, seed):
     controller = FeedbackController(q.size, alpha=8.0)  # uniform
     controller.step_update(np.random.default_rng(seed).integers(0, q.size, 7))
@@ -100,7 +86,7 @@ def test_larger_deficit_gives_more_probability_for_the_same_target(q, seed):
     assert controller.get_probs().argmax() in np.flatnonzero(controller.deficits == controller.deficits.max())
 
 
-@given(q=targets, seed=st.integers(0, 1000))
+@given(q=class_mixes(), seed=st.integers(0, 1000))
 def test_permuting_the_classes_permutes_the_answer(q, seed):
     rng = np.random.default_rng(seed)
     order = rng.permutation(q.size)  # old class order[i] is new class i
@@ -272,7 +258,7 @@ def test_withdrawn_draws_are_no_longer_in_flight():
     trained_mix = controller.trained_mix
     assert controller.withdraw() == draws
     assert controller.in_flight == ()
-    controller.record_draw_again(draws[1])
+    controller.record_draw(draws[1], redrawn=True)
     assert controller.in_flight == (draws[1],)
     assert controller.trained_mix.tolist() == trained_mix.tolist()
 
@@ -284,56 +270,22 @@ def test_draw_can_be_named_where_it_is_not_the_oldest():
     assert controller.in_flight == (first,)
 
 
-# -- the published law as it stands --------------------------------------------------------------------
-
-
-def test_count_deficit_is_the_published_law():
-    controller = FeedbackController(3, [0.5, 0.3, 0.2], alpha=0.5, lambda2=0.4, deficit="count")
-    counts, losses = [0, 0, 0], [None] * 3
-    rng = np.random.default_rng(0)
-    for _ in range(6):
-        expected = reference.count_law(
-            [0.5, 0.3, 0.2], counts, [loss or 0.0 for loss in losses], alpha=0.5, lambda2=0.4
-        )
-        np.testing.assert_allclose(controller.get_probs(), expected, rtol=1e-9)
-        y, values = rng.integers(0, 3, 4), rng.exponential(size=4)
-        controller.step_update(y, values)
-        counts = [n + int((y == label).sum()) for label, n in enumerate(counts)]
-        losses = reference.follow_losses(losses, y.tolist(), values.tolist(), 0.9)
-
-
-def test_count_deficit_counts_what_was_really_seen():
-    controller, seen = (FeedbackController(2, alpha=0.1, deficit="count") for _ in range(2))
-    make_draw(controller, [2, 2])
-    controller.step_update([0, 0])
-    seen.step_update([0, 0])
-    assert controller.get_probs().tolist() == seen.get_probs().tolist()
-
-
 # -- nothing poisons (law 7) ---------------------------------------------------------------------------
 
 
-def finite(controller):
-    state = controller.state_dict()
-    held = [value.numpy() for value in state.values() if isinstance(value, torch.Tensor)]
-    p = controller.get_probs()
-    return all(np.isfinite(values).all() for values in (p, *held)) and math.isclose(p.sum(), 1.0)
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("deficit", ["relative", "count"])
-def test_loss_that_is_not_finite_is_left_out_and_said_once(bad, deficit):
-    controller = FeedbackController(3, alpha=1.0, lambda2=0.5, deficit=deficit)
+def test_loss_that_is_not_finite_is_left_out_and_said_once(bad):
+    controller = FeedbackController(3, alpha=1.0, lambda2=0.5)
     controller.step_update([0, 1, 2], [1.0, 2.0, 3.0])
     with pytest.warns(UserWarning, match=r"Some losses are NaN or infinite\. They are left out") as said:
         controller.step_update([0, 0, 1], [bad, 5.0, bad])
     assert len(said) == 1
     np.testing.assert_allclose(controller.ema_loss, [0.9 * 1.0 + 0.1 * 5.0, 2.0, 3.0])
-    assert finite(controller)
+    assert state_is_finite(controller)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         controller.step_update([0, 1, 2], [bad, bad, bad])
-    assert finite(controller)
+    assert state_is_finite(controller)
 
 
 @pytest.mark.parametrize("sums", [[math.nan, 2.0], [math.inf, 2.0]])
@@ -342,7 +294,7 @@ def test_sum_that_is_not_finite_is_left_out_and_said_once(sums):
     with pytest.warns(UserWarning, match="NaN or infinite"):
         controller.report(np.array([2, 2]), np.array(sums), np.array([2, 2]))
     np.testing.assert_array_equal(controller.ema_loss, [math.nan, 1.0])
-    assert finite(controller)
+    assert state_is_finite(controller)
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
@@ -351,7 +303,7 @@ def test_losses_of_any_finite_size_leave_the_state_finite(size):
     controller = FeedbackController(3, lambda2=0.5)
     for _ in range(3):
         controller.step_update([0, 1, 2], [size, 1.1 * size, 0.5 * size])
-        assert finite(controller)
+        assert state_is_finite(controller)
 
 
 @pytest.mark.parametrize("losses", [None, [], torch.zeros(0)])
@@ -365,7 +317,7 @@ def test_empty_batch_leaves_the_state_as_it_is(losses):
         controller.step_update(torch.zeros(0, dtype=torch.int64), losses)
     assert controller.trained_mix.tolist() == trained_mix.tolist()
     assert controller.ema_loss.tolist() == ewma.tolist()
-    assert finite(controller)
+    assert state_is_finite(controller)
 
 
 def test_unseen_class_is_drawn_as_if_its_loss_were_average():
@@ -374,7 +326,7 @@ def test_unseen_class_is_drawn_as_if_its_loss_were_average():
         controller.step_update([0, 2], [1.0, 3.0])
         controller.step_update([1])
     assert math.isnan(controller.ema_loss[1])
-    assert finite(controller)
+    assert state_is_finite(controller)
     # The deficits of 0 and 2 are alike and their emphasis is -e and +e, so the unseen class, whose emphasis
     # is 0, keeps what the deficits alone give it against their geometric mean.
     plain = FeedbackController(3, alpha=4.0, min_prob=0.0)
@@ -432,12 +384,9 @@ def test_target_that_moves_is_followed_at_once_and_leaves_no_debt():
     assert controller.q.tolist() == [1 / 3] * 3
 
 
-mixes = st.lists(st.floats(0.02, 1.0), min_size=4, max_size=4).map(lambda q: np.array(q) / sum(q))
-
-
 @given(
-    start=mixes,
-    end=mixes,
+    start=class_mixes(4, 4),
+    end=class_mixes(4, 4),
     counts=st.lists(st.integers(0, 50), min_size=4, max_size=4).filter(any),
     before=st.floats(0.0, 1.0),
     after=st.floats(0.0, 1.0),
@@ -495,17 +444,6 @@ def test_state_of_another_shift_is_refused():
 # -- checkpoints ---------------------------------------------------------------------------------------
 
 
-def same(a, b):
-    """Whether two states hold the same numbers, bit for bit."""
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
 def busy_controller(**settings):
     controller = FeedbackController(
         3, **{"target_probs": [0.5, 0.3, 0.2], "lambda2": 0.5, "feedback_delay": 4, **settings}
@@ -517,7 +455,7 @@ def busy_controller(**settings):
             y = labels_of(controller.in_flight[0].counts)[1:]
             controller.step_update(y, rng.exponential(size=y.size))
     assert len(controller.in_flight) == 2
-    assert controller.state_dict()["feedback"]
+    assert controller.state_dict()["reports"]
     assert draw.draw_id == 6
     return controller
 
@@ -525,7 +463,7 @@ def busy_controller(**settings):
 MOVING = {"target_probs": Shift(Linear(0.0, 1.0, 12), start=[0.5, 0.3, 0.2])}
 
 
-@pytest.mark.parametrize("settings", [{}, {"deficit": "count", "alpha": 0.1}, MOVING])
+@pytest.mark.parametrize("settings", [{}, MOVING])
 def test_loaded_state_goes_on_bit_for_bit(settings):
     controller = busy_controller(**settings)
     file = io.BytesIO()
@@ -557,16 +495,16 @@ def test_loaded_state_goes_on_bit_for_bit(settings):
 
 def test_state_is_a_snapshot():
     controller = busy_controller()
-    state, again = controller.state_dict(), controller.state_dict()
+    state, copy = controller.state_dict(), controller.state_dict()
     controller.step_update([0, 1], [5.0, 6.0])
     make_draw(controller, [8, 0, 0])
-    assert same(state, again)
+    assert same(state, copy)
     loaded = FeedbackController(3, [0.5, 0.3, 0.2], lambda2=0.5, feedback_delay=4, horizon=controller.horizon)
     loaded.load_state_dict(state)
     for _ in range(5):
         loaded.step_update([0, 1], [5.0, 6.0])
         make_draw(loaded, [8, 0, 0])
-    assert same(state, again)
+    assert same(state, copy)
 
 
 def test_state_of_another_version_is_refused_and_changes_nothing():
@@ -625,8 +563,7 @@ def test_skipped_classes_share_their_target_out_in_proportion():
         ({"loss_ema_decay": -0.1}, r"loss_ema_decay must lie in \[0, 1\), got -0\.1"),
         ({"horizon": 0.5}, r"horizon must be at least 1 batch, got 0\.5"),
         ({"horizon": math.inf}, r"horizon must be at least 1 batch, got inf"),
-        ({"deficit": "samples"}, r"deficit must be 'relative' or 'count', got 'samples'"),
-        ({"feedback_delay": 0}, r"feedback_delay must be an integer of at least 1 batch, got 0"),
+        ({"feedback_delay": 0}, r"feedback_delay must be an integer of at least 1, got 0"),
     ],
 )
 def test_bad_argument_is_refused_with_its_rule(arguments, message):

@@ -1,0 +1,228 @@
+"""Each formula of the law against its slow reference, and the properties that every law must have."""
+
+import math
+
+import numpy as np
+import pytest
+import reference
+from control_helpers import class_mixes
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_fair.control import law
+
+
+def arrays(low, high, size=6):
+    """Arrays of ``size`` numbers, to be cut to the number of classes."""
+    return st.lists(st.floats(low, high), min_size=size, max_size=size).map(np.array)
+
+
+def next_probs(q, r, loss_score=None, alpha=8.0, lambda1=1.0, lambda2=0.5, min_prob=1e-6):
+    """Return the class mix of the next batch, from the parts of the law."""
+    loss_score = np.zeros(q.size) if loss_score is None else loss_score
+    deficit = law.relative_deficit(r, q, law.reciprocal(q))
+    with np.errstate(divide="ignore"):
+        logits = law.draw_logits(np.log(q), deficit, loss_score, alpha, lambda1, lambda2)
+    return law.softmax_with_floor(logits, np.where(q > 0, min_prob, 0.0))
+
+
+# -- properties of the next class mix --------------------------------------------------------------
+
+
+@given(
+    q=class_mixes(),
+    r=arrays(0.01, 1.0),
+    e=arrays(-3.0, 3.0),
+    alpha=st.floats(0.0, 100.0),
+    lambda1=st.floats(0.0, 2.0),
+    lambda2=st.floats(0.0, 2.0),
+    share=st.floats(0.0, 0.99),
+)
+def test_next_mix_follows_reference(q, r, e, alpha, lambda1, lambda2, share):
+    K = q.size
+    r, e, min_prob = r[:K] / r[:K].sum(), e[:K], share / K
+    p = next_probs(q, r, e, alpha, lambda1, lambda2, min_prob)
+    settings = {"alpha": alpha, "lambda1": lambda1, "lambda2": lambda2, "min_prob": min_prob}
+    np.testing.assert_allclose(p, reference.law(q.tolist(), r.tolist(), e.tolist(), **settings), rtol=1e-6, atol=1e-12)
+
+
+@given(q=class_mixes(), r=arrays(0.01, 1.0), alpha=st.floats(0.0, 1e4), share=st.floats(0.0, 0.99))
+def test_sums_to_one_and_keeps_floor(q, r, alpha, share):
+    min_prob = share / q.size
+    p = next_probs(q, r[: q.size] / r[: q.size].sum(), alpha=alpha, min_prob=min_prob)
+    assert p.sum() == pytest.approx(1.0)
+    assert (p >= min_prob * (1.0 - 1e-12)).all()
+
+
+@given(r=arrays(0.01, 1.0), alpha=st.floats(0.0, 100.0))
+def test_more_deficit_gives_more_probability(r, alpha):
+    q = np.full(6, 1 / 6)
+    p = next_probs(q, r / r.sum(), alpha=alpha)
+    assert (np.diff(p[np.argsort(-r)]) >= -1e-15).all()
+
+
+@given(q=class_mixes(2), r=arrays(0.01, 1.0), label=st.integers(0, 5), share=st.floats(0.01, 0.99))
+def test_own_deficit_raises_own_probability(q, r, label, share):
+    label %= q.size
+    r = r[: q.size] / r[: q.size].sum()
+    less = r.copy()
+    less[label] *= share
+    assert next_probs(q, less)[label] >= next_probs(q, r)[label] * (1.0 - 1e-12)
+
+
+@given(q=class_mixes(2), r=arrays(0.01, 1.0), e=arrays(-3.0, 3.0), seed=st.integers(0, 1000))
+def test_permuted_classes_permute_the_mix(q, r, e, seed):
+    order = np.random.default_rng(seed).permutation(q.size)
+    r, e = r[: q.size] / r[: q.size].sum(), e[: q.size]
+    np.testing.assert_allclose(next_probs(q[order], r[order], e[order]), next_probs(q, r, e)[order], rtol=1e-9)
+
+
+@given(q=class_mixes(), alpha=st.floats(0.0, 100.0))
+def test_target_is_the_fixed_point(q, alpha):
+    np.testing.assert_allclose(next_probs(q, q, alpha=alpha, min_prob=0.0), q, rtol=1e-9)
+
+
+def test_class_with_target_zero_gets_nothing():
+    p = next_probs(np.array([0.5, 0.0, 0.5]), np.array([0.4, 0.2, 0.4]), min_prob=0.01)
+    assert p[1] == 0.0
+    assert (
+        law.relative_deficit(np.array([0.5, 0.5]), np.array([1.0, 0.0]), law.reciprocal(np.array([1.0, 0.0])))[1] == 0
+    )
+
+
+def test_tiny_target_keeps_the_mix_finite():
+    q = np.array([1.0 - 1e-320, 1e-320])
+    p = next_probs(q, np.array([0.5, 0.5]))
+    assert p.sum() == pytest.approx(1.0)
+
+
+# -- softmax and floor -----------------------------------------------------------------------------
+
+
+@given(mix=class_mixes(max_size=40), share=st.floats(0.0, 0.999))
+def test_floor_follows_reference(mix, share):
+    min_prob = share / mix.size
+    p = law.apply_floor(3.0 * mix, np.full(mix.size, min_prob))
+    assert p.tolist() == pytest.approx(reference.floored(mix.tolist(), min_prob))
+    assert (np.diff(p[np.argsort(mix)]) >= -1e-15).all()
+
+
+@given(logits=arrays(-5.0, 5.0), shift=st.sampled_from([-1e6, 0.0, 1e6]), bounded=st.booleans())
+def test_softmax_follows_reference(logits, shift, bounded):
+    if bounded:
+        shift = 0.0
+    p = law.softmax_with_floor(logits + shift, np.zeros(6), are_bounded=bounded)
+    # 5.0 + 1e6 is rounded to 1e-10.
+    np.testing.assert_allclose(p, reference.softmax(logits.tolist()), rtol=1e-9)
+
+
+def test_known_sum_of_floor_changes_nothing():
+    floor = np.array([0.1, 0.2, 0.0])
+    logits = np.array([0.0, 1.0, 2.0])
+    known = law.softmax_with_floor(logits.copy(), floor, 1.0 - np.add.reduce(floor))
+    assert known.tolist() == law.softmax_with_floor(logits.copy(), floor).tolist()
+
+
+def test_bounded_logits_do_not_overflow():
+    assert law.logits_are_bounded(500.0, 1.0, 0.0)
+    assert not law.logits_are_bounded(501.0, 1.0, 0.0)
+    assert not law.logits_are_bounded(150.0, 1.0, 1.0)
+    # The largest deficit is 1, with any number of classes; the smallest logit may be 0 as a share.
+    with np.errstate(over="raise"):
+        p = law.softmax_with_floor(np.full(10**6, 500.0), np.zeros(10**6), are_bounded=True)
+    assert p.sum() == pytest.approx(1.0)
+
+
+# -- the next state --------------------------------------------------------------------------------
+
+
+@given(r=class_mixes(6), counts=st.lists(st.integers(0, 9), min_size=6, max_size=6).filter(any), H=st.floats(1.0, 99.0))
+def test_trained_mix_follows_reference(r, counts, H):
+    mix = law.moving_average(r, np.array(counts) / sum(counts), H)
+    np.testing.assert_allclose(mix, reference.follow(r.tolist(), counts, H), rtol=1e-12, atol=1e-15)
+    assert mix.sum() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("trained", [[2, 0, 0], [1, 1, 1], [0, 0, 0]])
+def test_correction_replaces_a_batch(trained):
+    """The corrected mix is the one that the trained batch would have left, or no batch at all."""
+    r, drawn, later = np.full(3, 1 / 3), [2, 2, 4], [[3, 3, 2], [2, 3, 3]]
+    mix, expected = reference.follow(r, drawn, 16.0), reference.follow(r, trained, 16.0)
+    for counts in later:
+        mix, expected = reference.follow(mix, counts, 16.0), reference.follow(expected, counts, 16.0)
+    correction = law.mix_correction(np.array(trained), np.array(drawn), r)
+    np.testing.assert_allclose(law.correct_mix(np.array(mix), correction, len(later), 16.0), expected, rtol=1e-12)
+
+
+@given(old=class_mixes(4, 4), new=class_mixes(4, 4), r=class_mixes(4, 4))
+def test_rescaled_mix_keeps_deficits_in_proportion(old, new, r):
+    moved = law.rescale_mix(r, old, new)
+    assert moved.sum() == pytest.approx(1.0)
+    served_before, served_after = r / old, moved / new
+    np.testing.assert_allclose(served_after / served_after.mean(), served_before / served_before.mean(), rtol=1e-9)
+
+
+def test_new_class_begins_without_a_deficit():
+    moved = law.rescale_mix(np.array([1.0, 0.0]), np.array([1.0, 0.0]), np.array([0.75, 0.25]))
+    assert moved.tolist() == [0.75, 0.25]
+
+
+@given(seed=st.integers(0, 1000), decay=st.floats(0.0, 0.99))
+def test_class_losses_follow_reference(seed, decay):
+    rng = np.random.default_rng(seed)
+    ema, slow = np.full(3, np.nan), [None] * 3
+    for _ in range(4):
+        y, losses = rng.integers(0, 3, 5), rng.exponential(size=5)
+        losses[rng.random(5) < 0.2] = math.nan
+        counts, sums, finite = law.batch_statistics(y, losses, 3)
+        assert counts.tolist() == np.bincount(y, minlength=3).tolist()
+        ema = law.update_losses(ema, law.mean_losses(sums, finite), decay)
+        slow = reference.follow_losses(slow, y.tolist(), losses.tolist(), decay)
+        np.testing.assert_allclose(ema, [math.nan if loss is None else loss for loss in slow], rtol=1e-9)
+
+
+def test_infinite_loss_sum_is_no_mean():
+    means = law.mean_losses(np.array([math.inf, 4.0, 0.0]), np.array([1, 2, 0]))
+    np.testing.assert_array_equal(means, [math.nan, 2.0, math.nan])
+
+
+@given(q=class_mixes(), losses=arrays(0.0, 10.0), seen=st.lists(st.booleans(), min_size=6, max_size=6))
+def test_standardized_losses_follow_reference(q, losses, seen):
+    losses = np.where(seen, losses, math.nan)[: q.size].round(3)
+    slow = [None if math.isnan(loss) else loss for loss in losses.tolist()]
+    np.testing.assert_allclose(law.standardize_losses(losses, q), reference.standardize(slow, q.tolist()), atol=1e-6)
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1e-9, 0.0), (1e9, 1e9), (1e300, 0.0)])
+def test_standardized_losses_have_no_unit(scale, shift):
+    losses, q = np.array([1.0, 2.0, 5.0]), np.array([0.5, 0.3, 0.2])
+    z = law.standardize_losses(scale * losses + shift, q)
+    np.testing.assert_allclose(z, law.standardize_losses(losses, q), rtol=1e-6)
+
+
+# -- settings --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("min_target", "expected"), [(0.5, 16), (0.001, 375), (0.01, 38), (0.0, 10_000)])
+def test_default_horizon_expects_24_samples(min_target, expected):
+    assert law.default_horizon(min_target) == expected
+    assert min_target == 0 or expected * 64 * min_target >= 24
+
+
+@given(q=class_mixes(2), losses=arrays(0.0, 10.0))
+def test_no_standardized_loss_is_above_its_bound(q, losses):
+    z = law.standardize_losses(losses[: q.size], q)
+    assert (z - q @ z).max() <= law.max_z(q.min()) + 1e-9
+
+
+@pytest.mark.parametrize(("lambda2", "limit"), [(0.0, 31.0), (0.3, 31.0 / 1.9)])
+def test_gain_below_the_limit_is_accepted(lambda2, limit):
+    law.check_gain(0.999 * limit, 1.0, lambda2, horizon=16.0, min_target=0.1)
+    with pytest.raises(
+        ValueError, match=r"must be below 2 \* horizon - 1 = 31, .*The largest stable alpha is just below"
+    ):
+        law.check_gain(1.001 * limit, 1.0, lambda2, horizon=16.0, min_target=0.1)
+
+
+def test_gain_without_deficit_is_not_limited():
+    law.check_gain(1000.0, 0.0, 1.0, horizon=16.0, min_target=0.1)

@@ -1,0 +1,57 @@
+"""Draws, states and class mixes for tests of the controller and its law."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from lightning_fair import FeedbackController
+from lightning_fair.control.draw import Draw
+
+
+def class_mixes(min_size: int = 1, max_size: int = 6, smallest: float = 0.02) -> st.SearchStrategy[NDArray[np.float64]]:
+    """Positive class mixes."""
+    shares = st.lists(st.floats(smallest, 1.0), min_size=min_size, max_size=max_size)
+    return shares.map(lambda values: np.array(values) / sum(values))
+
+
+def make_draw(controller: FeedbackController, counts: Sequence[int] | NDArray[Any]) -> Draw:
+    """Record a draw with these class counts, as a batch sampler does."""
+    probs = controller.next_probs()
+    draw = Draw(controller.draws, probs, np.array(counts), controller.trained_mix, 8.0, progress=controller.progress)
+    controller.record_draw(draw)
+    return draw
+
+
+def labels_of(counts: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
+    """Return the labels of a batch with these class counts."""
+    return np.repeat(np.arange(len(counts)), counts)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Return whether two states hold the same numbers, bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def state_is_finite(controller: FeedbackController) -> bool:
+    """Return whether the next class mix is one, and every number of the state is finite.
+
+    NaN is allowed for the loss of a class that has had none.
+    """
+    state = controller.state_dict()
+    seen = state.pop("ema_loss").numpy()
+    arrays = [seen[~np.isnan(seen)], *(value.numpy() for value in state.values() if isinstance(value, torch.Tensor))]
+    p = controller.get_probs()
+    return all(np.isfinite(values).all() for values in (p, *arrays)) and math.isclose(p.sum(), 1.0)
