@@ -1,6 +1,6 @@
 """Feedback-controlled class sampling for PyTorch Lightning.
 
-The algorithm knows no Lightning and is imported at once; the Lightning side is imported when it is first named.
+The algorithm does not depend on Lightning. The names that do are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "FairDataModule",  # a LightningDataModule with a fair training loader, around yours or a data set
+    "FairDataModule",  # a LightningDataModule with a fair training loader, for a data set or another data module
     "FairRotation",  # batches of integers from a range, least used first
-    "FairSampling",  # the callback: alone in Trainer(callbacks=[...]) it is enough
-    "FairStream",  # a stream of samples whose batches have a steered class mix
-    "FeedbackBatchSampler",  # batches of indices whose class mix is steered
-    "FeedbackController",  # what was seen goes in, the next class mix comes out
+    "FairSampling",  # the callback: Trainer(callbacks=[FairSampling()])
+    "FairStream",  # batches with a steered class mix from a stream of samples
+    "FeedbackBatchSampler",  # batches of indices with a steered class mix
+    "FeedbackController",  # the control law: from the class mix trained on to that of the next batch
     "ImportanceWeightedMixin",  # self.weighted_loss(losses) for a LightningModule
-    "effective_sample_size",  # how many plain samples weighted ones are worth
+    "effective_sample_size",  # number of unweighted samples that weighted ones are worth
     "importance_weights",  # q[y] / p[y], clipped
-    "schedules",  # gains that warm up and cool down
+    "schedules",  # gains that warm up and cool down, targets that move
 ]
 
 _LIGHTNING = {

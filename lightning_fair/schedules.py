@@ -1,7 +1,7 @@
-"""Values that change while training goes on: a gain ``alpha`` that warms up and cools down, a target that moves.
+"""Schedules: values that change during training, for example a gain ``alpha`` that warms up, or a moving target.
 
-A schedule is called with the step (batches drawn so far) and the epoch, both counted from zero, and gives
-the value for the next batch. Wherever the library takes a schedule it takes a plain number as well.
+A schedule is called with the step (number of batches drawn so far) and the epoch, both counted from zero, and returns
+the value for the next batch. Every argument that accepts a schedule also accepts a plain number.
 
 >>> warm_up = Linear(0.0, 8.0, 500)  # over 500 batches
 >>> cool_down = Cosine(8.0, 2.0, 10, begin=90, unit="epoch")  # in epochs 90 to 99
@@ -25,7 +25,7 @@ Unit: TypeAlias = Literal["step", "epoch"]
 
 
 class Schedule(ABC):
-    """A value as a function of the step and the epoch. Subclass it for a shape that is not here."""
+    """A value as a function of the step and the epoch. Subclass it to define another shape."""
 
     @abstractmethod
     def __call__(self, step: int, epoch: int) -> float:
@@ -33,23 +33,28 @@ class Schedule(ABC):
 
     @property
     @abstractmethod
-    def peak(self) -> float:
-        """Largest value the schedule ever takes. The controller checks its stability there."""
+    def extremes(self) -> tuple[float, ...]:
+        """Values that include the smallest and the largest one of the schedule."""
 
     @property
-    @abstractmethod
+    def peak(self) -> float:
+        """Largest value of the schedule. The controller checks its stability for this value."""
+        return max(self.extremes)
+
+    @property
     def trough(self) -> float:
-        """Smallest value the schedule ever takes."""
+        """Smallest value of the schedule."""
+        return min(self.extremes)
 
     @property
     def by_epoch(self) -> bool:
-        """Whether the value may depend on the epoch. A few batches of one that does not are drawn at once."""
+        """Whether the value may depend on the epoch."""
         return True
 
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """The same value always.
+    """The same value at all times.
 
     Example:
         >>> Constant(8.0)(step=3, epoch=0)
@@ -65,16 +70,12 @@ class Constant(Schedule):
         return self.value
 
     @property
+    def extremes(self) -> tuple[float, ...]:
+        return (self.value,)
+
+    @property
     def by_epoch(self) -> bool:
         return False
-
-    @property
-    def peak(self) -> float:
-        return self.value
-
-    @property
-    def trough(self) -> float:
-        return self.value
 
 
 @dataclass(frozen=True)
@@ -95,37 +96,33 @@ class _Ramp(Schedule):
             )
 
     def __call__(self, step: int, epoch: int) -> float:
-        time = step if self.unit == "step" else epoch
-        progress = self._shape(min(max((time - self.begin) / self.duration, 0.0), 1.0))
+        elapsed = _time(self.unit, step, epoch) - self.begin
+        progress = self._shape(min(max(elapsed / self.duration, 0.0), 1.0))
         return self.start + (self.end - self.start) * progress
 
     @abstractmethod
     def _shape(self, progress: float) -> float: ...
 
     @property
+    def extremes(self) -> tuple[float, ...]:
+        return self.start, self.end
+
+    @property
     def by_epoch(self) -> bool:
         return self.unit == "epoch"
-
-    @property
-    def peak(self) -> float:
-        return max(self.start, self.end)
-
-    @property
-    def trough(self) -> float:
-        return min(self.start, self.end)
 
 
 @dataclass(frozen=True)
 class Linear(_Ramp):
-    """A straight line from ``start`` to ``end``, level before and after.
+    """A straight line from ``start`` to ``end``, constant before and after.
 
-    ``start + (end - start) * clip((t - begin) / duration, 0, 1)``, ``t`` being the step or the epoch.
+    ``start + (end - start) * clip((t - begin) / duration, 0, 1)``, with the step or the epoch ``t``.
 
     Args:
-        start: Value up to ``begin``.
+        start: Value until ``begin``.
         end: Value from ``begin + duration`` on.
-        duration: Length of the line in units, at least 1.
-        begin: Where it begins, in units, at least 0.
+        duration: Duration in units, at least 1.
+        begin: Start time in units, at least 0.
         unit: ``"step"`` (batches) or ``"epoch"``.
 
     Raises:
@@ -147,15 +144,7 @@ class Cosine(_Ramp):
 
     ``start + (end - start) * (1 - cos(pi * clip((t - begin) / duration, 0, 1))) / 2``.
 
-    Args:
-        start: Value up to ``begin``.
-        end: Value from ``begin + duration`` on.
-        duration: Length of the wave in units, at least 1.
-        begin: Where it begins, in units, at least 0.
-        unit: ``"step"`` (batches) or ``"epoch"``.
-
-    Raises:
-        ValueError: If a value is not finite, or duration, begin or unit is out of range.
+    The arguments are those of :class:`Linear`.
 
     Example:
         >>> cool_down = Cosine(8.0, 2.0, 100, begin=400)
@@ -169,12 +158,12 @@ class Cosine(_Ramp):
 
 @dataclass(frozen=True)
 class Step(Schedule):
-    """One value, and another from a certain moment on.
+    """A jump from one value to another.
 
     Args:
-        before: Value before.
+        before: Value before ``at``.
         after: Value from ``at`` on.
-        at: The moment, in units, at least 0.
+        at: Time of the jump in units, at least 0.
         unit: ``"step"`` (batches) or ``"epoch"``.
 
     Raises:
@@ -198,38 +187,34 @@ class Step(Schedule):
             raise ValueError(f"Step needs at >= 0 (in {self.unit}s), got {self.at}.")
 
     def __call__(self, step: int, epoch: int) -> float:
-        return self.after if (step if self.unit == "step" else epoch) >= self.at else self.before
+        return self.after if _time(self.unit, step, epoch) >= self.at else self.before
+
+    @property
+    def extremes(self) -> tuple[float, ...]:
+        return self.before, self.after
 
     @property
     def by_epoch(self) -> bool:
         return self.unit == "epoch"
-
-    @property
-    def peak(self) -> float:
-        return max(self.before, self.after)
-
-    @property
-    def trough(self) -> float:
-        return min(self.before, self.after)
 
 
 @dataclass(frozen=True)
 class Shift:
     """A target that moves from one class mix to another: ``q = (1 - s) * start + s * end``.
 
-    For a model whose features are better learnt from the data as they are, and balanced later. Wherever the library
-    takes a target it takes a shift of one as well.
+    For models that learn better features from the original class mix, and are balanced later. Every argument that
+    accepts a target also accepts a shift.
 
     Args:
-        progress: The ``s``: a schedule with values in [0, 1].
-        start: Class mix at 0, as for ``target_probs``: a name, a vector or a mapping.
-        end: Class mix at 1.
+        progress: ``s``, a schedule with values in [0, 1].
+        start: Class mix at ``s = 0``, as for ``target_probs``: a name, a vector or a mapping.
+        end: Class mix at ``s = 1``.
 
     Raises:
-        TypeError: If the progress is no schedule.
-        ValueError: If it leaves [0, 1].
+        TypeError: If the progress is not a schedule.
+        ValueError: If its values leave [0, 1].
 
-    Reference:
+    References:
         Deferring: K. Cao et al., "Learning imbalanced datasets with label-distribution-aware margin loss" (2019).
         Moving gradually: B. Kang et al., "Decoupling representation and classifier for long-tailed recognition" (2020).
 
@@ -248,24 +233,22 @@ class Shift:
                 f"Shift's progress must be a lightning_fair.schedules.Schedule, got {self.progress!r}. "
                 "For a step at batch 1000: Step(0.0, 1.0, at=1000)."
             )
-        if self.progress.trough < 0 or self.progress.peak > 1:
-            raise ValueError(
-                f"Shift's progress must stay in [0, 1], got values from {self.progress.trough:g} to "
-                f"{self.progress.peak:g}."
-            )
+        low, high = self.progress.trough, self.progress.peak
+        if low < 0 or high > 1:
+            raise ValueError(f"Shift's progress must stay in [0, 1], got values from {low:g} to {high:g}.")
 
 
 @dataclass(frozen=True)
 class Join(Schedule):
-    """One schedule after another, each on the common clock.
+    """One schedule after another. All of them count steps and epochs from the start of training.
 
     Args:
         schedules: The schedules, in order.
-        boundaries: Where the next one takes over, in units, increasing; one fewer than schedules.
+        boundaries: Time at which each schedule but the first begins, in units, increasing.
         unit: ``"step"`` (batches) or ``"epoch"``.
 
     Raises:
-        ValueError: If the numbers of schedules and boundaries do not fit, or the boundaries do not increase.
+        ValueError: If there is not one boundary fewer than schedules, or the boundaries do not increase.
 
     Example:
         >>> alpha = Join([Linear(0.0, 8.0, 10), Linear(8.0, 2.0, 10, begin=90)], boundaries=[50])
@@ -280,40 +263,37 @@ class Join(Schedule):
     def __post_init__(self) -> None:
         _check_unit(self.unit)
         if len(self.schedules) != len(self.boundaries) + 1:
-            raise ValueError(
-                f"Join needs one boundary fewer than schedules, got {len(self.schedules)} schedules and "
-                f"{len(self.boundaries)} boundaries."
-            )
+            got = f"{len(self.schedules)} schedules and {len(self.boundaries)} boundaries"
+            raise ValueError(f"Join needs one boundary fewer than schedules, got {got}.")
         if any(b <= a for a, b in zip(self.boundaries, self.boundaries[1:], strict=False)):
             raise ValueError(f"Join's boundaries must increase, got {list(self.boundaries)}.")
 
     def __call__(self, step: int, epoch: int) -> float:
-        time = step if self.unit == "step" else epoch
-        return self.schedules[bisect_right(self.boundaries, time)](step, epoch)
+        return self.schedules[bisect_right(self.boundaries, _time(self.unit, step, epoch))](step, epoch)
+
+    @property
+    def extremes(self) -> tuple[float, ...]:
+        return tuple(value for schedule in self.schedules for value in schedule.extremes)
 
     @property
     def by_epoch(self) -> bool:
         return self.unit == "epoch" or any(schedule.by_epoch for schedule in self.schedules)
 
-    @property
-    def peak(self) -> float:
-        return max(schedule.peak for schedule in self.schedules)
-
-    @property
-    def trough(self) -> float:
-        return min(schedule.trough for schedule in self.schedules)
-
 
 def as_schedule(value: float | Schedule) -> Schedule:
-    """Return ``value`` if it is a schedule, else the schedule that is always ``value``."""
+    """Return ``value`` if it is a schedule, else ``Constant(value)``."""
     if isinstance(value, Schedule):
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(
             f"Expected a number or a lightning_fair.schedules.Schedule, got {value!r}. "
-            "For a function of the step, subclass Schedule: it also states its largest value."
+            "For a function of the step, subclass Schedule."
         )
     return Constant(float(value))
+
+
+def _time(unit: Unit, step: int, epoch: int) -> int:
+    return step if unit == "step" else epoch
 
 
 def _check_finite(schedule: Schedule, *values: float) -> None:

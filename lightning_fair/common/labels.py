@@ -1,4 +1,4 @@
-"""The labels of a data set, without loading its samples."""
+"""Labels: of a data set without loading its samples, and of a sample or batch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ _REMEDY = "Pass labels=<one class per sample>, or labels='scan' to read every sa
 
 
 def extract_labels(sample: Any) -> Any:
-    """Return what stands in a sample or a batch where labels usually stand; None where nothing does."""
+    """Return the label of a sample, or the labels of a batch: the second element, or the value of a usual key.
+
+    Returns None if there is neither.
+    """
     if isinstance(sample, Mapping):
         return next((sample[key] for key in LABEL_KEYS if key in sample), None)
     return sample[1] if isinstance(sample, (tuple, list)) and len(sample) >= 2 else None
@@ -32,10 +35,10 @@ def check_labels(labels: Any, num_classes: int | None = None) -> NDArray[Any]:
 
     Args:
         labels: List, array or tensor.
-        num_classes: Number of classes ``K``; None: any label of at least 0.
+        num_classes: Number of classes. None: labels have no upper bound.
 
     Raises:
-        ValueError: If they are not integers, not one-dimensional, or out of range.
+        ValueError: If the labels are not integers, not one-dimensional, or out of range.
 
     Example:
         >>> check_labels([0, 2, 1], num_classes=3)
@@ -45,7 +48,7 @@ def check_labels(labels: Any, num_classes: int | None = None) -> NDArray[Any]:
         # A tensor's memory moves when torch shares it with a spawned worker: a view of it would dangle.
         y: NDArray[Any] = np.array(to_numpy(labels)) if isinstance(labels, Tensor) else np.asanyarray(labels)
     except ValueError as error:
-        raise ValueError("labels must be one class per sample; these are lists of different lengths.") from error
+        raise ValueError("labels must be one class per sample, got lists of different lengths.") from error
     if y.ndim != 1:
         raise ValueError(
             f"labels must have shape (N,), one class per sample, got shape {y.shape}. Multi-label targets are "
@@ -60,7 +63,7 @@ def check_labels(labels: Any, num_classes: int | None = None) -> NDArray[Any]:
     low, high = int(y.min()), int(y.max())
     if low < 0:
         raise ValueError(
-            f"labels must be at least 0, got {low}. Leave such samples out with torch.utils.data.Subset, "
+            f"labels must be at least 0, got {low}. Remove such samples with torch.utils.data.Subset, "
             "or number the labels with np.unique(labels, return_inverse=True)[1]."
         )
     if num_classes is not None and high >= num_classes:
@@ -68,24 +71,24 @@ def check_labels(labels: Any, num_classes: int | None = None) -> NDArray[Any]:
             f"labels must lie in [0, {num_classes}), got {high}. State num_classes={high + 1} or more, "
             "or number the labels with np.unique(labels, return_inverse=True)[1]."
         )
-    return y.view(np.int64) if y.dtype == np.uint64 else y  # NumPy 1 counts no uint64
+    return y.view(np.int64) if y.dtype == np.uint64 else y  # np.bincount of NumPy 1 does not accept uint64
 
 
 def find_labels(source: Any, labels: Labels = None) -> NDArray[Any]:
-    """Return the label of every sample of a data set, shape ``(N,)``, integers.
+    """Return the label of every sample of a data set, integers, shape ``(N,)``.
 
-    Looked up in this order, and never by loading the samples unless asked: the ``labels`` given; the data
-    set's ``targets`` or ``labels`` (torchvision's data sets, ``ImageFolder``); the second tensor of a
-    ``TensorDataset``; and through ``Subset`` and ``ConcatDataset`` at any depth.
+    No sample is loaded, except with ``labels="scan"``. The labels are the first of: the argument ``labels``; the data
+    set's attribute ``targets`` or ``labels`` (torchvision's data sets have it); the second tensor of a
+    ``TensorDataset``. Labels of the data sets in a ``Subset`` or ``ConcatDataset`` are combined, at any depth.
 
     Args:
         source: A map-style data set, or the labels themselves (list, array or tensor).
-        labels: Labels to use instead of the data set's; ``"scan"`` loads every sample once, with a progress
-            bar, and takes its second element (of a mapping, what it has under ``"label"``, ``"target"``, ``"y"``).
+        labels: Labels to use instead of the data set's. ``"scan"`` loads every sample once, with a progress bar, and
+            reads its second element, or the value of a key such as ``"label"``, ``"target"`` or ``"y"``.
 
     Raises:
-        TypeError: If the data set is a stream, or has no labels that can be found.
-        ValueError: If the labels are not one integer class per sample, or there are none.
+        TypeError: If the data set is a stream, or has no labels in the places above.
+        ValueError: If the labels are not one integer class per sample, or the data set is empty.
 
     Example:
         >>> import torch
@@ -96,25 +99,25 @@ def find_labels(source: Any, labels: Labels = None) -> NDArray[Any]:
     if isinstance(labels, str):
         if labels != "scan":
             raise ValueError(f"labels must be one class per sample, 'scan' or None, got {labels!r}.")
-        found = _scan(source)
+        y = _scan(source)
     elif labels is not None:
-        found = check_labels(labels)
-        if hasattr(source, "__getitem__") and hasattr(source, "__len__") and len(source) != len(found):
-            raise ValueError(f"labels must be one per sample: got {len(found)} for {len(source)} samples.")
+        y = check_labels(labels)
+        if hasattr(source, "__getitem__") and hasattr(source, "__len__") and len(source) != len(y):
+            raise ValueError(f"labels must be one per sample: got {len(y)} for {len(source)} samples.")
     else:
-        found = check_labels(_look_up(source))
-        if not _is_array(source) and len(source) != len(found):
+        y = check_labels(_look_up(source))
+        if not _is_array(source) and len(source) != len(y):
             raise ValueError(
-                f"{type(source).__name__} shows {len(found)} labels for {len(source)} samples. "
+                f"{type(source).__name__} has {len(y)} labels for {len(source)} samples. "
                 "Pass labels=<one class per sample>."
             )
-    if found.size == 0:
+    if y.size == 0:
         raise ValueError("The data set is empty: there is nothing to draw from.")
-    return found
+    return y
 
 
 def class_names(dataset: Any) -> list[str] | None:
-    """Return the names a data set, or the one inside a ``Subset``, has for its classes; None where it has none.
+    """Return the class names of a data set, or of the one inside a ``Subset``; None if it has none.
 
     Example:
         >>> dataset = TensorDataset()
@@ -132,9 +135,9 @@ def class_names(dataset: Any) -> list[str] | None:
 
 def _look_up(source: Any) -> Any:
     for name in ("targets", "labels"):
-        found = getattr(source, name, None)
-        if found is not None and not callable(found):
-            return found
+        labels = getattr(source, name, None)
+        if labels is not None and not callable(labels):
+            return labels
     if isinstance(source, Subset):
         return _look_up_array(source.dataset)[np.asarray(source.indices, dtype=np.int64)]
     if isinstance(source, ConcatDataset):
@@ -164,18 +167,18 @@ def _is_array(source: Any) -> bool:
 def _scan(source: Any) -> NDArray[Any]:
     from tqdm.auto import tqdm
 
-    found = np.empty(len(source), dtype=np.int64)
+    labels = np.empty(len(source), dtype=np.int64)
     for index in tqdm(range(len(source)), desc="Reading labels", unit="sample"):
         sample = source[index]
-        shown = extract_labels(sample)
-        if shown is None:
+        value = extract_labels(sample)
+        if value is None:
             raise TypeError(
-                f"labels='scan' takes the second element of each sample, but sample {index} is a "
+                f"labels='scan' reads the second element of each sample, but sample {index} is a "
                 f"{type(sample).__name__} without one, or without a key {' or '.join(map(repr, LABEL_KEYS))}. "
                 "Pass labels=<one class per sample>."
             )
-        label = check_labels(np.asarray(to_numpy(shown)).reshape(-1))
+        label = check_labels(np.asarray(to_numpy(value)).reshape(-1))
         if label.size != 1:
             raise ValueError(f"labels must be one class per sample, but sample {index} has {label.size}.")
-        found[index] = label[0]
-    return found
+        labels[index] = label[0]
+    return labels

@@ -60,7 +60,7 @@ class FeedbackController:
             target changes, the trained mix is rescaled with it, so earlier draws do not count as a deficit.
         alpha: Gain, no unit, at least 0, or a schedule of it. 0 draws from the target and ignores feedback.
         lambda1: Weight of the deficit, at least 0.
-        lambda2: Weight of the loss score, at least 0.
+        lambda2: Weight of the loss score ``e``, at least 0. 0 ignores the losses.
         min_prob: Floor of every class's probability, in ``[0, 1/K)``. It bounds the weights by ``q / min_prob``.
         horizon: Memory of ``r`` and ``e`` in batches, at least 1. Default: 16, or more (up to 10,000) if the rarest
             class of the target would be expected fewer than 24 times in 16 batches of 64.
@@ -74,12 +74,11 @@ class FeedbackController:
         epoch: Number of the epoch, from 0, for schedules by epoch.
         trained_mix: Trained mix ``r``, which counts the batches in flight as trained on, shape ``(K,)``.
         ema_loss: Exponentially weighted mean loss of each class, shape ``(K,)``; NaN for a class without a loss so far.
-        loss_score: Loss score ``e``, shape ``(K,)``.
+        loss_score: Loss score ``e`` of each class, shape ``(K,)``.
 
     Raises:
-        ValueError: If an argument is out of range, or ``alpha * lambda1 >= 2 * horizon - 1``, beyond which the loop is
-            unstable. With loss feedback the bound is on ``alpha * (lambda1 + z * lambda2)`` with the largest possible
-            ``z``, at most 10/3. The message names the largest stable alpha.
+        ValueError: If an argument is out of range, or the loop is unstable: ``alpha * lambda1 >= 2 * horizon - 1``, or
+            with loss feedback ``alpha * (lambda1 + z * lambda2)``, with the largest possible ``z``, at most 10/3.
         TypeError: If ``alpha`` is neither a number nor a schedule.
 
     Example:
@@ -116,7 +115,9 @@ class FeedbackController:
         self.feedback_delay = check_integer("feedback_delay", feedback_delay, 1)
         self._target = MovingTarget(target_probs, K, class_counts, min_prob)
         self.min_prob = self._target.min_prob
-        self.horizon = law.default_horizon(self._target.smallest) if horizon is None else law.check_horizon(horizon)
+        self.horizon = law.default_horizon(self._target.smallest) if horizon is None else float(horizon)
+        if not 1.0 <= self.horizon < np.inf:
+            raise ValueError(f"horizon must be at least 1 batch, got {horizon}.")
         self._check_gain()
         self._logits_are_bounded = law.logits_are_bounded(self.alpha.peak, self.lambda1, self.lambda2)
         self.epoch = 0
@@ -222,9 +223,8 @@ class FeedbackController:
 
     def withdraw(self, newest: int | None = None) -> list[Draw]:
         """Remove the ``newest`` draws in flight, or all, and return them, oldest first. The trained mix stays."""
-        if newest is None:
-            newest = len(self._in_flight)
-        return [self._in_flight.pop() for _ in range(newest)][::-1]
+        number = len(self._in_flight) if newest is None else newest
+        return [self._in_flight.pop() for _ in range(number)][::-1]
 
     def rewind(self, draw_id: int, trained_mix: Floats, progress: float = 0.0) -> None:
         """Return to the state before draw ``draw_id``, with the trained mix and the target's progress at that time."""
@@ -322,8 +322,6 @@ class FeedbackController:
         """
         self._target.skip_classes(skipped)
         self.reset()
-
-    # -- how the state changes -------------------------------------------------------------------------
 
     def _check_gain(self) -> None:
         law.check_gain(self.alpha.peak, self.lambda1, self.lambda2, self.horizon, self._target.smallest)

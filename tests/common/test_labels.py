@@ -137,12 +137,12 @@ def test_scan_says_what_is_wrong_with_a_sample(samples, error, message):
     [
         ([[0, 1], [1, 0]], r"shape \(N,\), one class per sample, got shape \(2, 2\).*labels\.argmax\(1\)"),
         (3, r"shape \(N,\), one class per sample, got shape \(\)"),
-        ([[0], [0, 1]], r"one class per sample; these are lists of different lengths"),
+        ([[0], [0, 1]], r"one class per sample, got lists of different lengths"),
         ([0.0, 1.0], r"must be integers, got float64\. np\.unique\(labels, return_inverse=True\)"),
         (torch.tensor([0.0, 1.0]), r"must be integers, got float32"),
         ([True, False], r"must be integers, got bool"),
         (["cat", "dog"], r"must be integers, got <U3"),
-        ([0, -1], r"at least 0, got -1\. Leave such samples out with torch\.utils\.data\.Subset"),
+        ([0, -1], r"at least 0, got -1\. Remove such samples with torch\.utils\.data\.Subset"),
         ([0, 3], r"must lie in \[0, 3\), got 3\. State num_classes=4 or more"),
     ],
 )
@@ -216,5 +216,5 @@ def test_labels_that_are_not_one_a_sample_are_refused_wherever_they_come_from():
         def __len__(self):
             return 2
 
-    with pytest.raises(ValueError, match="Limited shows 3 labels for 2 samples"):
+    with pytest.raises(ValueError, match="Limited has 3 labels for 2 samples"):
         find_labels(Limited(targets=[0, 1, 0]))
