@@ -1,4 +1,4 @@
-"""The formulas of the algorithm again, slowly, in plain Python: written from the design, not from the code."""
+"""The formulas of the algorithm in slow, plain Python, written from the design and not from the code."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from collections.abc import Sequence
 Vector = Sequence[float]
 
 
-def floored(mix: Vector, min_prob: float) -> list[float]:
-    """``p = (1 - K * min_prob) * mix + min_prob`` over the classes that may be drawn (``mix > 0``)."""
-    K = sum(1 for share in mix if share > 0)
-    return [(1.0 - K * min_prob) * share + min_prob if share > 0 else 0.0 for share in mix]
+def floored(mix: Vector, min_prob: float, q: Vector | None = None) -> list[float]:
+    """``p = (1 - K * min_prob) * mix + min_prob`` over the ``K`` classes with a target ``q`` (default: ``mix``)."""
+    target = mix if q is None else q
+    K = sum(1 for share in target if share > 0)
+    return [
+        (1.0 - K * min_prob) * share + min_prob if goal > 0 else 0.0 for share, goal in zip(mix, target, strict=True)
+    ]
 
 
 def standardize(losses: Sequence[float | None], q: Vector) -> list[float]:
-    """Mean 0 and deviation 1 under ``q`` over the classes that have been seen, clipped at 3; 0 for the others."""
+    """Mean 0 and deviation 1 under ``q`` over the classes with a loss, clipped at 3; 0 for the others."""
     seen = [(loss, share) for loss, share in zip(losses, q, strict=True) if loss is not None and share > 0]
     if len(seen) < 2:
         return [0.0] * len(losses)
@@ -51,12 +54,12 @@ def law(
     logits = []
     for i in drawn:
         deficit = 1.0 - trained_mix[i] / q[i]
-        hard = 0.0 if loss_score is None else loss_score[i]
-        logits.append(math.log(q[i]) + alpha * (lambda1 * deficit + lambda2 * hard))
+        score = 0.0 if loss_score is None else loss_score[i]
+        logits.append(math.log(q[i]) + alpha * (lambda1 * deficit + lambda2 * score))
     mix = [0.0] * len(q)
     for i, share in zip(drawn, softmax(logits), strict=True):
         mix[i] = share
-    return floored(mix, min_prob)
+    return floored(mix, min_prob, q)
 
 
 def count_law(
@@ -69,7 +72,7 @@ def count_law(
     lambda2: float = 0.0,
     min_prob: float = 1e-6,
 ) -> list[float]:
-    """The published law as it stands: ``p = softmax(alpha * (lambda1 * (q * t - n) + lambda2 * l))``."""
+    """The published law: ``p = softmax(alpha * (lambda1 * (q * t - n) + lambda2 * l))``."""
     total = sum(counts)
     logits = [alpha * (lambda1 * (q[i] * total - counts[i]) + lambda2 * losses[i]) for i in range(len(q))]
     K = len(q)
@@ -77,7 +80,7 @@ def count_law(
 
 
 def follow(trained_mix: Vector, counts: Vector, horizon: float) -> list[float]:
-    """``r <- (1 - 1/H) * r + (1/H) * c / sum(c)``; a batch without samples leaves ``r`` as it was."""
+    """``r <- (1 - 1/H) * r + (1/H) * c / sum(c)``; a batch without samples leaves ``r`` unchanged."""
     total = sum(counts)
     if total == 0:
         return list(trained_mix)
@@ -85,14 +88,14 @@ def follow(trained_mix: Vector, counts: Vector, horizon: float) -> list[float]:
 
 
 def follow_score(loss_score: Vector, z: Vector, horizon: float) -> list[float]:
-    """``e <- (1 - 1/H) * e + (1/H) * z``: the memory of the trained mix."""
+    """``e <- (1 - 1/H) * e + (1/H) * z``."""
     return [(1.0 - 1.0 / horizon) * old + new / horizon for old, new in zip(loss_score, z, strict=True)]
 
 
 def follow_losses(
     losses: Sequence[float | None], labels: Sequence[int], values: Vector, beta: float
 ) -> list[float | None]:
-    """``l <- beta * l + (1 - beta) * mean``; the first mean of a class as it is; what is not finite left out."""
+    """``l <- beta * l + (1 - beta) * mean`` over the finite losses; the first mean of a class replaces None."""
     followed = list(losses)
     for label in range(len(losses)):
         mine = [v for y, v in zip(labels, values, strict=True) if y == label and math.isfinite(v)]
@@ -126,7 +129,7 @@ def importance_weights(
     normalize: bool = False,
     exponent: float = 1.0,
 ) -> list[float]:
-    """``w = min((q[y] / p[y]) ** exponent, max_w)``, divided by the batch's mean where asked."""
+    """``w = min((q[y] / p[y]) ** exponent, max_w)``; with ``normalize`` divided by the batch's mean."""
     weights = []
     for y in labels:
         weight = (q[y] / p[y]) ** exponent
@@ -152,9 +155,10 @@ def settle(
     batches: int = 1000,
     until: float = -1.0,
 ) -> tuple[list[float], int]:
-    """Run the loop without noise, each batch the exact ``p`` with a share ``kept`` of each class left of it.
+    """Run the loop without noise: each batch has exactly the class mix ``p``.
 
-    Returns the trained mix after ``batches``, or where it first lies within ``until`` of ``q``, and when.
+    Of each class the share ``kept`` is trained on. Stop as soon as the trained mix is within ``until`` of ``q``. Return
+    the trained mix and the number of batches.
     """
     now = list(trained_mix)
     for batch in range(batches):

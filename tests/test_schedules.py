@@ -24,7 +24,7 @@ def test_ramps_follow_their_formulas(start, end, duration, begin, t):
 
 
 @pytest.mark.parametrize("ramp", [Linear, Cosine])
-def test_ramp_is_level_before_and_after(ramp):
+def test_ramp_is_constant_before_and_after(ramp):
     schedule = ramp(1.0, 5.0, 10, begin=20)
     assert [schedule(step=t, epoch=0) for t in (0, 20, 30, 1000)] == [1.0, 1.0, 5.0, 5.0]
 
@@ -35,13 +35,13 @@ def test_unit_chooses_the_clock(ramp):
     assert ramp(0.0, 4.0, 2, unit="step")(step=1, epoch=1000) == pytest.approx(2.0)
 
 
-def test_step_changes_once_on_its_clock():
+def test_step_jumps_once():
     assert [Step(1.0, 5.0, at=3)(step=t, epoch=9) for t in (0, 2, 3, 99)] == [1.0, 1.0, 5.0, 5.0]
     assert [Step(1.0, 5.0, at=3, unit="epoch")(step=99, epoch=e) for e in (2, 3)] == [1.0, 5.0]
     assert (Step(5.0, 1.0, at=3).trough, Step(5.0, 1.0, at=3).peak) == (1.0, 5.0)
 
 
-def test_join_hands_over_at_its_boundaries():
+def test_join_changes_at_its_boundaries():
     schedule = Join([Constant(1.0), Constant(2.0), Constant(3.0)], [10, 20])
     assert [schedule(step=t, epoch=0) for t in (0, 9, 10, 19, 20, 99)] == [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]
     by_epoch = Join([Constant(1.0), Constant(2.0)], [3], unit="epoch")
@@ -67,16 +67,16 @@ def test_schedule_stays_between_trough_and_peak(schedules):
 
 
 @pytest.mark.parametrize("number", [3, 3.5, np.float64(3.5), np.float32(3.5), np.int64(3)])
-def test_number_becomes_a_constant_schedule(number):
+def test_number_becomes_a_constant(number):
     assert as_schedule(number) == Constant(float(number))
 
 
-def test_schedule_stays_itself():
+def test_schedule_is_unchanged():
     schedule = Linear(0.0, 1.0, 5)
     assert as_schedule(schedule) is schedule
 
 
-def test_own_schedule_needs_its_largest_value():
+def test_subclass_needs_its_extremes():
     class Half(Schedule):
         def __call__(self, step, epoch):
             return 0.5
@@ -86,7 +86,7 @@ def test_own_schedule_needs_its_largest_value():
 
 
 @pytest.mark.parametrize("value", [True, "8", None, lambda step: 8.0])
-def test_what_is_no_number_and_no_schedule_is_refused(value):
+def test_other_types_are_refused(value):
     with pytest.raises(TypeError, match=r"Expected a number or a .*Schedule, got .*subclass Schedule"):
         as_schedule(value)
 
@@ -109,7 +109,7 @@ def test_what_is_no_number_and_no_schedule_is_refused(value):
         (lambda: Shift(Linear(-0.5, 1.0, 5)), r"got values from -0.5 to 1"),
     ],
 )
-def test_bad_schedule_is_refused_with_its_rule(make, message):
+def test_invalid_schedule_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 

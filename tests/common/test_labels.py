@@ -14,7 +14,7 @@ class Untouchable(Dataset):
         self.__dict__.update(attributes)
 
     def __len__(self):
-        return next((len(shown) for shown in vars(self).values() if hasattr(shown, "__len__")), 4)
+        return next((len(value) for value in vars(self).values() if hasattr(value, "__len__")), 4)
 
     def __getitem__(self, index):
         raise AssertionError("a sample was loaded")
@@ -58,17 +58,17 @@ class Stream(IterableDataset):
         ConcatDataset([Subset(Untouchable(targets=[0, 1, 7]), [0, 1]), Untouchable(labels=[1, 2])]),
     ],
 )
-def test_labels_are_found_without_loading_a_sample(source):
-    found = find_labels(source)
-    assert found.dtype.kind in "iu"
-    assert found.tolist() == [0, 1, 1, 2]
+def test_no_sample_is_loaded(source):
+    labels = find_labels(source)
+    assert labels.dtype.kind in "iu"
+    assert labels.tolist() == [0, 1, 1, 2]
 
 
-def test_subset_takes_its_indices_as_a_tensor_too():
+def test_subset_with_a_tensor_of_indices():
     assert find_labels(Subset(Untouchable(targets=[2, 1, 0, 1]), torch.tensor([3, 0]))).tolist() == [1, 2]
 
 
-def test_given_labels_go_before_the_data_sets_own():
+def test_labels_argument_has_priority():
     assert find_labels(Untouchable(targets=[0, 0, 0, 0]), labels=[0, 1, 1, 2]).tolist() == [0, 1, 1, 2]
 
 
@@ -82,7 +82,7 @@ def test_memory_map_is_not_copied(tmp_path):
     assert find_labels(Untouchable(targets=labels)) is labels
 
 
-def test_subset_with_labels_of_its_own_is_taken_at_its_word():
+def test_own_labels_of_a_subset_have_priority():
     class Remapped(Subset):
         targets = np.array([1, 0])
 
@@ -90,17 +90,18 @@ def test_subset_with_labels_of_its_own_is_taken_at_its_word():
 
 
 def test_tensor_is_copied():
-    # Its memory moves when torch shares it with a spawned worker.
+    """Its memory moves when torch shares it with a spawned worker."""
     labels = torch.tensor([0, 1, 1])
     assert not np.shares_memory(find_labels(labels), labels.numpy())
 
 
-def test_image_folder_is_not_read(tmp_path):
+@pytest.mark.slow
+def test_images_are_not_read(tmp_path):
     torchvision = pytest.importorskip("torchvision")
     image = pytest.importorskip("PIL.Image")
-    for name, many in (("cat", 3), ("dog", 1)):
+    for name, count in (("cat", 3), ("dog", 1)):
         (tmp_path / name).mkdir()
-        for i in range(many):
+        for i in range(count):
             image.new("RGB", (2, 2)).save(tmp_path / name / f"{i}.png")
 
     def unreadable(path):
@@ -127,7 +128,7 @@ def test_scan_reads_each_sample_once(wrap):
         ([], ValueError, r"empty: there is nothing to draw from"),
     ],
 )
-def test_scan_says_what_is_wrong_with_a_sample(samples, error, message):
+def test_invalid_sample_is_refused_by_scan(samples, error, message):
     with pytest.raises(error, match=message):
         find_labels(Samples(samples), labels="scan")
 
@@ -146,18 +147,18 @@ def test_scan_says_what_is_wrong_with_a_sample(samples, error, message):
         ([0, 3], r"must lie in \[0, 3\), got 3\. State num_classes=4 or more"),
     ],
 )
-def test_bad_labels_are_refused_with_rule_and_remedy(labels, message):
+def test_invalid_labels_are_refused(labels, message):
     with pytest.raises(ValueError, match=message):
         check_labels(labels, 3)
 
 
-def test_no_labels_are_integers_of_no_samples():
+def test_empty_labels_are_integers():
     assert check_labels([]).shape == (0,)
     assert check_labels([]).dtype == np.int64
 
 
 @pytest.mark.parametrize("source", [[], np.array([], dtype=int), Subset(Untouchable(targets=[0, 1, 2, 0]), [])])
-def test_empty_data_is_refused(source):
+def test_empty_data_set_is_refused(source):
     with pytest.raises(ValueError, match=r"data set is empty: there is nothing to draw from"):
         find_labels(source)
 
@@ -171,24 +172,25 @@ def test_empty_data_is_refused(source):
         (Stream(), r"Stream is a stream: .* needs a map-style data set"),
     ],
 )
-def test_data_set_whose_labels_cannot_be_found_is_refused_with_the_remedy(source, message):
+def test_data_set_without_labels_is_refused(source, message):
     with pytest.raises(TypeError, match=message):
         find_labels(source)
 
 
-def test_labels_that_do_not_fit_the_data_set_are_refused():
+def test_labels_argument_must_fit_the_data():
     with pytest.raises(ValueError, match=r"one per sample: got 3 for 4 samples"):
         find_labels(Untouchable(), labels=[0, 1, 1])
     with pytest.raises(ValueError, match=r"one class per sample, 'scan' or None, got 'read'"):
         find_labels(Untouchable(), labels="read")
 
 
-def test_method_called_labels_is_not_taken_for_the_labels():
+def test_method_called_labels_is_ignored():
     with pytest.raises(TypeError, match=r"neither 'targets' nor 'labels'"):
         find_labels(Untouchable(labels=lambda: [0, 1, 1, 2]))
 
 
-def test_every_integer_type_goes_through_sampler_and_controller():
+def test_every_integer_type_is_accepted():
+    """By the sampler and the controller, too."""
     for dtype in (np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64):
         labels = np.array([0, 1, 1, 0], dtype=dtype)
         controller = FeedbackController(2)
@@ -201,7 +203,7 @@ def test_every_integer_type_goes_through_sampler_and_controller():
     ("classes", "expected"),
     [(["a", "b"], ["a", "b"]), (("a", "b"), ["a", "b"]), ([7, 8], ["7", "8"]), ("ab", None), (None, None)],
 )
-def test_class_names_are_the_data_sets_own(classes, expected):
+def test_class_names(classes, expected):
     data = TensorDataset(torch.zeros(2))
     data.classes = classes
     assert class_names(data) == class_names(Subset(data, [0])) == expected
@@ -211,7 +213,7 @@ def test_scan_reads_mappings():
     assert find_labels(Samples([{"x": 0.0, "label": y} for y in (0, 2, 1)]), labels="scan").tolist() == [0, 2, 1]
 
 
-def test_labels_that_are_not_one_a_sample_are_refused_wherever_they_come_from():
+def test_own_labels_must_fit_the_data():
     class Limited(Untouchable):
         def __len__(self):
             return 2

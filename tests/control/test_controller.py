@@ -28,7 +28,7 @@ from lightning_fair.schedules import Linear, Shift, Step
     horizon=st.floats(41.0, 100.0),
     seed=st.integers(0, 1000),
 )
-def test_controller_follows_the_slow_reference(q, alpha, lambda1, lambda2, beta, floor, horizon, seed):
+def test_controller_follows_reference(q, alpha, lambda1, lambda2, beta, floor, horizon, seed):
     K = q.size
     controller = FeedbackController(
         K, q, alpha, lambda1, lambda2, min_prob=floor / K, horizon=horizon, loss_ema_decay=beta
@@ -55,7 +55,7 @@ def test_controller_follows_the_slow_reference(q, alpha, lambda1, lambda2, beta,
 
 
 @given(q=class_mixes(), seed=st.integers(0, 1000), floor=st.floats(0.0, 0.99))
-def test_probabilities_sum_to_one_and_keep_the_floor(q, seed, floor):
+def test_sums_to_one_and_keeps_floor(q, seed, floor):
     controller = FeedbackController(q.size, q, alpha=30.0, lambda2=0.5, min_prob=floor / q.size, horizon=64.0)
     rng = np.random.default_rng(seed)
     for _ in range(5):
@@ -66,7 +66,7 @@ def test_probabilities_sum_to_one_and_keep_the_floor(q, seed, floor):
         assert (p >= floor / q.size * (1.0 - 1e-12)).all()
 
 
-def test_first_batch_is_drawn_from_the_target():
+def test_first_batch_has_the_target():
     q = [0.6, 0.3, 0.1]
     np.testing.assert_allclose(FeedbackController(3, q, min_prob=0.0).get_probs(), q, rtol=1e-12)
 
@@ -78,7 +78,7 @@ def test_gain_of_zero_ignores_feedback():
 
 
 @given(q=class_mixes(2), seed=st.integers(0, 1000))
-def test_larger_deficit_gives_more_probability_for_the_same_target(q, seed):
+def test_more_deficit_gives_more_probability(q, seed):
     controller = FeedbackController(q.size, alpha=8.0)  # uniform
     controller.step_update(np.random.default_rng(seed).integers(0, q.size, 7))
     order = np.argsort(controller.deficits)
@@ -87,7 +87,7 @@ def test_larger_deficit_gives_more_probability_for_the_same_target(q, seed):
 
 
 @given(q=class_mixes(), seed=st.integers(0, 1000))
-def test_permuting_the_classes_permutes_the_answer(q, seed):
+def test_permuted_classes_permute_the_mix(q, seed):
     rng = np.random.default_rng(seed)
     order = rng.permutation(q.size)  # old class order[i] is new class i
     new_label = np.argsort(order)
@@ -103,7 +103,7 @@ def test_permuting_the_classes_permutes_the_answer(q, seed):
 def test_class_with_target_zero_is_never_drawn():
     controller = FeedbackController(3, [0.5, 0.0, 0.5], lambda2=0.5, min_prob=0.01)
     for _ in range(20):
-        controller.step_update([0, 1], [1.0, 5.0])  # it may turn up in what was trained on
+        controller.step_update([0, 1], [1.0, 5.0])  # batches from elsewhere may have it
         assert controller.get_probs()[1] == 0.0
         assert controller.get_probs().min() == 0.0
         assert controller.get_probs().sum() == pytest.approx(1.0)
@@ -118,7 +118,7 @@ def test_harder_class_is_drawn_more_often():
     assert p[0] < p[1] < p[2]
 
 
-def test_unit_of_the_losses_does_not_matter():
+def test_losses_have_no_unit():
     small, large = FeedbackController(3, lambda2=0.3), FeedbackController(3, lambda2=0.3)
     for losses in ([1.0, 2.0, 5.0], [3.0, 1.0, 2.0], [2.0, 2.0, 2.0]):
         small.step_update([0, 1, 2], np.array(losses) * 1e-6)
@@ -127,7 +127,7 @@ def test_unit_of_the_losses_does_not_matter():
     assert np.ptp(small.get_probs()) > 0.001
 
 
-def test_schedule_of_the_gain_follows_step_and_epoch():
+def test_gain_follows_its_schedule():
     by_step = FeedbackController(2, alpha=Linear(0.0, 8.0, 4), min_prob=0.0, horizon=16.0)
     trained_mix = [0.5, 0.5]
     for step in range(8):
@@ -145,18 +145,19 @@ def test_schedule_of_the_gain_follows_step_and_epoch():
 @pytest.mark.parametrize(
     ("K", "target", "expected"), [(2, None, 16), (10, None, 16), (1000, None, 375), (2, [0.99, 0.01], 38)]
 )
-def test_default_horizon_expects_every_class_two_dozen_times_in_batches_of_64(K, target, expected):
+def test_default_horizon(K, target, expected):
+    """The rarest class is expected 24 times within the horizon, in batches of 64."""
     controller = FeedbackController(K, target)
     assert controller.horizon == expected
     assert controller.horizon * 64 * controller.q.min() >= 24
 
 
-def test_target_that_is_next_to_nothing_still_makes_a_controller():
+def test_tiny_target_gives_a_mix():
     p = FeedbackController(2, [1.0 - 1e-320, 1e-320]).get_probs()
     assert p.sum() == pytest.approx(1.0)
 
 
-def test_what_is_handed_out_cannot_spoil_the_state():
+def test_returned_arrays_cannot_change_the_state():
     controller = FeedbackController(2)
     with pytest.raises(ValueError, match="read-only"):
         controller.q[0] = 1.0
@@ -166,7 +167,7 @@ def test_what_is_handed_out_cannot_spoil_the_state():
     assert draw.probs.tolist() == controller.get_probs().tolist() == [0.5, 0.5]
 
 
-def test_reset_forgets_everything_seen():
+def test_reset_restores_the_first_state():
     controller = FeedbackController(3, [0.5, 0.3, 0.2], lambda2=0.5)
     fresh = controller.state_dict()
     make_draw(controller, [1, 1, 1])
@@ -180,7 +181,8 @@ def test_reset_forgets_everything_seen():
 # -- draws in flight -----------------------------------------------------------------------------------
 
 
-def test_probabilities_between_a_draw_and_its_update_are_those_of_the_draw():
+def test_get_probs_is_that_of_the_oldest_draw():
+    """Between a draw and its step_update, get_probs() is exactly the p of that draw."""
     controller = FeedbackController(2)
     draws = [make_draw(controller, counts) for counts in ([4, 0], [1, 3], [2, 2])]
     for draw in draws:
@@ -190,14 +192,14 @@ def test_probabilities_between_a_draw_and_its_update_are_those_of_the_draw():
     assert controller.get_probs().tolist() == controller.next_probs().tolist()
 
 
-def test_draw_in_flight_counts_at_once():
+def test_draw_counts_as_trained_at_once():
     controller, seen = FeedbackController(2), FeedbackController(2)
     make_draw(controller, [3, 1])
     seen.step_update([0, 0, 0, 1])
     assert controller.next_probs().tolist() == seen.next_probs().tolist()
 
 
-def test_batch_that_was_trained_on_as_drawn_changes_nothing_more():
+def test_report_of_the_drawn_counts_changes_nothing():
     controller = FeedbackController(2)
     draw = make_draw(controller, [3, 1])
     before = controller.trained_mix
@@ -205,7 +207,7 @@ def test_batch_that_was_trained_on_as_drawn_changes_nothing_more():
     assert controller.trained_mix.tolist() == before.tolist()
 
 
-def test_what_was_really_seen_replaces_what_was_drawn():
+def test_reported_counts_replace_drawn_counts():
     controller, seen = FeedbackController(3), FeedbackController(3)
     for drawn, kept in (([2, 2, 4], [2, 2, 0]), ([3, 3, 2], [0, 3, 1]), ([2, 3, 3], [2, 3, 3])):
         make_draw(controller, drawn)
@@ -215,8 +217,8 @@ def test_what_was_really_seen_replaces_what_was_drawn():
         np.testing.assert_allclose(controller.get_probs(), seen.get_probs(), rtol=1e-9)
 
 
-def test_trained_mix_is_put_right_for_what_the_batch_still_weighs_in_it():
-    # The mix is linear in its batches, so it ends where it would have, had the first batch been what was seen.
+def test_late_report_corrects_the_trained_mix():
+    """The mix is linear in its batches, so it ends as if the first batch had had the reported counts."""
     controller = FeedbackController(3, horizon=16.0)
     for drawn in ([2, 2, 4], [3, 3, 2], [2, 3, 3]):
         make_draw(controller, drawn)
@@ -228,7 +230,8 @@ def test_trained_mix_is_put_right_for_what_the_batch_still_weighs_in_it():
 
 
 @pytest.mark.parametrize("later", [[], [[3, 1]], [[3, 1], [0, 4]]])
-def test_skipped_step_leaves_the_mix_as_if_it_had_never_been_drawn(later):
+def test_skipped_step_removes_its_draw(later):
+    """The trained mix is as if the batch had never been drawn."""
     controller = FeedbackController(2, horizon=16.0)
     for drawn in ([1, 3], *later):
         make_draw(controller, drawn)
@@ -239,7 +242,7 @@ def test_skipped_step_leaves_the_mix_as_if_it_had_never_been_drawn(later):
     np.testing.assert_allclose(controller.trained_mix, trained_mix, rtol=1e-12)
 
 
-def test_feedback_takes_effect_after_the_lag():
+def test_feedback_takes_effect_after_its_delay():
     controller = FeedbackController(2, lambda2=0.5, feedback_delay=3)
     make_draw(controller, [2, 2])
     controller.step_update([0, 0, 1, 1], [1.0, 1.0, 3.0, 3.0])
@@ -251,7 +254,8 @@ def test_feedback_takes_effect_after_the_lag():
     assert controller.ema_loss.tolist() == [1.0, 3.0]
 
 
-def test_withdrawn_draws_are_no_longer_in_flight():
+def test_withdrawn_draw_can_be_redrawn():
+    """A withdrawn draw leaves those in flight, and enters the trained mix only once."""
     controller = FeedbackController(2)
     draws = [make_draw(controller, [2, 2]) for _ in range(3)]
     assert controller.in_flight == tuple(draws)
@@ -263,7 +267,7 @@ def test_withdrawn_draws_are_no_longer_in_flight():
     assert controller.trained_mix.tolist() == trained_mix.tolist()
 
 
-def test_draw_can_be_named_where_it_is_not_the_oldest():
+def test_report_of_a_newer_draw():
     controller = FeedbackController(2)
     first, second = make_draw(controller, [4, 0]), make_draw(controller, [0, 4])
     controller.report(second.counts, draw=second)
@@ -274,12 +278,12 @@ def test_draw_can_be_named_where_it_is_not_the_oldest():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_loss_that_is_not_finite_is_left_out_and_said_once(bad):
+def test_infinite_loss_is_left_out_with_one_warning(bad):
     controller = FeedbackController(3, alpha=1.0, lambda2=0.5)
     controller.step_update([0, 1, 2], [1.0, 2.0, 3.0])
-    with pytest.warns(UserWarning, match=r"Some losses are NaN or infinite\. They are left out") as said:
+    with pytest.warns(UserWarning, match=r"Some losses are NaN or infinite\. They are left out") as warned:
         controller.step_update([0, 0, 1], [bad, 5.0, bad])
-    assert len(said) == 1
+    assert len(warned) == 1
     np.testing.assert_allclose(controller.ema_loss, [0.9 * 1.0 + 0.1 * 5.0, 2.0, 3.0])
     assert state_is_finite(controller)
     with warnings.catch_warnings():
@@ -289,7 +293,7 @@ def test_loss_that_is_not_finite_is_left_out_and_said_once(bad):
 
 
 @pytest.mark.parametrize("sums", [[math.nan, 2.0], [math.inf, 2.0]])
-def test_sum_that_is_not_finite_is_left_out_and_said_once(sums):
+def test_infinite_loss_sum_is_left_out(sums):
     controller = FeedbackController(2, lambda2=0.5)
     with pytest.warns(UserWarning, match="NaN or infinite"):
         controller.report(np.array([2, 2]), np.array(sums), np.array([2, 2]))
@@ -299,7 +303,7 @@ def test_sum_that_is_not_finite_is_left_out_and_said_once(sums):
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 @pytest.mark.parametrize("size", [1e-300, 1e38, 1e200, 1.5e308])
-def test_losses_of_any_finite_size_leave_the_state_finite(size):
+def test_huge_losses_leave_the_state_finite(size):
     controller = FeedbackController(3, lambda2=0.5)
     for _ in range(3):
         controller.step_update([0, 1, 2], [size, 1.1 * size, 0.5 * size])
@@ -307,28 +311,28 @@ def test_losses_of_any_finite_size_leave_the_state_finite(size):
 
 
 @pytest.mark.parametrize("losses", [None, [], torch.zeros(0)])
-def test_empty_batch_leaves_the_state_as_it_is(losses):
+def test_empty_batch_changes_nothing(losses):
     controller = FeedbackController(2, lambda2=0.5)
     controller.step_update([0, 0, 1], [1.0, 2.0, 3.0])
-    trained_mix, ewma = controller.trained_mix, controller.ema_loss
+    trained_mix, ema_loss = controller.trained_mix, controller.ema_loss
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         controller.step_update([], losses)
         controller.step_update(torch.zeros(0, dtype=torch.int64), losses)
     assert controller.trained_mix.tolist() == trained_mix.tolist()
-    assert controller.ema_loss.tolist() == ewma.tolist()
+    assert controller.ema_loss.tolist() == ema_loss.tolist()
     assert state_is_finite(controller)
 
 
-def test_unseen_class_is_drawn_as_if_its_loss_were_average():
+def test_class_without_loss_counts_as_average():
     controller = FeedbackController(3, alpha=4.0, lambda2=0.5, min_prob=0.0)
     for _ in range(5):
         controller.step_update([0, 2], [1.0, 3.0])
         controller.step_update([1])
     assert math.isnan(controller.ema_loss[1])
     assert state_is_finite(controller)
-    # The deficits of 0 and 2 are alike and their emphasis is -e and +e, so the unseen class, whose emphasis
-    # is 0, keeps what the deficits alone give it against their geometric mean.
+    # Classes 0 and 2 have the same deficit and the loss scores -e and +e. The class without a loss has the score 0, so
+    # losses do not change its ratio to their geometric mean.
     plain = FeedbackController(3, alpha=4.0, min_prob=0.0)
     for _ in range(5):
         plain.step_update([0, 2])
@@ -338,7 +342,7 @@ def test_unseen_class_is_drawn_as_if_its_loss_were_average():
     assert p[1] / math.sqrt(p[0] * p[2]) == pytest.approx(without[1] / math.sqrt(without[0] * without[2]))
 
 
-def test_losses_that_are_all_alike_change_nothing():
+def test_equal_losses_change_nothing():
     with_losses, without = (FeedbackController(3, lambda2=x, horizon=64.0) for x in (5.0, 0.0))
     for _ in range(3):
         with_losses.step_update([0, 1, 2, 2], [0.1 + 0.2, 0.3, 0.3, 0.3])
@@ -346,7 +350,8 @@ def test_losses_that_are_all_alike_change_nothing():
     np.testing.assert_allclose(with_losses.get_probs(), without.get_probs(), rtol=1e-9)
 
 
-def test_class_away_for_ever_so_long_is_caught_up_within_bounds():
+def test_long_absence_does_not_wind_up():
+    """The deficit is at most 1, and after 10,000 batches the same as after ten horizons."""
     # No wind-up: the deficit is at most 1, and away for 10,000 batches is the same as for ten horizons.
     long, short = FeedbackController(2, horizon=16.0), FeedbackController(2, horizon=16.0)
     for batch in range(10_000):
@@ -375,7 +380,7 @@ def drawn(controller, size=4000):
     return probs
 
 
-def test_target_that_moves_is_followed_at_once_and_leaves_no_debt():
+def test_moving_target_leaves_no_deficit():
     controller = shifting(Step(0.0, 1.0, at=50))
     probs = [drawn(controller) for _ in range(100)]
     np.testing.assert_allclose(probs[:50], np.tile(PRIOR, (50, 1)), atol=2e-3)
@@ -391,7 +396,7 @@ def test_target_that_moves_is_followed_at_once_and_leaves_no_debt():
     before=st.floats(0.0, 1.0),
     after=st.floats(0.0, 1.0),
 )
-def test_deficits_stay_in_proportion_when_the_target_moves(start, end, counts, before, after):
+def test_moving_target_keeps_deficits_in_proportion(start, end, counts, before, after):
     controller = FeedbackController(4, Shift(Step(before, after, at=1), start, end), horizon=1e6, alpha=2.0)
     controller.next_probs()
     controller.report(np.array(counts))
@@ -403,7 +408,7 @@ def test_deficits_stay_in_proportion_when_the_target_moves(start, end, counts, b
     np.testing.assert_allclose(moved / moved.mean(), served / served.mean(), rtol=1e-9)
 
 
-def test_class_that_the_target_comes_to_want_starts_without_a_deficit():
+def test_new_class_begins_without_a_deficit():
     controller = FeedbackController(2, Shift(Step(0.0, 1.0, at=3), start=[1.0, 0.0]), horizon=20)
     assert controller.next_probs().tolist() == [1.0, 0.0]
     for _ in range(3):
@@ -412,7 +417,7 @@ def test_class_that_the_target_comes_to_want_starts_without_a_deficit():
     assert controller.deficits.tolist() == [0.0, 0.0]
 
 
-def test_target_at_hand_is_that_of_the_draw():
+def test_get_target_is_that_of_the_oldest_draw():
     controller = shifting(Linear(0.0, 1.0, 4))
     targets = []
     for _ in range(3):
@@ -426,7 +431,7 @@ def test_target_at_hand_is_that_of_the_draw():
     assert controller.get_target().tolist() == controller.q.tolist()
 
 
-def test_horizon_and_stability_hold_for_both_ends_of_a_shift():
+def test_both_endpoints_set_horizon_and_stability():
     progress = Linear(0.0, 1.0, 10)
     assert FeedbackController(3, Shift(progress, start=PRIOR)).horizon == FeedbackController(3, PRIOR).horizon
     assert FeedbackController(3, Shift(progress, "uniform", PRIOR)).horizon == FeedbackController(3, PRIOR).horizon
@@ -434,7 +439,7 @@ def test_horizon_and_stability_hold_for_both_ends_of_a_shift():
         FeedbackController(3, Shift(progress, start=PRIOR), alpha=40.0, horizon=20)
 
 
-def test_state_of_another_shift_is_refused():
+def test_state_of_another_target_is_refused():
     state = shifting(Step(0.0, 1.0, at=5)).state_dict()
     with pytest.raises(ValueError, match="The state steers to"):
         FeedbackController(3, horizon=40).load_state_dict(state)
@@ -464,7 +469,7 @@ MOVING = {"target_probs": Shift(Linear(0.0, 1.0, 12), start=[0.5, 0.3, 0.2])}
 
 
 @pytest.mark.parametrize("settings", [{}, MOVING])
-def test_loaded_state_goes_on_bit_for_bit(settings):
+def test_loaded_state_continues_exactly(settings):
     controller = busy_controller(**settings)
     file = io.BytesIO()
     torch.save(controller.state_dict(), file)
@@ -507,7 +512,7 @@ def test_state_is_a_snapshot():
     assert same(state, copy)
 
 
-def test_state_of_another_version_is_refused_and_changes_nothing():
+def test_refused_state_changes_nothing():
     controller = busy_controller()
     before = controller.state_dict()
     with pytest.raises(ValueError, match=r"reads state version \d+, got 99\. Resume with the version"):
@@ -526,7 +531,7 @@ def test_state_of_another_version_is_refused_and_changes_nothing():
 # -- target --------------------------------------------------------------------------------------------
 
 
-def test_skipped_classes_share_their_target_out_in_proportion():
+def test_skipped_classes_share_out_their_target():
     controller = FeedbackController(4, [0.4, 0.3, 0.2, 0.1])
     controller.skip_classes(np.array([True, False, False, True]))
     np.testing.assert_allclose(controller.q, [0.0, 0.6, 0.4, 0.0])
@@ -566,12 +571,12 @@ def test_skipped_classes_share_their_target_out_in_proportion():
         ({"feedback_delay": 0}, r"feedback_delay must be an integer of at least 1, got 0"),
     ],
 )
-def test_bad_argument_is_refused_with_its_rule(arguments, message):
+def test_invalid_argument_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         FeedbackController(**{"num_classes": 3, **arguments})
 
 
-def test_gain_that_is_no_number_is_refused():
+def test_gain_of_another_type_is_refused():
     with pytest.raises(TypeError, match=r"Expected a number or a .*Schedule, got '8'"):
         FeedbackController(3, alpha="8")
 
@@ -588,7 +593,7 @@ def test_gain_that_is_no_number_is_refused():
         ([-1, 0], None, r"labels must be at least 0, got -1"),
     ],
 )
-def test_bad_report_is_refused_and_changes_nothing(labels, losses, message):
+def test_refused_report_changes_nothing(labels, losses, message):
     controller = FeedbackController(3)
     make_draw(controller, [1, 1, 0])
     before = controller.state_dict()
@@ -597,7 +602,7 @@ def test_bad_report_is_refused_and_changes_nothing(labels, losses, message):
     assert same(controller.state_dict(), before)
 
 
-def test_losses_with_a_graph_or_in_half_precision_are_taken():
+def test_tensors_are_accepted_as_losses():
     controller = FeedbackController(2)
     controller.step_update(torch.tensor([0, 1]), torch.tensor([1.0, 2.0], requires_grad=True))
     controller.step_update(torch.tensor([0, 1]), torch.tensor([1.0, 2.0], dtype=torch.bfloat16))

@@ -5,7 +5,7 @@ import torch
 from lightning_fair.control.target import MovingTarget, resolve_target, target_endpoints
 from lightning_fair.schedules import Linear, Shift, Step
 
-# -- what target_probs may say ---------------------------------------------------------------------
+# -- values of target_probs ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ shares = st.lists(st.floats(0.01, 1.0), min_size=2, max_size=8)
     max_w=st.sampled_from([None, 0.5, 2.0]),
     normalize=st.booleans(),
 )
-def test_weights_are_those_of_the_slow_reference(data, exponent, max_w, normalize):
+def test_weights_follow_reference(data, exponent, max_w, normalize):
     p = np.array(data.draw(shares))
     q = np.array(data.draw(st.lists(st.floats(0.0, 1.0), min_size=p.size, max_size=p.size))) + 1e-3
     p, q = p / p.sum(), q / q.sum()
@@ -29,7 +29,7 @@ def test_weights_are_those_of_the_slow_reference(data, exponent, max_w, normaliz
 
 
 @given(data=st.data())
-def test_expected_weighted_loss_is_the_risk_under_q(data):
+def test_expected_weighted_loss_is_the_risk(data):
     p = np.array(data.draw(shares))
     q = np.array(data.draw(st.lists(st.floats(0.01, 1.0), min_size=p.size, max_size=p.size)))
     loss = np.array(data.draw(st.lists(st.floats(-5.0, 5.0), min_size=p.size, max_size=p.size)))
@@ -39,7 +39,7 @@ def test_expected_weighted_loss_is_the_risk_under_q(data):
 
 @pytest.mark.parametrize("labels", [[0, 1, 1], np.array([0, 1, 1]), torch.tensor([0, 1, 1])])
 @pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
-def test_lists_arrays_and_tensors_are_all_taken(labels, kind):
+def test_lists_arrays_and_tensors_are_accepted(labels, kind):
     weights = importance_weights(labels, kind([0.5, 0.5]), kind([0.75, 0.25]))
     np.testing.assert_allclose(weights.numpy(), [2 / 3, 2.0, 2.0], rtol=1e-6)
 
@@ -49,12 +49,12 @@ def test_empty_batch_has_no_weights():
         assert importance_weights([], [0.5, 0.5], [0.5, 0.5], normalize=normalize).shape == (0,)
 
 
-def test_class_without_probability_weighs_nothing_in_the_table():
+def test_class_without_probability_weighs_zero():
     assert class_weights([0.5, 0.5], [1.0, 0.0]).tolist() == [0.5, 0.0]
     assert class_weights([0.5, 0.5], [1.0, 0.0], exponent=0.0).tolist() == [1.0, 0.0]
 
 
-def test_normalised_weights_stay_finite_where_all_are_zero():
+def test_normalized_zero_weights_are_finite():
     assert torch.isfinite(importance_weights([0, 0], [0.0, 1.0], [0.5, 0.5], normalize=True)).all()
 
 
@@ -73,19 +73,20 @@ def test_normalised_weights_stay_finite_where_all_are_zero():
         (([0.0], [0.5, 0.5], [0.5, 0.5]), r"labels must be integers"),
     ],
 )
-def test_bad_arguments_are_refused_with_their_rule(arguments, message):
+def test_invalid_argument_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         importance_weights(*arguments)
 
 
 @pytest.mark.parametrize("exponent", [-0.1, 1.1, float("nan")])
-def test_exponent_outside_its_range_is_refused(exponent):
+def test_exponent_out_of_range_is_refused(exponent):
     with pytest.raises(ValueError, match=r"exponent must lie in \[0, 1\], got"):
         importance_weights([0], [0.5, 0.5], [0.5, 0.5], exponent=exponent)
 
 
 @given(weights=st.lists(st.floats(0.001, 100.0), min_size=1, max_size=30))
-def test_effective_sample_size_is_kishs_and_between_one_and_the_batch(weights):
+def test_effective_sample_size_follows_reference(weights):
+    """It is between 1 and the number of samples."""
     size = effective_sample_size(weights)
     assert size == pytest.approx(reference.effective_sample_size(weights))
     assert 1.0 - 1e-9 <= size <= len(weights) + 1e-9
@@ -96,17 +97,17 @@ def test_effective_sample_size_has_no_unit(scale):
     assert effective_sample_size([scale, scale, 2 * scale]) == pytest.approx(16 / 6)
 
 
-def test_effective_sample_size_of_nothing_is_zero():
+def test_effective_sample_size_without_weight():
     assert effective_sample_size([]) == 0.0
     assert effective_sample_size([0.0, 0.0]) == 0.0
 
 
-def test_effective_sample_size_takes_tensors():
+def test_effective_sample_size_of_tensors():
     assert effective_sample_size(torch.ones(5, requires_grad=True)) == 5.0
     assert effective_sample_size(torch.ones(5, dtype=torch.bfloat16)) == 5.0
 
 
 @pytest.mark.parametrize("weights", [[-1.0, 1.0], [float("nan")], [float("inf")], [[1.0]], 1.0])
-def test_bad_weights_have_no_effective_sample_size(weights):
+def test_invalid_weights_are_refused(weights):
     with pytest.raises(ValueError, match=r"weights must have shape \(batch,\) and be finite and not negative"):
         effective_sample_size(weights)
