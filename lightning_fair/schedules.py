@@ -27,6 +27,8 @@ Unit: TypeAlias = Literal["step", "epoch"]
 class Schedule(ABC):
     """A value as a function of the step and the epoch. Subclass it to define another shape."""
 
+    unit: Unit = "epoch"  # the clock that the value depends on
+
     @abstractmethod
     def __call__(self, step: int, epoch: int) -> float:
         """Return the value for the batch drawn at ``step`` (from 0) in ``epoch`` (from 0)."""
@@ -49,7 +51,10 @@ class Schedule(ABC):
     @property
     def by_epoch(self) -> bool:
         """Whether the value may depend on the epoch."""
-        return True
+        return self.unit == "epoch"
+
+    def _time(self, step: int, epoch: int) -> int:
+        return epoch if self.unit == "epoch" else step
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Constant(Schedule):
     """
 
     value: float
+    unit = "step"
 
     def __post_init__(self) -> None:
         _check_finite(self, self.value)
@@ -72,10 +78,6 @@ class Constant(Schedule):
     @property
     def extremes(self) -> tuple[float, ...]:
         return (self.value,)
-
-    @property
-    def by_epoch(self) -> bool:
-        return False
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class _Ramp(Schedule):
             )
 
     def __call__(self, step: int, epoch: int) -> float:
-        elapsed = _time(self.unit, step, epoch) - self.begin
+        elapsed = self._time(step, epoch) - self.begin
         progress = self._shape(min(max(elapsed / self.duration, 0.0), 1.0))
         return self.start + (self.end - self.start) * progress
 
@@ -106,10 +108,6 @@ class _Ramp(Schedule):
     @property
     def extremes(self) -> tuple[float, ...]:
         return self.start, self.end
-
-    @property
-    def by_epoch(self) -> bool:
-        return self.unit == "epoch"
 
 
 @dataclass(frozen=True)
@@ -187,15 +185,11 @@ class Step(Schedule):
             raise ValueError(f"Step needs at >= 0 (in {self.unit}s), got {self.at}.")
 
     def __call__(self, step: int, epoch: int) -> float:
-        return self.after if _time(self.unit, step, epoch) >= self.at else self.before
+        return self.after if self._time(step, epoch) >= self.at else self.before
 
     @property
     def extremes(self) -> tuple[float, ...]:
         return self.before, self.after
-
-    @property
-    def by_epoch(self) -> bool:
-        return self.unit == "epoch"
 
 
 @dataclass(frozen=True)
@@ -269,7 +263,7 @@ class Join(Schedule):
             raise ValueError(f"Join's boundaries must increase, got {list(self.boundaries)}.")
 
     def __call__(self, step: int, epoch: int) -> float:
-        return self.schedules[bisect_right(self.boundaries, _time(self.unit, step, epoch))](step, epoch)
+        return self.schedules[bisect_right(self.boundaries, self._time(step, epoch))](step, epoch)
 
     @property
     def extremes(self) -> tuple[float, ...]:
@@ -277,7 +271,7 @@ class Join(Schedule):
 
     @property
     def by_epoch(self) -> bool:
-        return self.unit == "epoch" or any(schedule.by_epoch for schedule in self.schedules)
+        return super().by_epoch or any(schedule.by_epoch for schedule in self.schedules)
 
 
 def as_schedule(value: float | Schedule) -> Schedule:
@@ -290,10 +284,6 @@ def as_schedule(value: float | Schedule) -> Schedule:
             "For a function of the step, subclass Schedule."
         )
     return Constant(float(value))
-
-
-def _time(unit: Unit, step: int, epoch: int) -> int:
-    return step if unit == "step" else epoch
 
 
 def _check_finite(schedule: Schedule, *values: float) -> None:

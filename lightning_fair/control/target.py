@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lightning_fair.common.arrays import Floats, arrays_to_tensors, tensors_to_arrays, to_numpy
+from lightning_fair.common.arrays import Floats, arrays_to_tensors, to_numpy
 from lightning_fair.common.class_mix import SUM_TOLERANCE, check_mix
 from lightning_fair.control.law import reciprocal
 from lightning_fair.schedules import Shift
@@ -26,7 +26,7 @@ class MovingTarget:
         target: A target as for :func:`resolve_target`, or a :class:`~lightning_fair.schedules.Shift` of one.
         num_classes: Number of classes ``K``.
         class_counts: Samples of each class in the data set, shape ``(K,)``.
-        min_prob: Floor of the probability of each class with a target.
+        min_prob: Floor of the probability of each class with a target, in ``[0, 1/K)``.
 
     Attributes:
         start: Target at progress 0, shape ``(K,)``.
@@ -83,7 +83,7 @@ class MovingTarget:
         self.free = 1.0 - float(self.floor.sum())
 
     def reset(self) -> None:
-        """Move the target to where the first draw has it."""
+        """Move the target to its progress at the first draw."""
         self.move_to(self.progress_at(0, 0))
 
     def skip_classes(self, skipped: NDArray[np.bool_]) -> None:
@@ -103,12 +103,12 @@ class MovingTarget:
         return arrays_to_tensors({"start": self.start, "end": self.end, "progress": self.progress})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Move the target to where a state of the same target has it.
+        """Move the target to its progress in a state that ``state_dict`` returned.
 
         Raises:
             ValueError: If the state is of another target. Nothing is changed then.
         """
-        start, end, progress = tensors_to_arrays(state).values()
+        start, end = state["start"].numpy(), state["end"].numpy()
         if end.size != self.end.size:
             raise ValueError(
                 f"The state is of a controller with {end.size} classes, this one has {self.end.size}. "
@@ -119,7 +119,7 @@ class MovingTarget:
                 f"The state steers to {_describe(start, end)}, this controller to {_describe(self.start, self.end)}. "
                 "Resume with the target_probs the checkpoint was made with, or start again without the checkpoint."
             )
-        self.move_to(progress)
+        self.move_to(state["progress"])
 
     def _interpolate(self, progress: float) -> Floats:
         return (1.0 - progress) * self.start + progress * self.end
