@@ -160,7 +160,8 @@ def ours_draws(labels: NDArray[Any], num_classes: int) -> Batches:
     rng = np.random.default_rng(0)
     mixes = [rng.dirichlet(np.full(num_classes, 100.0)) for _ in range(8)]
     for draw_id in itertools.count():
-        yield sampler._draw(draw_id, mixes[draw_id % 8])[1].tolist()
+        split, shuffle = sampler._draw_counts(draw_id, mixes[draw_id % 8])
+        yield sampler._pools.draw(split).take(shuffle).tolist()
 
 
 def ours_steps(labels: NDArray[Any], num_classes: int) -> Batches:

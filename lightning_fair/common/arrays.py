@@ -1,7 +1,8 @@
-"""Array types, and tensors as arrays."""
+"""Array types, conversions between arrays and tensors, and the check of integer arguments."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,9 +15,42 @@ Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 
 
+def check_integer(name: str, value: Any, minimum: int) -> int:
+    """Return ``value`` as an ``int``.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: Value of the argument, a Python or NumPy integer.
+        minimum: Smallest allowed value.
+
+    Raises:
+        ValueError: If ``value`` is not an integer (a ``bool`` is not), or is below ``minimum``.
+
+    Example:
+        >>> check_integer("batch_size", 32, minimum=1)
+        32
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
+        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}.")
+    return int(value)
+
+
 def to_numpy(values: Any) -> Any:
-    """Return a tensor, on any device and of any dtype, as a NumPy array; anything else as it is."""
+    """Return a tensor, on any device and of any dtype, as a NumPy array. Return any other value unchanged."""
     if not isinstance(values, torch.Tensor):
         return values
     values = values.detach().cpu()
     return values.float().numpy() if values.dtype is torch.bfloat16 else values.numpy()  # NumPy has no bfloat16
+
+
+def arrays_to_tensors(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``values`` with every array copied to a tensor, so that a checkpoint loads with ``weights_only=True``."""
+    return {
+        name: torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
+        for name, value in values.items()
+    }
+
+
+def tensors_to_arrays(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``values`` with every tensor copied to an array: the inverse of :func:`arrays_to_tensors`."""
+    return {name: value.numpy().copy() if isinstance(value, torch.Tensor) else value for name, value in values.items()}

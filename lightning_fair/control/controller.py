@@ -557,12 +557,12 @@ class FeedbackController:
     def _follow(self, counts: NDArray[Any], split: ClassCounts | None = None) -> None:
         """Let one more batch enter the trained mix. A new array each time: draws keep the old ones."""
         few = split if split is not None and split.classes.size < counts.size else None
-        total = np.add.reduce(few.sizes if few else counts)
+        total = np.add.reduce(few.counts if few else counts)
         if total:
             rate = 1.0 / self.horizon
             self._trained_mix = (1.0 - rate) * self._trained_mix
             if few:
-                self._trained_mix[few.classes] += few.sizes * (rate / total)
+                self._trained_mix[few.classes] += few.counts * (rate / total)
             else:
                 self._trained_mix += counts * (rate / total)
             if self.lambda2:
