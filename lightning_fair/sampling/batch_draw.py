@@ -16,12 +16,14 @@ class BatchDraw(Draw):
 
     Attributes:
         split: Class counts of the batch of all ranks, in the order of its classes.
+        indices: Indices of this rank's samples.
         rank_slice: This rank's samples of that batch.
         shuffle: Order of this rank's samples, int64, shape ``(batch,)``.
         is_delivered: Whether the loader has delivered the batch.
     """
 
     split: ClassCounts = field(kw_only=True)
+    indices: list[int]
     rank_slice: slice
     shuffle: Ints
     is_delivered: bool = False

@@ -57,7 +57,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
     Raises:
         ValueError: If there are no labels, or a label, a number or the target (see ``empty_classes``) is not valid.
-        TypeError: If a data set is given whose labels cannot be found.
+        TypeError: If the labels of the data set cannot be found.
 
     Example:
         >>> labels = np.array([0] * 990 + [1] * 10)
@@ -83,9 +83,10 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self.world_size = check_integer("world_size", world_size, 1)
         self.seed = check_integer("seed", seed, 0)
         self.global_batch_size = self.batch_size * self.world_size
-        if steps_per_epoch is None:
-            steps_per_epoch = -(-self.labels.size // self.global_batch_size)
-        self.steps_per_epoch = check_integer("steps_per_epoch", steps_per_epoch, 1)
+        one_pass = -(-self.labels.size // self.global_batch_size)
+        self.steps_per_epoch = check_integer(
+            "steps_per_epoch", one_pass if steps_per_epoch is None else steps_per_epoch, 1
+        )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must lie in [0, world_size), got {rank} for {world_size} ranks.")
         self.rank = int(rank)
@@ -103,8 +104,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self._rank_slice = slice(self.rank, None, self.world_size)
         self._handle_empty_classes(empty_classes)
         self._replay = Replay()
-        self.epoch = 0
-        self.exhausted = False
+        self.epoch, self.exhausted = 0, False
         self._position = 0  # batches of this epoch that have been reported
         self._has_begun = False  # whether this epoch has been iterated over
         self._keeps_in_flight = False  # whether the next iteration leaves draws in flight
@@ -163,14 +163,14 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         return self.steps_per_epoch
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Iterate over the indices of the epoch's batches; after a resume, of those that are left.
-
-        Draws that an abandoned iteration left in flight count as trained on, unless ``withdraw`` is called first.
-        """
+        """Iterate over the indices of the epoch's batches; after a resume, of those that are left."""
         return (indices for _, indices in self.iter_with_ids())
 
     def iter_with_ids(self) -> Iterator[tuple[int, list[int]]]:
-        """Iterate over the same batches, each with the number of its draw."""
+        """Iterate over the same batches, each with the number of its draw.
+
+        Draws that an abandoned iteration left in flight count as trained on, unless ``withdraw`` is called first.
+        """
         if not self._keeps_in_flight:
             self.controller.withdraw()
             self._replay.forget_completed()
@@ -183,7 +183,8 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self._has_begun, self._keeps_in_flight, self.exhausted = True, False, False
         self.controller.epoch = self.epoch
         for _ in range(self.steps_per_epoch - self._position - num_in_flight):
-            yield self._next_batch()
+            draw = self._next_draw()
+            yield draw.draw_id, draw.indices
         self.exhausted = True
 
     def set_epoch(self, epoch: int) -> None:
@@ -216,29 +217,27 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     def _in_flight(self) -> Iterator[BatchDraw]:
         return (draw for draw in self.controller.newest_first() if isinstance(draw, BatchDraw))
 
-    def _next_batch(self) -> tuple[int, list[int]]:
+    def _next_draw(self) -> BatchDraw:
         controller = self.controller
         while self._replay:
             old, is_trained = self._replay.pop()
             if not is_trained:
-                draw, indices = self._draw(old.draw_id, old.probs, old.trained_mix, old.alpha, old.progress)
+                draw = self._draw(old.draw_id, old.probs, old.trained_mix, old.alpha, old.progress)
                 controller.record_draw_again(draw)
-                return draw.draw_id, indices
+                return draw
             self._pools.drawn += old.counts
             self._replay.record_completed(old, controller.oldest)
         probs, draw_id = controller.next_probs(), controller.draws
         alpha = controller.alpha(draw_id, controller.epoch)
-        draw, indices = self._draw(draw_id, probs, controller.trained_mix, alpha, controller.progress)
+        draw = self._draw(draw_id, probs, controller.trained_mix, alpha, controller.progress)
         controller.record_draw(draw)
-        return draw_id, indices
+        return draw
 
-    def _draw(
-        self, draw_id: int, probs: Floats, trained_mix: Floats, alpha: float, progress: float
-    ) -> tuple[BatchDraw, list[int]]:
+    def _draw(self, draw_id: int, probs: Floats, trained_mix: Floats, alpha: float, progress: float) -> BatchDraw:
         split, shuffle = self._draw_counts(draw_id, probs)
         indices = self._pools.draw(split)[self._rank_slice].take(shuffle).tolist()
-        record = draw_id, probs, split.to_dense(probs.size), trained_mix, alpha, self._rank_slice, shuffle
-        return BatchDraw(*record, progress=progress, split=split), indices
+        record = draw_id, probs, split.to_dense(probs.size), trained_mix, alpha, indices, self._rank_slice, shuffle
+        return BatchDraw(*record, progress=progress, split=split)
 
     def _draw_counts(self, draw_id: int, probs: Floats) -> tuple[ClassCounts, Ints]:
         """Return the class counts of the batch of all ranks, and a shuffle of this rank's batch."""
@@ -276,14 +275,11 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         """Forget all draws and the state of the controller; the settings stay."""
         self.controller.reset()
         self._pools.drawn = np.zeros_like(self.class_counts)
-        self._replay.clear()
+        self._replay = Replay()
         self.epoch, self._position, self._has_begun = 0, 0, False
 
     def start_iteration(self, epoch: int, *, within_epoch: bool, keep_delivered: bool) -> None:  # noqa: ARG002
-        """Withdraw the draws in flight, and end the epoch unless the next iteration is ``within_epoch``.
-
-        Within an epoch, ``keep_delivered`` leaves batches in flight that were delivered and will be trained on.
-        """
+        """Withdraw the draws in flight, except delivered ones to keep, and end the epoch unless within it."""
         self.withdraw(undelivered_only=within_epoch and keep_delivered)
         if not within_epoch:
             self.abandon_epoch()
@@ -305,19 +301,18 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         return self.drawn - sum(draw.counts for draw, _ in self._replay.made_since(self.controller.in_flight))
 
     # Not called `state_dict`: a stateful loader would save the sampler a second time, with prefetched draws.
-
     def capture(self) -> dict[str, Any]:
-        """Return the state as of the last batch given to ``report``: O(K), tensors and plain numbers only."""
+        """Return the state as of the last batch given to ``report``, of tensors and plain numbers only."""
         return {
             "version": _STATE_VERSION,
-            "data": self._fingerprint,
+            "data": dict(self._fingerprint),
             "batch_size": self.batch_size,
             "world_size": self.world_size,
             "epoch": self.epoch,
             "position": self._position,
             "drawn": torch.from_numpy(self._drawn_before_in_flight()),
             "controller": self.controller.state_dict(),
-            "replay": self._replay.state_dict(),
+            **self._replay.state_dict(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -347,18 +342,17 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self.controller.load_state_dict(state["controller"])
         self.epoch, self._position, self._has_begun = int(state["epoch"]), int(state["position"]), False
         self._pools.drawn = state["drawn"].numpy().copy()
-        self._replay.load_state_dict(state["replay"])
+        self._replay.load_state_dict(state)
         self._replay.put_back(self.controller.withdraw())
         if not has_same_draws and self._replay:
             first = self._replay.pop().draw
             self.controller.rewind(first.draw_id, first.trained_mix, first.progress)
-            self._replay.clear()
+            self._replay = Replay()
 
     @cached_property  # not computed before it is used, and in parts: the labels can be a large memory map
     def _fingerprint(self) -> dict[str, Any]:
         size, checksum = self.labels.size, 0
         for first in range(0, size, 2**20):
-            part = np.ascontiguousarray(self.labels[first : first + 2**20], dtype=np.int64)
-            checksum = zlib.crc32(part.data, checksum)
+            checksum = zlib.crc32(np.ascontiguousarray(self.labels[first : first + 2**20], np.int64).data, checksum)
         counts = {"number of samples": int(size), "number of classes": self.controller.num_classes}
         return {**counts, "labels' checksum": checksum, "seed": self.seed}

@@ -1,4 +1,4 @@
-"""The items of each class, drawn in passes over the class that are in random order."""
+"""The items of each class, drawn in passes of random order."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from lightning_fair.common.class_counts import ClassCounts
 
 _U64: TypeAlias = NDArray[np.uint64]
 
-_BLOCK = 1024  # passes over a small class are shuffled together, up to about as many items
-_LARGE = 2 * _BLOCK  # a class of more items is shuffled by a generator of its own
-_AT_ONCE = 2**18  # items of small classes shuffled at once: each takes about 60 bytes for that time
+_BLOCK = 1024  # a block has several passes of a small class, up to about this number of items
+_LARGE = 2 * _BLOCK  # a class with more items is shuffled alone, by a generator of its own
+_CHUNK = 2**18  # number of items of small classes shuffled at once, which takes about 60 bytes an item
 # The constants of SplitMix64.
 _GOLDEN, _MIX_1, _MIX_2 = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)
 _27, _30, _31 = np.array([27, 30, 31], np.uint64)
 
 
 class ClassPools:
-    """Draws items of given classes so that the numbers of uses of two items of a class differ by at most one.
+    """Draws items of given classes so that the numbers of uses of any two items of a class differ by at most one.
 
     The items of a class are drawn in passes. A pass contains every item once, in a random order that is a function of
     the seed, the class and the number of the pass. The state is therefore the number of items drawn of each class. If
-    a pass ends within a batch, the batch goes on with the next pass and can contain an item twice.
+    a pass ends within a batch, the batch continues with the next pass and can contain an item twice.
 
-    The items are stored in the order in which they are drawn, in two blocks of each class: the current pass and the
-    next one. When a class has used up both, all small classes whose first block is used up are shuffled at once,
-    because the calls of NumPy take as long as the work on a thousand items. A block of a small class holds several
-    passes. All in all an item takes at most 16 bytes.
+    The items of a class are stored in two blocks, in the order in which they are drawn. A block is one pass of a large
+    class, or several passes of a small one. When a class has used up both blocks, a new one is shuffled for each small
+    class that has used up its first. Shuffling many classes at once costs little more than shuffling one, because a
+    call of NumPy takes as long as its work on a thousand items. The blocks take at most 16 bytes an item.
 
     Args:
         labels: Class of each item, integers in ``[0, K)``, shape ``(N,)``.
@@ -51,9 +51,9 @@ class ClassPools:
         self._seed = seed
         self._class_keys: _U64 = np.random.default_rng(seed).integers(0, 2**64, num_classes, dtype=np.uint64)
         is_narrow = labels.size <= 2**31
-        # So many passes as reach the average size of a class. Together the blocks hold less than 2 * N items.
+        # No block is shorter than the average class, so the first blocks of all classes have at most 2 * N items.
         shortest = min(labels.size // num_classes, _BLOCK) if is_narrow else 0
-        self._passes: Ints = np.maximum(-(-shortest // np.maximum(self.sizes, 1)), 1)  # in a block
+        self._passes: Ints = np.maximum(-(-shortest // np.maximum(self.sizes, 1)), 1)  # of a block
         self._lengths: Ints = self.sizes * self._passes
         self._ends: Ints = 2 * self._lengths.cumsum()
         self._items = np.empty(2 * int(self._lengths.sum()), np.int32 if is_narrow else np.int64)
@@ -67,7 +67,7 @@ class ClassPools:
 
     @property
     def drawn(self) -> Ints:
-        """Number of items drawn of each class so far, int64, shape ``(K,)``. Set it to go back or forth."""
+        """Number of items drawn of each class so far, int64, shape ``(K,)``. Set it to restore a position."""
         drawn: Ints = (self._blocks + 1) * self._lengths - (self._ends - self._next)
         return drawn
 
@@ -94,15 +94,18 @@ class ClassPools:
         self._next[classes] = after
         places = (after - last).repeat(counts)
         places += np.arange(places.size)
-        items = self._items.take(places, mode="clip")
+        items: NDArray[Any] = self._items.take(places, mode="clip")
         missing = after - self._ends[classes]
-        if missing.max(initial=0) > 0:
+        if (missing > 0).any():
             self._draw_missing(items, classes, missing, last)
         return items
 
     def _draw_missing(self, items: NDArray[Any], classes: Ints, missing: Ints, last: Ints) -> None:
-        """Write into ``items`` those that are ``missing`` of some classes, whose items end at ``last`` in the batch."""
-        while missing.max(initial=0) > 0:
+        """Write the last items of classes that have used up both blocks into the batch ``items``.
+
+        The items of each class end at ``last`` in the batch, and the final ``missing`` ones of them are to be drawn.
+        """
+        while (missing > 0).any():
             is_short = missing > 0
             classes, missing, last = classes[is_short], missing[is_short], last[is_short]
             self._next[classes] = self._ends[classes]
@@ -113,29 +116,28 @@ class ClassPools:
             missing = missing - self._lengths[classes]
 
     def _begin_blocks(self) -> None:
-        """Begin the next block of each class that needs one, and of each small class whose first block is used up."""
-        is_large = self._lengths > _LARGE
-        (used,) = (self._next >= self._ends - self._lengths * ~is_large).nonzero()
-        used = used[self._lengths[used] > 0]
+        """Add a block to each class that has used up both, and to each small class that has used up its first."""
+        unused = np.where(self._lengths > _LARGE, 0, self._lengths)
+        (used,) = ((self._next >= self._ends - unused) & (self.sizes > 0)).nonzero()
         self._blocks[used] += 1
         self._next[used] -= self._lengths[used]
         self._shuffle(used)
 
     def _shuffle(self, classes: Ints) -> None:
-        """Make the second block the first of each of the classes, and shuffle the second."""
+        """Replace the first block of each class by the second, and shuffle the second for its new number."""
         lengths = self._lengths[classes]
         for label in classes[lengths > _LARGE].tolist():
-            first, block = self._items[self._ends[label] - 2 * self._lengths[label] : self._ends[label]].reshape(2, -1)
-            first[:] = block
-            block.sort()
-            np.random.default_rng([self._seed, label, self._blocks[label]]).shuffle(block)
+            first, second = self._items[self._ends[label] - 2 * self._lengths[label] : self._ends[label]].reshape(2, -1)
+            first[:] = second
+            second.sort()
+            np.random.default_rng([self._seed, label, self._blocks[label]]).shuffle(second)
         small = classes[lengths <= _LARGE]
-        for part in np.split(small, np.diff(self._lengths[small].cumsum() // _AT_ONCE).nonzero()[0] + 1):
+        for part in np.split(small, np.diff(self._lengths[small].cumsum() // _CHUNK).nonzero()[0] + 1):
             if part.size:
                 self._sort_by_hash(part)
 
     def _sort_by_hash(self, classes: Ints) -> None:
-        """Shuffle as :meth:`_shuffle`, each pass by a hash of its seed, class, number and items."""
+        """Do the same by sorting the items of each pass by a hash of the seed, the class, the pass and the item."""
         lengths, passes = self._lengths[classes], self._passes[classes]
         numbers = _ranges(self._blocks[classes] * passes, passes)
         keys = _hash(self._class_keys[classes].repeat(passes) + numbers.view(np.uint64))
@@ -146,7 +148,8 @@ class ClassPools:
         hashes *= _GOLDEN
         hashes += keys.repeat(sizes)
         hashes = _hash(hashes)
-        # The first bits keep the passes apart; at least 45 bits are left to order a pass of at most 2,048 items.
+        # The first bits separate the passes. The others, at least 45, order up to 2,048 items of a pass. Two of them
+        # agree in less than one of ten million passes, and only then can the order depend on the former one.
         bits = keys.size.bit_length()
         hashes >>= np.uint64(bits)
         hashes |= (np.arange(keys.size, dtype=np.uint64) << np.uint64(64 - bits)).repeat(sizes)
@@ -164,9 +167,9 @@ def _ranges(begins: Ints, lengths: Ints) -> Ints:
 
 def _hash(numbers: _U64) -> _U64:
     """Return the finalizer of SplitMix64: each bit of the argument affects all bits of the result."""
-    x: _U64 = numbers ^ (numbers >> _30)
-    x *= _MIX_1
-    x ^= x >> _27
-    x *= _MIX_2
-    x ^= x >> _31
-    return x
+    mixed: _U64 = numbers ^ (numbers >> _30)
+    mixed *= _MIX_1
+    mixed ^= mixed >> _27
+    mixed *= _MIX_2
+    mixed ^= mixed >> _31
+    return mixed

@@ -38,11 +38,6 @@ class Replay:
         """Return the number of draws in the queue."""
         return len(self._queue)
 
-    def clear(self) -> None:
-        """Forget all draws."""
-        self._queue.clear()
-        self._completed_out_of_order.clear()
-
     def pop(self) -> ReplayedDraw:
         """Remove the first draw from the queue and return it."""
         return self._queue.popleft()
@@ -70,12 +65,12 @@ class Replay:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, of tensors and plain numbers only."""
-        parts = {"queue": self._queue, "completed_out_of_order": self._completed_out_of_order}
+        parts = {"replay": self._queue, "completed_out_of_order": self._completed_out_of_order}
         return {name: [_to_state(replayed) for replayed in part] for name, part in parts.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state that ``state_dict`` returned."""
-        self._queue = deque(map(_from_state, state["queue"]))
+        self._queue = deque(map(_from_state, state["replay"]))
         self._completed_out_of_order = [_from_state(each) for each in state["completed_out_of_order"]]
 
 
@@ -85,8 +80,9 @@ def _is_newer(replayed: ReplayedDraw, draw: Draw) -> bool:
 
 def _to_state(replayed: ReplayedDraw) -> dict[str, Any]:
     draw = {each.name: getattr(replayed.draw, each.name) for each in fields(Draw) if each.name != "split"}
-    return {"draw": arrays_to_tensors(draw), "is_trained": replayed.is_trained}
+    return {**arrays_to_tensors(draw), "is_trained": replayed.is_trained}
 
 
 def _from_state(state: Mapping[str, Any]) -> ReplayedDraw:
-    return ReplayedDraw(Draw(**tensors_to_arrays(state["draw"])), state["is_trained"])
+    draw = {name: value for name, value in state.items() if name != "is_trained"}
+    return ReplayedDraw(Draw(**tensors_to_arrays(draw)), state["is_trained"])

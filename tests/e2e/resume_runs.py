@@ -472,7 +472,7 @@ def _at_rest(callback: dict[str, Any]) -> dict[str, Any]:
     """
     sampler, controller = callback["sampler"], callback["sampler"]["controller"]
     owed = [
-        {key: draw[key] for key in ("draw_id", "probs", "ratio", "alpha")}
+        {key: draw[key] for key in ("draw_id", "probs", "trained_mix", "alpha")}
         for draw in [*controller["in_flight"], *sampler["replay"]]
     ]
     place = {"epoch": None, "position": None, "replay": None}

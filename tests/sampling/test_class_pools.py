@@ -38,7 +38,7 @@ def small_limits(monkeypatch):
     """Let a class of 9 items count as large, and small classes be shuffled a few at a time."""
     monkeypatch.setattr(class_pools, "_BLOCK", 4)
     monkeypatch.setattr(class_pools, "_LARGE", 8)
-    monkeypatch.setattr(class_pools, "_AT_ONCE", 10)
+    monkeypatch.setattr(class_pools, "_CHUNK", 10)
 
 
 def reference_items(labels, num_classes, seed, passes, large=class_pools._LARGE):
