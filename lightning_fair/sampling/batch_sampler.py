@@ -83,10 +83,8 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self.world_size = check_integer("world_size", world_size, 1)
         self.seed = check_integer("seed", seed, 0)
         self.global_batch_size = self.batch_size * self.world_size
-        one_pass = -(-self.labels.size // self.global_batch_size)
-        self.steps_per_epoch = check_integer(
-            "steps_per_epoch", one_pass if steps_per_epoch is None else steps_per_epoch, 1
-        )
+        steps = -(-self.labels.size // self.global_batch_size) if steps_per_epoch is None else steps_per_epoch
+        self.steps_per_epoch = check_integer("steps_per_epoch", steps, 1)
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must lie in [0, world_size), got {rank} for {world_size} ranks.")
         self.rank = int(rank)
@@ -167,12 +165,9 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         return (indices for _, indices in self.iter_with_ids())
 
     def iter_with_ids(self) -> Iterator[tuple[int, list[int]]]:
-        """Iterate over the same batches, each with the number of its draw.
-
-        Draws that an abandoned iteration left in flight count as trained on, unless ``withdraw`` is called first.
-        """
+        """Iterate over the same batches, each with the number of its draw."""
         if not self._keeps_in_flight:
-            self.controller.withdraw()
+            self.controller.withdraw()  # the draws that an abandoned iteration left in flight count as trained on
             self._replay.forget_completed()
         num_in_flight = len(self.controller.in_flight)
         if self._has_begun:
@@ -194,11 +189,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self.epoch, self._has_begun = int(epoch), False
 
     def deliver(self, draw_id: int | None = None) -> BatchDraw:
-        """Return the draw of the batch that the loader delivers: by default the oldest one not delivered yet.
-
-        Raises:
-            RuntimeError: If no such draw is in flight.
-        """
+        """Return the draw of the batch that the loader delivers, by default the oldest one not delivered yet."""
         draws = self._undelivered() if draw_id is None else [d for d in self._in_flight() if d.draw_id == draw_id]
         if not draws:
             raise RuntimeError("The loader hands out more batches than were drawn: each must come out once.")
