@@ -176,9 +176,9 @@ def recorded_draws() -> Iterator[Draws]:
     draws: Draws = {}
     original = FeedbackBatchSampler._draw
 
-    def draw(self: FeedbackBatchSampler, draw_id: int, probs: np.ndarray) -> Any:
-        result = original(self, draw_id, probs)
-        draws[draw_id] = (probs.copy(), result[1].tolist())
+    def draw(self: FeedbackBatchSampler, draw_id: int, probs: np.ndarray, *rest: Any) -> Any:
+        result = original(self, draw_id, probs, *rest)
+        draws[draw_id] = (probs.copy(), result.indices)
         return result
 
     with pytest.MonkeyPatch.context() as patch:

@@ -175,19 +175,14 @@ def chi_square_limit(freedom: int, normal: float = 3.719) -> float:
     return freedom * (1.0 - spread + normal * math.sqrt(spread)) ** 3
 
 
-def taken_in_turn(queue: list[int], count: int, size: int) -> list[int]:
-    """The next ``count`` items of a class of ``size``, from its items in the order of all passes, which get shorter.
+def splitmix64(number: int) -> int:
+    """The finalizer of SplitMix64, on integers modulo ``2**64``."""
+    number = (number ^ (number >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    number = (number ^ (number >> 27)) * 0x94D049BB133111EB % 2**64
+    return number ^ (number >> 31)
 
-    What the batch has already makes room for the next item that it has not, and comes first next time.
-    """
-    found = [queue.pop(0) for _ in range(count)]
-    if count > size:
-        return found
-    again = [place for place, item in enumerate(found) if item in found[:place]]
-    owed = [found[place] for place in again]
-    for place in again:
-        while queue[0] in found:
-            owed.append(queue.pop(0))
-        found[place] = queue.pop(0)
-    queue[:0] = owed
-    return found
+
+def order_of_pass(items: Sequence[int], class_key: int, number: int) -> list[int]:
+    """The items of a small class in the order of a pass: sorted by a hash of the class, the pass and the item."""
+    key = splitmix64((class_key + number) % 2**64)
+    return sorted(items, key=lambda item: splitmix64((key + item * 0x9E3779B97F4A7C15) % 2**64))

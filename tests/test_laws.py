@@ -172,12 +172,9 @@ def test_items_are_used_equally_often(sizes, target, batch_size, alpha, num_pref
     sampler = FeedbackBatchSampler(labels, batch_size, 20, controller, seed=seed)
     uses = np.zeros(labels.size, dtype=int)
     for _, batch in ahead(sampler, num_prefetched, 15, lambda b: (labels[b], rng.exponential(size=len(b)))):
-        in_batch = np.bincount(batch, minlength=labels.size)
-        uses += in_batch
-        for label, size in enumerate(sizes):
+        uses += np.bincount(batch, minlength=labels.size)
+        for label in range(K):
             assert np.ptp(uses[labels == label]) <= 1
-            if in_batch[labels == label].sum() <= size:
-                assert in_batch[labels == label].max() <= 1
 
 
 def test_items_are_used_equally_with_many_classes():
@@ -186,8 +183,7 @@ def test_items_are_used_equally_with_many_classes():
     sampler = FeedbackBatchSampler(labels, 8, 600, FeedbackController(200))
     uses = np.zeros(labels.size, dtype=int)
     for batch in sampler:
-        uses[batch] += 1
-        assert len(set(batch)) == 8
+        uses += np.bincount(batch, minlength=labels.size)
         sampler.controller.step_update(labels[batch])
     for label in range(200):
         assert np.ptp(uses[labels == label]) <= 1

@@ -1,12 +1,12 @@
 """Measure what the draws are worth, and what they cost: `python examples/benchmarks/draws.py`.
 
-What they are worth is shown beside the count deficit and i.i.d. draws, all on the library's own controller and sampler;
-the loader with workers is torch's. All of that is a function of the seeds.
+The first half compares the library's sampler with the count deficit and with independent draws, all of them on the
+library's own controller and sampler and, with workers, torch's loader. Its results are a function of the seeds.
 
-What they cost is shown beside other samplers, for each number of items (`--sizes`) and classes (`--classes`), with
-long-tailed labels in random order. Each sampler lives in a process of its own, and they take turns. Those of other
-libraries come with `pip install lightning-fair[bench]`; which are not there is said. A table of the costs and a picture
-(`--picture`) come last; `--only costs` or `--only worth` leaves out the other half.
+The second half compares the time of a draw with that of other samplers, for each number of items (`--sizes`) and
+classes (`--classes`), with long-tailed labels in random order. Each sampler has a process of its own, and they take
+turns. Other libraries come with `pip install lightning-fair[bench]`; the output names those that are not installed. A
+table of the costs and a picture (`--picture`) come last. `--only costs` or `--only worth` selects one half.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ LEAD = 16
 
 
 def first_batch(system: System, seed: int) -> float:
-    """Return the distance of the very first batch of a run on 99:1 data from 50:50."""
+    """Return the distance of the first batch from 50:50, with data at 99:1."""
     return float(batch_distances(rebalance(system, seed, 1, history=0).share)[0])
 
 
 def first_batch_after_history(system: System, seed: int) -> float:
-    """Return the same where 100 batches at 99:1 were trained on before."""
+    """Return the same distance after a history of 100 batches at 99:1."""
     trace = rebalance(system, seed, 1)
     return float(batch_distances(trace.share)[-1])
 
@@ -78,13 +78,13 @@ def shares_with_workers(system: System, seed: int, workers: int, steps: int) -> 
 
 
 def item_losses(labels: NDArray[Any], within: float, seed: int) -> NDArray[np.float64]:
-    """Return a loss per item: class means from 0.2 to 2, and a deviation ``within`` each class."""
+    """Return a loss per item: class means from 0.2 to 2, and the deviation ``within`` a class."""
     means = np.linspace(0.2, 2.0, LOSS_CLASSES)
     return means[labels] + within * np.random.default_rng([seed, 2]).standard_normal(labels.size)
 
 
 def count_deviation(system: System, seed: int, steps: int) -> float:
-    """Return the root mean square, over batches and classes, of how far a class's samples are from ``batch * q``."""
+    """Return the root mean square of a class's count minus ``batch * q``, over batches and classes."""
     labels = long_tail_labels(LOSS_CLASSES)
     sampler = system.sampler(labels, LOSS_BATCH, steps, num_classes=LOSS_CLASSES, seed=seed)
     off = []
@@ -113,7 +113,7 @@ class MeanWeight:
 
     Attributes:
         with_draw: Mean and standard error with the ``p`` of the batch's own draw.
-        with_current: The same with the ``p`` that the controller would draw from at the step.
+        with_current: The same with the controller's ``p`` at the time of the step.
         swing: Least and largest ``p / q`` of the rare class.
     """
 
@@ -123,9 +123,9 @@ class MeanWeight:
 
 
 def mean_weight(seed: int, steps: int, num_prefetched: int = LEAD) -> MeanWeight:
-    """Return the mean importance weight in a loop whose loader runs ahead and whose losses keep ``p`` moving.
+    """Return the mean importance weight with a loader that draws ahead and losses that keep ``p`` moving.
 
-    The two classes take turns at being the harder one, every 30 batches, and half of the gain is on the losses.
+    The harder class changes every 30 batches, and half of the gain is on the losses.
     """
     labels = rare_labels()
     sampler = OURS.sampler(labels, BATCH, steps, seed=seed, lambda2=0.5)
@@ -151,7 +151,7 @@ def mean_weight(seed: int, steps: int, num_prefetched: int = LEAD) -> MeanWeight
 
 # -- costs ---------------------------------------------------------------------------------------------
 
-Batches = Iterator[Any]  # of lists of indices, for ever
+Batches = Iterator[Any]  # of lists of indices, without end
 
 
 def ours_draws(labels: NDArray[Any], num_classes: int) -> Batches:
@@ -160,11 +160,12 @@ def ours_draws(labels: NDArray[Any], num_classes: int) -> Batches:
     rng = np.random.default_rng(0)
     mixes = [rng.dirichlet(np.full(num_classes, 100.0)) for _ in range(8)]
     for draw_id in itertools.count():
-        yield sampler._draw(draw_id, mixes[draw_id % 8])[1].tolist()
+        split, shuffle = sampler._draw_counts(draw_id, mixes[draw_id % 8])
+        yield sampler._pools.draw(split).take(shuffle).tolist()
 
 
 def ours_steps(labels: NDArray[Any], num_classes: int) -> Batches:
-    """Yield batches of the library's sampler, each with the controller's part: drawn, taken and reported."""
+    """Yield batches of the library's sampler, each drawn, delivered and reported, with the controller."""
     sampler = OURS.sampler(labels, BATCH, -(-labels.size // BATCH), num_classes=num_classes)
     while True:
         for batch in sampler:
@@ -200,7 +201,7 @@ def m_per_class_sampler(labels: NDArray[Any], num_classes: int) -> Batches:
 
 
 def floor(at_once: int, gather: bool) -> Callable[[NDArray[Any], int], Batches]:
-    """Return what yields arrays of uniform random integers, made ``at_once``, as they are or as places of an index."""
+    """Return a generator function of uniform random integers, drawn ``at_once``, or of the items at these places."""
 
     def batches(labels: NDArray[Any], num_classes: int) -> Batches:  # noqa: ARG001
         rng = np.random.default_rng(0)
@@ -218,11 +219,11 @@ class Drawer:
     """A way to draw batches whose cost is measured.
 
     Attributes:
-        name: What table and picture call it.
-        batches: Takes labels and the number of classes, and yields batches for ever.
-        module: What has to be installed.
-        by_epoch: Whether an epoch is drawn at its first batch, so that only whole ones can be timed.
-        least: Draws that a turn has at least: what is worked out ahead of them is part of their cost.
+        name: Name in table and picture.
+        batches: Takes labels and the number of classes, and yields batches without end.
+        module: Module that has to be installed.
+        by_epoch: Whether the first batch draws the whole epoch, so that only whole epochs can be timed.
+        least: Smallest number of draws of a turn, so that it includes work done in advance.
     """
 
     name: str
@@ -247,15 +248,15 @@ DRAWERS = (
 
 @dataclass
 class Cost:
-    """What was measured of a way to draw.
+    """The measurements of a way to draw.
 
     Attributes:
-        nanoseconds: Time an index of each turn.
-        build: Seconds to construct it and to its first batch.
-        memory: Most memory it took for that and its turns beside the labels, in MiB; NaN where it cannot be known.
+        nanoseconds: Time per index in each turn.
+        build: Time of construction and first batch, in seconds.
+        memory: Largest memory beside the labels, in MiB; NaN if it is not known.
         longest: Longest time of a draw after the first, in seconds.
         draws: Draws timed.
-        failed: Why there is nothing; empty where there is.
+        failed: Why there is no measurement; empty if there is one.
     """
 
     nanoseconds: list[float] = field(default_factory=list)
@@ -267,7 +268,7 @@ class Cost:
 
 
 def long_tail(num_classes: int, size: int) -> NDArray[Any]:
-    """Return long-tailed labels in random order, in as few bytes as will do; every class has an item."""
+    """Return long-tailed labels in random order, of the smallest integer type; every class has an item."""
     share = 100.0 ** -np.linspace(0.0, 1.0, num_classes)
     edges = num_classes + np.cumsum(share) / share.sum() * (size - num_classes)
     counts = np.diff(np.floor(edges - num_classes + np.arange(1, num_classes + 1)).astype(np.int64), prepend=0)
@@ -278,17 +279,17 @@ def long_tail(num_classes: int, size: int) -> NDArray[Any]:
 
 
 def memory_status(name: str) -> float:
-    """Return a line of Linux's ``/proc/self/status`` in MiB; NaN elsewhere."""
+    """Return a line of Linux's ``/proc/self/status`` in MiB; NaN on other systems."""
     status = Path("/proc/self/status")
-    found = re.search(rf"{name}:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    return int(found[1]) / 1024 if found else np.nan
+    match = re.search(rf"{name}:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return int(match[1]) / 1024 if match else np.nan
 
 
 def serve(pipe: Connection, drawer: Drawer, labels: NDArray[Any], num_classes: int, turn: int) -> None:
-    """Answer each message with the times of a turn's draws, after the times of the first batch."""
+    """Send the time of the first batch, and then answer each message with the times of the draws of a turn."""
     torch.set_num_threads(1)
     with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # what the parent's memory was at its most does not count
+        Path("/proc/self/clear_refs").write_text("5")  # do not count the parent's largest memory
     before = memory_status("VmRSS")
     per_turn = -(-labels.size // BATCH) if drawer.by_epoch else max(turn, drawer.least)
     try:
@@ -312,7 +313,7 @@ def serve(pipe: Connection, drawer: Drawer, labels: NDArray[Any], num_classes: i
 
 
 def ask(process: Any, pipe: Connection, cost: Cost, limit: float) -> Any:
-    """Return the process's next answer; None where it failed, which ends it."""
+    """Return the next answer of the process. If it fails, end the process and return None."""
     try:
         answer: Any = pipe.recv() if pipe.poll(limit) else f"gave up after {limit:.0f} s"
     except EOFError:
@@ -325,11 +326,11 @@ def ask(process: Any, pipe: Connection, cost: Cost, limit: float) -> Any:
 
 
 def costs(size: int, num_classes: int, rounds: int, turn: int, limit: float) -> dict[str, Cost]:
-    """Return what each way to draw costs, measured in turns."""
+    """Return the cost of each way to draw, measured in turns."""
     labels = long_tail(num_classes, size)
-    context = multiprocessing.get_context("fork")  # the labels are there once
+    context = multiprocessing.get_context("fork")  # the processes share the labels
     running: dict[str, tuple[Any, Connection]] = {}
-    found: dict[str, Cost] = {}
+    results: dict[str, Cost] = {}
     spent = dict.fromkeys((drawer.name for drawer in DRAWERS), 0.0)
     title = f"N = {size:,}, K = {num_classes:,}"
     for drawer in tqdm([d for d in DRAWERS if importlib.util.find_spec(d.module)], desc=f"{title}: first batch"):
@@ -337,7 +338,7 @@ def costs(size: int, num_classes: int, rounds: int, turn: int, limit: float) -> 
         process = context.Process(target=serve, args=(its, drawer, labels, num_classes, turn), daemon=True)
         process.start()
         its.close()
-        cost = found[drawer.name] = Cost()
+        cost = results[drawer.name] = Cost()
         answer = ask(process, mine, cost, limit)
         if answer:
             cost.build = answer[0]
@@ -345,16 +346,16 @@ def costs(size: int, num_classes: int, rounds: int, turn: int, limit: float) -> 
     for round_ in tqdm(range(rounds), desc=f"{title}: turns"):
         for name in list(running)[:: 1 if round_ % 2 else -1]:
             if spent[name] > limit:
-                continue  # its turns so far must do
+                continue  # the turns so far are enough
             process, pipe = running[name]
             begin = time.perf_counter()
             pipe.send(True)
-            answer = ask(process, pipe, found[name], limit)
+            answer = ask(process, pipe, results[name], limit)
             spent[name] += time.perf_counter() - begin
             if not answer:
                 del running[name]
                 continue
-            cost = found[name]
+            cost = results[name]
             cost.nanoseconds.append(answer[0])
             cost.longest = max(cost.longest, answer[1])
             cost.draws += answer[2]
@@ -362,20 +363,20 @@ def costs(size: int, num_classes: int, rounds: int, turn: int, limit: float) -> 
     for process, pipe in running.values():
         pipe.send(False)
         process.join()
-    return found
+    return results
 
 
 def enough_memory(size: int) -> bool:
-    """Return whether there is memory for so many items: labels, indices and what it takes to sort them."""
+    """Return whether there is memory for the labels and indices of so many items, and for sorting them."""
     info = Path("/proc/meminfo")
-    found = re.search(r"MemAvailable:\s+(\d+) kB", info.read_text()) if info.exists() else None
-    return not found or int(found[1]) * 1024 > 60 * size
+    match = re.search(r"MemAvailable:\s+(\d+) kB", info.read_text()) if info.exists() else None
+    return not match or int(match[1]) * 1024 > 60 * size
 
 
-def cost_rows(found: dict[tuple[int, int], dict[str, Cost]]) -> list[list[str]]:
+def cost_rows(results: dict[tuple[int, int], dict[str, Cost]]) -> list[list[str]]:
     """Return a row for each size, number of classes and way to draw."""
     rows = []
-    for (size, num_classes), by_name in found.items():
+    for (size, num_classes), by_name in results.items():
         torchs = by_name["WeightedRandomSampler"].nanoseconds
         floors = by_name["integers, 256 a call"].nanoseconds
         for name, cost in by_name.items():
@@ -400,20 +401,20 @@ def cost_rows(found: dict[tuple[int, int], dict[str, Cost]]) -> list[list[str]]:
     return rows
 
 
-def draw_picture(found: dict[tuple[int, int], dict[str, Cost]], path: Path) -> None:
+def plot_costs(results: dict[tuple[int, int], dict[str, Cost]], path: Path) -> None:
     """Save a picture: time an index over the number of items, a panel for each number of classes."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    classes = sorted({num_classes for _, num_classes in found})
+    classes = sorted({num_classes for _, num_classes in results})
     figure, axes = plt.subplots(1, len(classes), figsize=(4.2 * len(classes), 4.2), sharey=True, squeeze=False)
     for panel, num_classes in zip(axes[0], classes, strict=True):
         for color, drawer in enumerate(DRAWERS):
             points = [
                 (size, min(by_name[drawer.name].nanoseconds))
-                for (size, k), by_name in sorted(found.items())
+                for (size, k), by_name in sorted(results.items())
                 if k == num_classes and drawer.name in by_name and by_name[drawer.name].nanoseconds
             ]
             own = drawer.name.startswith("lightning-fair")
@@ -432,7 +433,7 @@ def draw_picture(found: dict[tuple[int, int], dict[str, Cost]], path: Path) -> N
 
 def report_costs(args: argparse.Namespace) -> None:
     """Measure and print the costs, and save the picture."""
-    found = {}
+    results = {}
     left_out = [drawer.name for drawer in DRAWERS if not importlib.util.find_spec(drawer.module)]
     notes = [f"not installed: {', '.join(left_out)} (pip install lightning-fair[bench])"] if left_out else []
     for size in args.sizes:
@@ -442,15 +443,15 @@ def report_costs(args: argparse.Namespace) -> None:
             elif not enough_memory(size):
                 notes.append(f"N = {size:,} needs more memory than is free")
             else:
-                found[size, num_classes] = costs(size, num_classes, args.rounds, args.draws, args.limit)
+                results[size, num_classes] = costs(size, num_classes, args.rounds, args.draws, args.limit)
     print(f"\nBatches of {BATCH}, one draw at a time; {args.rounds} rounds in turns (fewer past {args.limit:.0f} s);")
     print(f"{machine()}")
     print("".join(f"\nLeft out: {note}" for note in dict.fromkeys(notes)))
     head = ("items", "classes", "sampler", "ns an index, lowest", "median (quartiles)", "of torch's", "of the floor")
     more = ("construction and first batch, s", "memory, MiB", "longest draw, ms (of draws)")
-    print(markdown((*head, *more), cost_rows(found)))
-    if found:
-        draw_picture(found, args.picture)
+    print(markdown((*head, *more), cost_rows(results)))
+    if results:
+        plot_costs(results, args.picture)
         print(f"\nPicture: {args.picture}")
 
 

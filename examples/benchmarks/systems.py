@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from lightning_fair import FeedbackBatchSampler, FeedbackController
 from lightning_fair.control.weights import class_weights
-from lightning_fair.sampling.batch_sampler import DrawKind
 
 try:  # a script in this folder imports this module as `systems`, one in the folder above as `benchmarks.systems`
     from comparison import CountDeficitController
+    from independent_sampler import IndependentBatchSampler
 except ModuleNotFoundError:
     from benchmarks.comparison import CountDeficitController
+    from benchmarks.independent_sampler import IndependentBatchSampler
 
 BATCH = 256
 RARE = 1  # the rare class of the two
@@ -41,25 +42,25 @@ class System:
         name: What tables call it.
         alpha: Gain of the feedback; 0 draws from the target.
         controller: The class of the controller, and so the law.
-        draw: How the class counts of a batch are drawn.
+        batch_sampler: The class of the sampler, and so how the class counts of a batch are drawn.
     """
 
     name: str
     alpha: float
     controller: type[FeedbackController]
-    draw: DrawKind
+    batch_sampler: type[FeedbackBatchSampler]
 
     def sampler(
         self, labels: NDArray[Any], batch_size: int, steps: int, *, num_classes: int = 2, seed: int = 0, **law: Any
     ) -> FeedbackBatchSampler:
         """Return a sampler of this system that draws ``steps`` batches towards a uniform target."""
         controller = self.controller(num_classes, alpha=self.alpha, **law)
-        return FeedbackBatchSampler(labels, batch_size, steps, controller, seed=seed, draw=self.draw)
+        return self.batch_sampler(labels, batch_size, steps, controller, seed=seed)
 
 
-OURS = System("relative deficit (ours)", ALPHA, FeedbackController, "systematic")
-COUNT = System("count deficit", ALPHA, CountDeficitController, "iid")
-IID = System("i.i.d. draws from the target", 0.0, FeedbackController, "iid")
+OURS = System("relative deficit (ours)", ALPHA, FeedbackController, FeedbackBatchSampler)
+COUNT = System("count deficit", ALPHA, CountDeficitController, IndependentBatchSampler)
+IID = System("i.i.d. draws from the target", 0.0, FeedbackController, IndependentBatchSampler)
 SYSTEMS = (OURS, COUNT, IID)
 
 

@@ -238,10 +238,10 @@ SCENARIOS: dict[str, Scenario] = {
         workers=2,
         data=beside(PER_EPOCH + 3),
         module=OfTwoLoaders,
-        fair=lambda: steering(loader="a"),
+        fair=lambda: steering(dataloader="a"),
     ),
     "beside a shorter loader": Scenario(
-        workers=2, data=beside(3), module=OfTwoLoaders, fair=lambda: steering(loader="a")
+        workers=2, data=beside(3), module=OfTwoLoaders, fair=lambda: steering(dataloader="a")
     ),
     "target that moves": Scenario(
         workers=2, fair=lambda: steering(target_probs=Shift(Linear(0.0, 1.0, 12), start="prior"))

@@ -53,7 +53,7 @@ def test_batches_overtake_one_another_where_their_order_is_free(tmp_path):
     (whole,) = in_new_processes([Job("any order, 2 workers", tmp_path)])
     assert whole.serials != sorted(whole.serials)
     states = [torch.load(path, weights_only=True)["callbacks"]["FairSampling"] for path in tmp_path.glob("*.ckpt")]
-    assert any(state["sampler"]["overtook"] for state in states)
+    assert any(state["sampler"]["completed_out_of_order"] for state in states)
 
 
 # -- what a checkpoint holds -----------------------------------------------------------------------------------

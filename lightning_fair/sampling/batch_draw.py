@@ -1,0 +1,34 @@
+"""The record of the draw of a batch of indices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from lightning_fair.common.arrays import Ints
+from lightning_fair.common.class_counts import ClassCounts
+from lightning_fair.control.draw import Draw
+
+
+@dataclass(eq=False)
+class BatchDraw(Draw):
+    """The draw of a batch of indices.
+
+    Attributes:
+        split: Class counts of the batch of all ranks, in the order of its classes.
+        indices: Indices of this rank's samples.
+        rank_slice: This rank's samples of that batch.
+        shuffle: Order of this rank's samples, int64, shape ``(batch,)``.
+        is_delivered: Whether the loader has delivered the batch.
+    """
+
+    split: ClassCounts = field(kw_only=True)
+    indices: list[int]
+    rank_slice: slice
+    shuffle: Ints
+    is_delivered: bool = False
+
+    @cached_property
+    def labels(self) -> Ints:
+        """Class of each of this rank's samples, in the order of its indices, int64, shape ``(batch,)``."""
+        return self.split.labels[self.rank_slice].take(self.shuffle)
