@@ -163,25 +163,25 @@ class Alive:
 def memory(
     side: int = 96,
     num_classes: int = 10,
-    buffer: int = 256,
+    buffer_size: int = 256,
     batch: int = 16,
     *,
-    reuse: int = 64,
+    max_reuse: int = 64,
     loader: bool = False,
 ) -> tuple[int, int, float]:
     """Return the most samples alive at once, the stated limit of the buffers, and the bytes the process grew by.
 
     With ``loader`` it is read through torch's DataLoader, which hands out the samples themselves.
     """
-    labels = np.random.default_rng(0).integers(0, num_classes, 4 * num_classes * buffer)
+    labels = np.random.default_rng(0).integers(0, num_classes, 4 * num_classes * buffer_size)
     alive = Alive(side)
     source, controller = Stream(alive, labels), FeedbackController(num_classes)
-    stream = FairStream(source, controller, batch_size=batch, buffer_size=buffer, max_reuse=reuse)
+    stream = FairStream(source, controller, batch_size=batch, buffer_size=buffer_size, max_reuse=max_reuse)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in DataLoader(stream, batch_size=batch, collate_fn=list) if loader else stream.batches():
         pass
     grown = 1024.0 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-    return alive.most, num_classes * buffer, grown
+    return alive.most, num_classes * buffer_size, grown
 
 
 def recovery(turns: int, batch: int, seed: int, turn_size: int = 12_800) -> list[int]:

@@ -209,7 +209,7 @@ def stream_labels(samples: Sequence[Any], num_classes: int, label: Callable[[Any
         ValueError: If it is not in ``[0, K)``.
 
     Example:
-        >>> labels_of([("a cat", 1), ("a dog", torch.tensor(0))], num_classes=2)
+        >>> stream_labels([("a cat", 1), ("a dog", torch.tensor(0))], num_classes=2)
         array([1, 0])
     """
     first = samples[0]

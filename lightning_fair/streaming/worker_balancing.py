@@ -134,7 +134,7 @@ def balance_mixes(q: Floats, most: Floats) -> Floats:
         most: Largest share of each class in each mix, infinite for no bound, shape ``(P, K)``.
 
     Example:
-        >>> together(np.array([0.5, 0.5]), np.array([[np.inf, 0.0], [np.inf, np.inf]])).round(2)
+        >>> balance_mixes(np.array([0.5, 0.5]), np.array([[np.inf, 0.0], [np.inf, np.inf]])).round(2)
         array([[1., 0.],
                [0., 1.]])
     """

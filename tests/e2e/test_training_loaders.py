@@ -303,13 +303,13 @@ def test_worker_sees_its_own_data_set_where_batches_are_numbered():
 @pytest.mark.parametrize("chosen", [None, "third", 2, -1])
 def test_choice_among_several_loaders_must_name_one(chosen):
     with pytest.raises(ValueError, match=r"one training DataLoader.*'fair', 'other'.*loader='fair'"):
-        fit(Among(), {"fair": loader(), "other": other()}, moving(loader=chosen))
+        fit(Among(), {"fair": loader(), "other": other()}, moving(dataloader=chosen))
 
 
 def test_choice_that_there_is_not_is_an_error_with_one_loader_too():
     with pytest.raises(ValueError, match=r"loader='fair' is none of them: 0\. .*loader=0"):
-        fit(Weighted(), loader(), moving(loader="fair"))
-    fit(module := Weighted(), loader(), moving(loader=0))
+        fit(Weighted(), loader(), moving(dataloader="fair"))
+    fit(module := Weighted(), loader(), moving(dataloader=0))
     assert len(module.steps) == BATCHES
 
 
@@ -321,7 +321,7 @@ def test_loaders_that_were_not_chosen_stay_the_users_own():
             self.seen = trainer.train_dataloader["other"]
 
     watches = Watches()
-    fit(Among(), {"fair": loader(), "other": theirs}, moving(loader="fair"), watches)
+    fit(Among(), {"fair": loader(), "other": theirs}, moving(dataloader="fair"), watches)
     assert watches.seen is theirs
 
 
@@ -330,14 +330,14 @@ def test_combined_loader_of_the_users_own_can_be_used_again():
     theirs = CombinedLoader({"fair": loader(), "other": other()}, "min_size")
     before = dict(theirs.iterables)
     for _ in range(2):
-        fit(module := Among(), theirs, moving(loader="fair"), reload_dataloaders_every_n_epochs=1, max_epochs=2)
+        fit(module := Among(), theirs, moving(dataloader="fair"), reload_dataloaders_every_n_epochs=1, max_epochs=2)
         assert len(module.steps) == 10
         assert theirs.iterables == before
 
 
 def test_one_loader_under_two_keys_is_fair_under_the_chosen_one():
     both = loader()
-    fit(module := Among(), {"first": both, "fair": both}, fair := moving(loader="fair"))
+    fit(module := Among(), {"first": both, "fair": both}, fair := moving(dataloader="fair"))
     assert len(module.steps) == fair.controller.draws == BATCHES
     assert sum(len(step.indices) for step in module.steps) == len(Indexed())
 

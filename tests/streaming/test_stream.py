@@ -784,7 +784,7 @@ def test_one_of_several_loaders_may_be_a_stream():
         def training_step(self, batch, batch_idx):
             return super().training_step(batch["stream"], batch_idx)
 
-    module, callback = Two(), moving(loader="stream")
+    module, callback = Two(), moving(dataloader="stream")
     other = DataLoader(torch.zeros(96, 3), batch_size=8)
     fit(module, {"other": other, "stream": DataLoader(mixed(400, None, return_weights=True), batch_size=8)}, callback)
     assert sum(not np.allclose(acted, drawn, rtol=1e-5) for acted, drawn in module.steps) == 0
@@ -812,7 +812,7 @@ def test_checkpoint_has_the_controller_and_not_the_streams_place(tmp_path):
     assert control.controller.draws == 30
     draw, _ = next(control.stream.batches())
     assert draw.draw_id == 30
-    assert draw.trained_mix.tolist() == seen["ratio"].tolist()
+    assert draw.trained_mix.tolist() == seen["trained_mix"].tolist()
 
 
 def test_state_of_another_kind_of_data_is_refused():
@@ -882,10 +882,10 @@ def test_fair_data_module_hands_a_stream_through():
     ("settings", "match"),
     [
         ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
-        ({"buffer_size": 0}, "buffer must be"),
-        ({"max_reuse": 0.5}, "reuse must be"),
-        ({"buffer_size": 3, "max_reuse": 2}, r"buffer \* reuse must be at least batch_size, got 3 \* 2 < 8"),
-        ({"reads_per_sample": True}, "reads must be"),
+        ({"buffer_size": 0}, "buffer_size must be"),
+        ({"max_reuse": 0.5}, "max_reuse must be"),
+        ({"buffer_size": 3, "max_reuse": 2}, r"buffer_size \* max_reuse must be at least batch_size, got 3 \* 2 < 8"),
+        ({"reads_per_sample": True}, "reads_per_sample must be"),
         ({"seed": -1}, "seed must be an integer of at least 0"),
     ],
 )
@@ -933,7 +933,6 @@ def test_batch_size_of_the_loader_has_to_be_that_of_the_stream():
         ({"num_classes": 4, "reference": "prior"}, "has no prior"),
         ({"num_classes": 4, "labels": [0, 1]}, "labels is for data sets with a length"),
         ({"num_classes": 4, "steps_per_epoch": 3}, "limit_train_batches"),
-        ({"num_classes": 4, "draw": "iid"}, "draw='iid' is for data sets with a length"),
     ],
 )
 def test_settings_that_a_stream_cannot_have_are_refused(settings, match):
@@ -945,7 +944,7 @@ def test_settings_that_a_stream_cannot_have_are_refused(settings, match):
     ("settings", "match"),
     [
         ({"seed": 3}, r"seed=3 has no effect on a FairStream: set FairStream\(seed=3\)"),
-        ({"feedback_delay": 5}, "lag=5 has no effect on a FairStream"),
+        ({"feedback_delay": 5}, "feedback_delay=5 has no effect on a FairStream"),
         ({"empty_classes": "skip"}, "empty_classes='skip' has no effect on a FairStream"),
     ],
 )
