@@ -47,7 +47,7 @@ class StreamTracker:
         self.arrived: Ints = np.zeros(K, dtype=np.int64)
         self.handed_out: Ints = np.zeros(K, dtype=np.int64)
         self._arriving = np.zeros(K)
-        self._absences = MissingClassLogger(self.controller)
+        self._missing = MissingClassLogger(self.controller)
 
     def follow(self, stream: FairStream) -> None:
         """Take another stream in place of the one so far."""
@@ -121,7 +121,7 @@ class StreamTracker:
         self.arrived += draw.arrived
         self.handed_out += draw.counts
         if not self.rank and not draw.ended:
-            self._absences.follow(draw.draw_id, draw.there, controller.target_at(draw.progress))
+            self._missing.update(draw.draw_id, draw.available, controller.target_at(draw.progress))
 
     def clip_counts(self, counts: NDArray[Any], draw: Draw) -> NDArray[Any]:
         """Return the counts scaled to as many samples as were drawn; of other ranks only their number is known."""

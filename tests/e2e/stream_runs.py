@@ -66,7 +66,7 @@ def in_turns(stream: FairStream, workers: int, *, samples: bool = False, seed: i
     running: dict[int, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
         for i in range(workers):
-            running[i] = stream._followed() if samples else stream.batches()
+            running[i] = stream._logged_batches() if samples else stream.batches()
         while running:
             turn = []
             for i in list(running):

@@ -25,7 +25,7 @@ import lightning_fair.streaming.stream as stream_module
 from lightning_fair import FairDataModule, FairSampling, FairStream, FeedbackController, importance_weights, schedules
 from lightning_fair.dataloaders.fair_loader import check_loader
 from lightning_fair.dataloaders.stream_tracker import StreamTracker, make_stream_fair
-from lightning_fair.streaming.buffers import ClassBuffers, share_out, sorted_by_class
+from lightning_fair.streaming.buffers import ClassBuffers, cap_mix
 from lightning_fair.streaming.worker_balancing import WorkerBalancing, balance_mixes
 
 
@@ -74,7 +74,7 @@ def test_mix_under_caps_fills_them_and_keeps_the_proportions_of_the_others(value
     most = np.array(data.draw(st.lists(st.floats(0.0, 2.0), min_size=p.size, max_size=p.size)))
     if most.sum() < 1.0:
         most += (1.001 - most.sum()) / p.size
-    mix = share_out(p, most)
+    mix = cap_mix(p, most)
     assert mix.sum() == pytest.approx(1.0)
     assert (mix <= most + 1e-12).all()
     free = mix < most - 1e-9
@@ -86,21 +86,15 @@ def test_mix_under_caps_fills_them_and_keeps_the_proportions_of_the_others(value
 
 def test_mix_is_left_alone_where_no_class_lacks_anything():
     p = np.array([0.7, 0.3])
-    assert share_out(p, np.array([0.7, 5.0])) is p
+    assert cap_mix(p, np.array([0.7, 5.0])) is p
 
 
 def test_share_of_a_class_that_is_not_there_goes_to_the_others_in_proportion():
-    assert share_out(np.array([0.5, 0.3, 0.2]), np.array([0.0, 9.0, 9.0])) == pytest.approx([0.0, 0.6, 0.4])
+    assert cap_mix(np.array([0.5, 0.3, 0.2]), np.array([0.0, 9.0, 9.0])) == pytest.approx([0.0, 0.6, 0.4])
 
 
 def test_class_without_probability_gets_what_nobody_else_can_fill():
-    assert share_out(np.array([0.0, 1.0]), np.array([2.0, 0.25])) == pytest.approx([0.75, 0.25])
-
-
-@given(st.lists(st.integers(0, 6), min_size=1, max_size=300))
-def test_samples_are_sorted_by_class_in_their_order(labels):
-    found = sorted_by_class(range(len(labels)), np.array(labels), np.bincount(labels, minlength=7))
-    assert found == {y: [i for i, label in enumerate(labels) if label == y] for y in set(labels)}
+    assert cap_mix(np.array([0.0, 1.0]), np.array([2.0, 0.25])) == pytest.approx([0.75, 0.25])
 
 
 class SlowBuffer:
@@ -229,7 +223,7 @@ def test_reads_per_sample_handed_out_are_bounded_and_an_epoch_has_the_sources_le
     for _, samples in fair.batches():
         handed += len(samples)
         # As many batches are read at once as are drawn at once: those of which a class takes no more than a buffer.
-        assert source.read <= (handed + 7 * 16) * reads + 64
+        assert source.read <= (handed + 16) * reads + 64
     assert source.read == 3000
     assert handed == 3000 // reads
     assert len(FairStream([0] * 3000, batch_size=8, reads_per_sample=reads)) == 3000 // reads
@@ -277,7 +271,7 @@ def test_buffers_hold_no_more_than_their_limit_and_keep_no_block_alive():
     source = FairStream(blocks(), FeedbackController(4), batch_size=32, buffer_size=50)
     for _ in source.batches():
         pass
-    kept = source._kept
+    kept = source._buffers
     assert kept.held.max() == 50  # the limit is reached, and so is tested
     storages = {
         x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for y in range(4) for x, _ in kept.samples(y)
@@ -295,14 +289,14 @@ def test_slices_are_copied(of):
 def test_copies_of_a_process_begin_with_empty_buffers():
     fair = stream(long_tail(80))
     list(fair)
-    assert fair._kept is not None
-    assert pickle.loads(pickle.dumps(fair))._kept is None
+    assert fair._buffers is not None
+    assert pickle.loads(pickle.dumps(fair))._buffers is None
 
 
 def test_samples_of_a_class_without_target_are_not_held():
     source = stream(long_tail(800), FeedbackController(4, [0.5, 0.5, 0.0, 0.0]))
     assert {y for _, y in source} == {0, 1}
-    assert source._kept.held[2:].tolist() == [0, 0]
+    assert source._buffers.held[2:].tolist() == [0, 0]
 
 
 def test_what_the_buffers_hold_is_there_for_the_next_iteration():
@@ -348,15 +342,15 @@ def test_log_says_once_that_a_class_has_gone_and_once_that_it_is_back(caplog):
     with caplog.at_level(logging.INFO, "lightning_fair"):
         list(stream(gone_for_a_while(), max_reuse=2, buffer_size=16))
     gone, back = [record.getMessage() for record in caplog.records]
-    assert gone.startswith("Class 1 has gone from the stream: none to be had for 16 batches, the last being batch ")
+    assert gone.startswith("Class 1 is missing from the stream: not available for 16 batches, the last being batch ")
     assert back.startswith("Class 1 is back in the stream: in batch ")
 
 
 def test_log_says_that_a_class_has_not_come_yet(caplog):
     list(stream([0] * 400 + [1] * 400, buffer_size=8))
     assert [record.getMessage()[:22] for record in caplog.records] == [
-        "Class 1 has not come y",
-        "Class 1 has come: in b",
+        "Class 1 has not arrive",
+        "Class 1 has arrived: i",
     ]
 
 
@@ -611,7 +605,7 @@ def test_draws_are_those_of_each_worker_alone_where_shards_are_alike(monkeypatch
         return [torch.stack([x.double() for x in batch]) for batch in DataLoader(source, 8, num_workers=workers)]
 
     balance_mixes = drawn()
-    monkeypatch.setattr(FairStream, "_fellows", lambda _: None)
+    monkeypatch.setattr(FairStream, "_balancing", lambda _: None)
     alone = drawn()
     assert len(alone) == len(balance_mixes) == 600
     assert all(map(torch.equal, balance_mixes, alone))
@@ -670,40 +664,40 @@ def told(table, place, left, *, stamp=1.0, draws=16, horizon=16.0):
     """A worker that has drawn some batches of 8 of two classes from what was there."""
     fellow, left = WorkerBalancing(table, place, 2, stamp, horizon), np.array(left)
     for _ in range(draws):
-        fellow.tell(left, 8, np.array([0.5, 0.5]), left / left.sum())
+        fellow.publish(left, 8, np.array([0.5, 0.5]), left / left.sum())
     return fellow
 
 
 def test_only_workers_of_this_iteration_that_are_at_work_act():
     q = np.array([0.5, 0.5])
-    table = np.zeros(WorkerBalancing.table_for(2))
+    table = np.zeros(WorkerBalancing.table_shape(2))
     one, other = told(table, 0, [9, 0]), told(table, 1, [9, 9])
-    assert other.aim(q).goal.tolist() == [0.0, 1.0]
-    assert one.aim(q).goal[0] == pytest.approx(2 / 3)  # it would take class 1 where there was some
-    assert [one.first, other.first] == [True, False]
+    assert other.target_mix(q).mix.tolist() == [0.0, 1.0]
+    assert one.target_mix(q).mix[0] == pytest.approx(2 / 3)  # it would take class 1 where there was some
+    assert [one.is_first, other.is_first] == [True, False]
     one.leave()
-    assert other.aim(q) is None
-    assert other.first
+    assert other.target_mix(q) is None
+    assert other.is_first
     told(table, 0, [9, 0])
     anew = told(table, 1, [9, 9], stamp=2.0)  # the row of worker 0 is of an iteration before
-    assert anew.aim(q) is None
+    assert anew.target_mix(q) is None
     other.leave()  # of the iteration before: the row is another's now
     told(table, 0, [9, 0], stamp=2.0)
-    assert anew.aim(q) is not None
+    assert anew.target_mix(q) is not None
 
 
 def test_workers_wait_for_a_horizon_before_they_make_up_for_each_other():
-    table = np.zeros(WorkerBalancing.table_for(2))
+    table = np.zeros(WorkerBalancing.table_shape(2))
     other = told(table, 1, [9, 9])
     one = told(table, 0, [9, 0], draws=15)
-    assert other.aim(np.array([0.5, 0.5])) is None
-    one.tell(np.array([9, 0]), 8, np.array([0.5, 0.5]), np.array([1.0, 0.0]))
-    assert other.aim(np.array([0.5, 0.5])) is not None
+    assert other.target_mix(np.array([0.5, 0.5])) is None
+    one.publish(np.array([9, 0]), 8, np.array([0.5, 0.5]), np.array([1.0, 0.0]))
+    assert other.target_mix(np.array([0.5, 0.5])) is not None
 
 
 def test_workers_beyond_the_table_draw_for_themselves():
-    assert WorkerBalancing.table_for(2) == (64, 8)
-    rows, width = WorkerBalancing.table_for(100_000)
+    assert WorkerBalancing.table_shape(2) == (64, 8)
+    rows, width = WorkerBalancing.table_shape(100_000)
     assert rows == 3
     assert rows * width <= 2**20
     counts, _ = drawn_together([[0]] + [[0, 1]] * 64, 65, size=640)
@@ -714,7 +708,7 @@ def test_log_of_several_workers_says_it_once_and_counts_all_their_batches(caplog
     source = FairStream(Files([[0]] * 2, 1600), FeedbackController(2), batch_size=8, buffer_size=16)
     assert sum(1 for _ in in_turns(source, 2, samples=True)) == 201
     (message,) = [record.getMessage() for record in caplog.records]
-    assert message.startswith("Class 1 has not come yet: none to be had for 17 batches, the last being batch 16.")
+    assert message.startswith("Class 1 has not arrived yet: not available for 17 batches, the last being batch 16.")
 
 
 @pytest.mark.parametrize("files", [[[0], [0, 1]], [[0, 1], [0]]], ids=str)
@@ -735,7 +729,7 @@ def test_log_under_lightning_names_a_class_that_no_worker_has(caplog):
         for _, (draw, _) in turn:
             control.report(draw)
     (message,) = [record.getMessage() for record in caplog.records]
-    assert message.startswith("Class 1 has not come yet: none to be had for 16 batches, the last being batch 15.")
+    assert message.startswith("Class 1 has not arrived yet: not available for 16 batches, the last being batch 15.")
 
 
 # -- through Lightning -------------------------------------------------------------------------------------------
@@ -916,7 +910,7 @@ def test_labels_that_are_none_are_refused(sample, error, match):
 
 
 def test_stream_without_a_controller_says_where_one_comes_from():
-    with pytest.raises(RuntimeError, match="FairSampling makes it when training begins"):
+    with pytest.raises(RuntimeError, match="FairSampling creates it when training begins"):
         list(FairStream([(0, 0)], batch_size=8))
 
 
