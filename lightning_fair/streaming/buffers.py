@@ -35,13 +35,12 @@ class ClassBuffers:
         self._limit, self._max_reuse = limit, max_reuse
         # For each class, the samples by number of uses, the oldest first; a level without samples has no entry.
         self._levels: list[dict[int, list[Any]]] = [{} for _ in range(num_classes)]
-        self._held = [0] * num_classes
         self.available: Ints = np.zeros(num_classes, dtype=np.int64)
 
     @property
     def held(self) -> Ints:
         """Number of samples held of each class, int64, shape ``(K,)``."""
-        return np.array(self._held, dtype=np.int64)
+        return np.array([sum(map(len, levels.values())) for levels in self._levels], dtype=np.int64)
 
     def samples(self, label: int) -> list[Any]:
         """Return the samples held of a class."""
@@ -50,22 +49,15 @@ class ClassBuffers:
     def add(self, by_class: Mapping[int, list[Any]]) -> None:
         """Hold these samples of each class, given from oldest to newest; of more than the limit, the newest."""
         for label, samples in by_class.items():
-            new = samples[-self._limit :]
-            excess = max(self._held[label] + len(new) - self._limit, 0)
-            lost = self._evict(self._levels[label], excess)
-            self._held[label] += len(new) - excess
-            self.available[label] += len(new) * self._max_reuse - lost
-            self._levels[label].setdefault(0, []).extend(new)
-
-    def _evict(self, levels: dict[int, list[Any]], count: int) -> int:
-        """Drop the most used samples; return how many times they could still have been handed out."""
-        lost = 0
-        while count > 0:
-            uses = max(levels)
-            dropped = _pop_oldest(levels, uses, count)
-            lost += len(dropped) * (self._max_reuse - uses)
-            count -= len(dropped)
-        return lost
+            levels, new = self._levels[label], samples[-self._limit :]
+            excess = sum(map(len, levels.values())) + len(new) - self._limit
+            while excess > 0:
+                uses = max(levels)
+                dropped = _pop_oldest(levels, uses, excess)
+                self.available[label] -= len(dropped) * (self._max_reuse - uses)
+                excess -= len(dropped)
+            levels.setdefault(0, []).extend(new)
+            self.available[label] += len(new) * self._max_reuse
 
     def take(self, counts: Ints) -> list[Any]:
         """Hand out ``counts`` samples of each class, at most ``available``, ordered by class; shape ``(K,)``."""
@@ -79,9 +71,7 @@ class ClassBuffers:
                 samples = _pop_oldest(levels, uses, count)
                 taken += samples
                 count -= len(samples)
-                if uses + 1 == self._max_reuse:
-                    self._held[label] -= len(samples)
-                else:
+                if uses + 1 < self._max_reuse:
                     levels.setdefault(uses + 1, []).extend(samples)
         return taken
 
@@ -115,20 +105,14 @@ def cap_mix(probs: Floats, caps: Floats) -> Floats:
     wanted = np.flatnonzero(probs)
     shares, limits = probs[wanted], caps[wanted]
     if limits.sum() <= 1.0:
-        return _fill_up(np.where(probs > 0, caps, 0.0), np.where(probs > 0, 0.0, caps))
+        mix, others = np.where(probs > 0, caps, 0.0), np.where(probs > 0, 0.0, caps)
+        if others.any():
+            mix += others * ((1.0 - mix.sum()) / others.sum())
+        return np.asarray(mix / mix.sum())
     # The order in which classes reach their caps as the level rises; levels[i] assumes that those before i are capped.
     order = (limits / shares).argsort(kind="stable")
     shares, limits = shares[order], limits[order]
     remaining = 1.0 - np.concatenate(([0.0], np.cumsum(limits)[:-1]))
     levels = remaining / np.cumsum(shares[::-1])[::-1]
     level = levels[np.argmax(levels * shares <= limits)]
-    capped: Floats = np.minimum(level * probs, caps)
-    return capped
-
-
-def _fill_up(mix: Floats, others: Floats) -> Floats:
-    """Add ``others``, scaled, to a mix that sums to less than one."""
-    if others.any():
-        mix += others * ((1.0 - mix.sum()) / others.sum())
-    filled: Floats = mix / mix.sum()
-    return filled
+    return np.minimum(level * probs, caps)

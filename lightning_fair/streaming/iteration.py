@@ -137,9 +137,7 @@ class StreamIteration:
         order, start, shuffle = self._random(draw_id)
         if size < shuffle.size:
             shuffle = shuffle[shuffle < size]
-        counts = systematic_counts(probs, size, order, start).to_dense(stock.size)
-        if (counts > stock).any():
-            counts = _limit_counts(counts, stock)
+        counts = _limit_counts(systematic_counts(probs, size, order, start).to_dense(stock.size), stock)
         draw = StreamDraw(
             draw_id=draw_id,
             probs=probs,

@@ -50,26 +50,18 @@ class MissingClassLogger:
         self._absent_for = np.where(absent, np.maximum(draw_id + 1 - self._absent_since, 1), 0)
         missing = absent & ~self._reported & (self._absent_for >= self._patience)
         if log:
-            self._log_back(back, draw_id)
-            self._log_missing(missing, draw_id)
+            self._log(back, missing, draw_id)
         self._reported |= missing
         self._seen |= available
         self._all_available = not absent.any()
 
-    def _log_back(self, classes: NDArray[np.bool_], draw_id: int) -> None:
-        for label in np.flatnonzero(classes).tolist():
-            event = "is back in the stream" if self._seen[label] else "has arrived"
-            absent_for = draw_id - self._absent_since[label]
-            _log.warning("Class %d %s: in batch %d, after %d without it.", label, event, draw_id, absent_for)
-
-    def _log_missing(self, classes: NDArray[np.bool_], draw_id: int) -> None:
-        for label in np.flatnonzero(classes).tolist():
-            event = "is missing from the stream" if self._seen[label] else "has not arrived yet"
-            _log.warning(
-                "Class %d %s: not available for %d batches, the last being batch %d. Its share goes to the other "
-                "classes in proportion.",
-                label,
-                event,
-                self._absent_for[label],
-                draw_id,
-            )
+    def _log(self, back: NDArray[np.bool_], missing: NDArray[np.bool_], draw_id: int) -> None:
+        for y in np.flatnonzero(back).tolist():
+            event = "is back in the stream" if self._seen[y] else "has arrived"
+            absent_for = draw_id - self._absent_since[y]
+            _log.warning("Class %d %s: in batch %d, after %d without it.", y, event, draw_id, absent_for)
+        for y in np.flatnonzero(missing).tolist():
+            event = "is missing from the stream" if self._seen[y] else "has not arrived yet"
+            message = "Class %d %s: not available for %d batches, the last being batch %d. %s"
+            remark = "Its share goes to the other classes in proportion."
+            _log.warning(message, y, event, self._absent_for[y], draw_id, remark)

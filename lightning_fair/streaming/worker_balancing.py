@@ -54,9 +54,8 @@ class WorkerBalancing:
         self._horizon = horizon
         K = (table.shape[1] - _HEADER) // 3
         # Columns: whether the class is available, how often the worker is short of it, and the mix it draws.
-        self._available, self._shortage, self._supply = (
-            slice(_HEADER + i * K, _HEADER + (i + 1) * K) for i in range(3)
-        )
+        columns = [slice(_HEADER + i * K, _HEADER + (i + 1) * K) for i in range(3)]
+        self._available, self._shortage, self._supply = columns
         self._draws = 0
         self._short_rate: Floats = np.zeros(K)
         self._is_short = np.zeros(K, dtype=bool)
@@ -77,8 +76,7 @@ class WorkerBalancing:
 
     @property
     def _active(self) -> NDArray[np.bool_]:
-        active: NDArray[np.bool_] = self._table[:, _ITERATION] == self._iteration
-        return active
+        return np.asarray(self._table[:, _ITERATION] == self._iteration)
 
     def leave(self) -> None:
         """Stop taking part: the worker's shard has ended."""
@@ -109,8 +107,7 @@ class WorkerBalancing:
         row[self._shortage] = np.where(self._is_short, 1.0, np.minimum(self._short_rate, _SHORT))
         row[_ANY_SHORT] = self._is_short.any()
         row[_ITERATION] = self._iteration
-        available: NDArray[np.bool_] = self._table[self._active, self._available].any(axis=0)
-        return available
+        return np.asarray(self._table[self._active, self._available].any(axis=0))
 
     def target_mix(self, q: Floats) -> WorkerTarget | None:
         """Return the target of this worker such that all workers together reach ``q``; None if it is ``q`` itself."""
@@ -157,7 +154,7 @@ def balance_mixes(q: Floats, caps: Floats) -> Floats:
                [0., 1.]])
     """
     num_workers, capped = len(caps), np.isfinite(caps)
-    q = _reachable(q, caps, capped.all(axis=0))
+    q = _reachable(q, caps, np.asarray(capped.all(axis=0)))
     smallest = _POSITIVE * q  # an entry of zero could not be scaled up
     mixes = _normalize_rows(np.minimum(q, caps), capped)
     for _ in range(_ROUNDS):
@@ -188,5 +185,4 @@ def _normalize_rows(mixes: Floats, capped: NDArray[np.bool_]) -> Floats:
     scale = np.divide(np.maximum(1.0 - fixed, 0.0), free, out=np.ones_like(free), where=free > 0)
     scaled = np.where(capped, mixes, mixes * scale)
     total = scaled.sum(axis=1, keepdims=True)
-    rows: Floats = scaled / np.where(total > 0, total, 1.0)  # 0: the worker only has classes without a target
-    return rows
+    return np.asarray(scaled / np.where(total > 0, total, 1.0))  # 0: the worker only has classes without a target

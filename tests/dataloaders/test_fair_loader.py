@@ -7,7 +7,8 @@ from lightning_helpers import Indexed, in_any_order, loader
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 
 from lightning_fair import FeedbackBatchSampler, FeedbackController
-from lightning_fair.dataloaders.fair_loader import batch_size, check_loader, is_fair, make_fair, num_prefetched
+from lightning_fair.dataloaders.checks import batch_size, check_loader, is_fair, num_prefetched
+from lightning_fair.dataloaders.fair_loader import make_fair
 
 TARGET = [0.4, 0.3, 0.2, 0.1]
 

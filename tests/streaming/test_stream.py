@@ -23,8 +23,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 import lightning_fair.streaming.stream as stream_module
 from lightning_fair import FairDataModule, FairSampling, FairStream, FeedbackController, importance_weights, schedules
-from lightning_fair.dataloaders.fair_loader import check_loader
-from lightning_fair.dataloaders.stream_tracker import StreamTracker, make_stream_fair
+from lightning_fair.dataloaders.checks import check_loader
+from lightning_fair.dataloaders.fair_loader import make_stream_fair
+from lightning_fair.dataloaders.stream_tracker import StreamTracker
 from lightning_fair.streaming.buffers import ClassBuffers, cap_mix
 from lightning_fair.streaming.worker_balancing import WorkerBalancing, balance_mixes
 
