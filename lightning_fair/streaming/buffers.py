@@ -115,4 +115,4 @@ def cap_mix(probs: Floats, caps: Floats) -> Floats:
     remaining = 1.0 - np.concatenate(([0.0], np.cumsum(limits)[:-1]))
     levels = remaining / np.cumsum(shares[::-1])[::-1]
     level = levels[np.argmax(levels * shares <= limits)]
-    return np.minimum(level * probs, caps)
+    return np.asarray(np.minimum(level * probs, caps))

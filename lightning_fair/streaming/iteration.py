@@ -71,7 +71,7 @@ class StreamIteration:
         in_flight: bool,
         balancing: WorkerBalancing | None,
     ) -> None:
-        self._stream, self._source = stream, _never_restarted(source)
+        self._stream, self._source = stream, source
         self._controller, self._buffers = controller, buffers
         self._in_flight, self._balancing = in_flight, balancing
         self._wanted = set(np.flatnonzero(controller.wanted).tolist())
@@ -137,7 +137,9 @@ class StreamIteration:
         order, start, shuffle = self._random(draw_id)
         if size < shuffle.size:
             shuffle = shuffle[shuffle < size]
-        counts = _limit_counts(systematic_counts(probs, size, order, start).to_dense(stock.size), stock)
+        counts = systematic_counts(probs, size, order, start).to_dense(stock.size)
+        if (counts > stock).any():
+            counts = _limit_counts(counts, stock)
         draw = StreamDraw(
             draw_id=draw_id,
             probs=probs,
@@ -186,13 +188,3 @@ def _limit_counts(counts: Ints, stock: Ints) -> Ints:
     for _ in range(int(counts.sum() - limited.sum())):
         limited[np.argmax(stock - limited)] += 1
     return limited
-
-
-def _never_restarted(source: Iterator[Any]) -> Iterator[Any]:
-    """Yield the rest of an iterator: the ``__iter__`` of some iterators, which ``islice`` calls, starts them anew."""
-    while True:
-        try:
-            sample = next(source)
-        except StopIteration:
-            return
-        yield sample

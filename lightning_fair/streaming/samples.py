@@ -38,16 +38,15 @@ def stream_labels(samples: Sequence[Any], num_classes: int, label_fn: Callable[[
         values = [sample[1] for sample in samples]
     else:
         values = [extract_labels(sample) for sample in samples]
-    labels = []
-    for value in values:
-        try:
-            labels.append(operator.index(value))
-        except TypeError as error:
-            raise TypeError(
-                "The class of a stream's sample is its second element, or stands under a key "
-                f"{' or '.join(map(repr, LABEL_KEYS))}, and is one integer; got {value!r} in a "
-                f"{type(first).__name__}. Pass FairStream(label_fn=<function from a sample to its class>)."
-            ) from error
+    try:
+        labels = list(map(operator.index, values))
+    except TypeError as error:
+        value = next(value for value in values if not _is_integer(value))
+        raise TypeError(
+            "The class of a stream's sample is its second element, or stands under a key "
+            f"{' or '.join(map(repr, LABEL_KEYS))}, and is one integer; got {value!r} in a {type(first).__name__}. "
+            "Pass FairStream(label_fn=<function from a sample to its class>)."
+        ) from error
     if min(labels) < 0 or max(labels) >= num_classes:
         label = next(y for y in labels if not 0 <= y < num_classes)
         remedy = f"Set num_classes={max(labels) + 1} or more"
@@ -58,6 +57,14 @@ def stream_labels(samples: Sequence[Any], num_classes: int, label_fn: Callable[[
             "FairStream(label_fn=<function from a sample to its class>)."
         )
     return labels
+
+
+def _is_integer(value: Any) -> bool:
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return True
 
 
 def owns_memory(sample: Any) -> bool:

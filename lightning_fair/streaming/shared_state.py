@@ -38,7 +38,7 @@ class SharedState:
     @property
     def loss_score(self) -> Floats:
         """The controller's ``loss_score``, shape ``(K,)``."""
-        return np.split(self._values.numpy()[_HEADER:], 2)[0].copy()
+        return np.array(np.split(self._values.numpy()[_HEADER:], 2)[0])
 
     def publish(self, controller: FeedbackController) -> None:
         """Write the controller's step, target progress, loss score and trained mix."""

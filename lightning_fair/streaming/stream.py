@@ -261,7 +261,7 @@ class FairStream(IterableDataset[Any]):
         if epoch is not None and hasattr(self.source, "set_epoch"):
             self.source.set_epoch(epoch)
         if isinstance(self.source, IterableDataset):
-            return iter(self.source)
+            return _never_restarted(iter(self.source))
         # The numbers of samples of two ranks differ by at most one, because ranks train in step.
         return islice(self.source, worker * self.world_size + self.rank, None, num_workers * self.world_size)
 
@@ -271,3 +271,13 @@ class FairStream(IterableDataset[Any]):
         q, p = draw.reference(self.controller.target_at(draw.progress)), draw.probs
         weights = np.divide(q, p, out=np.zeros_like(p), where=p > 0).astype(np.float32)[draw.labels]
         return draw, [add_weight(sample, weight) for sample, weight in zip(samples, weights, strict=True)]
+
+
+def _never_restarted(source: Iterator[Any]) -> Iterator[Any]:
+    """Yield the rest of an iterator: the ``__iter__`` of some iterators, which ``islice`` calls, starts them anew."""
+    while True:
+        try:
+            sample = next(source)
+        except StopIteration:
+            return
+        yield sample
