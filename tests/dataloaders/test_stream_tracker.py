@@ -9,9 +9,9 @@ from lightning_fair.dataloaders.stream_tracker import StreamTracker
 
 
 def test_state_of_other_data_raises():
-    control = StreamTracker(mixed(8, FeedbackController(4)))
+    tracker = StreamTracker(mixed(8, FeedbackController(4)))
     with pytest.raises(ValueError, match=r"stream reads state version 1, got None.*not a FairStream"):
-        control.restore({"version": 1})
+        tracker.restore({"version": 1})
 
 
 def test_reports_are_counted():

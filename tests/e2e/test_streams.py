@@ -116,28 +116,26 @@ def test_checkpoint_has_controller_not_position(tmp_path):
 
     def run(ckpt=None, **settings):
         module, callback = Watching(), moving()
-        made = trainer(callback, default_root_dir=tmp_path, **settings)
-        made.fit(module, DataLoader(mixed(400, None, return_weights=True), batch_size=8), ckpt_path=ckpt)
-        return module, callback, made
+        train = trainer(callback, default_root_dir=tmp_path, **settings)
+        train.fit(module, DataLoader(mixed(400, None, return_weights=True), batch_size=8), ckpt_path=ckpt)
+        return module, callback, train
 
-    _, first, made = run(max_steps=30)
-    made.save_checkpoint(tmp_path / "a.ckpt")
+    _, first, train = run(max_steps=30)
+    train.save_checkpoint(tmp_path / "a.ckpt")
     seen = first.controller.state_dict()
     module, second, _ = run(tmp_path / "a.ckpt", max_steps=60, max_epochs=2)
     assert second.controller.draws == 30 + len(module.steps) > 40
     assert second.sampler.arrived.sum() > first.sampler.arrived.sum()
     # The first batch of the resumed stream continues from the trained mix.
-    third = moving()
-    third.setup(trainer(third), Watching(), "fit")
-    control = StreamTracker(mixed(80, FeedbackController(4, TARGET, lambda2=0.3, loss_ema_decay=0.0)))
-    control.restore({**first.sampler.capture()})
-    assert control.controller.draws == 30
-    draw, _ = next(control.stream.batches())
+    tracker = StreamTracker(mixed(80, FeedbackController(4, TARGET, lambda2=0.3, loss_ema_decay=0.0)))
+    tracker.restore(first.sampler.capture())
+    assert tracker.controller.draws == 30
+    draw, _ = next(tracker.stream.batches())
     assert draw.draw_id == 30
     assert draw.trained_mix.tolist() == seen["trained_mix"].tolist()
 
 
-class Logged(Logger):
+class RecordingLogger(Logger):
     name, version = "logged", 0
 
     def __init__(self):
@@ -152,7 +150,7 @@ class Logged(Logger):
 
 
 def test_arriving_mix_is_logged():
-    logger = Logged()
+    logger = RecordingLogger()
     fit(
         Watching(),
         DataLoader(mixed(3200, None, return_weights=True), batch_size=8),

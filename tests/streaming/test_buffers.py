@@ -44,7 +44,7 @@ def test_cap_mix_uses_other_classes_last():
 
 
 class SlowBuffer:
-    """One class's buffer again, slowly: a list of ``[uses, age, sample]``."""
+    """A slow reference of the buffer of one class: a list of ``[uses, age, sample]``."""
 
     def __init__(self, limit, reuse):
         self.limit, self.reuse, self.items, self.clock = limit, reuse, [], 0
@@ -61,7 +61,7 @@ class SlowBuffer:
         for _ in range(count):
             item = min(self.items, key=lambda item: (item[0], item[1]))
             taken.append(item[2])
-            item[0], item[1] = item[0] + 1, self.clock  # among equals the one that has waited longest
+            item[0], item[1] = item[0] + 1, self.clock  # among samples with equal uses, the oldest comes first
             self.clock += 1
             if item[0] == self.reuse:
                 self.items.remove(item)

@@ -3,7 +3,6 @@
 import pickle
 from collections import Counter
 from itertools import cycle, islice
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ import torch
 from stream_runs import TARGET, interrupted, long_tail, mixed, stream, turning
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-import lightning_fair.streaming.stream as stream_module
 from lightning_fair import FairStream, FeedbackController, importance_weights, schedules
 from lightning_fair.dataloaders.fair_loader import make_stream_fair
 from lightning_fair.dataloaders.stream_tracker import StreamTracker
@@ -21,8 +19,8 @@ def label_of(item):
     return item % 4
 
 
-class Reading:
-    """An iterable that counts what was read of it."""
+class CountedReads:
+    """An iterable that counts the samples read from it."""
 
     def __init__(self, labels):
         self.labels, self.read = list(labels), 0
@@ -53,7 +51,7 @@ def test_weighted_mean_is_unbiased(workers):
     """Each class has the same f, so E[mean(w f)] = sum(q f), batch by batch, whatever p is.
 
     The rounding of the counts of 8 samples makes the deviation of one batch's mean at most that of a sample's
-    w f: below 1.5 here; of the mean over 500 batches 0.07, if they were independent.
+    w f, below 1.5 here, and that of the mean over 500 independent batches at most 0.07.
     """
     f = np.array([1.0, -2.0, 0.5, 3.0])
     source = stream(
@@ -106,7 +104,7 @@ def test_trained_mix_recovers_after_each_turn():
 @pytest.mark.parametrize("reads", [1, 3])
 def test_reads_are_bounded(reads):
     """Reads are proportional to the samples handed out, and an epoch has the length of the source."""
-    source = Reading(long_tail(3000))
+    source = CountedReads(long_tail(3000))
     fair = FairStream(source, FeedbackController(4), batch_size=16, buffer_size=64, reads_per_sample=reads)
     handed = 0
     for _, samples in fair.batches():
@@ -139,13 +137,10 @@ def test_samples_are_not_evicted_unused(batch):
 
 
 def test_reads_are_even():
-    """What is read for a batch while others train is what the batch hands out."""
-    read, source = [], Reading(long_tail(800))
+    """After the buffers were filled, each batch reads as many samples as it hands out."""
+    source = CountedReads(long_tail(800))
     fair = FairStream(source, FeedbackController(4), batch_size=8, buffer_size=32)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream_module, "get_worker_info", lambda: SimpleNamespace(id=0, num_workers=1))
-        for _ in fair.batches():
-            read.append(source.read)
+    read = [source.read for _ in fair.batches()]
     assert read[0] == 32 + 8
     assert set(np.diff(read[:-5])) == {8}
 
@@ -154,7 +149,7 @@ def test_buffers_keep_no_block_alive():
     """The buffers reach their limit, and samples that are slices of a block own their memory."""
 
     def blocks():
-        for start in range(0, 4096, 512):  # a reader that hands out slices of what it reads at once
+        for start in range(0, 4096, 512):  # each sample is a slice of a block
             images = torch.zeros(512, 28, 28)
             for i in range(512):
                 yield images[i], (start + i) % 7 % 4
@@ -196,10 +191,12 @@ def test_missing_class_goes_to_others():
     draws = [
         draw for draw, _ in stream(interrupted(), FeedbackController(3, target), max_reuse=2, buffer_size=16).batches()
     ]
-    away = [draw for draw in draws if draw.probs[1] == 0][:60]
-    assert away[-1].draw_id - away[0].draw_id < 70
-    drawn = np.sum([draw.counts for draw in away], axis=0)
-    assert drawn[[0, 2]] / drawn.sum() == pytest.approx([0.2, 0.8], abs=0.04)  # half each of class 1's: 0.35, 0.65
+    missing = [draw for draw in draws if draw.probs[1] == 0][:60]
+    assert missing[-1].draw_id - missing[0].draw_id < 70
+    drawn = np.sum([draw.counts for draw in missing], axis=0)
+    assert drawn[[0, 2]] / drawn.sum() == pytest.approx(
+        [0.2, 0.8], abs=0.04
+    )  # 0.35 and 0.65 if both got half of class 1's share
     assert sum(draw.counts.sum() for draw in draws) == 2400
 
 
@@ -262,11 +259,11 @@ def test_workers_split_a_plain_iterable(workers):
 def test_ranks_split_a_plain_iterable(workers):
     items = []
     for rank in range(2):
-        control = StreamTracker(stream(long_tail(1001), buffer_size=64), rank, 2)
-        loader = DataLoader(control.stream, batch_size=8, num_workers=workers)
+        tracker = StreamTracker(stream(long_tail(1001), buffer_size=64), rank, 2)
+        loader = DataLoader(tracker.stream, batch_size=8, num_workers=workers)
         items.append([i for batch, _ in loader for i in batch.tolist()])
-        # The ranks have equally many, or one more, because they train in step.
-        assert len(control.stream) == 500
+        # The sizes of the shards differ by at most one, because ranks train in step.
+        assert len(tracker.stream) == 500
         assert len(items[-1]) == 501 - rank
     assert {i % 2 for i in items[0]} == {0}
     assert {i % 2 for i in items[1]} == {1}
@@ -280,7 +277,7 @@ def test_iterable_dataset_shards_itself():
 
 @pytest.mark.slow
 def test_losses_reach_workers():
-    """The batches that a worker draws after the losses came hold more of the class that has the high loss."""
+    """After a high loss was reported, a worker draws more of the class."""
     controller = FeedbackController(2, lambda2=0.5, loss_ema_decay=0.0)
     source = FairStream(cycle([(0, 0), (0, 1)]), controller, batch_size=16)
     counts = []

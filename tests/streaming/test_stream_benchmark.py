@@ -10,7 +10,7 @@ import torch
 
 @pytest.fixture
 def benchmark(monkeypatch):
-    """The script, imported as Python does when it is run: from its own folder."""
+    """Return the script, imported from its own folder, as when it is run."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples" / "benchmarks"))
     before = set(sys.modules)
     threads = torch.get_num_threads()
