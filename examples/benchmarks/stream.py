@@ -237,9 +237,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     limit_bytes = limit * 3 * 96 * 96 * 4
     print(
-        f"\nMemory, K = 10, buffer_size 256, batch 16, images of 3 x 96 x 96: at most {most} samples alive at once, the "
-        f"current batch included;\nlimit {limit}; ratio {most / limit:.3f}. The process grew by {grown / 2**20:.0f} MiB, "
-        f"the allocator's overhead included; the limit is {limit_bytes / 2**20:.0f} MiB."
+        f"\nMemory, K = 10, buffer_size 256, batch 16, images of 3 x 96 x 96: at most {most} samples alive at once, "
+        f"the current batch included;\nlimit {limit}; ratio {most / limit:.3f}. The process grew by "
+        f"{grown / 2**20:.0f} MiB, the allocator's overhead included; the limit is {limit_bytes / 2**20:.0f} MiB."
     )
     for K, buffer, batch, alive, held in small:
         print(f"K = {K}, buffer_size {buffer}, batch {batch}: {alive} alive, limit {held}, and {batch} in the batch.")
