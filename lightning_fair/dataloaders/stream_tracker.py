@@ -53,8 +53,6 @@ class StreamTracker:
         self.stream = stream
         stream.rank, stream.world_size = self.rank, self.world_size
 
-    # -- properties --------------------------------------------------------------------------------------
-
     @property
     def controller(self) -> FeedbackController:
         """The controller, which follows the batches trained on over all ranks."""
@@ -100,8 +98,6 @@ class StreamTracker:
         repeats: Floats = np.divide(self.handed_out, self.arrived, out=nan, where=has_arrived)
         return repeats
 
-    # -- the life of a draw --------------------------------------------------------------------------------
-
     def report(
         self,
         draw: StreamDraw,
@@ -144,8 +140,6 @@ class StreamTracker:
         self.controller.reset()
         self.stream.share()
         self._clear()
-
-    # -- checkpoints ---------------------------------------------------------------------------------------
 
     def capture(self) -> dict[str, Any]:
         """Return the state: the controller's, and the counts. Streams are not resumable, so it has no position."""

@@ -77,7 +77,7 @@ class ClassBuffers:
 
 
 def _pop_oldest(levels: dict[int, list[Any]], uses: int, count: int) -> list[Any]:
-    """Remove up to ``count`` samples that were used so many times, and return them."""
+    """Remove and return up to ``count`` samples, the oldest of those used ``uses`` times."""
     level = levels[uses]
     if count >= len(level):
         return levels.pop(uses)

@@ -274,7 +274,7 @@ class FairStream(IterableDataset[Any]):
 
 
 def _never_restarted(source: Iterator[Any]) -> Iterator[Any]:
-    """Yield the rest of an iterator: the ``__iter__`` of some iterators, which ``islice`` calls, starts them anew."""
+    """Yield the rest of an iterator: the ``__iter__`` of some iterators, which ``islice`` calls, restarts them."""
     while True:
         try:
             sample = next(source)

@@ -378,15 +378,15 @@ def test_batch_size_search_leaves_no_trace(workers, tmp_path):
     module, fair, data = Weighted(), moving(), Sized(workers)
     finder = BatchSizeFinder(steps_per_trial=3, init_val=2, max_trials=3)
     with recorded_draws() as draws, warnings_about("starts anew") as warned:
-        made = trainer(fair, finder, default_root_dir=tmp_path)
-        made.fit(module, datamodule=data)
+        run = trainer(fair, finder, default_root_dir=tmp_path)
+        run.fit(module, datamodule=data)
     size = data.batch_size
     assert size in (8, 16)  # versions of Lightning count the trials differently
     assert fair.sampler.batch_size == size
-    assert fair.controller.draws == made.global_step == len(Indexed()) // size
-    assert sum(fair.sampler.drawn) == made.global_step * size
-    trained = [step for step in module.steps if len(step.indices) == size][-made.global_step :]
-    assert wrong_steps(trained, {n: draws[n] for n in range(made.global_step)}) == 0
+    assert fair.controller.draws == run.global_step == len(Indexed()) // size
+    assert sum(fair.sampler.drawn) == run.global_step * size
+    trained = [step for step in module.steps if len(step.indices) == size][-run.global_step :]
+    assert wrong_steps(trained, {n: draws[n] for n in range(run.global_step)}) == 0
     assert warned == []
 
 
@@ -479,13 +479,13 @@ def test_pytorch_lightning_trainer_raises(way, tmp_path):
         pass
 
     def train():
-        made = other_lightning.Trainer(
+        run = other_lightning.Trainer(
             callbacks=[moving()] if way == "callback" else [], logger=False, default_root_dir=tmp_path
         )
         if way == "data module":
-            made.fit(Theirs(), datamodule=FairDataModule(Indexed(), batch_size=BATCH))
+            run.fit(Theirs(), datamodule=FairDataModule(Indexed(), batch_size=BATCH))
         else:
-            made.fit(Mixed() if way == "mixin" else Theirs(), loader())
+            run.fit(Mixed() if way == "mixin" else Theirs(), loader())
 
     # Some versions of pytorch_lightning raise by themselves, with the same advice.
     with pytest.raises(TypeError, match=r"lightning\.pytorch"):

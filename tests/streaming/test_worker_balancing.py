@@ -70,7 +70,7 @@ def draw_in_turns(files, workers, controller=None, size=6400, **settings):
         ([[0], [0, 1]], 2),
         ([[0], [0, 1], [0, 1]], 2),
         ([[0]] * 3 + [[0, 1]] * 3, 2),
-        ([[0]] * 4 + [[0, 1]] * 4, 2),
+        pytest.param([[0]] * 4 + [[0, 1]] * 4, 2, marks=pytest.mark.slow),
         ([[0, 1], [1, 2]], 3),
         ([[1, 2], [0, 2], [0, 1]], 3),
         ([[0] * 9 + [1], [1]], 2),
@@ -134,6 +134,19 @@ def test_loss_feedback_while_balancing():
     assert np.mean(last, axis=0)[:2] / 32 == pytest.approx(0.86, abs=0.06)  # 0.75 without
 
 
+@pytest.mark.parametrize("workers", [2, 3])
+def test_balancing_is_off_in_turns(monkeypatch, workers):
+    """If no worker is short of a class that another could supply, the draws are those of each worker alone."""
+
+    def drawn():
+        source = stream(long_tail(2400), FeedbackController(4, TARGET), buffer_size=64, max_reuse=8)
+        return [[draw.labels.tolist() for _, (draw, _) in turn] for turn in in_turns(source, workers)]
+
+    balanced = drawn()
+    monkeypatch.setattr(FairStream, "_balancing", lambda _: None)
+    assert drawn() == balanced
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("labels", [long_tail(4800), [0] * 2400 + long_tail(2400)], ids=["long tail", "late"])
 @pytest.mark.parametrize("workers", [2, 3])
@@ -151,10 +164,22 @@ def test_balancing_is_off_for_equal_shards(monkeypatch, labels, workers):
     assert all(map(torch.equal, balanced, alone))
 
 
+@pytest.mark.parametrize("q", [0.5, 0.3])
+def test_weight_scale_represents_target(q):
+    """The weights w = scale * q / p of all workers together represent the target, class by class."""
+    controller = FeedbackController(2, [1 - q, q])
+    source = FairStream(Files([[0], [0, 1], [0, 1]], 3200), controller, batch_size=32)
+    draws = [draw for turn in in_turns(source, 3) for _, (draw, _) in turn][96:288]
+    weights = [draw.reference(controller.q) / np.maximum(draw.probs, 1e-9) for draw in draws]
+    risks = [w * draw.counts / 32 for w, draw in zip(weights, draws, strict=True)]
+    assert np.mean(risks, axis=0) == pytest.approx([1 - q, q], abs=0.02)
+    assert any(draw.weight_scale is not None for draw in draws)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("q", [0.5, 0.3])
 def test_weighted_losses_represent_target(q):
-    """Each class has its own loss, so the mean over all batches of mean(w * loss) shows what they stand for."""
+    """Each class has its own loss, so the mean of mean(w * loss) over all batches shows the mix they represent."""
     controller = FeedbackController(2, [1 - q, q])
     source = FairStream(Files([[0], [0, 1], [0, 1]], 3200), controller, batch_size=32, return_weights=True)
     batches = [(y, w) for _, y, w in DataLoader(source, batch_size=32, num_workers=3)][96:288]
@@ -184,9 +209,9 @@ def test_only_active_workers_count():
     assert other.target_mix(q) is None
     assert other.is_first
     published(table, 0, [9, 0])
-    restarted = published(table, 1, [9, 9], iteration=2.0)  # the row of worker 0 is of an iteration before
+    restarted = published(table, 1, [9, 9], iteration=2.0)  # the row of worker 0 is of an earlier iteration
     assert restarted.target_mix(q) is None
-    other.leave()  # of the iteration before: the row is another's now
+    other.leave()  # without effect: its row belongs to the later iteration
     published(table, 0, [9, 0], iteration=2.0)
     assert restarted.target_mix(q) is not None
 
