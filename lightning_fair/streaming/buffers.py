@@ -37,11 +37,6 @@ class ClassBuffers:
         self._levels: list[dict[int, list[Any]]] = [{} for _ in range(num_classes)]
         self.available: Ints = np.zeros(num_classes, dtype=np.int64)
 
-    @property
-    def held(self) -> Ints:
-        """Number of samples held of each class, int64, shape ``(K,)``."""
-        return np.array([sum(map(len, levels.values())) for levels in self._levels], dtype=np.int64)
-
     def samples(self, label: int) -> list[Any]:
         """Return the samples held of a class."""
         return [sample for level in self._levels[label].values() for sample in level]

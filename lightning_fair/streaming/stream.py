@@ -43,9 +43,9 @@ class FairStream(IterableDataset[Any]):
             ...
             stream.step_update(y, losses)
 
-    Workers draw in other processes, ahead of training. Pass ``return_weights=True``, and each sample comes with its own
-    weight, ``(x, y, w)``. Under Lightning, :class:`~lightning_fair.FairSampling` and ``weighted_loss`` need neither,
-    because the record of each draw travels with its batch.
+    Workers draw in other processes, ahead of training. With ``return_weights=True`` each sample has its own weight,
+    ``(x, y, w)``. Under Lightning, :class:`~lightning_fair.FairSampling` and ``weighted_loss`` need neither, because
+    the record of each draw travels with its batch.
 
     Each process that iterates (the main process or a worker) has its own buffers and its own copy of the controller.
     The copy starts from the mix trained on so far and follows the draws of its process, so prefetching adds no delay to
@@ -142,11 +142,7 @@ class FairStream(IterableDataset[Any]):
 
     @property
     def controller(self) -> FeedbackController:
-        """The controller.
-
-        Raises:
-            RuntimeError: If there is none yet.
-        """
+        """The controller; a ``RuntimeError`` is raised if there is none yet."""
         if self._controller is None:
             raise RuntimeError(
                 "This FairStream has no controller yet: FairSampling creates it when training begins. In your own loop "
