@@ -1,15 +1,14 @@
-"""Measure what FairStream costs a stream, and what it keeps of its bounds: `python examples/benchmarks/stream.py`.
+"""Measure the cost of FairStream, its memory and its recovery: `python examples/benchmarks/stream.py`.
 
-Throughput: the bare stream and the same under FairStream, both through torch's DataLoader without workers, in one
-process and in turns, images of 28 by 28 pixels. A stream has to make its samples, and how long that takes decides the
-ratio, so there are several: one that augments an image (an affine warp), one that decodes it from a compressed record
-(zlib), one that only converts raw bytes to float, one that hands out the rows of a tensor, `x[i], int(y[i])`, and one
-that hands out tensors as they lie in memory, which costs a stream nothing at all. For comparison the least that any
-buffer in Python costs: torch's way to shuffle a stream, one list as large as all buffers, whose samples change places
-with those that come. Processor time, which other programs disturb less than the clock.
+Throughput: a stream with and without FairStream, read through torch's DataLoader without workers, in one process and
+in turns; images of 28 x 28 pixels. The ratio depends on how long the stream takes to produce a sample, so there are
+several streams: "augmented" warps an image (affine), "unpacked" decodes it from a compressed record (zlib), "raw bytes"
+converts bytes to float, "rows of a tensor" yields `x[i], int(y[i])`, and "in memory" yields existing tensors, at no
+cost. For comparison, a shuffle buffer as large as all class buffers: a list in which each new sample replaces a random
+one, about the cheapest buffer that Python can have. Processor time, which other programs disturb less than wall time.
 
-Memory: the samples alive at once, in the buffers and in hand, against the K * buffer of the stated limit. Recovery:
-batches after each turn of a 99:1 stream until the trained mix stays within 2 % of the target.
+Memory: the samples alive at once, in the buffers and in the current batch, relative to the limit K * buffer_size.
+Recovery: batches after each turn of a 99:1 stream until the trained mix stays within 2 % of the target.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ Make = Callable[[int], torch.Tensor]
 
 
 class Stream(IterableDataset[Sample]):
-    """``size`` samples of ``make`` in a long tail, or at 99:1 and 1:99 in turns."""
+    """Yields samples of ``make`` with these labels."""
 
     def __init__(self, make: Make, labels: NDArray[np.int64]) -> None:
         self.make, self.labels = make, labels.tolist()
@@ -54,7 +53,7 @@ class Stream(IterableDataset[Sample]):
 
 
 class Rows(IterableDataset[Sample]):
-    """The commonest stream of all."""
+    """Yields the rows of a tensor, as many users' streams do."""
 
     def __init__(self, labels: NDArray[np.int64]) -> None:
         self.x, self.y = torch.rand(len(labels), SIDE, SIDE), torch.from_numpy(labels)
@@ -66,7 +65,7 @@ class Rows(IterableDataset[Sample]):
 
 
 class Shuffled(IterableDataset[Sample]):
-    """A stream in another order, out of one buffer."""
+    """Shuffles a stream with one buffer."""
 
     def __init__(self, source: IterableDataset[Sample], buffer: int) -> None:
         self.source, self.buffer = source, buffer
@@ -84,9 +83,9 @@ class Shuffled(IterableDataset[Sample]):
 
 
 def sources() -> dict[str, Callable[[NDArray[np.int64]], IterableDataset[Sample]]]:
-    """Return streams, each made from its labels."""
+    """Return functions from labels to a stream, by name."""
     raw = np.random.default_rng(0).integers(0, 256, (ITEMS, SIDE * SIDE), dtype=np.uint8)
-    raw[:, ::2] = 0  # as drawn digits, they compress
+    raw[:, ::2] = 0  # so that they compress, as images of digits do
     records = [bytearray(row.tobytes()) for row in raw]
     packed = [zlib.compress(row.tobytes()) for row in raw]
     in_memory = list(torch.from_numpy(raw).float().div(255).view(-1, SIDE, SIDE).clone().unbind())
@@ -109,14 +108,14 @@ def sources() -> dict[str, Callable[[NDArray[np.int64]], IterableDataset[Sample]
     }
 
 
-def long_tail(size: int, num_classes: int, trained_mix: float = 100.0) -> NDArray[np.int64]:
-    """Return labels in a long tail."""
-    shares = trained_mix ** -np.linspace(0.0, 1.0, num_classes)
+def long_tail(size: int, num_classes: int, imbalance: float = 100.0) -> NDArray[np.int64]:
+    """Return labels whose class shares fall geometrically, the first ``imbalance`` times the last."""
+    shares = imbalance ** -np.linspace(0.0, 1.0, num_classes)
     return np.random.default_rng(0).choice(num_classes, size, p=shares / shares.sum())
 
 
 def time_of(dataset: IterableDataset[Any], batch: int) -> float:
-    """Return the microseconds of processor time that a sample takes."""
+    """Return the processor time of a sample in microseconds."""
     start, samples = time.process_time(), 0
     for x, _ in DataLoader(dataset, batch_size=batch):
         samples += len(x)
@@ -126,7 +125,7 @@ def time_of(dataset: IterableDataset[Any], batch: int) -> float:
 def throughput(
     bare: IterableDataset[Sample], num_classes: int, batch: int, rounds: int, name: str
 ) -> NDArray[np.float64]:
-    """Return the times of a sample, shape ``(3, rounds)``: bare, fair, shuffled; who is first changes every round."""
+    """Return the times of a sample, bare, fair and shuffled, shape ``(3, rounds)``; the order changes every round."""
     runs = (
         partial(time_of, bare, batch),
         lambda: time_of(FairStream(bare, FeedbackController(num_classes), batch_size=batch), batch),
@@ -140,22 +139,22 @@ def throughput(
 
 
 class Alive:
-    """Makes images, and counts those that are alive."""
+    """Creates images, and counts those that are alive."""
 
     def __init__(self, side: int) -> None:
         self.side, self.now, self.most = side, 0, 0
         self._watched: dict[int, weakref.ref[torch.Tensor]] = {}
 
     def __call__(self, i: int) -> torch.Tensor:  # noqa: ARG002
-        """Return one."""
+        """Return an image."""
         image = torch.ones(3, self.side, self.side)
         self.now += 1
         self.most = max(self.most, self.now)
         key = id(image)
-        self._watched[key] = weakref.ref(image, lambda _: self._gone(key))
+        self._watched[key] = weakref.ref(image, lambda _: self._on_freed(key))
         return image
 
-    def _gone(self, key: int) -> None:
+    def _on_freed(self, key: int) -> None:
         self.now -= 1
         del self._watched[key]
 
@@ -163,25 +162,25 @@ class Alive:
 def memory(
     side: int = 96,
     num_classes: int = 10,
-    buffer: int = 256,
+    buffer_size: int = 256,
     batch: int = 16,
     *,
-    reuse: int = 64,
+    max_reuse: int = 64,
     loader: bool = False,
 ) -> tuple[int, int, float]:
-    """Return the most samples alive at once, the stated limit of the buffers, and the bytes the process grew by.
+    """Return the largest number of samples alive at once, the limit of the buffers, and the bytes the process grew by.
 
-    With ``loader`` it is read through torch's DataLoader, which hands out the samples themselves.
+    With ``loader=True`` the stream is read through torch's DataLoader, which yields the samples themselves.
     """
-    labels = np.random.default_rng(0).integers(0, num_classes, 4 * num_classes * buffer)
+    labels = np.random.default_rng(0).integers(0, num_classes, 4 * num_classes * buffer_size)
     alive = Alive(side)
     source, controller = Stream(alive, labels), FeedbackController(num_classes)
-    stream = FairStream(source, controller, batch_size=batch, buffer_size=buffer, max_reuse=reuse)
+    stream = FairStream(source, controller, batch_size=batch, buffer_size=buffer_size, max_reuse=max_reuse)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in DataLoader(stream, batch_size=batch, collate_fn=list) if loader else stream.batches():
         pass
     grown = 1024.0 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-    return alive.most, num_classes * buffer, grown
+    return alive.most, num_classes * buffer_size, grown
 
 
 def recovery(turns: int, batch: int, seed: int, turn_size: int = 12_800) -> list[int]:
@@ -203,10 +202,12 @@ def recovery(turns: int, batch: int, seed: int, turn_size: int = 12_800) -> list
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each side (default: 15)")
-    parser.add_argument("--samples", type=int, default=20_000, help="samples of a turn (default: 20,000)")
-    parser.add_argument("--turns", type=int, default=11, help="of the stream that turns over (default: 11)")
-    parser.add_argument("--seeds", type=int, default=5, help="streams that turn over (default: 5)")
+    parser.add_argument("--rounds", type=int, default=15, help="measurements of each stream (default: 15)")
+    parser.add_argument("--samples", type=int, default=20_000, help="samples of a measurement (default: 20,000)")
+    parser.add_argument(
+        "--turns", type=int, default=11, help="turns of the stream that alternates between 99:1 and 1:99 (default: 11)"
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="number of such streams (default: 5)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     most, limit, grown = memory()
@@ -228,24 +229,24 @@ def main(argv: Sequence[str] | None = None) -> None:
                 ]
             )
     off = [batches for seed in range(args.seeds) for batches in recovery(args.turns, 64, seed)]
-    print(f"\n{machine()}; {args.rounds} rounds in turns of {args.samples} samples; processor time, no worker\n")
+    print(f"\n{machine()}; {args.rounds} rounds of {args.samples} samples; processor time, no workers\n")
     print(
         markdown(
-            ("samples are", "K", "batch", "bare, µs", "added, µs", "throughput, ratio", "of a shuffle buffer"), table
+            ("samples", "K", "batch", "bare, µs", "added, µs", "throughput, ratio", "ratio of a shuffle buffer"), table
         )
     )
-    size = 3 * 96 * 96 * 4
+    limit_bytes = limit * 3 * 96 * 96 * 4
     print(
-        f"\nMemory, K = 10, buffer 256, batch 16, images of 3 x 96 x 96: at most {most} samples alive at once, those in"
+        f"\nMemory, K = 10, buffer_size 256, batch 16, images of 3 x 96 x 96: at most {most} samples alive at once, "
+        f"the current batch included;\nlimit {limit}; ratio {most / limit:.3f}. The process grew by "
+        f"{grown / 2**20:.0f} MiB, the allocator's overhead included; the limit is {limit_bytes / 2**20:.0f} MiB."
     )
-    print(
-        f"hand with them; stated limit {limit}; ratio {most / limit:.3f}. The process grew by {grown / 2**20:.0f} MiB,"
-    )
-    print(f"the limit takes {limit * size / 2**20:.0f} MiB: the allocator's share is in it.")
     for K, buffer, batch, alive, held in small:
-        print(f"K = {K}, buffer {buffer}, batch {batch}: {alive} alive, limit {held}, and {batch} in hand.")
-    print(f"\nRecovery after {len(off)} turns of a 99:1 stream, batch 64, within 2 % of the target for good: median")
-    print(f"{np.median(off):g}, largest {max(off)} batches.")
+        print(f"K = {K}, buffer_size {buffer}, batch {batch}: {alive} alive, limit {held}, and {batch} in the batch.")
+    print(
+        f"\nRecovery after {len(off)} turns of a 99:1 stream, batch 64, until the trained mix stays within 2 % of the "
+        f"target: median {np.median(off):g} batches, largest {max(off)}."
+    )
 
 
 if __name__ == "__main__":

@@ -23,17 +23,16 @@ from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import Draw, DrawSource
 from lightning_fair.control.target import Target, target_endpoints
 from lightning_fair.control.weights import class_weights, weights_of_mixes
-from lightning_fair.dataloaders.fair_loader import (
-    DeliveredBatch,
-    FairLoader,
+from lightning_fair.dataloaders.checks import (
     batch_size,
     check_loader,
     ignored_sampler,
     is_fair,
-    make_fair,
+    is_stream,
     num_prefetched,
 )
-from lightning_fair.dataloaders.stream_tracker import StreamTracker, is_stream, make_stream_fair
+from lightning_fair.dataloaders.fair_loader import DeliveredBatch, FairLoader, make_fair, make_stream_fair
+from lightning_fair.dataloaders.stream_tracker import StreamTracker
 from lightning_fair.integration.distributed import sum_over_ranks
 from lightning_fair.integration.step_weights import HostCopy, StepWeights
 from lightning_fair.integration.trainer_internals import (

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.modules.loss import _WeightedLoss
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_fair.dataloaders.fair_loader import batch_size, samplers
+from lightning_fair.dataloaders.checks import batch_size, samplers
 
 
 def check_trainer(trainer: object) -> None:

@@ -1,4 +1,4 @@
-"""What the log says of classes that a stream stops sending."""
+"""Log messages about classes that a stream stops sending."""
 
 from __future__ import annotations
 
@@ -15,52 +15,53 @@ _log = logging.getLogger("lightning_fair")
 
 
 class MissingClassLogger:
-    """Says once in the log that a class has gone from the batches, and once that it is back.
+    """Logs once that a class is missing from the batches, and once that it is back.
 
-    A class has gone when none of it was to be had for as many batches as the controller's horizon.
+    A class is missing if it has a target and no sample of it was available for one horizon of consecutive batches.
+
+    Args:
+        controller: The controller; its horizon is the patience, in batches.
     """
 
     def __init__(self, controller: FeedbackController) -> None:
+        K = controller.num_classes
         self._patience = math.ceil(controller.horizon)
-        self._missed_for = np.zeros(controller.num_classes, dtype=np.int64)  # batches
-        self._since = np.zeros(controller.num_classes, dtype=np.int64)  # number of the first of them
-        self._told = np.zeros(controller.num_classes, dtype=bool)
-        self._come = np.zeros(controller.num_classes, dtype=bool)
-        self._all_there = False
+        self._absent_for = np.zeros(K, dtype=np.int64)  # batches
+        self._absent_since = np.zeros(K, dtype=np.int64)  # number of the first of them
+        self._reported = np.zeros(K, dtype=bool)
+        self._seen = np.zeros(K, dtype=bool)
+        self._all_available = False
 
-    def follow(self, draw_id: int, there: NDArray[np.bool_], target: Floats, *, aloud: bool = True) -> None:
-        """Take what there was for a batch.
+    def update(self, draw_id: int, available: NDArray[np.bool_], target: Floats, *, log: bool = True) -> None:
+        """Update with one draw.
 
         Args:
             draw_id: Number of the draw.
-            there: Whether any process that reads had something of each class, shape ``(K,)``.
-            target: The target it was drawn for, shape ``(K,)``.
-            aloud: Whether to say it: of several processes that follow, one does.
+            available: Whether any process that reads had a sample of each class, shape ``(K,)``.
+            target: Target of the draw, shape ``(K,)``.
+            log: Whether to write the messages. If several processes track the same draws, only one should.
         """
-        if self._all_there and there.all():
+        if self._all_available and available.all():
             return
-        told, missed = self._told, (target > 0) & ~there
-        for y in np.flatnonzero(there & told).tolist() if aloud else ():
-            _log.warning(
-                "Class %d %s: in batch %d, after %d without it.",
-                y,
-                "is back in the stream" if self._come[y] else "has come",
-                draw_id,
-                draw_id - self._since[y],
-            )
-        told &= missed  # also where a target that moves has nothing of it for now
-        self._since[missed & (self._missed_for == 0)] = draw_id
-        self._missed_for = np.where(missed, np.maximum(draw_id + 1 - self._since, 1), 0)
-        gone = missed & ~told & (self._missed_for >= self._patience)
-        for y in np.flatnonzero(gone).tolist() if aloud else ():
-            _log.warning(
-                "Class %d %s: none to be had for %d batches, the last being batch %d. Its share goes to the other "
-                "classes in proportion.",
-                y,
-                "has gone from the stream" if self._come[y] else "has not come yet",
-                self._missed_for[y],
-                draw_id,
-            )
-        told |= gone
-        self._come |= there
-        self._all_there = not missed.any()
+        absent = (target > 0) & ~available
+        back = available & self._reported
+        self._reported &= absent  # a moving target may also stop asking for a class
+        self._absent_since[absent & (self._absent_for == 0)] = draw_id
+        self._absent_for = np.where(absent, np.maximum(draw_id + 1 - self._absent_since, 1), 0)
+        missing = absent & ~self._reported & (self._absent_for >= self._patience)
+        if log:
+            self._log(back, missing, draw_id)
+        self._reported |= missing
+        self._seen |= available
+        self._all_available = not absent.any()
+
+    def _log(self, back: NDArray[np.bool_], missing: NDArray[np.bool_], draw_id: int) -> None:
+        for y in np.flatnonzero(back).tolist():
+            event = "is back in the stream" if self._seen[y] else "has arrived"
+            absent_for = draw_id - self._absent_since[y]
+            _log.warning("Class %d %s: in batch %d, after %d without it.", y, event, draw_id, absent_for)
+        for y in np.flatnonzero(missing).tolist():
+            event = "is missing from the stream" if self._seen[y] else "has not arrived yet"
+            message = "Class %d %s: not available for %d batches, the last being batch %d. %s"
+            remark = "Its share goes to the other classes in proportion."
+            _log.warning(message, y, event, self._absent_for[y], draw_id, remark)

@@ -1,4 +1,4 @@
-"""What the workers of a stream tell each other: one draws what another's shard lacks."""
+"""Balancing between the workers of a stream: one worker draws the classes that another worker's shard lacks."""
 
 from __future__ import annotations
 
@@ -7,161 +7,182 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_fair.common.arrays import Floats
+from lightning_fair.common.arrays import Floats, Ints
 
-_MOST_ROWS, _MOST_NUMBERS = 64, 2**20  # of the table: workers, and numbers in all
-_STAMP, _ANY, _VECTORS = 0, 1, 2  # places in a row of it
-# Of the draws of late, the part with too little of a class: up to here there is enough, and from there on it lacks.
-# Between them nothing is said, so that workers whose shards change together do not act on who saw it first.
-_ENOUGH, _LACKS = 0.25, 0.5
-_MORE = 1.05  # so many times its target of a class, or its target over that, and not rounding, is another share
-_EVERY = 4  # draws: the shares move by the horizon, and to work out what follows takes as long as a draw
-# A class of which less than this part of its target is left to draw is left to the others: at such a p its weight,
-# q / p, would be large.
-_LEAST_PART = 1 / 16
-_ROUNDS, _NEAR_ENOUGH, _LITTLE = 24, 1e-3, 1e-9
+_MAX_WORKERS, _MAX_TABLE_SIZE = 64, 2**20  # rows of the table, and numbers in it
+_ITERATION, _ANY_SHORT, _HEADER = 0, 1, 2  # columns of the table, and how many come before the vectors
+# Fraction of recent draws with too few samples of a class: up to _AMPLE the worker can supply more, above _SHORT it is
+# short. Between them neither holds, so that workers whose shards change together do not act on who noticed first.
+_AMPLE, _SHORT = 0.25, 0.5
+_MARGIN = 1.05  # a share differs from the target, rounding aside, if it is off by more than this factor
+_INTERVAL = 4  # draws between two computations of a mix, which takes as long as a draw; shares change more slowly
+# A worker leaves a class to the others if it would draw less than this fraction of the target: with such a small p the
+# weight q / p would be large.
+_SMALLEST_FRACTION = 1 / 16
+_ROUNDS, _TOLERANCE, _POSITIVE = 24, 1e-3, 1e-9  # of balance_mixes
 
 
 class WorkerTarget(NamedTuple):
-    """What a worker draws where it makes up for others, or they for it.
+    """What one worker draws while the workers balance each other.
 
     Attributes:
-        goal: The mix it asks its buffers for, shape ``(K,)``.
-        part: What it is to draw of each class over the target's share of it, shape ``(K,)``. Over the workers that is
-            one on average, so with ``w = part[y] * q[y] / p[y]`` their losses together stand for ``q``.
+        mix: Class mix that the worker steers to, shape ``(K,)``.
+        weight_scale: The worker's share of each class relative to the target's, shape ``(K,)``. Its mean over the
+            workers is one, so with ``w = weight_scale[y] * q[y] / p[y]`` their losses together represent ``q``.
     """
 
-    goal: Floats
-    part: Floats
+    mix: Floats
+    weight_scale: Floats
 
 
 class WorkerBalancing:
-    """What the workers of one iteration tell each other, so that one draws what another's shard lacks.
+    """Shares with the other workers of an iteration which classes each is short of, and how much each can draw.
 
-    A table in shared memory with a row for each worker, which alone writes it. While no worker lacks a class that
-    another could draw more of, nothing follows from it, and no draw depends on when another was made.
+    The workers share a table in shared memory. Each worker writes one row, and reads all of them. As long as no worker
+    is short of a class that another could supply, balancing is off, and no draw depends on the other workers.
 
     Args:
-        table: As ``table_for`` makes it.
-        place: Number of this worker.
-        places: Number of workers.
-        stamp: Number of the iteration, the same for its workers, not 0: rows of another do not count.
-        horizon: Memory in draws of each worker.
+        table: Shared float64 array of the shape that ``table_shape`` returns, initially zero.
+        worker: Number of this worker.
+        num_workers: Number of workers.
+        iteration: Number of the iteration, not 0, the same for all of its workers. Rows of others are ignored.
+        horizon: Memory of each worker's controller, in draws.
     """
 
-    def __init__(self, table: Floats, place: int, places: int, stamp: float, horizon: float) -> None:
-        self._table, self._place, self._stamp, self._horizon = table[:places], place, stamp, horizon
-        K = (table.shape[1] - _VECTORS) // 3
-        self._there, self._shortage, self._supply = (slice(_VECTORS + i * K, _VECTORS + (i + 1) * K) for i in range(3))
+    def __init__(self, table: Floats, worker: int, num_workers: int, iteration: float, horizon: float) -> None:
+        self._table, self._worker, self._iteration = table[:num_workers], worker, iteration
+        self._horizon = horizon
+        K = (table.shape[1] - _HEADER) // 3
+        # Columns: whether the class is available, how often the worker is short of it, and the mix it draws.
+        columns = [slice(_HEADER + i * K, _HEADER + (i + 1) * K) for i in range(3)]
+        self._available, self._shortage, self._supply = columns
         self._draws = 0
-        self._short: Floats = np.zeros(K)  # part of the draws, of late, for which there was too little
-        self._lacks = np.zeros(K, dtype=bool)
+        self._short_rate: Floats = np.zeros(K)
+        self._is_short = np.zeros(K, dtype=bool)
         self._mix: Floats = np.zeros(K)
-        self._aim: WorkerTarget | None = None
-        self._table[place, _STAMP] = 0.0  # what stands there is of an earlier iteration
+        self._target: WorkerTarget | None = None
+        self._table[worker, _ITERATION] = 0.0  # the row is of an earlier iteration
 
     @staticmethod
-    def table_for(num_classes: int) -> tuple[int, int]:
-        """Return the shape of a table, float64, all zero at first. Workers beyond its rows draw for themselves."""
-        width = _VECTORS + 3 * num_classes
-        return min(_MOST_ROWS, _MOST_NUMBERS // width), width
+    def table_shape(num_classes: int) -> tuple[int, int]:
+        """Return the shape of the table. If there are more workers than rows, each draws for itself."""
+        width = _HEADER + 3 * num_classes
+        return min(_MAX_WORKERS, _MAX_TABLE_SIZE // width), width
 
     @property
-    def first(self) -> bool:
-        """Whether none before this worker is at work."""
-        return not (self._table[: self._place, _STAMP] == self._stamp).any()
+    def is_first(self) -> bool:
+        """Whether no worker with a smaller number is active."""
+        return not self._active[: self._worker].any()
+
+    @property
+    def _active(self) -> NDArray[np.bool_]:
+        return np.asarray(self._table[:, _ITERATION] == self._iteration)
 
     def leave(self) -> None:
-        """Count no more: the shard has come to its end."""
-        if self._table[self._place, _STAMP] == self._stamp:
-            self._table[self._place, _STAMP] = 0.0
+        """Stop taking part: the worker's shard has ended."""
+        if self._active[self._worker]:
+            self._table[self._worker, _ITERATION] = 0.0
 
-    def tell(self, left: NDArray[np.int64], size: int, goal: Floats, probs: Floats) -> NDArray[np.bool_]:
-        """Note a draw of ``size``: what there was for it, the mix aimed at, and the mix drawn, shape ``(K,)`` each.
+    def publish(self, stock: Ints, size: int, target: Floats, probs: Floats) -> NDArray[np.bool_]:
+        """Publish a draw to the other workers.
+
+        Args:
+            stock: Samples of each class that were available for the draw, shape ``(K,)``.
+            size: Samples in the batch.
+            target: Mix that the worker steered to, shape ``(K,)``.
+            probs: Mix of the draw, shape ``(K,)``.
 
         Returns:
-            Whether some worker has something of each class, shape ``(K,)``.
+            Whether some worker has a sample of each class, shape ``(K,)``.
         """
         self._draws += 1
         rate = max(1.0 / self._horizon, 1.0 / self._draws)
-        short = left < goal * size
-        self._short += rate * (short - self._short)
+        short = stock < target * size
+        self._short_rate += rate * (short - self._short_rate)
         self._mix += rate * (probs - self._mix)
-        row = self._table[self._place]
-        row[self._there], row[self._supply] = left > 0, self._mix
-        # Not at once: buffers that begin to fill lack this or that for a moment.
-        if self._draws >= self._horizon:
-            self._lacks = (self._short > _LACKS) & (self._lacks | short)
-        row[self._shortage] = np.where(self._lacks, 1.0, np.minimum(self._short, _LACKS))
-        row[_ANY] = self._lacks.any()
-        row[_STAMP] = self._stamp
-        at_work = self._table[self._table[:, _STAMP] == self._stamp]
-        there: NDArray[np.bool_] = at_work[:, self._there].any(axis=0)
-        return there
+        if self._draws >= self._horizon:  # before that the buffers are still filling
+            self._is_short = (self._short_rate > _SHORT) & (self._is_short | short)
+        row = self._table[self._worker]
+        row[self._available], row[self._supply] = stock > 0, self._mix
+        row[self._shortage] = np.where(self._is_short, 1.0, np.minimum(self._short_rate, _SHORT))
+        row[_ANY_SHORT] = self._is_short.any()
+        row[_ITERATION] = self._iteration
+        return np.asarray(self._table[self._active, self._available].any(axis=0))
 
-    def aim(self, q: Floats) -> WorkerTarget | None:
-        """Return what this worker has to aim at for all to reach ``q`` together; None: ``q`` itself."""
-        if self._draws % _EVERY == 0:
-            self._aim = self._worked_out(q)
-        return self._aim
+    def target_mix(self, q: Floats) -> WorkerTarget | None:
+        """Return the target of this worker such that all workers together reach ``q``; None if it is ``q`` itself."""
+        if self._draws % _INTERVAL == 0:
+            self._target = self._compute_target(q)
+        return self._target
 
-    def _worked_out(self, q: Floats) -> WorkerTarget | None:
-        at_work = self._table[:, _STAMP] == self._stamp
-        if not self._table[at_work, _ANY].any() or not at_work[self._place]:
+    def _compute_target(self, q: Floats) -> WorkerTarget | None:
+        active = self._active
+        if not active[self._worker] or not self._table[active, _ANY_SHORT].any():
             return None
-        rows = self._table[at_work]
-        short, supply = rows[:, self._shortage], rows[:, self._supply]
-        lacking = short > _LACKS
-        in_need, can_give = lacking & (_MORE * supply < q), (short <= _ENOUGH) | (supply > _MORE * q)
-        if not (in_need.any(axis=0) & can_give.any(axis=0)).any():
+        rows = self._table[active]
+        shortage, supply = rows[:, self._shortage], rows[:, self._supply]
+        short = shortage > _SHORT
+        needs = short & (_MARGIN * supply < q)
+        can_supply = (shortage <= _AMPLE) | (supply > _MARGIN * q)
+        if not (needs.any(axis=0) & can_supply.any(axis=0)).any():
             return None
-        own = int(at_work[: self._place].sum())
-        mix, lacks = balance_mixes(q, np.where(lacking, supply, np.inf))[own], lacking[own]
-        mix[~lacks & (mix < _LEAST_PART * q)] = 0.0
-        part = np.divide(mix / mix.sum(), q, out=np.zeros_like(q), where=q > 0)
-        mix[lacks] = np.maximum(mix, q)[lacks]  # asked for all the same: it takes what there is, and may come back
-        return WorkerTarget(mix / mix.sum(), part)
+        own = int(active[: self._worker].sum())
+        mix, short_of = balance_mixes(q, np.where(short, supply, np.inf))[own], short[own]
+        mix[~short_of & (mix < _SMALLEST_FRACTION * q)] = 0.0
+        weight_scale = np.divide(mix / mix.sum(), q, out=np.zeros_like(q), where=q > 0)
+        # The worker keeps asking for the classes it is short of, so it notices when they come back.
+        mix[short_of] = np.maximum(mix, q)[short_of]
+        return WorkerTarget(mix / mix.sum(), weight_scale)
 
 
-def balance_mixes(q: Floats, most: Floats) -> Floats:
-    """Return class mixes whose mean is ``q``, or about as near to it as can be, and which are near ``q`` each.
+def balance_mixes(q: Floats, caps: Floats) -> Floats:
+    """Return one class mix a worker, each near ``q``, whose mean is ``q`` as nearly as the caps allow.
 
-    Column by column what is missing, or too much, is shared alike over the mixes that can take or give some, and row by
-    row what has no bound is scaled until it sums to one, a few times in turns.
+    Alternates between two steps: each column's deviation from the target is shared equally among the mixes that can
+    change, and each row's entries without a cap are scaled until the row sums to one.
 
     Args:
         q: Class mix, shape ``(K,)``.
-        most: Largest share of each class in each mix, infinite for no bound, shape ``(P, K)``.
+        caps: Largest share of each class in each worker's mix, infinite for no cap, shape ``(num_workers, K)``.
+
+    Returns:
+        The mixes, shape ``(num_workers, K)``.
 
     Example:
-        >>> together(np.array([0.5, 0.5]), np.array([[np.inf, 0.0], [np.inf, np.inf]])).round(2)
+        >>> balance_mixes(np.array([0.5, 0.5]), np.array([[np.inf, 0.0], [np.inf, np.inf]])).round(2)
         array([[1., 0.],
                [0., 1.]])
     """
-    places, bound = len(most), np.isfinite(most)
-    nobody = bound.all(axis=0)
-    if nobody.any():  # what cannot be had goes to the others in proportion
-        had = np.minimum(q[nobody], most[:, nobody].mean(axis=0))
-        others = q[~nobody].sum()
-        q = q * ((1.0 - had.sum()) / others if others > 0 else 1.0)
-        q[nobody] = had
-    least = _LITTLE * q  # what has no bound can still be scaled up
-    mixes = _rows_of_one(np.minimum(q, most), bound)
+    num_workers, capped = len(caps), np.isfinite(caps)
+    q = _reachable(q, caps, np.asarray(capped.all(axis=0)))
+    smallest = _POSITIVE * q  # an entry of zero could not be scaled up
+    mixes = _normalize_rows(np.minimum(q, caps), capped)
     for _ in range(_ROUNDS):
-        off = places * q - mixes.sum(axis=0)
-        if np.abs(off).max() < _NEAR_ENOUGH * places / q.size:
+        deviation = num_workers * q - mixes.sum(axis=0)
+        if np.abs(deviation).max() < _TOLERANCE * num_workers / q.size:
             break
-        movable = np.where(off > 0, mixes < most, mixes > 0).sum(axis=0)
-        mixes = _rows_of_one(np.clip(mixes + off / np.maximum(movable, 1), least, most), bound)
+        movable = np.where(deviation > 0, mixes < caps, mixes > 0).sum(axis=0)
+        moved = mixes + deviation / np.maximum(movable, 1)
+        mixes = _normalize_rows(np.clip(moved, smallest, caps), capped)
     return mixes
 
 
-def _rows_of_one(mixes: Floats, bound: NDArray[np.bool_]) -> Floats:
-    """Scale what is not bound until a row sums to one; all of it, where nothing is free."""
-    fixed = np.where(bound, mixes, 0.0).sum(axis=1, keepdims=True)
+def _reachable(q: Floats, caps: Floats, capped: NDArray[np.bool_]) -> Floats:
+    """Lower the classes that every worker caps to what they can have; the others get the rest in proportion."""
+    if not capped.any():
+        return q
+    limited = np.minimum(q[capped], caps[:, capped].mean(axis=0))
+    others = q[~capped].sum()
+    reachable = q * ((1.0 - limited.sum()) / others if others > 0 else 1.0)
+    reachable[capped] = limited
+    return reachable
+
+
+def _normalize_rows(mixes: Floats, capped: NDArray[np.bool_]) -> Floats:
+    """Scale the entries without a cap until each row sums to one; scale all entries of a row if every one has a cap."""
+    fixed = np.where(capped, mixes, 0.0).sum(axis=1, keepdims=True)
     free = mixes.sum(axis=1, keepdims=True) - fixed
     scale = np.divide(np.maximum(1.0 - fixed, 0.0), free, out=np.ones_like(free), where=free > 0)
-    scaled = np.where(bound, mixes, mixes * scale)
+    scaled = np.where(capped, mixes, mixes * scale)
     total = scaled.sum(axis=1, keepdims=True)
-    rows: Floats = scaled / np.where(total > 0, total, 1.0)  # 0: a worker that has only what has no target
-    return rows
+    return np.asarray(scaled / np.where(total > 0, total, 1.0))  # 0: the worker only has classes without a target

@@ -1,27 +1,21 @@
-from dataclasses import dataclass
+"""A loader made fair: each batch has the record of its draw."""
 
 import numpy as np
 import pytest
 import torch
-from lightning_helpers import Indexed, in_any_order, loader
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
+from lightning_helpers import Indexed, loader
+from loader_runs import TARGET, Images, as_dict, as_object, fair
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from lightning_fair import FeedbackBatchSampler, FeedbackController
-from lightning_fair.dataloaders.fair_loader import batch_size, check_loader, is_fair, make_fair, num_prefetched
-
-TARGET = [0.4, 0.3, 0.2, 0.1]
-
-
-def fair(data=None, steps=6, **settings):
-    data = data or loader(**settings)
-    sampler = FeedbackBatchSampler(
-        Indexed(), data.batch_size, steps, FeedbackController(4, TARGET), seed=int(settings.get("num_workers", 0))
-    )
-    return make_fair(data, sampler)
+from lightning_fair.dataloaders.checks import is_fair, num_prefetched
+from lightning_fair.dataloaders.fair_loader import make_fair
 
 
-@pytest.mark.parametrize("workers", [0, 1, 4])
-def test_record_is_that_of_the_batch_at_hand(workers):
+@pytest.mark.parametrize(
+    "workers", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+)
+def test_record_belongs_to_current_batch(workers):
     data = fair(num_workers=workers)
     for draw_id, (_, y, index) in enumerate(data):
         record = data.pending_batches[-1].draw
@@ -33,7 +27,8 @@ def test_record_is_that_of_the_batch_at_hand(workers):
     assert data.batch_sampler.controller.in_flight == ()
 
 
-def test_records_move_with_p():
+@pytest.mark.slow
+def test_records_follow_p():
     data = fair(num_workers=2)
     seen = []
     for _ in data:
@@ -42,8 +37,9 @@ def test_records_move_with_p():
     assert np.ptp(seen, axis=0).max() > 0.05
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_batches_of_an_abandoned_iteration_come_first_in_the_next_one(workers):
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_withdrawn_batches_come_first(workers):
+    """After withdraw, the batches of an abandoned iteration are the first of the next one."""
     data = fair(num_workers=workers)
     data.on_start = data.batch_sampler.withdraw
     first = iter(data)
@@ -51,40 +47,20 @@ def test_batches_of_an_abandoned_iteration_come_first_in_the_next_one(workers):
         next(first)
         data.batch_sampler.report(data.pending_batches[-1].draw)
     abandoned = next(first)  # delivered, but not trained on
-    again = next(iter(data))
-    assert again[2].tolist() == abandoned[2].tolist()
+    repeated = next(iter(data))
+    assert repeated[2].tolist() == abandoned[2].tolist()
     assert data.pending_batches[-1].draw.draw_id == 2
 
 
-def test_every_iteration_is_an_epoch_of_its_own_where_no_callback_reports():
+def test_each_iteration_is_an_epoch():
+    """Without a callback that reports, each iteration is an epoch."""
     data = fair()
     epochs = [[index for batch in data for index in batch[2].tolist()] for _ in range(3)]
     assert len({tuple(epoch) for epoch in epochs}) == 3
     assert data.batch_sampler.controller.epoch == 2
 
 
-def test_labels_of_the_callbacks_own_are_never_looked_for_in_the_batch():
-    """Two other columns that could pass for labels: what is drawn by a third stays with the draw."""
-    rng = np.random.default_rng(0)
-    y, z = (torch.from_numpy(rng.integers(0, 2, 200)) for _ in range(2))
-    data = make_fair(
-        DataLoader(TensorDataset(torch.zeros(200), z, y)),
-        FeedbackBatchSampler(y, 4, steps_per_epoch=50),
-        guess_labels=False,
-    )
-    for _, _, wanted in data:
-        assert data.pending_batches[-1].labels.tolist() == wanted.tolist()
-
-
-def test_column_in_the_order_of_the_draw_wins_over_the_usual_place():
-    rng = np.random.default_rng(0)
-    y, z = (torch.from_numpy(rng.integers(0, 2, 200)) for _ in range(2))
-    data = make_fair(DataLoader(TensorDataset(torch.zeros(200), z, y)), FeedbackBatchSampler(y, 4, steps_per_epoch=50))
-    for _, _, wanted in data:
-        assert data.pending_batches[-1].labels.tolist() == wanted.tolist()
-
-
-def test_iterator_that_is_never_used_draws_nothing():
+def test_unused_iterator_draws_nothing():
     data = fair(num_workers=2)
     iter(data)
     iter(data)
@@ -106,7 +82,8 @@ def test_length_is_that_of_the_sampler():
     ],
     ids=["plain", "workers", "collate", "fork"],
 )
-def test_fair_loader_keeps_every_setting_and_leaves_the_users_one_alone(settings):
+def test_copy_keeps_every_setting(settings):
+    """The copy has all settings of the loader, and the loader itself does not change."""
     theirs = loader(**settings)
     before = dict(vars(theirs))
     mine = fair(theirs)
@@ -121,7 +98,7 @@ def test_fair_loader_keeps_every_setting_and_leaves_the_users_one_alone(settings
 
 
 class Own(DataLoader):
-    """A subclass with other arguments, an attribute, and an iterator of its own."""
+    """A subclass with its own arguments, attribute and iterator."""
 
     def __init__(self, size, /, *, scale):
         super().__init__(Indexed(), size, shuffle=True)
@@ -132,7 +109,7 @@ class Own(DataLoader):
             yield self.scale * x, y, index
 
 
-def test_subclass_with_a_constructor_of_its_own_stays_what_it_is():
+def test_subclass_keeps_its_class():
     data = fair(Own(8, scale=100.0))
     assert isinstance(data, Own)
     for x, y, _ in data:
@@ -140,36 +117,18 @@ def test_subclass_with_a_constructor_of_its_own_stays_what_it_is():
         assert data.pending_batches[-1].draw.labels.tolist() == y.tolist()
 
 
-# -- the batch keeps its structure --------------------------------------------------------------------------------
-
-
-@dataclass
-class Images:
-    pixels: torch.Tensor
-    classes: torch.Tensor
-
-
-def as_dict(samples):
-    x, y, index = default_collate(samples)
-    return {"image": x, "label": y, "index": index}
-
-
-def as_object(samples):
-    x, y, _ = default_collate(samples)
-    return Images(x, y)
-
-
 def as_nested(samples):
     x, y, index = default_collate(samples)
     return (x, {"y": y}), index
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("collate", "kind"),
     [(as_dict, dict), (as_object, Images), (as_nested, tuple), (list, list), (default_collate, list)],
 )
-def test_batch_is_what_collate_fn_makes_of_it(collate, kind, workers):
+def test_batch_keeps_its_structure(collate, kind, workers):
+    """The batch is exactly what collate_fn returns."""
     data = fair(collate_fn=collate, num_workers=workers)
     plain = make_fair(loader(collate_fn=default_collate), FeedbackBatchSampler(Indexed(), 8))
     batch = next(iter(data))
@@ -194,77 +153,12 @@ def flat(batch):
     return flat(vars(batch)) if isinstance(batch, Images) else batch
 
 
-# -- the labels of the batch --------------------------------------------------------------------------------------
-
-
-def backwards(samples):
-    return default_collate(samples[::-1])
-
-
-def fewer(samples):
-    return default_collate(samples[:3])
-
-
-def fewer_backwards_by_name(samples):
-    return as_dict(samples[:-6:-1])
-
-
-@pytest.mark.parametrize("collate", [default_collate, backwards, fewer, as_dict, fewer_backwards_by_name])
-@pytest.mark.parametrize("key", ["label", "labels", "target", "targets", "y"])
-def test_labels_are_the_batches_own_where_they_can_be_told(collate, key):
-    def by_key(samples):
-        batch = collate(samples)
-        return (
-            {(key if name == "label" else name): v for name, v in batch.items()} if isinstance(batch, dict) else batch
-        )
-
-    data = fair(collate_fn=by_key)
-    for batch in data:
-        y = batch[key] if isinstance(batch, dict) else batch[1]
-        assert data.pending_batches[-1].labels.tolist() == y.tolist()
-
-
-def only_images(samples):
-    return default_collate(samples)[0]
-
-
-def other_numbers_second(samples):
-    x, y, _ = default_collate(samples)
-    return x, torch.zeros_like(y), y
-
-
-def numbers_out_of_range_second(samples):
-    x, y, index = default_collate(samples)
-    return x, index + 100, y
-
-
-def soft_labels(samples):
-    x, y, _ = default_collate(samples)
-    return x, torch.nn.functional.one_hot(y, 4).float()
-
-
-def rough_numbers(samples):
-    x, y, _ = default_collate(samples)
-    return x, y.float()
-
-
-@pytest.mark.parametrize(
-    "collate",
-    [only_images, other_numbers_second, numbers_out_of_range_second, soft_labels, rough_numbers, as_object, list],
-)
-def test_labels_are_those_that_were_drawn_where_the_batch_does_not_tell(collate):
-    data = fair(collate_fn=collate)
-    for _ in data:
-        assert data.pending_batches[-1].labels.dtype == torch.int64
-        assert data.pending_batches[-1].labels.tolist() == data.pending_batches[-1].draw.labels.tolist()
-
-
 def sometimes_none(samples):
     return None if samples[0][2] % 2 else default_collate(samples)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_batch_that_is_none_has_no_labels(workers):
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_none_batch_has_no_labels(workers):
     data = fair(collate_fn=sometimes_none, num_workers=workers, steps=20)
     sampler = data.batch_sampler
     kinds = set()
@@ -281,65 +175,15 @@ def test_batch_that_is_none_has_no_labels(workers):
     assert sampler.controller.in_flight == ()
 
 
-# -- what cannot be made fair -------------------------------------------------------------------------------------
-
-
-class Stream(IterableDataset):
-    def __iter__(self):
-        yield from range(10)
-
-
-class SizelessBatches:
-    def __iter__(self):
-        yield [0, 1]
-
-    def __len__(self):
-        return 1
-
-
-class OwnOrder(DataLoader):
-    def __iter__(self):
-        yield from super().__iter__()
-
-
 @pytest.mark.parametrize(
-    ("data", "error", "match"),
+    ("settings", "expected"),
     [
-        ([1, 2], TypeError, "got list"),
-        (DataLoader(Stream()), TypeError, "Stream is a stream"),
-        (DataLoader(Indexed(), batch_size=None), ValueError, "batch_size=None"),
-        (DataLoader(Indexed(), batch_sampler=SizelessBatches()), ValueError, "SizelessBatches has no attribute"),
+        ({}, 0),
+        pytest.param({"num_workers": 2}, 4, marks=pytest.mark.slow),
+        pytest.param({"num_workers": 3, "prefetch_factor": 5}, 15, marks=pytest.mark.slow),
     ],
 )
-def test_loader_that_cannot_be_made_fair_is_refused(data, error, match):
-    with pytest.raises(error, match=match):
-        check_loader(data)
-    with pytest.raises(error, match=match):
-        make_fair(data, FeedbackBatchSampler(Indexed(), 8))
-
-
-@in_any_order
-def test_loader_with_an_iterator_and_an_order_of_its_own_is_refused():
-    with pytest.raises(ValueError, match="in_order=True"):
-        check_loader(OwnOrder(Indexed(), batch_size=8, num_workers=2, in_order=False))
-
-
-@in_any_order
-def test_order_does_not_matter_without_workers():
-    check_loader(loader(in_order=False))
-
-
-def test_batch_size_is_the_loaders_or_its_batch_samplers():
-    dataset = TensorDataset(torch.zeros(10))
-    batches = torch.utils.data.BatchSampler(range(10), batch_size=5, drop_last=False)
-    assert batch_size(DataLoader(dataset, batch_size=3)) == 3
-    assert batch_size(DataLoader(dataset, batch_sampler=batches)) == 5
-
-
-@pytest.mark.parametrize(
-    ("settings", "expected"), [({}, 0), ({"num_workers": 2}, 4), ({"num_workers": 3, "prefetch_factor": 5}, 15)]
-)
-def test_lead_is_what_the_workers_fetch_ahead(settings, expected):
+def test_num_prefetched_is_draws_ahead(settings, expected):
     data = fair(steps=20, **settings)
     assert num_prefetched(data) == expected
     next(iter(data))
@@ -347,7 +191,7 @@ def test_lead_is_what_the_workers_fetch_ahead(settings, expected):
 
 
 class SkipsBatches(DataLoader):
-    """An iterator that swallows every other batch."""
+    """An iterator that drops every other batch."""
 
     def __iter__(self):
         for number, batch in enumerate(super().__iter__()):
@@ -355,20 +199,20 @@ class SkipsBatches(DataLoader):
                 yield batch
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_loader_that_swallows_batches_is_noticed(workers):
-    """Its records would belong to other batches: an error is better than wrong weights for a whole run."""
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_dropped_batches_are_noticed(workers):
+    """The records would belong to other batches, so an error is better than wrong weights."""
     data = fair(SkipsBatches(Indexed(), 8, shuffle=True, num_workers=workers), steps=30)
     try:
         wrong = sum(data.pending_batches[-1].draw.labels.tolist() != y.tolist() for _, y, _ in data)
     except RuntimeError as error:
-        assert "SkipsBatches" in str(error)  # noqa: PT017  it need not work, if it says so
+        assert "SkipsBatches" in str(error)  # noqa: PT017  an error is as good as right weights
         return
     assert wrong == 0
 
 
 class FetchesAhead(DataLoader):
-    """An iterator that holds one batch back, as those that copy to a device ahead of time do."""
+    """An iterator that holds one batch back, as iterators do that copy to a device in advance."""
 
     def __iter__(self):
         batches = super().__iter__()
@@ -379,21 +223,18 @@ class FetchesAhead(DataLoader):
         yield held
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_loader_that_fetches_ahead_by_itself_is_fine(workers):
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_loader_may_fetch_ahead(workers):
     data = fair(FetchesAhead(Indexed(), 8, shuffle=True, num_workers=workers), steps=10)
     assert [data.pending_batches[-1].draw.labels.tolist() == y.tolist() for _, y, _ in data] == [True] * 10
-
-
-# -- labels in shared memory ---------------------------------------------------------------------------------------
 
 
 def labelled(N=64):
     return TensorDataset(torch.arange(float(N)), torch.arange(N) % 4)
 
 
-def test_labels_outlive_a_tensor_that_moves_to_shared_memory():
-    """Workers that are not forked make torch move the data set's tensors; an array over the old place dangles."""
+def test_labels_are_copied_from_tensors():
+    """For workers that are not forked torch moves the tensors of the data set, and a view of the old memory dangles."""
     dataset = labelled()
     sampler = FeedbackBatchSampler(dataset, 8)
     assert not np.shares_memory(sampler.labels, dataset.tensors[1].numpy())
@@ -401,7 +242,8 @@ def test_labels_outlive_a_tensor_that_moves_to_shared_memory():
     assert sampler.labels.tolist() == [label % 4 for label in range(64)]
 
 
-def test_labels_are_right_with_spawned_workers():
+@pytest.mark.slow
+def test_labels_with_spawned_workers():
     dataset = labelled()
     data = make_fair(
         DataLoader(dataset, 8, num_workers=1, multiprocessing_context="spawn"), FeedbackBatchSampler(dataset, 8, 4)

@@ -1,10 +1,11 @@
-"""Streams and a module that watches its weights; the processes of the ranks import this module."""
+"""Streams, and a module that records its weights; the processes of the ranks import this module."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import cycle, islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,11 +19,32 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 import lightning_fair.streaming.stream as stream_module
 from lightning_fair import FairSampling, FairStream, FeedbackController
 
-__all__ = ["TARGET", "Files", "Shards", "Sums", "Watching", "in_turns", "mixed", "train_on_stream"]
+
+def stream(labels: Iterable[int], controller: FeedbackController | None = None, **settings: Any) -> FairStream:
+    """Return a stream of ``(position, label)``."""
+    labels = list(labels)
+    controller = controller or FeedbackController(max(labels) + 1)
+    return FairStream(list(enumerate(labels)), controller, **{"batch_size": 8, **settings})
+
+
+def long_tail(size: int, shares: Sequence[float] = (0.8, 0.12, 0.05, 0.03), seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).choice(len(shares), size, p=shares).tolist()
+
+
+def turning(turns: int, size: int, share: float = 0.99, seed: int = 0) -> list[int]:
+    """Return labels of two classes, of which first one and then the other is frequent."""
+    rng = np.random.default_rng(seed)
+    return np.concatenate([(rng.random(size) < share) ^ (turn % 2 == 0) for turn in range(turns)]).astype(int).tolist()
+
+
+def interrupted() -> list[int]:
+    """Return labels of three classes; class 1 arrives for 100 batches, is missing for 100, and returns."""
+    full, without = cycle([0, 1, 2, 2]), cycle([0, 2, 2])
+    return [*islice(full, 800), *islice(without, 800), *islice(full, 800)]
 
 
 class Shards(IterableDataset):
-    """A long-tailed stream of ``(x, y, index)`` that gives each rank and each worker its shard."""
+    """A long-tailed stream of ``(x, y, index)``, which gives each rank and each worker its shard."""
 
     classes = "0123"
 
@@ -35,14 +57,14 @@ class Shards(IterableDataset):
     def __iter__(self) -> Any:
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         worker = get_worker_info()
-        place, places = (worker.id, worker.num_workers) if worker else (0, 1)
-        for i in range(rank * places + place, len(self.labels), ranks * places):
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        for i in range(rank * workers + number, len(self.labels), ranks * workers):
             y = self.labels[i]
             yield torch.tensor([np.sin(i), np.cos(i), float(y == 1), 1.0], dtype=torch.float32), y, i
 
 
 class Files(IterableDataset):
-    """Files of ``(x, y)`` with classes of their own each, which the workers share out: labels at random of each."""
+    """Files of ``(x, y)``, split over the workers; each file has its own classes, in random order."""
 
     def __init__(self, files: list[list[int]], size: int) -> None:
         self.files, self.size = files, size
@@ -50,23 +72,23 @@ class Files(IterableDataset):
 
     def __iter__(self) -> Any:
         worker = get_worker_info()
-        place, places = (worker.id, worker.num_workers) if worker else (0, 1)
-        for number in range(place, len(self.files), places):
-            labels = np.random.default_rng(number).choice(self.files[number], self.size).tolist()
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        for file in range(number, len(self.files), workers):
+            labels = np.random.default_rng(file).choice(self.files[file], self.size).tolist()
             for i, y in enumerate(labels):
                 yield torch.tensor([np.sin(i), np.cos(i), 1.0 - y, 1.0], dtype=torch.float32), y
 
 
 def in_turns(stream: FairStream, workers: int, *, samples: bool = False, seed: int = 1) -> Iterator[list[Any]]:
-    """Yield what the workers of an iteration have next, one after the other, in this process; then what is left.
+    """Yield the next batch of each worker of an iteration, as ``(worker, batch)``; the workers run in this process.
 
-    These are ``(draw, samples)``, or with ``samples`` the next batch of what ``iter`` returns.
+    A batch is ``(draw, samples)``, or only the samples with ``samples=True``.
     """
     infos = [SimpleNamespace(id=i, num_workers=workers, seed=seed + i) for i in range(workers)]
     running: dict[int, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
         for i in range(workers):
-            running[i] = stream._followed() if samples else stream.batches()
+            running[i] = stream._logged_batches() if samples else stream.batches()
         while running:
             turn = []
             for i in list(running):
@@ -84,7 +106,7 @@ def mixed(size: int, controller: FeedbackController | None, **settings: Any) -> 
 
 
 class Watching(Weighted):
-    """Notes the weight that acts on each sample's loss, and the one that came with the sample from its draw."""
+    """Records the weight that acts on each sample's loss, and the weight that its draw gave the sample."""
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         x, y, index, weight = batch
@@ -98,7 +120,7 @@ class Watching(Weighted):
 
 @dataclass
 class Sums:
-    """What one rank saw."""
+    """Results of one rank."""
 
     wrong: int
     items: set[int]

@@ -1,6 +1,6 @@
 """Every kind of training loader is made fair, and every sample gets the weight of its own draw.
 
-``pytest -q tests/test_training_loaders.py`` also counts the batches, and those with the weights of another draw.
+``pytest -q -m "" tests/e2e/test_training_loaders.py`` counts the batches with the weights of another draw.
 """
 
 import time
@@ -39,7 +39,7 @@ PAIRS: Counter = Counter()
 
 
 class Uneven(Indexed):
-    """Samples that take longer in one worker than in the other, so that its batches are late."""
+    """Samples that take longer in one of the workers, so that its batches are late."""
 
     def __getitem__(self, index):
         info = torch.utils.data.get_worker_info()
@@ -48,22 +48,22 @@ class Uneven(Indexed):
         return super().__getitem__(index)
 
 
-class Together(Indexed):
-    """Samples that are fetched a batch at a time."""
+class BatchFetched(Indexed):
+    """A data set that fetches a batch at a time."""
 
     def __getitems__(self, indices):
         return [self[index] for index in indices]
 
 
 class Own(DataLoader):
-    """A subclass whose constructor is its own."""
+    """A subclass with its own constructor."""
 
     def __init__(self, num_workers):
         super().__init__(Indexed(), batch_size=BATCH, shuffle=True, num_workers=num_workers)
 
 
-class Hurried(Own):
-    """A subclass that fetches one batch ahead by itself."""
+class Prefetching(Own):
+    """A subclass whose iterator fetches one batch ahead."""
 
     def __iter__(self):
         batches = super().__iter__()
@@ -80,7 +80,7 @@ def stateful(**settings):
 
 
 def dropping(samples):
-    """Leave out a sample here and there: what is left has to tell whose draw it was."""
+    """Leave out every seventh sample; the batch must still be matched with its draw."""
     return default_collate([sample for sample in samples if sample[2] % 7])
 
 
@@ -93,7 +93,7 @@ def mark_worker(worker_id):
 
 
 def other():
-    """A loader beside the fair one, with five batches."""
+    """Return another loader, with five batches."""
     return DataLoader(Indexed((10, 10)), batch_size=4)
 
 
@@ -114,7 +114,7 @@ class Among(Weighted):
 
 
 class Stream(IterableDataset):
-    """A data set without length: Lightning then fetches one batch ahead."""
+    """A data set without length, for which Lightning fetches one batch ahead."""
 
     def __init__(self, batches):
         self.batches = batches
@@ -127,15 +127,15 @@ def stream(batches):
     return DataLoader(Stream(batches), batch_size=1)
 
 
-class Unmeasured(Own):
-    """A subclass that has no length to tell."""
+class NoLength(Own):
+    """A subclass without a length."""
 
     def __len__(self):
         raise TypeError("no length")
 
 
 class Planned(Weighted):
-    """Asks for the number of steps before training has begun: then Lightning makes the loaders early."""
+    """Asks for the number of steps before training, so Lightning creates the loaders early."""
 
     def configure_optimizers(self):
         optimizer = super().configure_optimizers()
@@ -162,7 +162,7 @@ WORKERS = {
     "worker_init_fn": {"num_workers": 1, "worker_init_fn": mark_worker},
 }
 
-# id: (data, module, arguments of the callback, arguments of the Trainer, steps of one epoch)
+# name: (data, module, arguments of the callback, arguments of the Trainer, steps of one epoch)
 KINDS = {
     **{name: (lambda s=s: loader(**s), Weighted, {}, {}, BATCHES) for name, s in WORKERS.items()},
     **{
@@ -181,7 +181,7 @@ KINDS = {
         }.items()
     },
     "in any order, fetched together": (
-        lambda: loader(Together(), num_workers=2, in_order=False), Weighted, {}, {}, BATCHES,
+        lambda: loader(BatchFetched(), num_workers=2, in_order=False), Weighted, {}, {}, BATCHES,
     ),
     "in any order, samples dropped": (
         lambda: loader(Uneven(), num_workers=2, in_order=False, collate_fn=dropping), Weighted, {}, {}, BATCHES,
@@ -193,7 +193,7 @@ KINDS = {
     "stateful": (stateful, Weighted, {}, {}, BATCHES),
     "stateful, 2 workers": (lambda: stateful(num_workers=2), Weighted, {}, {}, BATCHES),
     "own class": (lambda: Own(2), Weighted, {}, {}, BATCHES),
-    "own iterator": (lambda: Hurried(2), Weighted, {}, {}, BATCHES),
+    "own iterator": (lambda: Prefetching(2), Weighted, {}, {}, BATCHES),
     "samples dropped": (lambda: loader(num_workers=2, collate_fn=dropping), Weighted, {}, {}, BATCHES),
     "some None": (lambda: loader(num_workers=2, collate_fn=sometimes_none), Weighted, {}, {}, None),
     "drop_last": (lambda: loader(batch_size=7, drop_last=True), Weighted, {}, {}, 22),
@@ -227,7 +227,7 @@ KINDS = {
         Among, {"dataloader": "fair"}, {}, BATCHES,
     ),
     **{
-        f"beside a stream, {name}, {workers} workers": (
+        f"with a stream, {name}, {workers} workers": (
             lambda m=mode, b=batches, w=workers: CombinedLoader({"other": stream(b), "fair": loader(num_workers=w)}, m),
             Among, {"dataloader": "fair"}, {}, steps,
         )
@@ -239,18 +239,30 @@ KINDS = {
             ("cut short", "min_size", 5, 5),
         )
     },
-    "no length": (lambda: Unmeasured(2), Weighted, {"steps_per_epoch": BATCHES}, {}, BATCHES),
-    "once more within the epoch": (
+    "no length": (lambda: NoLength(2), Weighted, {"steps_per_epoch": BATCHES}, {}, BATCHES),
+    "twice in an epoch": (
         lambda: {"fair": loader(num_workers=2), "other": twice_as_long()},
         Among, {"dataloader": "fair"}, {}, 2 * BATCHES,
     ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=in_any_order if name.startswith("in any order") else ()) for name in KINDS]
-)
-def test_every_sample_gets_the_weight_of_its_own_draw(name):
+FAST = {
+    "no workers",
+    "stateful",
+    "drop_last",
+    "with a stream, the longer one, 0 workers",
+    "with a stream, cut short, 0 workers",
+}
+
+
+def _marks(name):
+    slow = [] if name in FAST else [pytest.mark.slow]
+    return [*slow, in_any_order] if name.startswith("in any order") else slow
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=_marks(name)) for name in KINDS])
+def test_sample_has_weight_of_its_draw(name):
     data, kind, settings, of_trainer, steps = KINDS[name]
     module, fair = kind(), moving(**settings)
     with recorded_draws() as draws:
@@ -259,14 +271,15 @@ def test_every_sample_gets_the_weight_of_its_own_draw(name):
     PAIRS.update(right=len(module.steps) - wrong, wrong=wrong)
     assert wrong == 0
     assert movement(draws) > 0.01
-    serials = [own_draw(step, draws) for step in module.steps]
-    assert len(set(serials)) == len(serials)  # no draw is trained on twice
+    draw_ids = [own_draw(step, draws) for step in module.steps]
+    assert len(set(draw_ids)) == len(draw_ids)  # no draw is trained on twice
     if steps is not None:
         assert len(module.steps) == 2 * steps
-        assert sorted(serials) == list(range(2 * steps))  # and none is lost
+        assert sorted(draw_ids) == list(range(2 * steps))  # and none is lost
 
 
 def test_total(capsys):
+    """Print the number of batches with the weights of another draw."""
     if not PAIRS:
         pytest.skip("the tests above were not run")
     with capsys.disabled():
@@ -274,19 +287,21 @@ def test_total(capsys):
     assert PAIRS["wrong"] == 0
 
 
+@pytest.mark.slow
 @in_any_order
-def test_batches_do_come_in_another_order():
-    """Else the tests of in_order=False would show nothing."""
+def test_in_order_false_changes_the_order():
+    """Otherwise the tests of in_order=False would show nothing."""
     module = Weighted()
     with recorded_draws() as draws:
         fit(module, loader(Uneven(), num_workers=2, in_order=False), moving(), max_epochs=2)
-    serials = [own_draw(step, draws) for step in module.steps]
-    assert serials != sorted(serials)
+    draw_ids = [own_draw(step, draws) for step in module.steps]
+    assert draw_ids != sorted(draw_ids)
 
 
+@pytest.mark.slow
 @in_any_order
-def test_worker_sees_its_own_data_set_where_batches_are_numbered():
-    """A ``worker_init_fn`` may read and change the data set of its worker."""
+def test_worker_init_fn_sees_its_dataset():
+    """A ``worker_init_fn`` may read and change the data set of its worker, with tagged batches too."""
 
     class Marked(Indexed):
         marked = None
@@ -301,19 +316,19 @@ def test_worker_sees_its_own_data_set_where_batches_are_numbered():
 
 
 @pytest.mark.parametrize("chosen", [None, "third", 2, -1])
-def test_choice_among_several_loaders_must_name_one(chosen):
-    with pytest.raises(ValueError, match=r"one training DataLoader.*'fair', 'other'.*loader='fair'"):
-        fit(Among(), {"fair": loader(), "other": other()}, moving(loader=chosen))
+def test_dataloader_must_name_one_of_several(chosen):
+    with pytest.raises(ValueError, match=r"one training DataLoader.*'fair', 'other'.*dataloader='fair'"):
+        fit(Among(), {"fair": loader(), "other": other()}, moving(dataloader=chosen))
 
 
-def test_choice_that_there_is_not_is_an_error_with_one_loader_too():
-    with pytest.raises(ValueError, match=r"loader='fair' is none of them: 0\. .*loader=0"):
-        fit(Weighted(), loader(), moving(loader="fair"))
-    fit(module := Weighted(), loader(), moving(loader=0))
+def test_dataloader_must_name_a_single_loader():
+    with pytest.raises(ValueError, match=r"dataloader='fair' is none of them: 0\. .*dataloader=0"):
+        fit(Weighted(), loader(), moving(dataloader="fair"))
+    fit(module := Weighted(), loader(), moving(dataloader=0))
     assert len(module.steps) == BATCHES
 
 
-def test_loaders_that_were_not_chosen_stay_the_users_own():
+def test_other_loaders_are_not_replaced():
     theirs = other()
 
     class Watches(L.Callback):
@@ -321,28 +336,28 @@ def test_loaders_that_were_not_chosen_stay_the_users_own():
             self.seen = trainer.train_dataloader["other"]
 
     watches = Watches()
-    fit(Among(), {"fair": loader(), "other": theirs}, moving(loader="fair"), watches)
+    fit(Among(), {"fair": loader(), "other": theirs}, moving(dataloader="fair"), watches)
     assert watches.seen is theirs
 
 
-def test_combined_loader_of_the_users_own_can_be_used_again():
-    """Lightning writes what becomes of the loaders back into it."""
+def test_combined_loader_can_be_reused():
+    """The user's CombinedLoader does not change, although Lightning writes into it."""
     theirs = CombinedLoader({"fair": loader(), "other": other()}, "min_size")
     before = dict(theirs.iterables)
     for _ in range(2):
-        fit(module := Among(), theirs, moving(loader="fair"), reload_dataloaders_every_n_epochs=1, max_epochs=2)
+        fit(module := Among(), theirs, moving(dataloader="fair"), reload_dataloaders_every_n_epochs=1, max_epochs=2)
         assert len(module.steps) == 10
         assert theirs.iterables == before
 
 
-def test_one_loader_under_two_keys_is_fair_under_the_chosen_one():
+def test_same_loader_under_two_keys():
     both = loader()
-    fit(module := Among(), {"first": both, "fair": both}, fair := moving(loader="fair"))
+    fit(module := Among(), {"first": both, "fair": both}, fair := moving(dataloader="fair"))
     assert len(module.steps) == fair.controller.draws == BATCHES
     assert sum(len(step.indices) for step in module.steps) == len(Indexed())
 
 
-# -- tuning ----------------------------------------------------------------------------------------------------
+# -- tuning ----------------------------------------------------------------------------------------------
 
 
 class Sized(L.LightningDataModule):
@@ -357,38 +372,38 @@ class Sized(L.LightningDataModule):
         return loader(batch_size=self.batch_size, shuffle=False)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_batch_size_search_leaves_no_trace_in_the_state(workers, tmp_path):
-    """Lightning tries sizes 2, 4, 8 inside of ``fit``, and goes back to the start."""
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_batch_size_search_leaves_no_trace(workers, tmp_path):
+    """Lightning tries sizes 2, 4, 8 during ``fit``, and returns to the start."""
     module, fair, data = Weighted(), moving(), Sized(workers)
     finder = BatchSizeFinder(steps_per_trial=3, init_val=2, max_trials=3)
     with recorded_draws() as draws, warnings_about("starts anew") as warned:
-        made = trainer(fair, finder, default_root_dir=tmp_path)
-        made.fit(module, datamodule=data)
+        run = trainer(fair, finder, default_root_dir=tmp_path)
+        run.fit(module, datamodule=data)
     size = data.batch_size
     assert size in (8, 16)  # versions of Lightning count the trials differently
     assert fair.sampler.batch_size == size
-    assert fair.controller.draws == made.global_step == len(Indexed()) // size
-    assert sum(fair.sampler.drawn) == made.global_step * size
-    trained = [step for step in module.steps if len(step.indices) == size][-made.global_step :]
-    assert wrong_steps(trained, {n: draws[n] for n in range(made.global_step)}) == 0
+    assert fair.controller.draws == run.global_step == len(Indexed()) // size
+    assert sum(fair.sampler.drawn) == run.global_step * size
+    trained = [step for step in module.steps if len(step.indices) == size][-run.global_step :]
+    assert wrong_steps(trained, {n: draws[n] for n in range(run.global_step)}) == 0
     assert warned == []
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_learning_rate_search_within_fit_leaves_no_trace_in_the_state(workers, tmp_path):
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_learning_rate_search_leaves_no_trace(workers, tmp_path):
     fresh, searched = [], []
     if Version(lightning.__version__) < Version("2.5.5"):
-        pytest.skip("this Lightning goes on with what the search left of the epoch, with any loader")
-    for found, callbacks in ((fresh, []), (searched, [LearningRateFinder(num_training_steps=15)])):
+        pytest.skip("this Lightning continues the epoch that the search began, with any loader")
+    for batches_of, callbacks in ((fresh, []), (searched, [LearningRateFinder(num_training_steps=15)])):
         fair = moving(lambda2=0.0, feedback_delay=5)
         fit(module := Weighted(), loader(num_workers=workers), fair, *callbacks, default_root_dir=tmp_path)
-        found += [step.indices for step in module.steps[-BATCHES:]]
+        batches_of += [step.indices for step in module.steps[-BATCHES:]]
         assert fair.controller.draws == BATCHES
     assert searched == fresh
 
 
-# -- the lag -----------------------------------------------------------------------------------------------------
+# -- the feedback delay ----------------------------------------------------------------------------------
 
 
 def batches(workers, **settings):
@@ -399,7 +414,8 @@ def batches(workers, **settings):
     return [step.indices for step in module.steps], probs, [step.weights for step in module.steps], fair, warned
 
 
-def test_batches_are_the_same_for_every_usual_number_of_workers():
+@pytest.mark.slow
+def test_batches_do_not_depend_on_number_of_workers():
     indices, probs, weights, fair, _ = batches(0)
     assert fair.controller.feedback_delay == 16
     assert np.ptp(probs[20:], axis=0).max() > 0.01
@@ -410,22 +426,24 @@ def test_batches_are_the_same_for_every_usual_number_of_workers():
         assert all((a == b).all() for a, b in zip(others[2], weights, strict=True))
 
 
-def test_lag_follows_a_loader_that_runs_further_ahead():
+@pytest.mark.slow
+def test_feedback_delay_follows_prefetching():
     fit(Weighted(), loader(num_workers=2, prefetch_factor=10), fair := moving())
     assert fair.controller.feedback_delay == 21
 
 
-def test_lag_that_is_too_short_for_the_same_batches_is_said():
+@pytest.mark.slow
+def test_short_feedback_delay_warns():
     with warnings_about("less than the 5 batches after which losses are known") as warned:
         fit(Weighted(), loader(num_workers=2), fair := moving(feedback_delay=3), limit_train_batches=2)
     assert len(warned) == 1
     assert fair.controller.feedback_delay == 3
 
 
-# -- how people start a run -------------------------------------------------------------------------------------
+# -- LightningCLI and pytorch_lightning ------------------------------------------------------------------
 
 
-def test_lightning_cli_makes_the_callback(tmp_path, monkeypatch):
+def test_lightning_cli_creates_the_callback(tmp_path, monkeypatch):
     pytest.importorskip("jsonargparse")
     from lightning.pytorch.cli import LightningCLI
 
@@ -447,7 +465,7 @@ def test_lightning_cli_makes_the_callback(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("way", ["callback", "data module", "mixin"])
-def test_trainer_of_pytorch_lightning_is_told_what_to_import(way, tmp_path):
+def test_pytorch_lightning_trainer_raises(way, tmp_path):
     other_lightning = pytest.importorskip("pytorch_lightning")
 
     class Theirs(other_lightning.LightningModule):
@@ -461,14 +479,14 @@ def test_trainer_of_pytorch_lightning_is_told_what_to_import(way, tmp_path):
         pass
 
     def train():
-        made = other_lightning.Trainer(
+        run = other_lightning.Trainer(
             callbacks=[moving()] if way == "callback" else [], logger=False, default_root_dir=tmp_path
         )
         if way == "data module":
-            made.fit(Theirs(), datamodule=FairDataModule(Indexed(), batch_size=BATCH))
+            run.fit(Theirs(), datamodule=FairDataModule(Indexed(), batch_size=BATCH))
         else:
-            made.fit(Mixed() if way == "mixin" else Theirs(), loader())
+            run.fit(Mixed() if way == "mixin" else Theirs(), loader())
 
-    # Some of its versions refuse our classes by themselves, and say the same.
+    # Some versions of pytorch_lightning raise by themselves, with the same advice.
     with pytest.raises(TypeError, match=r"lightning\.pytorch"):
         train()

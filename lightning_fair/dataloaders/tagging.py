@@ -1,0 +1,114 @@
+"""Tags that travel with a batch through the workers of a ``DataLoader``, so that the batch finds its draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch.utils.data import IterableDataset
+
+from lightning_fair.dataloaders.checks import is_stream, keeps_order
+from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
+
+
+class Tagged(NamedTuple):
+    """Indices, samples or a batch, with a tag.
+
+    Attributes:
+        tag: Number of the draw, or its record if it was made in a worker.
+        content: The indices, the samples or the batch.
+    """
+
+    tag: Any
+    content: Any
+
+
+@contextmanager
+def tagged_batches(loader: Any) -> Iterator[None]:
+    """Make the loader's iterators that are created in this context yield tagged batches, if tags are needed.
+
+    A map-style data set needs tags only if batches can change their order in the workers. A stream is drawn in the
+    workers, so its tags are the records themselves. Outside of the context the loader has its own settings.
+    """
+    settings = loader.__dict__
+    changed: dict[str, Any] = {"collate_fn": _TaggedCollate(loader.collate_fn)}
+    if is_stream(loader):
+        changed |= {
+            "dataset": _TaggedStream(loader.dataset, loader.drop_last),
+            "batch_sampler": None,
+            "batch_size": None,
+        }
+    elif not keeps_order(loader):
+        changed |= {"dataset": _TaggedDataset(loader.dataset), "batch_sampler": _TaggedSampler(loader.batch_sampler)}
+    else:
+        changed = {}
+    original = {name: settings[name] for name in changed}
+    settings.update(changed)
+    try:
+        yield
+    finally:
+        settings.update(original)
+
+
+class _TaggedSampler:
+    """A batch sampler whose batches of indices are tagged with the numbers of their draws."""
+
+    def __init__(self, sampler: FeedbackBatchSampler) -> None:
+        self._sampler = sampler
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __iter__(self) -> Iterator[Tagged]:
+        return (Tagged(draw_id, indices) for draw_id, indices in self._sampler.iter_with_ids())
+
+
+class _Proxy:
+    """Stands in for the user's data set; a ``worker_init_fn`` reads and sets attributes of the data set itself."""
+
+    def __init__(self, dataset: Any, *settings: Any) -> None:
+        object.__setattr__(self, "_dataset", dataset)
+        object.__setattr__(self, "_settings", settings)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "_dataset"), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._dataset, name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._dataset, *self._settings)
+
+
+class _TaggedDataset(_Proxy):
+    """A map-style data set that takes tagged indices and returns tagged samples."""
+
+    def __getitems__(self, batch: Tagged) -> Tagged:
+        fetch = getattr(self._dataset, "__getitems__", None)
+        samples = fetch(batch.content) if fetch else [self._dataset[index] for index in batch.content]
+        return Tagged(batch.tag, samples)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+
+class _TaggedStream(_Proxy, IterableDataset[Tagged]):
+    """A ``FairStream`` that yields whole batches of samples, tagged with the records of their draws."""
+
+    def __iter__(self) -> Iterator[Tagged]:
+        (drop_last,) = self._settings
+        for draw, samples in self._dataset.batches():
+            if not drop_last or len(samples) == self._dataset.batch_size:
+                yield Tagged(draw, samples)
+
+
+@dataclass
+class _TaggedCollate:
+    """A ``collate_fn`` that takes tagged samples and returns a tagged batch."""
+
+    collate_fn: Callable[[Any], Any]
+
+    def __call__(self, samples: Tagged) -> Tagged:
+        return Tagged(samples.tag, self.collate_fn(samples.content))

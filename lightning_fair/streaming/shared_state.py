@@ -1,0 +1,56 @@
+"""The controller's state in shared memory: the main process publishes it for the processes that read a stream."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import numpy as np
+import torch
+
+from lightning_fair.common.arrays import Floats
+from lightning_fair.control.controller import FeedbackController
+
+_STEP, _EPOCH, _PROGRESS, _HEADER = 0, 1, 2, 3  # places of the numbers; the vectors come after them
+_NO_EPOCH = -1
+
+
+class SharedState:
+    """The state that the readers of a stream need: written by one process, read by many.
+
+    Args:
+        num_classes: Number of classes ``K``.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self._values = torch.zeros(_HEADER + 2 * num_classes, dtype=torch.float64).share_memory_()  # type: ignore[no-untyped-call]
+        self._values[_EPOCH] = _NO_EPOCH
+
+    @property
+    def epoch(self) -> int | None:
+        """Number of the next iteration; None if it has not been set."""
+        epoch = int(self._values[_EPOCH])
+        return None if epoch == _NO_EPOCH else epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._values[_EPOCH] = epoch
+
+    @property
+    def loss_score(self) -> Floats:
+        """The controller's ``loss_score``, shape ``(K,)``."""
+        return np.array(np.split(self._values.numpy()[_HEADER:], 2)[0])
+
+    def publish(self, controller: FeedbackController) -> None:
+        """Write the controller's step, target progress, loss score and trained mix."""
+        values = self._values.numpy()
+        values[_STEP], values[_PROGRESS] = controller.draws, controller.progress
+        values[_HEADER:] = np.concatenate((controller.loss_score, controller.trained_mix))
+
+    def copy_controller(self, controller: FeedbackController) -> FeedbackController:
+        """Return a copy of the controller that continues from the published state, with no draw in flight."""
+        values, own = self._values.numpy(), deepcopy(controller)
+        own.withdraw()
+        if values[_STEP] >= own.draws:  # smaller in a worker that starts later, if nobody reports in the main process
+            own.rewind(int(values[_STEP]), np.split(values[_HEADER:], 2)[1], float(values[_PROGRESS]))
+        own.epoch = own.epoch if self.epoch is None else self.epoch
+        return own

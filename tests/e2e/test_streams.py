@@ -1,0 +1,251 @@
+"""Streams under Lightning: weights, checkpoints, ranks, workers, and litdata."""
+
+from collections import Counter
+
+import lightning.pytorch as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers.logger import Logger
+from lightning_helpers import Weighted, fit, in_any_order, trainer
+from rank_runs import Ranks
+from stream_runs import TARGET, Files, Sums, Watching, mixed, train_on_stream
+from torch.utils.data import DataLoader
+
+from lightning_fair import FairDataModule, FairSampling, FairStream, FeedbackController
+from lightning_fair.dataloaders.stream_tracker import StreamTracker
+
+
+class Shares(Weighted):
+    """Records the share of class 1 in each batch."""
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        self.steps.append(y.double().mean().item())
+        return self.reduce(self.losses(x, y))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["files", "list"])
+@pytest.mark.parametrize("workers", [2, 3])
+def test_trained_mix_with_different_shards(source, workers, caplog):
+    """The labels of the list have period 10, so one of two workers reads no sample of class 1."""
+    files = Files([[0]] + [[0, 1]] * (workers - 1), 6400 // workers * 2)
+    samples = [(torch.zeros(4), int(i % 10 == 9)) for i in range(12_800)] if source == "list" else files
+    module, callback = Shares(), FairSampling(num_classes=2)
+    loader = DataLoader(FairStream(samples, batch_size=32), batch_size=32, num_workers=workers)
+    fit(module, loader, callback, max_steps=300)
+    late = module.steps[2 * 16 * workers : 200 // workers * workers]
+    assert np.mean(late) == pytest.approx(0.5, abs=0.01)
+    assert callback.controller.trained_mix == pytest.approx(0.5, abs=0.03)
+    assert [record for record in caplog.records if record.name == "lightning_fair"] == []
+
+
+@pytest.mark.slow
+def test_callback_scales_weights_of_workers():
+    """The callback's weights include the scale of workers that balance each other."""
+
+    class Risks(Weighted):
+        def training_step(self, batch, batch_idx):
+            x, y = batch
+            self.steps.append(self.weighted_loss((y == 1).float() + 0.0 * self.losses(x, y)).item())
+            return self.weighted_loss(self.losses(x, y))
+
+    module = Risks()
+    loader = DataLoader(FairStream(Files([[0], [0, 1]], 6400), batch_size=32), batch_size=32, num_workers=2)
+    fit(module, loader, FairSampling(num_classes=2), max_steps=200)
+    assert np.mean(module.steps[100:180]) == pytest.approx(0.5, abs=0.02)
+
+
+def moving(**settings):
+    return FairSampling(**{"target_probs": TARGET, "lambda2": 0.3, "loss_ema_decay": 0.0, **settings})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        pytest.param({"num_workers": 2}, marks=pytest.mark.slow),
+        pytest.param({"num_workers": 2, "in_order": False}, marks=[in_any_order, pytest.mark.slow]),
+    ],
+    ids=str,
+)
+def test_batch_has_weights_of_its_draw(settings):
+    """The weight that acts in the training step is the one that the drawing process gave the sample."""
+    module, callback = Watching(), moving()
+    source = mixed(1200, None, return_weights=True)
+    fit(module, DataLoader(source, batch_size=8, **settings), callback, max_epochs=2)
+    assert len(module.steps) == 300
+    assert sum(not np.allclose(acted, drawn, rtol=1e-5) for acted, drawn in module.steps) == 0
+    assert np.ptp([drawn.max() for _, drawn in module.steps]) > 0.1
+    assert callback.controller.draws == 300
+    assert callback.sampler.arrived.sum() == 2400
+    assert not np.isnan(callback.controller.ema_loss).any()
+
+
+def test_controller_follows_trained_batches():
+    module, callback = Watching(), moving(lambda2=0.0)
+    fit(module, DataLoader(mixed(2400, None, return_weights=True), batch_size=8), callback)
+    assert callback.controller.trained_mix == pytest.approx(TARGET, abs=0.03)
+    assert callback.sampler.handed_out / callback.sampler.handed_out.sum() == pytest.approx(TARGET, abs=0.02)
+
+
+def test_stream_keeps_own_controller():
+    controller = FeedbackController(4, TARGET)
+    callback = FairSampling(alpha=2.0)
+    with pytest.warns(UserWarning, match="has a controller of its own"):
+        fit(Watching(), DataLoader(mixed(80, controller, return_weights=True), batch_size=8), callback)
+    assert callback.controller is controller
+    assert controller.draws == 10
+
+
+def test_stream_among_several_loaders():
+    class Two(Watching):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch["stream"], batch_idx)
+
+    module, callback = Two(), moving(dataloader="stream")
+    other = DataLoader(torch.zeros(96, 3), batch_size=8)
+    fit(module, {"other": other, "stream": DataLoader(mixed(400, None, return_weights=True), batch_size=8)}, callback)
+    assert sum(not np.allclose(acted, drawn, rtol=1e-5) for acted, drawn in module.steps) == 0
+    assert len(module.steps) == 50
+
+
+def test_checkpoint_has_controller_not_position(tmp_path):
+    """A resumed run continues with the controller, and starts the stream from its beginning."""
+
+    def run(ckpt=None, **settings):
+        module, callback = Watching(), moving()
+        train = trainer(callback, default_root_dir=tmp_path, **settings)
+        train.fit(module, DataLoader(mixed(400, None, return_weights=True), batch_size=8), ckpt_path=ckpt)
+        return module, callback, train
+
+    _, first, train = run(max_steps=30)
+    train.save_checkpoint(tmp_path / "a.ckpt")
+    seen = first.controller.state_dict()
+    module, second, _ = run(tmp_path / "a.ckpt", max_steps=60, max_epochs=2)
+    assert second.controller.draws == 30 + len(module.steps) > 40
+    assert second.sampler.arrived.sum() > first.sampler.arrived.sum()
+    # The first batch of the resumed stream continues from the trained mix.
+    tracker = StreamTracker(mixed(80, FeedbackController(4, TARGET, lambda2=0.3, loss_ema_decay=0.0)))
+    tracker.restore(first.sampler.capture())
+    assert tracker.controller.draws == 30
+    draw, _ = next(tracker.stream.batches())
+    assert draw.draw_id == 30
+    assert draw.trained_mix.tolist() == seen["trained_mix"].tolist()
+
+
+class RecordingLogger(Logger):
+    name, version = "logged", 0
+
+    def __init__(self):
+        super().__init__()
+        self.points = []
+
+    def log_metrics(self, metrics, step=None):
+        self.points.append(metrics)
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+
+def test_arriving_mix_is_logged():
+    logger = RecordingLogger()
+    fit(
+        Watching(),
+        DataLoader(mixed(3200, None, return_weights=True), batch_size=8),
+        moving(lambda2=0.0),
+        logger=logger,
+        log_every_n_steps=1,
+    )
+    last = logger.points[-1]
+    arriving = [last[f"fair/arriving/{c}"] for c in range(4)]
+    assert arriving == pytest.approx([0.8, 0.12, 0.05, 0.03], abs=0.1)
+    assert [last[f"fair/trained_mix/{c}"] for c in range(4)] == pytest.approx(TARGET, abs=0.05)
+
+
+@pytest.mark.slow
+def test_two_ranks_agree_on_trained_mix():
+    """Each rank reads its shard, and the controllers are equal bit for bit."""
+    ranks = Ranks(2)
+    try:
+        first, second = ranks(train_on_stream)
+    finally:
+        ranks.end()
+    assert isinstance(first, Sums)
+    assert first.wrong == second.wrong == 0
+    assert not first.items & second.items
+    assert first.trained_mix == second.trained_mix  # bit for bit
+    assert first.trained_mix == pytest.approx(TARGET, abs=0.04)
+    assert first.draws == second.draws == 100
+
+
+def test_fair_data_module_passes_stream_on():
+    class Module(L.LightningDataModule):
+        def train_dataloader(self):
+            return DataLoader(mixed(80, FeedbackController(4), return_weights=True), batch_size=8)
+
+    assert len(list(FairDataModule(Module()).train_dataloader())) == 10
+    callback = FairSampling()
+    fit(Watching(), FairDataModule(Module(), fair=callback))
+    assert callback.controller.draws == 10
+
+
+def test_batch_sizes_must_agree():
+    with pytest.raises(ValueError, match=r"batch_size is 4, that of its FairStream 8.*batch_size=8"):
+        fit(Weighted(), DataLoader(mixed(80, None), batch_size=4), moving())
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({}, "does not show how many classes it has"),
+        ({"num_classes": 4, "target_probs": "prior"}, "has no prior"),
+        ({"num_classes": 4, "reference": "prior"}, "has no prior"),
+        ({"num_classes": 4, "labels": [0, 1]}, "labels is for data sets with a length"),
+        ({"num_classes": 4, "steps_per_epoch": 3}, "limit_train_batches"),
+    ],
+)
+def test_settings_not_for_streams_raise(settings, match):
+    with pytest.raises(ValueError, match=match):
+        fit(Weighted(), DataLoader(mixed(80, None), batch_size=8), FairSampling(**settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"seed": 3}, r"seed=3 has no effect on a FairStream: set FairStream\(seed=3\)"),
+        ({"feedback_delay": 5}, "feedback_delay=5 has no effect on a FairStream"),
+        ({"empty_classes": "skip"}, "empty_classes='skip' has no effect on a FairStream"),
+    ],
+)
+def test_settings_without_effect_warn(settings, match):
+    with pytest.warns(UserWarning, match=match):
+        fit(Weighted(), DataLoader(mixed(80, None), batch_size=8), FairSampling(num_classes=4, **settings))
+
+
+def _write(index):
+    return {"x": np.full((4, 4), index, dtype=np.float32), "label": int(index % 100 == 99)}
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_litdata_stream(tmp_path, workers):
+    litdata = pytest.importorskip("litdata", reason="litdata is not installed: pip install litdata")
+    from litdata.streaming import Cache
+
+    cache = Cache(str(tmp_path), chunk_size=500)
+    for index in range(4000):
+        cache[index] = _write(index)
+    cache.done()
+    cache.merge()
+    source = litdata.StreamingDataset(str(tmp_path), shuffle=False)
+    assert len(source) == 4000
+    fair = FairStream(source, FeedbackController(2), batch_size=16, buffer_size=64, return_weights=True)
+    counts, items = [], Counter()
+    for batch in DataLoader(fair, batch_size=16, num_workers=workers):
+        assert [int(i) % 100 == 99 for i in batch["x"][:, 0, 0]] == batch["label"].bool().tolist()
+        counts.append(int(batch["label"].sum()))
+        items.update(batch["x"][:, 0, 0].int().tolist())
+    assert sum(items.values()) == 4000
+    assert np.mean(counts[50:]) == pytest.approx(8.0, abs=0.5)
+    assert max(items.values()) <= 64

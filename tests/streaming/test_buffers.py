@@ -1,0 +1,90 @@
+"""Class buffers and capped mixes."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_fair.streaming.buffers import ClassBuffers, cap_mix
+
+shares = st.lists(st.floats(0.001, 1.0), min_size=1, max_size=8)
+
+
+@given(shares, st.data())
+def test_cap_mix_keeps_proportions_below_caps(values, data):
+    """Capped classes are at their cap, and the others keep their proportions."""
+    p = np.array(values) / np.sum(values)
+    caps = np.array(data.draw(st.lists(st.floats(0.0, 2.0), min_size=p.size, max_size=p.size)))
+    if caps.sum() < 1.0:
+        caps += (1.001 - caps.sum()) / p.size
+    mix = cap_mix(p, caps)
+    assert mix.sum() == pytest.approx(1.0)
+    assert (mix <= caps + 1e-12).all()
+    free = mix < caps - 1e-9
+    levels = mix[free] / p[free]
+    assert np.allclose(levels, levels[:1])
+    # A capped class would have at least its cap at that level.
+    assert (mix[~free] <= p[~free] * levels.max(initial=0.0) + 1e-9).all() or not free.any()
+
+
+def test_cap_mix_without_effect():
+    """A mix within its caps is returned unchanged."""
+    p = np.array([0.7, 0.3])
+    assert cap_mix(p, np.array([0.7, 5.0])) is p
+
+
+def test_cap_mix_of_missing_class():
+    """The share of a missing class goes to the others in proportion."""
+    assert cap_mix(np.array([0.5, 0.3, 0.2]), np.array([0.0, 9.0, 9.0])) == pytest.approx([0.0, 0.6, 0.4])
+
+
+def test_cap_mix_uses_other_classes_last():
+    """A class with probability zero gets only the share that no other class can fill."""
+    assert cap_mix(np.array([0.0, 1.0]), np.array([2.0, 0.25])) == pytest.approx([0.75, 0.25])
+
+
+class SlowBuffer:
+    """A slow reference of the buffer of one class: a list of ``[uses, age, sample]``."""
+
+    def __init__(self, limit, reuse):
+        self.limit, self.reuse, self.items, self.clock = limit, reuse, [], 0
+
+    def add(self, samples):
+        for sample in samples:
+            if len(self.items) == self.limit:
+                self.items.remove(max(self.items, key=lambda item: (item[0], -item[1])))
+            self.items.append([0, self.clock, sample])
+            self.clock += 1
+
+    def take(self, count):
+        taken = []
+        for _ in range(count):
+            item = min(self.items, key=lambda item: (item[0], item[1]))
+            taken.append(item[2])
+            item[0], item[1] = item[0] + 1, self.clock  # among samples with equal uses, the oldest comes first
+            self.clock += 1
+            if item[0] == self.reuse:
+                self.items.remove(item)
+        return taken
+
+
+@given(
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.lists(st.tuples(st.integers(0, 6), st.integers(0, 9)), min_size=1, max_size=30),
+)
+def test_buffer_equals_slow_buffer(limit, reuse, moves):
+    """The buffer hands out and holds the same samples as a slow reference."""
+    buffers, slow, number = ClassBuffers(1, limit, reuse), SlowBuffer(limit, reuse), 0
+    for added, taken in moves:
+        new = list(range(number, number + added))
+        number += added
+        # One by one, because of several samples at once only the newest can be held.
+        for sample in new:
+            buffers.add({0: [sample]})
+        slow.add(new)
+        taken = min(taken, int(buffers.available[0]))
+        assert sorted(buffers.take(np.array([taken]))) == sorted(slow.take(taken))
+        assert sorted(buffers.samples(0)) == sorted(item[2] for item in slow.items)
+        assert len(buffers.samples(0)) == len(slow.items) <= limit
+        assert buffers.available[0] == sum(reuse - item[0] for item in slow.items)
