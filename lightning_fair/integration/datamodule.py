@@ -17,10 +17,10 @@ from lightning_fair.dataloaders.fair_loader import batch_size as batch_size_of
 from lightning_fair.dataloaders.fair_loader import check_loader, make_fair
 from lightning_fair.dataloaders.stream_tracker import is_stream
 from lightning_fair.integration.callback import FairSampling
-from lightning_fair.integration.trainer_internals import check_trainer
+from lightning_fair.integration.trainer_internals import check_trainer, share_hyperparameters
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
 
-# Lightning asks whether a data module overrides these, so those of the wrapped one show only where it does.
+# Lightning asks whether a data module overrides these, so the wrapped module's are shown only if it does.
 _HOOKS = (
     "val_dataloader",
     "test_dataloader",
@@ -30,7 +30,6 @@ _HOOKS = (
     "on_after_batch_transfer",
     "on_exception",
 )
-_HPARAMS = ("_log_hyperparams", "_hparams", "_hparams_initial", "_hparams_name")
 
 
 class FairDataModule(L.LightningDataModule):
@@ -100,9 +99,7 @@ class FairDataModule(L.LightningDataModule):
         for name in _HOOKS:
             if hasattr(L.LightningDataModule, name) and is_overridden(name, self.wrapped):
                 setattr(self, name, getattr(self.wrapped, name))
-        for name in _HPARAMS:
-            if hasattr(self.wrapped, name):
-                setattr(self, name, getattr(self.wrapped, name))
+        share_hyperparameters(self.wrapped, self)
 
     @property
     def trainer(self) -> L.Trainer | None:
@@ -162,14 +159,15 @@ class FairDataModule(L.LightningDataModule):
         if self._callback() is not None or is_stream(loader):  # a FairStream is fair by itself
             return loader
         check_loader(loader)
+        settings = self._own.settings
         if self._sampler is None:
-            self._sampler = self._own.make_sampler(
-                find_labels(loader.dataset, self._own.labels),
+            self._sampler = settings.make_sampler(
+                find_labels(loader.dataset, settings.labels),
                 batch_size_of(loader),
-                self._own.steps_per_epoch or len(loader),
-                named=len(class_names(loader.dataset) or ()),
+                settings.steps_per_epoch or len(loader),
+                num_named=len(class_names(loader.dataset) or ()),
             )
-        return make_fair(loader, self._sampler, guess_labels=self._own.labels is None)
+        return make_fair(loader, self._sampler, guess_labels=settings.labels is None)
 
     def state_dict(self) -> dict[str, Any]:
         """As the wrapped module; the sampler's state is in the callback's."""

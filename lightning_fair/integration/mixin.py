@@ -65,7 +65,7 @@ class ImportanceWeightedMixin(_Base):
             ValueError: If ``losses`` is not of shape ``(batch,)``, or there are not as many labels.
         """
         step = self._step_weights
-        if step is None or not step.open:  # not `self.training`: a network may be trained in eval mode
+        if step is None or not step.is_open:  # not `self.training`: a network may be trained in eval mode
             return losses.mean()
         return step.mean(losses, labels)
 

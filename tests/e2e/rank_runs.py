@@ -97,7 +97,7 @@ class _Watched:
         self.sums: list[int] = []
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        draw = find_callback(self.trainer)._delivered.draw
+        draw = find_callback(self.trainer)._run.delivered.draw
         self.run.serials.append(draw.draw_id)
         self.run.probs.append(draw.probs.copy())
         self.sums.clear()

@@ -238,10 +238,10 @@ SCENARIOS: dict[str, Scenario] = {
         workers=2,
         data=beside(PER_EPOCH + 3),
         module=OfTwoLoaders,
-        fair=lambda: steering(loader="a"),
+        fair=lambda: steering(dataloader="a"),
     ),
     "beside a shorter loader": Scenario(
-        workers=2, data=beside(3), module=OfTwoLoaders, fair=lambda: steering(loader="a")
+        workers=2, data=beside(3), module=OfTwoLoaders, fair=lambda: steering(dataloader="a")
     ),
     "target that moves": Scenario(
         workers=2, fair=lambda: steering(target_probs=Shift(Linear(0.0, 1.0, 12), start="prior"))
@@ -295,7 +295,7 @@ def _counted_at_delivery() -> None:
     save = FairSampling.state_dict
 
     def state_dict(self: FairSampling) -> dict[str, Any]:
-        delivered, self._delivered = self._delivered, None
+        delivered, self._run.delivered = self._run.delivered, None
         if delivered is not None and self.sampler is not None:
             self.sampler.report(delivered.draw)
         return save(self)
@@ -472,7 +472,7 @@ def _at_rest(callback: dict[str, Any]) -> dict[str, Any]:
     """
     sampler, controller = callback["sampler"], callback["sampler"]["controller"]
     owed = [
-        {key: draw[key] for key in ("draw_id", "probs", "ratio", "alpha")}
+        {key: draw[key] for key in ("draw_id", "probs", "trained_mix", "alpha")}
         for draw in [*controller["in_flight"], *sampler["replay"]]
     ]
     place = {"epoch": None, "position": None, "replay": None}

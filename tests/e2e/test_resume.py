@@ -161,7 +161,7 @@ def test_checkpoint_of_another_run_is_refused_and_nothing_of_it_stays(tmp_path, 
 )
 def test_refused_checkpoint_leaves_a_sampler_as_it_was(tmp_path, labels, match):
     state = entry(cut(tmp_path))["sampler"]
-    sampler = steering().make_sampler(labels, BATCH)
+    sampler = steering().settings.make_sampler(labels, BATCH)
     before = bits(sampler.capture())
     with pytest.raises(ValueError, match=match):
         sampler.restore(state)

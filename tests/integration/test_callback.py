@@ -536,8 +536,8 @@ def test_a_second_fit_with_overfit_batches_is_left_alone():
 
 def test_callback_is_pickled_and_copied_before_a_fit():
     fair = moving(alpha=schedules.Linear(0.0, 8.0, 5), labels=[0, 1])
-    assert pickle.loads(pickle.dumps(fair)).target_probs == TARGET
-    assert copy.deepcopy(fair).labels == [0, 1]
+    assert pickle.loads(pickle.dumps(fair)).settings.target_probs == TARGET
+    assert copy.deepcopy(fair).settings.labels == [0, 1]
 
 
 def test_callback_is_copied_after_a_fit():

@@ -228,7 +228,7 @@ def test_wrapped_module_is_untouched():
 def test_it_can_be_copied_and_pickled(by):
     data = by(FairDataModule(KeysAndNames(), fair=moving()))
     assert data.num_classes == 4
-    assert data.fair.target_probs == TARGET
+    assert data.fair.settings.target_probs == TARGET
     module = Weighted()
     fit(module, data, limit_train_batches=2)
     assert len(module.steps) == 2

@@ -24,11 +24,12 @@ from torchmetrics import ClasswiseWrapper
 from torchmetrics.classification import MulticlassRecall
 
 from lightning_fair import FairSampling, FeedbackBatchSampler, FeedbackController, schedules
+from lightning_fair.integration.trainer_internals import log_context
 from lightning_fair.monitoring import dashboard
-from lightning_fair.monitoring import plots as figures
-from lightning_fair.monitoring.dashboard import BatchWeights, band, boards, furthest_table, recalls, scalars
-from lightning_fair.monitoring.history import History
-from lightning_fair.monitoring.tensorboard_layout import charts
+from lightning_fair.monitoring import plots
+from lightning_fair.monitoring.dashboard import BatchWeights, find_recalls, furthest_table, scalars, target_band
+from lightning_fair.monitoring.history import DownsampledHistory
+from lightning_fair.monitoring.tensorboard_layout import make_charts
 
 
 class InMemory(Logger):
@@ -224,7 +225,7 @@ def test_of_many_classes_those_without_a_target_are_left_out():
     K = 25
     sampler = FeedbackBatchSampler(np.arange(K), 4, controller=FeedbackController(K, [1 / 8] * 8 + [0.0] * (K - 8)))
     draw = next(iter_records(sampler))
-    values = scalars(sampler, draw, BatchWeights.none(4), [str(label) for label in range(K)])
+    values = scalars(sampler, draw, BatchWeights.all_one(4), [str(label) for label in range(K)])
     assert values["fair/over_target/min"] > 0
     assert {tag for tag in values if "furthest" in tag} == {f"fair/furthest/{rank}" for rank in range(1, 9)}
     table = furthest_table(sampler, [f"class {label}" for label in range(K)])
@@ -237,7 +238,7 @@ def test_up_to_twenty_classes_are_logged_by_name(K, each):
     sampler = FeedbackBatchSampler(np.arange(K), 4)
     draw = next(iter_records(sampler))
     names = [str(label) for label in range(K)]
-    values = scalars(sampler, draw, BatchWeights.none(4), names)
+    values = scalars(sampler, draw, BatchWeights.all_one(4), names)
     assert values.keys() == (tags(names, UNWEIGHTED) if each else tags_of_many())
 
 
@@ -252,13 +253,14 @@ def test_rarest_class_is_the_smallest_of_those_with_a_target():
     )
     draw = next(iter_records(sampler))
     sampler.report(draw)
-    values = scalars(sampler, draw, BatchWeights.none(4), "abcd")
+    values = scalars(sampler, draw, BatchWeights.all_one(4), "abcd")
     assert values["fair/repeats_rarest"] == 0.5  # five of the ten samples of class 1
 
 
 def test_readme_explains_every_tag_and_no_other():
-    readme = (Path(__file__).parents[2] / "lightning_fair" / "README.md").read_text()
-    cells = re.findall(r"^\| (`fair/[^|]+) \|", readme, re.MULTILINE)
+    root = Path(__file__).parents[2]
+    pages = [page.read_text() for page in (root / "README.md", root / "lightning_fair" / "README.md") if page.exists()]
+    cells = [cell for page in pages for cell in re.findall(r"^\| (`fair/[^|]+) \|", page, re.MULTILINE)]
     explained = set(re.findall(r"`([^`]+)`", " ".join(cells)))
     written = tags(["<class>"], (*UNWEIGHTED, "loss", "arriving")) | tags(["<quantile>"], ["over_target"])
     assert explained == written | {"fair/furthest/1", "fair/furthest/10"}
@@ -288,10 +290,10 @@ def test_band_is_where_independent_draws_at_the_target_carry_the_trained_mix():
     rng, trained_mix = np.random.default_rng(0), np.tile(q, (20_000, 1))
     for _ in range(100):  # chains of batches
         trained_mix += (rng.multinomial(B, q, size=len(trained_mix)) / B - trained_mix) / controller.horizon
-    low, high = band(controller, B)
+    low, high = target_band(controller, B)
     assert (high - low) / 2 == pytest.approx(trained_mix.std(axis=0), rel=0.03)
     assert (high + low) / 2 == pytest.approx(q)
-    low, high = band(FeedbackController(2, [1.0, 0.0]), 1)
+    low, high = target_band(FeedbackController(2, [1.0, 0.0]), 1)
     assert low.tolist() == high.tolist() == [1.0, 0.0]
 
 
@@ -412,7 +414,7 @@ def test_layout_of_many_classes_shows_quantiles_and_the_furthest(tmp_path):
 def test_bands_of_one_target_do_not_hide_the_lines():
     def banded(*targets):
         names = [str(label) for label in range(len(targets[0]))]
-        mix, *_ = charts(names, [np.array(target) for target in targets], weighted=False, stream=False).values()
+        mix, *_ = make_charts(names, [np.array(target) for target in targets], weighted=False, arriving=False).values()
         (chart,) = (chart for chart in mix if chart.title.startswith("Trained mix"))
         return [value[-1] for value, low, _ in chart.series if low != value]
 
@@ -465,8 +467,8 @@ class Validated(Weighted):
 
 def test_figures_are_few_and_off_the_hot_path(tmp_path, monkeypatch):
     drawn = []
-    draw = figures.mix_over_time
-    monkeypatch.setattr(figures, "mix_over_time", lambda *a: drawn.append(trainer.current_epoch) or draw(*a))
+    draw = plots.plot_mix
+    monkeypatch.setattr(plots, "plot_mix", lambda *a: drawn.append(trainer.current_epoch) or draw(*a))
     trainer = make_trainer(moving(), logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=5, max_epochs=11)
     trainer.fit(Weighted(), loader())
     assert drawn == [0, 1, 3, 7, 11]
@@ -477,9 +479,9 @@ def test_figure_that_cannot_be_drawn_ends_no_training(tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr(figures, "mix_over_time", fail)
+    monkeypatch.setattr(plots, "plot_mix", fail)
     module = Weighted()
-    with pytest.warns(UserWarning, match="fair/mix could not be drawn: RuntimeError: no ink"):
+    with pytest.warns(UserWarning, match="fair/mix could not be plotted: RuntimeError: no ink"):
         fit(module, loader(), moving(), logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=5)
     assert len(module.steps) == 20
 
@@ -527,12 +529,12 @@ def test_values_are_those_of_the_newest_data():
     assert [values["fair/distance"] for _, values in points.points] == pytest.approx(right)
 
 
-def test_other_ranks_write_nothing():
-    class Rank:
-        is_global_zero = False
-        loggers = (TensorBoardLogger("nowhere"),)
-
-    assert boards(Rank()) == []
+def test_other_ranks_write_nothing(monkeypatch):
+    made = make_trainer(logger=TensorBoardLogger("nowhere"))
+    source = FeedbackBatchSampler([0, 1], 2)
+    assert len(log_context(made, source, "ab", weighted=False).boards) == 1
+    monkeypatch.setattr(L.Trainer, "is_global_zero", False)
+    assert log_context(made, source, "ab", weighted=False).boards == []
 
 
 def test_recall_is_drawn_after_training_and_test_where_the_module_logs_it(tmp_path):
@@ -574,8 +576,8 @@ def test_heat_map_is_red_above_the_target_and_blue_below(K):
     shuffle = np.random.default_rng(0).permutation(K)
     counts = np.arange(K, 0, -1)
     names = [f"class {c}" for c in range(K)]
-    figure = figures.mix_over_time(np.arange(50), over[:, shuffle], counts[shuffle], [names[c] for c in shuffle])
-    picture = figures.pixels(figure)
+    figure = plots.plot_mix(np.arange(50), over[:, shuffle], counts[shuffle], [names[c] for c in shuffle])
+    picture = plots.to_pixels(figure)
     height, width, _ = picture.shape
     red, _, blue = np.moveaxis(picture[: height * 3 // 4, width * 2 // 5 : width // 2].astype(float), 2, 0)
     upper, lower = slice(height // 6, height // 3), slice(height * 7 // 12, height * 2 // 3)
@@ -584,14 +586,14 @@ def test_heat_map_is_red_above_the_target_and_blue_below(K):
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels[0] == f"class 0 ({K:,})"
     assert labels[-1] == f"class {K - 1} (1)"
-    nothing = figures.pixels(figures.mix_over_time(np.arange(1), np.full((1, K), np.nan, np.float32), counts, names))
+    nothing = plots.to_pixels(plots.plot_mix(np.arange(1), np.full((1, K), np.nan, np.float32), counts, names))
     middle = nothing[height // 3 : height // 2, width * 2 // 5 : width // 2]
     assert (np.ptp(middle, axis=2) == 0).all()
 
 
 def test_heat_map_shows_small_deviations_too():
     over = np.tile([1.1, 0.9], (50, 1)).astype(np.float32)
-    figure = figures.mix_over_time(np.arange(50), over, np.array([9, 1]), ["a", "b"])
+    figure = plots.plot_mix(np.arange(50), over, np.array([9, 1]), ["a", "b"])
     assert [label.get_text() for label in figure.axes[1].get_yticklabels()] == [
         "0.84 times\nor less",
         "on\ntarget",
@@ -605,28 +607,28 @@ def test_recall_is_drawn_at_the_samples_of_its_class(K):
     counts[0] = 0  # a class that was never trained on has a recall as well
     recall = np.linspace(1, 0, K)
     recall[-1] = np.nan if K > 1 else 1.0
-    figure = figures.recall_by_samples(recall, counts, [f"class {c}" for c in range(K)], "test")
+    figure = plots.plot_recall(recall, counts, [f"class {c}" for c in range(K)], "test")
     points = figure.axes[0].lines[0]
     drawn = sorted(zip(points.get_xdata().tolist(), points.get_ydata().tolist(), strict=True))
     assert drawn == sorted((max(n, 0.5), r) for n, r in zip(counts.tolist(), recall.tolist(), strict=True) if r == r)
-    picture = figures.pixels(figure)
+    picture = plots.to_pixels(figure)
     assert picture.dtype == np.uint8
     assert (picture[..., 2].astype(int) - picture[..., 0] > 100).sum() > 20  # blue points
 
 
 @pytest.mark.parametrize("recall", [np.full(40, np.nan), np.r_[0.1, 0.2, np.full(38, np.nan)]])
 def test_recall_of_few_classes_or_none_is_drawn_too(recall):
-    figures.pixels(figures.recall_by_samples(recall, np.arange(40), [f"class {c}" for c in range(40)], "test"))
+    plots.to_pixels(plots.plot_recall(recall, np.arange(40), [f"class {c}" for c in range(40)], "test"))
 
 
 def test_recall_of_each_class_is_found_whatever_it_is_called():
     names = ["cat", "dog"]
     for key in ("test/recall/{}", "multiclassrecall_{}", "val/Recall {}"):
         metrics = {"loss": 1.0, key.format("cat"): torch.tensor(0.25), key.format("dog"): torch.tensor(0.5)}
-        assert recalls(metrics, names, "val").tolist() == [0.25, 0.5]
-    assert recalls({"val/recall_0": 0.1, "val/recall_1": 0.2}, names, "val").tolist() == [0.1, 0.2]
+        assert find_recalls(metrics, names, "val").tolist() == [0.25, 0.5]
+    assert find_recalls({"val/recall_0": 0.1, "val/recall_1": 0.2}, names, "val").tolist() == [0.1, 0.2]
     both = {f"{stage}/recall/{name}": share for stage, share in (("train", 0.9), ("val", 0.1)) for name in names}
-    assert recalls(both, names, "val").tolist() == [0.1, 0.1]
+    assert find_recalls(both, names, "val").tolist() == [0.1, 0.1]
     for metrics in (
         {},
         {"val/recall/cat": 0.1},
@@ -636,13 +638,13 @@ def test_recall_of_each_class_is_found_whatever_it_is_called():
         {"val/recall_auc/cat": 0.1, "val/recall_auc/dog": 0.2},
         {"val/recall/cat": torch.ones(2), "val/recall/dog": torch.ones(2)},
     ):
-        assert recalls(metrics, names, "val") is None
-    assert recalls({"val/recall_at_10": 0.2}, ["10"], "val") is None
+        assert find_recalls(metrics, names, "val") is None
+    assert find_recalls({"val/recall_at_10": 0.2}, ["10"], "val") is None
 
 
 @given(st.integers(1, 3000), st.sampled_from([4, 16, 256]))
 def test_history_covers_the_whole_time_evenly_and_within_bounds(steps, most):
-    history = History(2, most)
+    history = DownsampledHistory(2, most)
     for step in range(steps):
         history.add(10 * step, lambda step=step: [step, -step])
     kept = history.steps // 10
@@ -656,7 +658,7 @@ def test_history_covers_the_whole_time_evenly_and_within_bounds(steps, most):
 
 
 def test_history_of_many_classes_stays_small():
-    assert History(100_000)._rows.nbytes <= 20e6
+    assert DownsampledHistory(100_000)._rows.nbytes <= 20e6
 
 
 # -- in a browser ----------------------------------------------------------------------------------------

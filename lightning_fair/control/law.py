@@ -1,0 +1,234 @@
+"""The control law as pure functions; :class:`~lightning_fair.control.controller.FeedbackController` holds the state.
+
+Symbols, arrays of shape ``(K,)`` unless stated otherwise:
+
+- ``q``: target class mix; ``inverse_q``: its :func:`reciprocal`; ``log_q``: its logarithm
+- ``r``: trained mix, the exponentially weighted class mix of the batches trained on
+- ``l``: exponentially weighted mean loss of each class, NaN for a class without a loss so far
+- ``z``: standardized ``l``; ``e``: loss score, the exponentially weighted ``z``
+- ``H``: horizon, the memory of ``r`` and ``e`` in batches, a number of at least 1
+- ``p``: class mix of the next batch
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_fair.common.arrays import Floats
+
+# The default horizon expects this many samples of each class, at this many samples per batch.
+_EXPECTED_SAMPLES, _ASSUMED_BATCH_SIZE, _MIN_HORIZON, _MAX_HORIZON = 24, 64, 16, 10_000
+# Standardized losses are clipped, so that one outlier among many classes cannot raise the loop's gain without bound.
+_MAX_Z = 3.0
+# Clipping moves their mean by at most 1 / 3, because sum(q * |z| for |z| > c) <= sum(q * z**2) / c.
+_MAX_Z_FROM_MEAN = _MAX_Z + 1.0 / _MAX_Z
+_MAX_LOGIT = 500.0  # exp(500) is finite, and so is its sum over any number of classes
+_MIN_TARGET = 1e-300  # its reciprocal is finite
+
+
+# -- from the state to the next class mix ------------------------------------------------------------
+
+
+def reciprocal(q: Floats) -> Floats:
+    """Return ``1 / q``, and 0 for a class with target 0, whose deficit is then 0."""
+    return np.where(q > 0, 1.0 / np.maximum(q, _MIN_TARGET), 0.0)
+
+
+def relative_deficit(r: Floats, q: Floats, inverse_q: Floats) -> Floats:
+    """Return ``(q - r) / q = 1 - r / q``: how far each class is behind, as a fraction of its target; at most 1.
+
+    Example:
+        >>> q = np.array([0.5, 0.5])
+        >>> relative_deficit(np.array([0.75, 0.25]), q, reciprocal(q))
+        array([-0.5,  0.5])
+    """
+    return (q - r) * inverse_q
+
+
+def draw_logits(
+    log_q: Floats, deficit: Floats, loss_score: Floats, alpha: float, lambda1: float, lambda2: float
+) -> Floats:
+    """Return ``log q + alpha * (lambda1 * deficit + lambda2 * e)``; minus infinity for a class with target 0."""
+    logits = (alpha * lambda1) * deficit
+    logits += log_q
+    if lambda2:
+        logits += (alpha * lambda2) * loss_score
+    return logits
+
+
+def softmax_with_floor(
+    logits: Floats, floor: Floats, free: float | None = None, *, are_bounded: bool = False
+) -> Floats:
+    """Return ``p = (1 - sum(floor)) * softmax(logits) + floor``.
+
+    Args:
+        logits: Logit of each class; minus infinity for a class without a share of the softmax. Overwritten.
+        floor: Smallest probability of each class, see :func:`apply_floor`.
+        free: ``1 - sum(floor)``, if it is known.
+        are_bounded: Whether :func:`logits_are_bounded`. The softmax then needs no shift by the largest logit.
+
+    Example:
+        >>> softmax_with_floor(np.log([1.0, 3.0]), np.array([0.1, 0.1])).round(3)
+        array([0.3, 0.7])
+    """
+    if not are_bounded:
+        logits -= np.maximum.reduce(logits)
+    return apply_floor(np.exp(logits, out=logits), floor, free)
+
+
+def apply_floor(shares: Floats, floor: Floats, free: float | None = None) -> Floats:
+    """Return the class mix ``(1 - sum(floor)) * shares / sum(shares) + floor``.
+
+    The floor holds exactly and the order of the classes stays, unlike with clipping followed by a division.
+
+    Args:
+        shares: Not negative, with a positive sum. Overwritten.
+        floor: Smallest probability of each class, with a sum below one.
+        free: ``1 - sum(floor)``, if it is known.
+
+    Example:
+        >>> apply_floor(np.array([5.0, 0.0, 0.0]), np.array([0.1, 0.1, 0.0]))
+        array([0.9, 0.1, 0. ])
+    """
+    if free is None:
+        free = 1.0 - np.add.reduce(floor)
+    shares *= free / np.add.reduce(shares)
+    shares += floor
+    return shares
+
+
+def logits_are_bounded(max_alpha: float, lambda1: float, lambda2: float) -> bool:
+    """Return whether no gain up to ``max_alpha`` lets a logit overflow in ``exp``.
+
+    No deficit is above 1. The largest logit cannot be far below zero either, because some class has ``r <= q``.
+    """
+    return max_alpha * (lambda1 + _MAX_Z_FROM_MEAN * lambda2) <= _MAX_LOGIT
+
+
+# -- from a batch to the next state ------------------------------------------------------------------
+
+
+def moving_average(old: Floats, new: Floats, horizon: float) -> Floats:
+    """Return ``(1 - 1/H) * old + (1/H) * new``, as ``r`` follows the class mix of each batch and ``e`` follows ``z``."""
+    rate = 1.0 / horizon
+    return (1.0 - rate) * old + rate * new
+
+
+def correct_mix(r: Floats, correction: Floats, batches_since: int, horizon: float) -> Floats:
+    """Return ``r`` as if a batch had had another class mix.
+
+    ``r`` is linear in its batches, so only the weight that the batch still has matters:
+    ``r + (1/H) * (1 - 1/H)**batches_since * correction``.
+
+    Args:
+        r: Trained mix.
+        correction: Actual class mix of the batch minus the one that entered ``r``.
+        batches_since: Number of later batches in ``r``.
+        horizon: ``H``.
+    """
+    rate = 1.0 / horizon
+    return r + rate * (1.0 - rate) ** batches_since * correction
+
+
+def rescale_mix(r: Floats, old_q: Floats, new_q: Floats) -> Floats:
+    """Return ``r * new_q / old_q``, normalized: a change of the target is no deficit. A new class begins at its target.
+
+    Example:
+        >>> rescale_mix(np.array([0.9, 0.1]), np.array([0.9, 0.1]), np.array([0.5, 0.5]))
+        array([0.5, 0.5])
+    """
+    had_target = old_q > 0
+    moved = np.where(had_target, r * new_q / np.where(had_target, old_q, 1.0), new_q)
+    rescaled: Floats = moved / moved.sum()
+    return rescaled
+
+
+def mean_losses(loss_sums: NDArray[Any], loss_counts: NDArray[Any]) -> Floats:
+    """Return ``loss_sums / loss_counts``; NaN for a class without a loss, or with a sum that is not finite."""
+    usable = (loss_counts > 0) & np.isfinite(loss_sums)
+    means: Floats = np.divide(loss_sums, loss_counts, out=np.full(loss_sums.size, np.nan), where=usable)
+    return means
+
+
+def update_losses(ema_loss: Floats, losses: Floats, decay: float) -> Floats:
+    """Return ``decay * l + (1 - decay) * losses``: the first loss of a class as it is, without a loss the old value.
+
+    Args:
+        ema_loss: ``l``.
+        losses: Mean loss of each class in a batch; NaN for a class without one.
+        decay: Memory of ``l``, in [0, 1).
+
+    Example:
+        >>> update_losses(np.array([np.nan, 1.0, 1.0]), np.array([3.0, 3.0, np.nan]), decay=0.5)
+        array([3., 2., 1.])
+    """
+    followed = decay * ema_loss + (1.0 - decay) * losses
+    return np.where(np.isnan(losses), ema_loss, np.where(np.isnan(ema_loss), losses, followed))
+
+
+def standardize_losses(ema_loss: Floats, q: Floats) -> Floats:
+    """Return ``z``: mean 0 and deviation 1 under ``q`` over the classes with a loss, clipped at 3; 0 for the others.
+
+    Example:
+        >>> standardize_losses(np.array([1.0, 3.0, np.nan]), np.array([0.25, 0.25, 0.5]))
+        array([-1.,  1.,  0.])
+    """
+    seen = ~np.isnan(ema_loss) & (q > 0)
+    z = np.zeros(q.size)
+    if seen.sum() < 2:
+        return z
+    losses, share = ema_loss[seen], q[seen] / q[seen].sum()
+    losses = losses / (np.abs(losses).max() or 1.0)  # z has no unit, and this keeps the squares in range
+    losses = losses - share @ losses
+    deviation = math.sqrt(share @ losses**2)
+    if deviation > 1e-12:
+        z[seen] = np.clip(losses / deviation, -_MAX_Z, _MAX_Z)
+    return z
+
+
+# -- settings ----------------------------------------------------------------------------------------
+
+
+def default_horizon(min_target: float) -> float:
+    """Return the horizon within which 24 samples of the rarest class are expected, in [16, 10,000] batches.
+
+    Args:
+        min_target: Smallest positive target of a class.
+
+    Example:
+        >>> default_horizon(0.1), default_horizon(0.001)
+        (16.0, 375.0)
+    """
+    expected = math.ceil(_EXPECTED_SAMPLES / (_ASSUMED_BATCH_SIZE * max(min_target, 1e-12)))
+    return float(min(max(expected, _MIN_HORIZON), _MAX_HORIZON))
+
+
+def max_z(min_target: float) -> float:
+    """Return the largest ``z`` above the mean that a class can have, if no target is below ``min_target``."""
+    return min(_MAX_Z_FROM_MEAN, math.sqrt((1.0 - min_target) / min_target))
+
+
+def check_gain(max_alpha: float, lambda1: float, lambda2: float, horizon: float, min_target: float) -> None:
+    """Check that the loop is stable: ``alpha * (lambda1 + max_z * lambda2) < 2 * H - 1``.
+
+    Near the class mix ``p`` the loop's gain is ``alpha * lambda1 * max(p / q)``, and at rest ``p / q`` is at most
+    ``1 + lambda2 / lambda1 * max_z``.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    z = max_z(min_target)
+    weight = lambda1 and lambda1 + z * lambda2
+    gain, limit = max_alpha * weight, 2.0 * horizon - 1.0
+    if gain >= limit:
+        name = f"(lambda1 + {z:.3g} * lambda2)" if lambda2 else "lambda1"
+        raise ValueError(
+            f"alpha * {name} must be below 2 * horizon - 1 = {limit:g}, or the class mix oscillates; "
+            f"got {max_alpha:g} * {weight:g} = {gain:g}. The largest stable alpha is just below "
+            f"{limit / weight:g} (no overshoot up to {(horizon - 1) / weight:g}); "
+            f"or set horizon above {(gain + 1) / 2:g} batches."
+        )
