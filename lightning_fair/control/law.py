@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_fair.common.arrays import Floats
+from lightning_fair.common.arrays import Floats, to_numpy
 
 # The default horizon expects this many samples of each class, at this many samples per batch.
 _EXPECTED_SAMPLES, _ASSUMED_BATCH_SIZE, _MIN_HORIZON, _MAX_HORIZON = 24, 64, 16, 10_000
@@ -113,9 +113,25 @@ def logits_are_bounded(max_alpha: float, lambda1: float, lambda2: float) -> bool
 
 
 def moving_average(old: Floats, new: Floats, horizon: float) -> Floats:
-    """Return ``(1 - 1/H) * old + (1/H) * new``, as ``r`` follows the class mix of each batch and ``e`` follows ``z``."""
+    """Return ``(1 - 1/H) * old + (1/H) * new``: ``r`` follows the class mix of each batch, and ``e`` follows ``z``."""
     rate = 1.0 / horizon
     return (1.0 - rate) * old + rate * new
+
+
+def mix_correction(trained_counts: NDArray[Any], drawn_counts: NDArray[Any], r_before: Floats) -> Floats:
+    """Return the class mix that was trained on minus the one that was drawn, for :func:`correct_mix`.
+
+    For a batch without samples (a skipped step), ``r`` becomes what it would be without this draw.
+
+    Args:
+        trained_counts: Samples of each class that were trained on.
+        drawn_counts: Samples of each class that were drawn.
+        r_before: Trained mix before the draw.
+    """
+    total = trained_counts.sum()
+    trained = trained_counts / total if total else r_before
+    correction: Floats = trained - drawn_counts / drawn_counts.sum()
+    return correction
 
 
 def correct_mix(r: Floats, correction: Floats, batches_since: int, horizon: float) -> Floats:
@@ -131,7 +147,8 @@ def correct_mix(r: Floats, correction: Floats, batches_since: int, horizon: floa
         horizon: ``H``.
     """
     rate = 1.0 / horizon
-    return r + rate * (1.0 - rate) ** batches_since * correction
+    weight: float = rate * (1.0 - rate) ** batches_since
+    return r + weight * correction
 
 
 def rescale_mix(r: Floats, old_q: Floats, new_q: Floats) -> Floats:
@@ -145,6 +162,28 @@ def rescale_mix(r: Floats, old_q: Floats, new_q: Floats) -> Floats:
     moved = np.where(had_target, r * new_q / np.where(had_target, old_q, 1.0), new_q)
     rescaled: Floats = moved / moved.sum()
     return rescaled
+
+
+def batch_statistics(
+    labels: NDArray[Any], losses: Any, num_classes: int
+) -> tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any] | None]:
+    """Return samples, sum of the finite losses and number of finite losses of each class; without ``losses``, None.
+
+    Raises:
+        ValueError: If ``losses`` does not have the shape of ``labels``.
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    if losses is None:
+        return counts, None, None
+    losses = np.asarray(to_numpy(losses), dtype=np.float64)
+    if losses.shape != labels.shape:
+        raise ValueError(
+            f"losses must have one value per label, shape {labels.shape}, got shape {losses.shape}. "
+            'Compute them with reduction="none".'
+        )
+    finite = np.isfinite(losses)
+    sums = np.bincount(labels[finite], weights=losses[finite], minlength=num_classes)
+    return counts, sums, np.bincount(labels[finite], minlength=num_classes)
 
 
 def mean_losses(loss_sums: NDArray[Any], loss_counts: NDArray[Any]) -> Floats:
@@ -205,6 +244,17 @@ def default_horizon(min_target: float) -> float:
     """
     expected = math.ceil(_EXPECTED_SAMPLES / (_ASSUMED_BATCH_SIZE * max(min_target, 1e-12)))
     return float(min(max(expected, _MIN_HORIZON), _MAX_HORIZON))
+
+
+def check_horizon(horizon: float) -> float:
+    """Return ``horizon`` as a ``float``.
+
+    Raises:
+        ValueError: If it is below 1 or not finite.
+    """
+    if not (math.isfinite(horizon) and horizon >= 1):
+        raise ValueError(f"horizon must be at least 1 batch, got {horizon}.")
+    return float(horizon)
 
 
 def max_z(min_target: float) -> float:

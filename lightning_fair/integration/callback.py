@@ -13,11 +13,12 @@ from typing_extensions import override
 
 from lightning_fair.common.labels import Labels
 from lightning_fair.control.controller import FeedbackController
-from lightning_fair.control.draw import DrawSource
+from lightning_fair.control.draw import Draw, DrawSource
 from lightning_fair.control.target import Target
 from lightning_fair.integration.run import Run
 from lightning_fair.integration.settings import FairSettings, Reference
 from lightning_fair.integration.sources import make_loader_fair
+from lightning_fair.integration.step_weights import StepWeights
 from lightning_fair.integration.trainer_internals import (
     check_trainer,
     check_training_step,
@@ -103,28 +104,8 @@ class FairSampling(L.Callback):
         feedback_delay: int | None = None,
         seed: int | None = None,
     ) -> None:
-        # Explicit arguments, because LightningCLI and Hydra read this signature.
-        self.settings = FairSettings(
-            alpha=alpha,
-            target_probs=target_probs,
-            lambda1=lambda1,
-            lambda2=lambda2,
-            min_prob=min_prob,
-            horizon=horizon,
-            loss_ema_decay=loss_ema_decay,
-            reference=reference,
-            max_weight=max_weight,
-            normalize=normalize,
-            exponent=exponent,
-            labels=labels,
-            num_classes=num_classes,
-            class_names=class_names,
-            dataloader=dataloader,
-            steps_per_epoch=steps_per_epoch,
-            empty_classes=empty_classes,
-            feedback_delay=feedback_delay,
-            seed=seed,
-        )
+        # The arguments are spelled out, because LightningCLI and Hydra read this signature.
+        self.settings = FairSettings(**{name: value for name, value in locals().items() if name != "self"})
         self._run = Run(self.settings)
         self._stage = "fit"
         self._stop_intercepting: Callable[[], None] | None = None
@@ -203,8 +184,20 @@ class FairSampling(L.Callback):
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._run.loader is not None:
-            self._run.start_module(pl_module)
+        source = self._run.source
+        if self._run.loader is None or source is None:
+            return
+        if hasattr(pl_module, "_step_weights"):
+            K, normalize = source.controller.num_classes, self.settings.normalize
+            self._run.step_weights = StepWeights(K, pl_module.device, normalize=normalize)
+            pl_module._step_weights = self._run.step_weights  # type: ignore[assignment]
+        else:
+            rank_zero_warn(
+                f"{type(pl_module).__name__} has no importance weights, so its loss stands for the class mix that is "
+                "drawn, and no losses are fed back. To add weights, inherit from "
+                "lightning_fair.ImportanceWeightedMixin and return self.weighted_loss(losses), with the losses of "
+                'reduction="none".'
+            )
 
     @override
     def on_train_batch_start(
@@ -218,11 +211,11 @@ class FairSampling(L.Callback):
     ) -> None:
         # Under automatic optimization a step that returned None was skipped.
         has_loss = bool(outputs) or not pl_module.automatic_optimization
-        draw = self._run.finish(has_loss=has_loss, device=trainer.strategy.root_device)
+        draw = self._run.end_step(has_loss=has_loss, device=trainer.strategy.root_device)
         if draw is not None:
             self._log(trainer, pl_module, draw)
 
-    def _log(self, trainer: L.Trainer, pl_module: L.LightningModule, draw: Any) -> None:
+    def _log(self, trainer: L.Trainer, pl_module: L.LightningModule, draw: Draw) -> None:
         weights, context = self._run.add_to_totals(draw), self._log_context(trainer)
         self._run.dashboard.record(context)
         if should_log(trainer):

@@ -21,7 +21,6 @@ from lightning_fair.streaming.stream import FairStream
 
 Reference: TypeAlias = Literal["target", "prior"]
 
-_COMPUTED_FROM_DATA = ("prior", "sqrt")
 _LAW = ("alpha", "lambda1", "lambda2", "min_prob", "horizon", "loss_ema_decay")
 
 
@@ -160,7 +159,7 @@ class FairSettings:
                 "The number of classes of a stream is unknown. Set FairSampling(num_classes=...), or make the "
                 "FairStream with a controller."
             )
-        if any(isinstance(end, str) and end in _COMPUTED_FROM_DATA for end in target_endpoints(self.target_probs)):
+        if self._is_computed_from_data:
             raise ValueError(
                 f"target_probs={self.target_probs!r} is computed from the data, and the class mix of a stream is not "
                 "known in advance. Pass target_probs as probabilities."
@@ -175,12 +174,13 @@ class FairSettings:
     @property
     def _known_num_classes(self) -> int | None:
         """Number of classes according to the settings alone."""
-        vectors = (
-            end
-            for end in target_endpoints(self.target_probs)
-            if end is not None and not isinstance(end, (str, Mapping))
-        )
+        ends = target_endpoints(self.target_probs)
+        vectors = (end for end in ends if end is not None and not isinstance(end, (str, Mapping)))
         return self.num_classes or next((len(end) for end in vectors), None)  # type: ignore[arg-type]
+
+    @property
+    def _is_computed_from_data(self) -> bool:
+        return any(isinstance(end, str) and end in ("prior", "sqrt") for end in target_endpoints(self.target_probs))
 
     def _check_names(self, num_classes: int) -> None:
         if self.class_names is None:
@@ -194,28 +194,24 @@ class FairSettings:
 
     def _check_law(self) -> None:
         """Check the law as far as the number of classes and the target are known without the data."""
-        for name in ("lambda1", "lambda2"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}.")
-        alpha, horizon, K = as_schedule(self.alpha), self.horizon, self._known_num_classes
-        if not (math.isfinite(alpha.trough) and alpha.trough >= 0):
-            raise ValueError(f"alpha must be finite and at least 0, got {alpha.trough}.")
+        alpha, K = as_schedule(self.alpha), self._known_num_classes
+        for name, value in (("alpha", alpha.trough), ("lambda1", self.lambda1), ("lambda2", self.lambda2)):
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be finite and at least 0, got {value}.")
         if not 0.0 <= self.loss_ema_decay < 1.0:
             raise ValueError(f"loss_ema_decay must lie in [0, 1), got {self.loss_ema_decay}.")
-        if horizon is not None and not (math.isfinite(horizon) and horizon >= 1):
-            raise ValueError(f"horizon must be at least 1 batch, got {horizon}.")
+        if self.horizon is not None:
+            law.check_horizon(self.horizon)
         if not 0.0 <= self.min_prob < 1.0 / (K or 1):
-            bound = f"1/K = {1 / K:.6g}" if K else "1/K"
-            raise ValueError(f"min_prob must lie in [0, 1/K), got {self.min_prob} for K = {K}: {bound}.")
-        ends = target_endpoints(self.target_probs)
-        if K is None:
-            ends = [end for end in ends if isinstance(end, str)]  # the names, which stand for a target of any length
-        mixes = [resolve_target(end, K or 1, np.ones(K or 1)) for end in ends]
-        if horizon is None:
-            if K is None or any(isinstance(end, str) and end in _COMPUTED_FROM_DATA for end in ends):
-                return  # the default horizon, and with it the largest alpha, depend on the data
-            horizon = law.default_horizon(min(float(mix[mix > 0].min()) for mix in mixes))
-        min_target = min((float(mix[mix > 0].min()) for mix in mixes), default=1.0)
-        law.check_gain(alpha.peak, self.lambda1, self.lambda2, horizon, min_target)
+            raise ValueError(f"min_prob must lie in [0, 1/K), got {self.min_prob} for K = {K or 'any number'}.")
         if K is not None:
             self._check_names(K)
+        # A name stands for a target of any length.
+        ends = [end for end in target_endpoints(self.target_probs) if K or isinstance(end, str)]
+        mixes = [resolve_target(end, K or 1, np.ones(K or 1)) for end in ends]
+        min_target = min((float(mix[mix > 0].min()) for mix in mixes), default=1.0)
+        horizon = self.horizon
+        if horizon is None and K is not None and not self._is_computed_from_data:
+            horizon = law.default_horizon(min_target)
+        if horizon is not None:  # else the default, and with it the largest stable alpha, depend on the data
+            law.check_gain(alpha.peak, self.lambda1, self.lambda2, horizon, min_target)

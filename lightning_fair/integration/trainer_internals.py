@@ -24,13 +24,12 @@ from lightning_fair.monitoring.dashboard import Board, LogContext
 
 
 def train_data_source(trainer: L.Trainer) -> object:
-    """Return the object whose ``train_dataloader`` Lightning calls: a module, a data module or a holder of loaders."""
+    """Return the object whose ``train_dataloader`` Lightning calls, for example the data module."""
     return trainer.fit_loop._data_source.instance
 
 
 def is_within_epoch(trainer: L.Trainer) -> bool:
     """Return whether the current training epoch has begun and has not ended."""
-    # Not at the end of `on_train_epoch_end`: a checkpoint of an epoch's last batch is written before that hook.
     return bool(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
 
 
@@ -52,11 +51,9 @@ def log_context(trainer: L.Trainer, source: DrawSource, class_names: Sequence[st
     )
 
 
-def share_hyperparameters(owner: L.LightningDataModule, other: L.LightningDataModule) -> None:
-    """Let ``other`` show the hyperparameters that ``owner`` has saved."""
-    for name in ("_log_hyperparams", "_hparams", "_hparams_initial", "_hparams_name"):
-        if hasattr(owner, name):
-            setattr(other, name, getattr(owner, name))
+def forward_hyperparameters(wrapper: L.LightningDataModule) -> None:
+    """Let ``wrapper.__getattr__`` answer for all hyperparameters."""
+    del wrapper._log_hyperparams  # the only attribute of them that the constructor sets
 
 
 # -- the training loader -----------------------------------------------------------------------------------
@@ -69,14 +66,11 @@ def intercept_train_dataloader(
 
     Args:
         trainer: The Trainer, before its loaders are made.
-        key: Key or position of the loader if there are several. None: the only one.
+        key: Key or position of the loader if there are several; a wrong one raises when Lightning asks for them.
         replace: Takes the user's loader, and returns the loader to train on.
 
     Returns:
         A function that ends the interception.
-
-    Raises:
-        ValueError: When Lightning asks for the loaders, if ``key`` does not name one of them.
     """
     source, strategy = trainer.fit_loop._data_source, trainer.strategy
     request, process = source.dataloader, strategy.process_dataloader
@@ -119,13 +113,10 @@ def _find_loader(loaders: Any, key: str | int | None) -> tuple[int, Any]:
     flat = CombinedLoader(loaders).flattened
     if key is None and len(flat) == 1:
         return 0, flat[0]
-    if isinstance(loaders, Mapping):
-        parts = dict(loaders)
-    else:
-        parts = dict(enumerate(loaders if isinstance(loaders, (list, tuple)) else [loaders]))
+    listed = loaders if isinstance(loaders, (list, tuple)) else [loaders]
     # By position, because the same loader may be listed under several keys.
     position, positions = 0, {}
-    for name, part in parts.items():
+    for name, part in loaders.items() if isinstance(loaders, Mapping) else enumerate(listed):
         size = len(CombinedLoader(part).flattened)
         if size == 1:
             positions[name] = position
@@ -153,11 +144,7 @@ def _patch_method(owner: Any, name: str, method: Callable[..., Any]) -> Callable
 
 
 def steps_per_epoch(loader: DataLoader[Any], world_size: int) -> int:
-    """Return the batches of an epoch on this rank: the length of the user's loader, split over the ranks.
-
-    Raises:
-        ValueError: If the loader has no length, or no batch.
-    """
+    """Return the batches of an epoch on this rank: the length of the user's loader, split over the ranks."""
     if not hasattr(loader.batch_sampler, "__len__"):
         raise ValueError(
             f"The batch sampler {type(loader.batch_sampler).__name__} has no length. Set "
@@ -179,11 +166,7 @@ def steps_per_epoch(loader: DataLoader[Any], world_size: int) -> int:
 
 
 def check_trainer(trainer: object) -> None:
-    """Raise if ``trainer`` is not a ``lightning.pytorch.Trainer``.
-
-    Raises:
-        TypeError: If it is a Trainer of ``pytorch_lightning``, for example, whose classes are different ones.
-    """
+    """Raise a ``TypeError`` if ``trainer`` is not of ``lightning.pytorch``: ``pytorch_lightning`` has other classes."""
     if not isinstance(trainer, L.Trainer):
         raise TypeError(
             f"lightning_fair works with lightning.pytorch, got a Trainer of {type(trainer).__module__.split('.')[0]}. "
@@ -192,11 +175,7 @@ def check_trainer(trainer: object) -> None:
 
 
 def check_training_step(pl_module: L.LightningModule) -> None:
-    """Raise if the training step fetches its batches itself.
-
-    Raises:
-        ValueError: If it takes ``dataloader_iter``.
-    """
+    """Raise a ``ValueError`` if the training step fetches its batches itself."""
     if is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):
         raise ValueError(
             "training_step(dataloader_iter) fetches its batches itself, so FairSampling cannot know which batch is "
