@@ -156,13 +156,13 @@ class FairSettings:
         num_classes = self._known_num_classes or len(class_names(stream) or ())
         if not num_classes:
             raise ValueError(
-                "The number of classes of a stream is unknown. Set FairSampling(num_classes=...), or make the "
+                "A stream does not show how many classes it has. Set FairSampling(num_classes=...), or make the "
                 "FairStream with a controller."
             )
         if self._is_computed_from_data:
             raise ValueError(
-                f"target_probs={self.target_probs!r} is computed from the data, and the class mix of a stream is not "
-                "known in advance. Pass target_probs as probabilities."
+                "A stream has no prior, because its class mix is not known in advance. Set target_probs to "
+                "probabilities."
             )
         return self._make_controller(num_classes)
 

@@ -117,7 +117,7 @@ def _check_stream_settings(settings: FairSettings) -> None:
     for name, default, remedy in (
         ("labels", None, "FairStream(label_fn=...) takes a sample and returns its class"),
         ("steps_per_epoch", None, "Trainer(limit_train_batches=...) ends its epochs"),
-        ("reference", "target", "its class mix is not known in advance. Set reference='target'"),
+        ("reference", "target", "a stream has no prior. Set reference='target'"),
     ):
         if (value := getattr(settings, name)) is not default and value != default:
             raise ValueError(f"{name} is for data sets with a length, and this one is a stream: {remedy}.")

@@ -94,7 +94,8 @@ def alone():
 
 
 @pytest.mark.parametrize("number", [2, 4])
-def test_ranks_together_train_on_the_batch_of_one_process(number, alone, request):
+def test_ranks_share_one_batch(number, alone, request):
+    """Ranks together train on the batch of one process."""
     runs = request.getfixturevalue("two" if number == 2 else "four")(
         loaded={"batch_size": BATCH // number}, max_epochs=2
     )
@@ -119,7 +120,8 @@ def test_ranks_together_train_on_the_batch_of_one_process(number, alone, request
 
 
 @pytest.mark.parametrize("mixin", [True, False], ids=["with the mixin", "without"])
-def test_every_rank_has_the_same_state_after_every_step(mixin, two):
+def test_ranks_have_same_state(mixin, two):
+    """Every rank has the same state after every step."""
     without_workers, with_workers = (
         two(fair=moving(feedback_delay=5), mixin=mixin, loaded={"num_workers": workers}, max_epochs=2)
         for workers in (0, 2)
@@ -136,7 +138,8 @@ def test_every_rank_has_the_same_state_after_every_step(mixin, two):
     assert all(sums == [size] for run in without_workers + with_workers for sums in run.all_reduces)
 
 
-def test_losses_of_all_ranks_are_fed_back(two):
+def test_losses_of_all_ranks(two):
+    """Losses of all ranks are fed back."""
     runs = two(fair=moving(feedback_delay=1))
     alone = train(fair=moving(feedback_delay=1), loaded={"batch_size": BATCH})
     # But for rounding it is what one process feeds back.
@@ -145,7 +148,8 @@ def test_losses_of_all_ranks_are_fed_back(two):
     assert np.allclose(runs[0].probs[:10], alone.probs[:10], atol=1e-4)
 
 
-def test_ranks_with_seeds_of_their_own_draw_the_same_all_the_same(two):
+def test_ranks_with_own_seeds(two):
+    """Ranks with seeds of their own draw the same all the same."""
     runs = two(train_with_own_seed, fair=FairSampling(target_probs=TARGET))
     assert_agree(runs)
     assert_no_item_twice(runs)
@@ -167,7 +171,8 @@ def test_ranks_with_seeds_of_their_own_draw_the_same_all_the_same(two):
     ],
     ids=str,
 )
-def test_epoch_goes_over_the_data_once_with_all_ranks(settings, expected, two):
+def test_epoch_length(settings, expected, two):
+    """Epoch goes over the data once with all ranks."""
     runs = two(max_epochs=2, **settings)
     assert [run.epochs for run in runs] == [[expected] * 2] * 2
     assert_agree(runs)
@@ -204,18 +209,21 @@ def lengths_and_warnings(runs: list[dict]) -> tuple[set, set]:
         ("own batch sampler, split", EPOCH, True),
     ],
 )
-def test_no_setting_of_the_trainer_has_to_be_remembered(kind, steps, warns, two):
+def test_every_sampler_works(kind, steps, warns, two):
+    """No setting of the trainer has to be remembered."""
     assert lengths_and_warnings(two(train_with_sampler, kind=kind)) == ({(steps,)}, {warns})
 
 
 @pytest.mark.parametrize("kind", ["SubsetRandomSampler", "own batch sampler of a part"])
-def test_sampler_of_a_part_of_the_data_is_refused_on_ranks_too(kind, two):
+def test_subset_samplers_are_refused(kind, two):
+    """Sampler of a part of the data is refused on ranks too."""
     for by_case in two(train_with_sampler, kind=kind):
         for run in by_case.values():
             assert "part of its data set with SubsetRandomSampler" in (run.failure or f"trained {run.epochs}")
 
 
-def test_batch_sampler_that_lightning_cannot_split_names_the_setting(two):
+def test_unsplittable_batch_sampler(two):
+    """Batch sampler that Lightning cannot split names the setting."""
     for by_case in two(train_with_sampler, kind="no BatchSampler"):
         for (_, injection), run in by_case.items():
             if injection:  # Lightning's own error, before the loader comes to us
@@ -239,7 +247,8 @@ def cut(checkpoint) -> int:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resume_is_exact_on_every_rank(workers, two, tmp_path):
+def test_resume_on_every_rank(workers, two, tmp_path):
+    """Resume is exact on every rank."""
     same = {"loaded": {"counts": SMALL, "num_workers": workers}, "fair": moving(feedback_delay=5), "max_epochs": 2}
     whole = two(keep=tmp_path, **same)
     saved = [c for c in checkpoints(tmp_path) if cut(c) < 14]
@@ -255,7 +264,8 @@ def test_resume_is_exact_on_every_rank(workers, two, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resume_with_another_number_of_ranks_and_the_same_batch_in_all_is_exact(workers, two, four, tmp_path):
+def test_resume_with_same_global_batch(workers, two, four, tmp_path):
+    """Resume with another number of ranks and the same batch in all is exact."""
     def with_batch(size: int) -> dict:
         return {"loaded": {"counts": SMALL, "num_workers": workers, "batch_size": size}, "max_epochs": 2}
 
@@ -272,9 +282,10 @@ def test_resume_with_another_number_of_ranks_and_the_same_batch_in_all_is_exact(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resume_with_another_number_of_ranks_and_their_own_batch_goes_on_from_the_trained_mix(
+def test_resume_with_same_local_batch(
     workers, two, four, tmp_path
 ):
+    """Resume with another number of ranks and their own batch goes on from the trained mix."""
     same = {"loaded": {"num_workers": workers}, "max_epochs": 2}
     before = two(keep=tmp_path, **same)
     # Four ranks have 11 batches an epoch: step 15 lies behind its end.
@@ -298,7 +309,8 @@ def test_resume_with_another_number_of_ranks_and_their_own_batch_goes_on_from_th
 
 @pytest.mark.parametrize("mixin", [True, False], ids=["with the mixin", "without"])
 @pytest.mark.parametrize("droppers", [(1,), (0, 1)], ids=["one rank drops", "ranks drop different ones"])
-def test_uneven_batches_end_and_count_as_what_was_trained_on(mixin, droppers, two):
+def test_uneven_batches(mixin, droppers, two):
+    """Uneven batches end and count as the batches that were trained on."""
     runs = two(fair=moving(feedback_delay=1), mixin=mixin, loaded={"collate_fn": Drop(droppers)}, max_epochs=2)
     sizes = [[len(step) for step in run.indices] for run in runs]
     assert sizes[0] != sizes[1]
@@ -309,13 +321,15 @@ def test_uneven_batches_end_and_count_as_what_was_trained_on(mixin, droppers, tw
         assert np.allclose(trained_mix, follow(trained[: step + 1]), rtol=0, atol=1e-9)
 
 
-def test_uneven_batches_of_workers_keep_every_rank_the_same(two):
+def test_uneven_batches_of_workers(two):
+    """Uneven batches of workers keep every rank the same."""
     runs = two(fair=moving(feedback_delay=5), loaded={"collate_fn": Drop((1,)), "num_workers": 2}, max_epochs=2)
     assert [run.epochs for run in runs] == [[EPOCH, EPOCH]] * 2
     assert_agree(runs)
 
 
-def test_batch_that_is_none_on_all_ranks_is_skipped(two):
+def test_none_batch_on_all_ranks(two):
+    """Batch that is none on all ranks is skipped."""
     runs = two(loaded={"collate_fn": NoneNowAndThen((0, 1))}, fair=FairSampling(**QUIET, feedback_delay=1))
     assert [run.epochs for run in runs] == [[EPOCH]] * 2
     assert runs[0].states == runs[1].states
@@ -326,7 +340,8 @@ def test_batch_that_is_none_on_all_ranks_is_skipped(two):
 # -- ways to install, ways to launch -------------------------------------------------------------------------
 
 
-def test_every_way_to_install_trains_the_same(two):
+def test_every_way_to_install(two):
+    """Every way to install trains the same."""
     callback, *others = (two(install=install) for install in ("callback", "datamodule", "mixin"))
     assert_agree(callback)
     for runs in others:
@@ -334,7 +349,8 @@ def test_every_way_to_install_trains_the_same(two):
 
 
 @pytest.mark.parametrize("strategies", [["ddp"], ["ddp_spawn", "ddp_fork"]], ids=str)
-def test_every_way_to_launch_trains_the_same(strategies, two, tmp_path):
+def test_every_way_to_launch(strategies, two, tmp_path):
+    """Every way to launch trains the same."""
     expected = two(max_epochs=2)
     launched = rank_runs.start("launch", str(tmp_path), *strategies)
     try:
@@ -350,7 +366,7 @@ def test_every_way_to_launch_trains_the_same(strategies, two, tmp_path):
 
 
 # The last test, for after it the processes have to be started again.
-def test_batch_that_is_none_on_one_rank_only_stops_lightning_itself(two):
+def test_none_batch_on_one_rank(two):
     """The other ranks wait for its gradients. So there is nothing for us to hold; and what hangs here is ended."""
     with pytest.raises(RanksError):
         two(train_without_us, collate_fn=NoneNowAndThen((1,)), patience=8)

@@ -15,7 +15,8 @@ from resume_runs import COUNTS, SCENARIOS, Job, bits, in_new_processes, resume_e
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=in_any_order if kind.any_order else ()) for name, kind in SCENARIOS.items()]
 )
-def test_run_that_is_cut_anywhere_goes_on_as_the_uninterrupted_one(tmp_path, name):
+def test_resume_after_any_cut(tmp_path, name):
+    """Run that is cut anywhere continues as the uninterrupted one."""
     scenario = SCENARIOS[name]
     if scenario.needs:
         pytest.importorskip(scenario.needs)
@@ -34,13 +35,15 @@ def test_run_that_is_cut_anywhere_goes_on_as_the_uninterrupted_one(tmp_path, nam
         ("optimiser not restored", "every step", "model"),
     ],
 )
-def test_comparison_finds_a_resume_that_is_not_exact(tmp_path, fault, name, finds):
+def test_comparison_detects_faults(tmp_path, fault, name, finds):
+    """Comparison finds a resume that is not exact."""
     resumed = resume_everywhere(name, tmp_path, fault, only=(3, 8))
     assert len(resumed) == 2
     assert all(finds in each.differences for each in resumed)
 
 
-def test_class_mix_moves_and_samples_come_again_so_that_there_is_something_to_restore(tmp_path):
+def test_runs_have_something_to_restore(tmp_path):
+    """Class mix moves and samples come again so that there is something to restore."""
     (whole,) = in_new_processes([Job("every step", tmp_path)])
     assert movement(whole.draws) > 0.1
     assert np.bincount(np.concatenate([step.indices for step in whole.steps])).max() > 1
@@ -48,7 +51,7 @@ def test_class_mix_moves_and_samples_come_again_so_that_there_is_something_to_re
 
 
 @in_any_order
-def test_batches_overtake_one_another_where_their_order_is_free(tmp_path):
+def test_batches_overtake_each_other(tmp_path):
     """Else that scenario would show nothing."""
     (whole,) = in_new_processes([Job("any order, 2 workers", tmp_path)])
     assert whole.serials != sorted(whole.serials)
@@ -62,9 +65,9 @@ def test_batches_overtake_one_another_where_their_order_is_free(tmp_path):
 def cut(tmp_path, data=None, steps=6, **settings):
     """Train, save a checkpoint in the middle of an epoch, and return its path."""
     fair = steering(**settings)
-    made = trainer(fair, max_steps=steps)
-    made.fit(Weighted(), loader(Indexed(COUNTS) if data is None else data, num_workers=2))
-    made.save_checkpoint(tmp_path / "cut.ckpt")
+    fitted = trainer(fair, max_steps=steps)
+    fitted.fit(Weighted(), loader(Indexed(COUNTS) if data is None else data, num_workers=2))
+    fitted.save_checkpoint(tmp_path / "cut.ckpt")
     return tmp_path / "cut.ckpt"
 
 
@@ -85,14 +88,16 @@ def size(state):
     return file.tell()
 
 
-def test_checkpoint_is_as_small_for_many_samples_as_for_few(tmp_path):
+def test_checkpoint_size(tmp_path):
+    """Checkpoint is as small for many samples as for few."""
     few, many = (entry(cut(tmp_path, Indexed(tuple(n * k for n in (700, 200, 70, 30))))) for k in (1, 20))
     assert many["sampler"]["data"]["number of samples"] == 20_000
     assert len(many["sampler"]["controller"]["in_flight"]) == 4
     assert abs(size(many) - size(few)) <= 64  # larger numbers, and the file's own rounding
 
 
-def test_checkpoint_holds_tensors_and_plain_python_and_no_list_of_items(tmp_path):
+def test_checkpoint_holds_no_items(tmp_path):
+    """Checkpoint holds tensors and plain python and no list of items."""
     state = entry(cut(tmp_path))
     for leaf in leaves(state):
         assert isinstance(leaf, torch.Tensor) or type(leaf) in (bool, int, float, str, type(None))
@@ -101,7 +106,8 @@ def test_checkpoint_holds_tensors_and_plain_python_and_no_list_of_items(tmp_path
 
 
 @pytest.mark.parametrize("part", ["sampler", "controller"])
-def test_checkpoint_says_its_version_and_no_other_is_read(tmp_path, part):
+def test_checkpoint_version(tmp_path, part):
+    """Checkpoint says its version and no other is read."""
     path = cut(tmp_path)
     checkpoint = torch.load(path, weights_only=True)
     sampler = checkpoint["callbacks"]["FairSampling"]["sampler"]
@@ -135,7 +141,8 @@ ELSEWHERE = {
 
 
 @pytest.mark.parametrize(("counts", "of_loader", "settings", "match"), ELSEWHERE.values(), ids=ELSEWHERE)
-def test_checkpoint_of_another_run_is_refused_and_nothing_of_it_stays(tmp_path, counts, of_loader, settings, match):
+def test_foreign_checkpoint_is_refused(tmp_path, counts, of_loader, settings, match):
+    """Checkpoint of another run is refused and nothing of it stays."""
     def data():
         return loader(Indexed(counts), **of_loader)
 
@@ -159,7 +166,8 @@ def test_checkpoint_of_another_run_is_refused_and_nothing_of_it_stays(tmp_path, 
     ],
     ids=["more samples", "another order"],
 )
-def test_refused_checkpoint_leaves_a_sampler_as_it_was(tmp_path, labels, match):
+def test_refused_checkpoint_changes_nothing(tmp_path, labels, match):
+    """Refused checkpoint leaves a sampler as it was."""
     state = entry(cut(tmp_path))["sampler"]
     sampler = steering().settings.make_sampler(labels, BATCH)
     before = bits(sampler.capture())

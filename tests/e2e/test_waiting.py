@@ -112,17 +112,20 @@ def waits_of(model, *callbacks):
 
 
 @pytest.mark.parametrize("settings", [{}, {"lambda2": 0.5}, {"normalize": True}, {"max_weight": 2.0}])
-def test_no_operation_of_a_step_would_make_a_gpu_wait(settings):
+def test_no_operation_waits_for_gpu(settings):
+    """No operation of a step would make a GPU wait."""
     assert waits_of(Weighted(), FairSampling(**settings)) == waits_of(Plain()) == {}
 
 
-def test_an_operation_that_waits_is_seen():
+def test_waiting_operation_is_seen():
+    """An operation that waits is seen."""
     assert waits_of(Looking(), FairSampling())["_local_scalar_dense"] == STEPS - FIRST
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("model", [Plain, Weighted])
-def test_no_step_makes_the_gpu_wait(model):
+def test_no_step_makes_gpu_wait(model):
+    """No step makes the GPU wait."""
     try:
         begin = Begin(lambda: torch.cuda.set_sync_debug_mode("error"))  # until the end: the loop is part of it
         fit(model(), begin, FairSampling(lambda2=0.5), accelerator="gpu", devices=1)

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning_helpers import TARGET, Indexed, Plain, Weighted, fit, loader, moving, own_draw, recorded_draws
+from lightning_helpers import TARGET, WORKERS, Indexed, Plain, Weighted, fit, loader, moving, own_draw, recorded_draws
 from lightning_helpers import trainer as make_trainer
 from stream_runs import mixed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -25,8 +25,7 @@ from torchmetrics.classification import MulticlassRecall
 
 from lightning_fair import FairSampling, FeedbackBatchSampler, FeedbackController, schedules
 from lightning_fair.integration.trainer_internals import log_context
-from lightning_fair.monitoring import dashboard
-from lightning_fair.monitoring import plots
+from lightning_fair.monitoring import dashboard, plots
 from lightning_fair.monitoring.dashboard import BatchWeights, find_recalls, furthest_table, scalars, target_band
 from lightning_fair.monitoring.history import DownsampledHistory
 from lightning_fair.monitoring.tensorboard_layout import make_charts
@@ -85,7 +84,8 @@ def tags_of_many(groups=("trained_mix", "target", "prob", "over_target")):
     return tags(QUANTILES, groups) | {f"fair/furthest/{rank}" for rank in range(1, 11)}
 
 
-def test_values_are_those_of_the_batch_that_was_trained_on():
+def test_logged_values():
+    """Values are those of the batch that was trained on."""
     module, names = Weighted(), "abcd"
     fair = moving(feedback_delay=1, class_names=list(names), alpha=schedules.Linear(2.0, 8.0, 10))
     with recorded_draws() as draws:
@@ -122,8 +122,8 @@ def test_values_are_those_of_the_batch_that_was_trained_on():
     assert 0.0 < points[10][1]["fair/coverage"] < points[20][1]["fair/coverage"] < 1.0
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_coverage_and_repeats_count_what_was_trained_on(workers):
+@pytest.mark.parametrize("workers", WORKERS)
+def test_coverage_counts_trained_batches(workers):
     """Batches that the workers have fetched ahead are not images that have been seen."""
     module = Weighted()
     points = logged(module, loader(num_workers=workers))
@@ -134,7 +134,8 @@ def test_coverage_and_repeats_count_what_was_trained_on(workers):
         assert values["fair/repeats_rarest"] == pytest.approx(used[-12:].mean(), abs=1e-9)
 
 
-def test_weights_that_are_normalised_are_logged_so():
+def test_normalized_weights_are_logged():
+    """Weights that are normalized are logged so."""
     module = Weighted()
     points = logged(module, fair=moving(normalize=True))
     for (_, values), step in zip(points, module.steps, strict=True):
@@ -154,36 +155,42 @@ def test_weights_that_are_normalised_are_logged_so():
     ],
     ids=str,
 )
-def test_steps_follow_log_every_n_steps(settings, steps):
+def test_log_every_n_steps(settings, steps):
+    """Steps follow log every n steps."""
     assert [step for step, _ in logged(Weighted(), **settings)] == steps
 
 
 @pytest.mark.parametrize("kind", [Plain, Weighted])
-def test_tags_are_complete_with_and_without_the_mixin(kind):
+def test_tags_with_and_without_mixin(kind):
+    """Tags are complete with and without the mixin."""
     last = logged(kind(), max_epochs=2)[-1][1]
     assert last.keys() == tags("0123", UNWEIGHTED if kind is Plain else (*UNWEIGHTED, "loss"))
     assert all(type(value) is float and np.isfinite(value) for value in last.values())
 
 
-def test_tags_are_joined_as_the_logger_wants_it():
+def test_tag_separator():
+    """Tags are joined as the logger wants it."""
     (_, values), *_ = logged(Weighted(), separator="-")
     assert {"fair-alpha", "fair-trained_mix-0"} <= values.keys()
     assert not any("/" in tag for tag in values)
 
 
-def test_every_logger_of_several_is_told():
+def test_several_loggers():
+    """Every logger of several gets the scalars."""
     loggers = [InMemory(), InMemory()]
     fit(Weighted(), loader(), moving(), logger=loggers, log_every_n_steps=5)
     assert [len(logger.points) for logger in loggers] == [4, 4]
 
 
-def test_no_logger_is_fine():
+def test_no_logger():
+    """No logger is fine."""
     module = Weighted()
     fit(module, loader(), moving(), logger=False, log_every_n_steps=1)
     assert len(module.steps) == 20
 
 
-def test_csv_file_has_the_values(tmp_path):
+def test_csv_logger(tmp_path):
+    """The CSV file has the values."""
     module = Weighted()
     fit(module, loader(), moving(), logger=CSVLogger(tmp_path, "", ""), log_every_n_steps=5)
     with (tmp_path / "metrics.csv").open() as file:
@@ -195,7 +202,8 @@ def test_csv_file_has_the_values(tmp_path):
         assert float(row["fair/weight_mean"]) == pytest.approx(module.steps[int(row["step"])].weights.mean(), rel=1e-5)
 
 
-def test_tensorboard_has_the_values_in_one_file(tmp_path):
+def test_tensorboard_scalars(tmp_path):
+    """Tensorboard has the values in one file."""
     module = Weighted()
     fit(module, loader(), moving(), logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=5)
     assert len(list(tmp_path.rglob("events.out.*"))) == 1
@@ -208,7 +216,8 @@ def test_tensorboard_has_the_values_in_one_file(tmp_path):
         assert point.value == pytest.approx(module.steps[point.step].weights.max(), rel=1e-5)
 
 
-def test_of_many_classes_quantiles_and_the_ten_furthest_from_their_target_are_logged():
+def test_quantiles_of_many_classes():
+    """Of many classes quantiles and the ten furthest from their target are logged."""
     module, fair = Weighted(num_classes=30), FairSampling(seed=0, lambda2=0.5, num_classes=30)
     values = logged(module, loader(Indexed((10,) * 30)), fair)[-1][1]
     assert values.keys() == tags_of_many(("trained_mix", "target", "prob", "loss", "over_target"))
@@ -221,7 +230,8 @@ def test_of_many_classes_quantiles_and_the_ten_furthest_from_their_target_are_lo
     assert furthest == pytest.approx(sorted(over, key=lambda x: -abs(x - 1))[:10])
 
 
-def test_of_many_classes_those_without_a_target_are_left_out():
+def test_many_classes_without_target():
+    """Of many classes those without a target are left out."""
     K = 25
     sampler = FeedbackBatchSampler(np.arange(K), 4, controller=FeedbackController(K, [1 / 8] * 8 + [0.0] * (K - 8)))
     draw = next(iter_records(sampler))
@@ -234,7 +244,8 @@ def test_of_many_classes_those_without_a_target_are_left_out():
 
 
 @pytest.mark.parametrize(("K", "each"), [(20, True), (21, False)])
-def test_up_to_twenty_classes_are_logged_by_name(K, each):
+def test_number_of_named_classes(K, each):
+    """Up to twenty classes are logged by name."""
     sampler = FeedbackBatchSampler(np.arange(K), 4)
     draw = next(iter_records(sampler))
     names = [str(label) for label in range(K)]
@@ -247,7 +258,8 @@ def iter_records(sampler):
         yield sampler.deliver()
 
 
-def test_rarest_class_is_the_smallest_of_those_with_a_target():
+def test_rarest_class():
+    """Rarest class is the smallest of those with a target."""
     sampler = FeedbackBatchSampler(
         [0] * 50 + [1] * 10 + [2], 10, controller=FeedbackController(4, [0.5, 0.5, 0.0, 0.0])
     )
@@ -257,7 +269,8 @@ def test_rarest_class_is_the_smallest_of_those_with_a_target():
     assert values["fair/repeats_rarest"] == 0.5  # five of the ten samples of class 1
 
 
-def test_readme_explains_every_tag_and_no_other():
+def test_readme_lists_all_tags():
+    """Readme explains every tag and no other."""
     root = Path(__file__).parents[2]
     pages = [page.read_text() for page in (root / "README.md", root / "lightning_fair" / "README.md") if page.exists()]
     cells = [cell for page in pages for cell in re.findall(r"^\| (`fair/[^|]+) \|", page, re.MULTILINE)]
@@ -267,7 +280,8 @@ def test_readme_explains_every_tag_and_no_other():
 
 
 @pytest.mark.parametrize("wrap", [False, True])
-def test_classes_are_named_by_the_data_set(wrap):
+def test_class_names_of_data_set(wrap):
+    """Classes are named by the data set."""
     data = Indexed()
     data.classes = ["cat", "dog", "owl", "elk"]
     points = logged(Weighted(), loader(Subset(data, range(160)) if wrap else data))
@@ -275,17 +289,19 @@ def test_classes_are_named_by_the_data_set(wrap):
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-def test_sums_of_weights_are_those_of_the_samples(normalize):
-    found = BatchWeights.of(np.array([0.5, 2.0, 9.0]), np.array([3, 1, 0]), normalize=normalize)
+def test_batch_weights(normalize):
+    """Sums of weights are those of the samples."""
+    statistics = BatchWeights.of(np.array([0.5, 2.0, 9.0]), np.array([3, 1, 0]), normalize=normalize)
     each = [0.5, 0.5, 0.5, 2.0]
     scale = np.mean(each) if normalize else 1.0
-    assert found.mean == pytest.approx(np.mean(each) / scale)
-    assert found.largest == pytest.approx(2.0 / scale)
-    assert found.effective_sample_size == pytest.approx(reference.effective_sample_size(each))
-    assert found.percentile(95) == pytest.approx(np.percentile(each, 95) / scale)
+    assert statistics.mean == pytest.approx(np.mean(each) / scale)
+    assert statistics.largest == pytest.approx(2.0 / scale)
+    assert statistics.effective_sample_size == pytest.approx(reference.effective_sample_size(each))
+    assert statistics.percentile(95) == pytest.approx(np.percentile(each, 95) / scale)
 
 
-def test_band_is_where_independent_draws_at_the_target_carry_the_trained_mix():
+def test_target_band():
+    """Band is if independent draws at the target carry the trained mix."""
     q, B, controller = np.array([0.7, 0.2, 0.1]), 16, FeedbackController(3, [0.7, 0.2, 0.1], horizon=20)
     rng, trained_mix = np.random.default_rng(0), np.tile(q, (20_000, 1))
     for _ in range(100):  # chains of batches
@@ -300,7 +316,8 @@ def test_band_is_where_independent_draws_at_the_target_carry_the_trained_mix():
 # -- the progress bar ------------------------------------------------------------------------------------
 
 
-def test_progress_bar_has_the_distance_from_the_target():
+def test_progress_bar_shows_distance():
+    """Progress bar has the distance from the target."""
     seen = {}
 
     class Look(L.Callback):
@@ -324,7 +341,8 @@ def test_progress_bar_has_the_distance_from_the_target():
     assert all(point["fair/distance"] for _, point in points.points)
 
 
-def test_barebones_run_is_not_told_off(recwarn):
+def test_barebones_run(recwarn):
+    """Barebones run raises no warning."""
     fit(Plain(), loader(), moving(), barebones=True, max_epochs=1, logger=None, enable_checkpointing=None)
     assert not [w for w in recwarn if "barebones" in str(w.message) and "self.log" in str(w.message)]
 
@@ -360,26 +378,28 @@ BY_NAME = ["Trained mix, and the band of its target", "Probabilities of the draw
 
 @pytest.mark.parametrize("prefix", ["", "mine"])
 @pytest.mark.parametrize("kind", [Plain, Weighted])
-def test_layout_is_written_once_and_every_chart_has_its_scalars(kind, prefix, tmp_path):
+def test_layout_charts_have_scalars(kind, prefix, tmp_path):
+    """Layout is written once and every chart has its scalars."""
     logger = TensorBoardLogger(tmp_path, "", "", prefix=prefix)
     fit(kind(), loader(), moving(), logger=logger, log_every_n_steps=5, max_epochs=2)
     events = events_of(tmp_path)
     (layout,) = layouts(events)
     charts = charts_of(layout)
     assert set(charts) == {*BY_NAME, *ALWAYS, *(WEIGHTED if kind is Weighted else [])}
-    there = events.Tags()["scalars"]
+    tags = set(events.Tags()["scalars"])
     for chart in charts.values():
         for pattern in chart.multiline.tag:
-            assert [tag for tag in there if re.search(pattern, tag)], chart.title
+            assert [tag for tag in tags if re.search(pattern, tag)], chart.title
         for series in chart.margin.series:
-            assert {series.value, series.lower, series.upper} <= set(there)
+            assert {series.value, series.lower, series.upper} <= tags
     (mix,) = (chart.margin.series for title, chart in charts.items() if title.startswith("Trained mix"))
     assert [series.value for series in mix] == [f"{prefix + '-' if prefix else ''}fair/trained_mix/{c}" for c in "0123"]
     lines = charts["Probabilities of the draws"].multiline.tag
-    assert sum(bool(re.search(lines[0], tag)) for tag in there) == 4
+    assert sum(bool(re.search(lines[0], tag)) for tag in tags) == 4
 
 
-def test_layout_is_not_written_again_by_a_second_fit(tmp_path):
+def test_layout_is_written_once(tmp_path):
+    """Layout is not written again by a second fit."""
     logger, fair = TensorBoardLogger(tmp_path, "", ""), moving()
     trainer = fit(Weighted(), loader(), fair, logger=logger, log_every_n_steps=5)
     trainer.fit_loop.max_epochs = 2
@@ -388,30 +408,34 @@ def test_layout_is_not_written_again_by_a_second_fit(tmp_path):
     assert len(layouts(events_of(tmp_path))) == 1
 
 
-def test_layout_waits_for_the_first_scalars(tmp_path):
+def test_layout_waits_for_scalars(tmp_path):
+    """Layout waits for the first scalars."""
     fit(Weighted(), loader(), moving(), logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=50)
     assert layouts(events_of(tmp_path)) == []
 
 
-def test_layout_of_many_classes_shows_quantiles_and_the_furthest(tmp_path):
+def test_layout_of_many_classes(tmp_path):
+    """Layout of many classes shows quantiles and the furthest."""
     module = Weighted(num_classes=30)
     fair = FairSampling(seed=0, num_classes=30, class_names=[f"kind {label}" for label in range(30)])
     fit(module, loader(Indexed((10,) * 30)), fair, logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=5)
     events = events_of(tmp_path)
     charts = charts_of(layouts(events)[0])
-    there = set(events.Tags()["scalars"])
+    tags = set(events.Tags()["scalars"])
     assert sum("over its target" in title or "over target" in title for title in charts) == 3
     for chart in charts.values():
         for series in chart.margin.series:
-            assert {series.value, series.lower, series.upper} <= there
+            assert {series.value, series.lower, series.upper} <= tags
         for pattern in chart.multiline.tag:
-            assert any(re.search(pattern, tag) for tag in there)
-    assert not any("kind" in tag for tag in there)
+            assert any(re.search(pattern, tag) for tag in tags)
+    assert not any("kind" in tag for tag in tags)
     (table,) = events.Tensors("fair/furthest/text_summary")
     assert b"| 1 | kind " in table.tensor_proto.string_val[0]
 
 
-def test_bands_of_one_target_do_not_hide_the_lines():
+def test_few_classes_have_bands():
+    """Bands of one target do not hide the lines."""
+
     def banded(*targets):
         names = [str(label) for label in range(len(targets[0]))]
         mix, *_ = make_charts(names, [np.array(target) for target in targets], weighted=False, arriving=False).values()
@@ -424,7 +448,8 @@ def test_bands_of_one_target_do_not_hide_the_lines():
     assert banded([1 / 3] * 3, [0.7, 0.15, 0.15]) == ["0", "1"]
 
 
-def test_of_a_stream_the_mix_that_arrives_is_shown_beside_the_trained_mix(tmp_path):
+def test_layout_of_stream(tmp_path):
+    """Of a stream the mix that arrives is shown beside the trained mix."""
     stream = mixed(400, None)
     fair = FairSampling(num_classes=4)
     data = DataLoader(stream, batch_size=8)
@@ -465,7 +490,9 @@ class Validated(Weighted):
         self.log_dict(self.each.compute())
 
 
-def test_figures_are_few_and_off_the_hot_path(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_figures_after_some_epochs(tmp_path, monkeypatch):
+    """Figures are few and off the hot path."""
     drawn = []
     draw = plots.plot_mix
     monkeypatch.setattr(plots, "plot_mix", lambda *a: drawn.append(trainer.current_epoch) or draw(*a))
@@ -475,7 +502,9 @@ def test_figures_are_few_and_off_the_hot_path(tmp_path, monkeypatch):
     assert [point.step for point in images(events_of(tmp_path))["fair/mix"]] == [20, 40, 80, 160, 220]
 
 
-def test_figure_that_cannot_be_drawn_ends_no_training(tmp_path, monkeypatch):
+def test_failing_figure_only_warns(tmp_path, monkeypatch):
+    """Figure that cannot be plotted ends no training."""
+
     def fail(*_):
         raise RuntimeError("no ink")
 
@@ -486,7 +515,8 @@ def test_figure_that_cannot_be_drawn_ends_no_training(tmp_path, monkeypatch):
     assert len(module.steps) == 20
 
 
-def test_figures_go_to_a_logger_that_came_later_and_have_its_prefix(tmp_path):
+def test_figures_of_later_logger(tmp_path):
+    """Figures go to a logger that came later and have its prefix."""
     trainer = make_trainer(moving(), log_every_n_steps=5)
     trainer.fit(Weighted(), loader())
     trainer.logger = TensorBoardLogger(tmp_path, "", "", prefix="mine")
@@ -498,7 +528,8 @@ def test_figures_go_to_a_logger_that_came_later_and_have_its_prefix(tmp_path):
 @pytest.mark.parametrize(
     "names", [["a$_$", "$5 to $6", "x" * 300, "d|\n猫"], [0, 1, 2, 3], np.array(["a", "b", "c", "d"])]
 )
-def test_classes_may_have_any_name(names, tmp_path, recwarn):
+def test_any_class_name(names, tmp_path, recwarn):
+    """Classes may have any name."""
     fair = moving(class_names=names)
     fit(Weighted(), loader(), fair, logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=5)
     assert "fair/mix" in images(events_of(tmp_path))
@@ -513,7 +544,8 @@ class Growing(L.LightningDataModule):
         return loader(Indexed(counts))
 
 
-def test_values_are_those_of_the_newest_data():
+def test_values_follow_new_data():
+    """Values are those of the newest data."""
     shown, right = [], []
 
     class Look(L.Callback):
@@ -529,29 +561,31 @@ def test_values_are_those_of_the_newest_data():
     assert [values["fair/distance"] for _, values in points.points] == pytest.approx(right)
 
 
-def test_other_ranks_write_nothing(monkeypatch):
-    made = make_trainer(logger=TensorBoardLogger("nowhere"))
+def test_only_first_rank_has_boards(monkeypatch):
+    fitted = make_trainer(logger=TensorBoardLogger("nowhere"))
     source = FeedbackBatchSampler([0, 1], 2)
-    assert len(log_context(made, source, "ab", weighted=False).boards) == 1
+    assert len(log_context(fitted, source, "ab", weighted=False).boards) == 1
     monkeypatch.setattr(L.Trainer, "is_global_zero", False)
-    assert log_context(made, source, "ab", weighted=False).boards == []
+    assert log_context(fitted, source, "ab", weighted=False).boards == []
 
 
-def test_recall_is_drawn_after_training_and_test_where_the_module_logs_it(tmp_path):
+def test_recall_figures(tmp_path):
+    """Recall is plotted after training and test if the module logs it."""
     module = Validated()
     fair = moving(class_names=["ant", "bee", "cat", "dog"])
     trainer = make_trainer(fair, logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=5)
     trainer.fit(module, loader(), loader())
     trainer.test(module, loader(), verbose=False)
-    found = images(events_of(tmp_path))
-    assert found.keys() == {"fair/mix", "fair/recall/validation", "fair/recall/test"}
-    for points in found.values():
+    figures = images(events_of(tmp_path))
+    assert figures.keys() == {"fair/mix", "fair/recall/validation", "fair/recall/test"}
+    for points in figures.values():
         picture = PIL.Image.open(io.BytesIO(points[-1].encoded_image_string))
         assert picture.width > 600
         assert np.asarray(picture).std() > 10
 
 
-def test_without_matplotlib_there_are_no_figures_and_all_else(tmp_path, monkeypatch):
+def test_without_matplotlib(tmp_path, monkeypatch):
+    """Without matplotlib there are no figures and all else."""
     monkeypatch.setattr(dashboard, "find_spec", lambda name: None if name == "matplotlib" else object())
     fit(Weighted(), loader(), moving(), logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=5)
     events = events_of(tmp_path)
@@ -559,7 +593,8 @@ def test_without_matplotlib_there_are_no_figures_and_all_else(tmp_path, monkeypa
     assert len(layouts(events)) == 1
 
 
-def test_other_loggers_get_scalars_only(tmp_path):
+def test_other_loggers_get_scalars(tmp_path):
+    """Other loggers get scalars only."""
     fair = FairSampling(seed=0, num_classes=30)
     module = Weighted(num_classes=30)
     fit(module, loader(Indexed((10,) * 30)), fair, logger=CSVLogger(tmp_path, "", ""), log_every_n_steps=5)
@@ -570,7 +605,7 @@ def test_other_loggers_get_scalars_only(tmp_path):
 
 
 @pytest.mark.parametrize("K", [4, 1000])
-def test_heat_map_is_red_above_the_target_and_blue_below(K):
+def test_heat_map_colors(K):
     """The most frequent half of the classes is above its target, the other below; classes without target are grey."""
     over = np.tile(np.r_[np.full(K // 2, 2.0), np.full(K // 2, 0.5)], (50, 1)).astype(np.float32)
     shuffle = np.random.default_rng(0).permutation(K)
@@ -591,7 +626,8 @@ def test_heat_map_is_red_above_the_target_and_blue_below(K):
     assert (np.ptp(middle, axis=2) == 0).all()
 
 
-def test_heat_map_shows_small_deviations_too():
+def test_heat_map_of_small_deviations():
+    """Heat map shows small deviations too."""
     over = np.tile([1.1, 0.9], (50, 1)).astype(np.float32)
     figure = plots.plot_mix(np.arange(50), over, np.array([9, 1]), ["a", "b"])
     assert [label.get_text() for label in figure.axes[1].get_yticklabels()] == [
@@ -601,8 +637,11 @@ def test_heat_map_shows_small_deviations_too():
     ]
 
 
-@pytest.mark.parametrize("K", [1, 2, 20, 31, 40, 1000])
-def test_recall_is_drawn_at_the_samples_of_its_class(K):
+@pytest.mark.parametrize(
+    "K", [1, 20, 31, pytest.param(2, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.slow)]
+)
+def test_recall_positions(K):
+    """Recall is plotted at the samples of its class."""
     counts = np.random.default_rng(0).permutation(np.maximum(1000 // np.arange(1, K + 1), 1))
     counts[0] = 0  # a class that was never trained on has a recall as well
     recall = np.linspace(1, 0, K)
@@ -617,11 +656,13 @@ def test_recall_is_drawn_at_the_samples_of_its_class(K):
 
 
 @pytest.mark.parametrize("recall", [np.full(40, np.nan), np.r_[0.1, 0.2, np.full(38, np.nan)]])
-def test_recall_of_few_classes_or_none_is_drawn_too(recall):
+def test_recall_of_few_classes(recall):
+    """Recall of few classes or none is plotted too."""
     plots.to_pixels(plots.plot_recall(recall, np.arange(40), [f"class {c}" for c in range(40)], "test"))
 
 
-def test_recall_of_each_class_is_found_whatever_it_is_called():
+def test_find_recalls():
+    """Recall of each class is found whatever it is called."""
     names = ["cat", "dog"]
     for key in ("test/recall/{}", "multiclassrecall_{}", "val/Recall {}"):
         metrics = {"loss": 1.0, key.format("cat"): torch.tensor(0.25), key.format("dog"): torch.tensor(0.5)}
@@ -643,7 +684,8 @@ def test_recall_of_each_class_is_found_whatever_it_is_called():
 
 
 @given(st.integers(1, 3000), st.sampled_from([4, 16, 256]))
-def test_history_covers_the_whole_time_evenly_and_within_bounds(steps, most):
+def test_history_is_even_and_bounded(steps, most):
+    """History covers the whole time evenly and within bounds."""
     history = DownsampledHistory(2, most)
     for step in range(steps):
         history.add(10 * step, lambda step=step: [step, -step])
@@ -657,19 +699,21 @@ def test_history_covers_the_whole_time_evenly_and_within_bounds(steps, most):
     assert history.rows.tolist() == [[step, -step] for step in kept.tolist()]
 
 
-def test_history_of_many_classes_stays_small():
+def test_history_of_many_classes():
+    """History of many classes stays small."""
     assert DownsampledHistory(100_000)._rows.nbytes <= 20e6
 
 
 # -- in a browser ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (shutil.which("chromium") or shutil.which("chromium-browser")), reason="no Chromium: apt-get install chromium"
 )
 @pytest.mark.skipif(find_spec("playwright") is None, reason="no playwright: pip install playwright")
 @pytest.mark.parametrize("K", [4, 30])
-def test_tensorboard_draws_every_chart(load, tmp_path, K):
+def test_tensorboard_shows_every_chart(load, tmp_path, K):
     example = load("dashboard")
     module, fair = Weighted(num_classes=K), FairSampling(seed=0, num_classes=K)
     data = loader(Indexed((20, 30, 5, 3) if K == 4 else (10,) * K))
@@ -678,9 +722,9 @@ def test_tensorboard_draws_every_chart(load, tmp_path, K):
     requests = []
     with example.tensorboard(tmp_path) as address, example.chromium(1500, 1570) as page:
         page.on("request", lambda request: requests.append(request.url))
-        found = example.charts(page, address)
-        assert found == dict.fromkeys(found, True)
-        assert set(found) == set(layout)
+        drawn = example.charts(page, address)
+        assert drawn == dict.fromkeys(drawn, True)
+        assert set(drawn) == set(layout)
         for title in ("Is the mix where it should be?", "What do the weights cost?", "Which classes suffer?"):
             assert page.get_by_text(title, exact=True).is_visible()
         assert page.get_by_text("do not match").count() == 0
