@@ -1,6 +1,6 @@
 """Runs that are cut and resumed, each in a process of its own, and what differs from the uninterrupted run.
 
-``python tests/resume_runs.py`` prints the count: scenario, cuts, and how many of the resumed runs are exact.
+``python tests/e2e/resume_runs.py`` prints the count: scenario, cuts, and how many of the resumed runs are exact.
 """
 
 from __future__ import annotations
@@ -449,11 +449,11 @@ def resume_everywhere(name: str, folder: Path, fault: str | None = None, only: S
     jobs = [Job(name, folder / f"rest {i}", path, fault=fault) for i, path in enumerate(checkpoints)]
     each = scenario.each if scenario.kind == "checkpoint" and not fault else 1
     compare = _differences_in_any_order if scenario.any_order else _differences
-    found = [
+    resumed_runs = [
         Resumed(rest.before, compare(whole, rest, path))
         for path, rest in zip(checkpoints, in_new_processes(jobs, each), strict=True)
     ]
-    return sorted(found, key=lambda resumed: resumed.cut)
+    return sorted(resumed_runs, key=lambda resumed: resumed.cut)
 
 
 def _trained_on(checkpoint: Path) -> int:
@@ -482,12 +482,12 @@ def _at_rest(callback: dict[str, Any]) -> dict[str, Any]:
 def _differences(whole: Run, rest: Run, checkpoint: Path) -> list[str]:
     """Return what is not the same bit for bit."""
     left = replace(whole, steps=whole.steps[rest.before :])
-    again = {draw_id: draw for draw_id, draw in whole.draws.items() if draw_id in rest.draws}
+    expected = {draw_id: draw for draw_id, draw in whole.draws.items() if draw_id in rest.draws}
     known = {draw_id: draw for draw_id, draw in rest.draws.items() if draw_id in whole.draws}
     ends = (rest.callback, whole.callback) if left.steps else (_at_rest(rest.callback), _at_rest(whole.callback))
     same = {
         "samples": [step.indices for step in rest.steps] == [step.indices for step in left.steps],
-        "draws": rest.serials == left.serials and bits(known) == bits(again),
+        "draws": rest.serials == left.serials and bits(known) == bits(expected),
         "weights": bits([step.weights for step in rest.steps]) == bits([step.weights for step in left.steps]),
         "losses": bits([step.losses for step in rest.steps]) == bits([step.losses for step in left.steps]),
         "callback": bits(ends[0]) == bits(ends[1]),
@@ -529,12 +529,12 @@ def main() -> None:
     print(f"{'scenario':40}{'cuts':>6}{'exact':>7}")
     for name, scenario in SCENARIOS.items():
         with tempfile.TemporaryDirectory() as folder:
-            found = resume_everywhere(name, Path(folder))
-        good = sum(not resumed.differences for resumed in found)
-        cuts, exact = cuts + len(found), exact + good
+            resumed_runs = resume_everywhere(name, Path(folder))
+        good = sum(not resumed.differences for resumed in resumed_runs)
+        cuts, exact = cuts + len(resumed_runs), exact + good
         note = "  (exact but for the order)" if scenario.any_order else ""
-        print(f"{name:40}{len(found):6}{good:7}{note}", flush=True)
-        for resumed in found:
+        print(f"{name:40}{len(resumed_runs):6}{good:7}{note}", flush=True)
+        for resumed in resumed_runs:
             if resumed.differences:
                 print(f"    cut after {resumed.cut}: other {', '.join(resumed.differences)}")
     print(f"{'all':40}{cuts:6}{exact:7}")

@@ -26,7 +26,10 @@ from rank_runs import (
 
 from lightning_fair import FairSampling
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="The processes are started and ended as POSIX does.")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="The processes are started and ended as POSIX does."),
+]
 
 K, BATCH = len(COUNTS), 8  # of all ranks together
 EPOCH = -(-sum(COUNTS) // BATCH)
@@ -266,6 +269,7 @@ def test_resume_on_every_rank(workers, two, tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resume_with_same_global_batch(workers, two, four, tmp_path):
     """Resume with another number of ranks and the same batch in all is exact."""
+
     def with_batch(size: int) -> dict:
         return {"loaded": {"counts": SMALL, "num_workers": workers, "batch_size": size}, "max_epochs": 2}
 
@@ -282,9 +286,7 @@ def test_resume_with_same_global_batch(workers, two, four, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resume_with_same_local_batch(
-    workers, two, four, tmp_path
-):
+def test_resume_with_same_local_batch(workers, two, four, tmp_path):
     """Resume with another number of ranks and their own batch goes on from the trained mix."""
     same = {"loaded": {"num_workers": workers}, "max_epochs": 2}
     before = two(keep=tmp_path, **same)

@@ -1,6 +1,7 @@
 """Law 5: a run that is cut after any batch and resumed in a new process is the uninterrupted one, bit for bit.
 
-``python tests/resume_runs.py`` prints how many resumed runs of each scenario are exact.
+``python tests/e2e/resume_runs.py`` prints how many resumed runs of each scenario are exact. A quick resume test stands
+in ``tests/integration/test_checkpoints.py``.
 """
 
 import io
@@ -10,6 +11,8 @@ import pytest
 import torch
 from lightning_helpers import BATCH, Indexed, Weighted, fit, in_any_order, loader, movement, trainer
 from resume_runs import COUNTS, SCENARIOS, Job, bits, in_new_processes, resume_everywhere, steering
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
@@ -90,10 +93,10 @@ def size(state):
 
 def test_checkpoint_size(tmp_path):
     """Checkpoint is as small for many samples as for few."""
-    few, many = (entry(cut(tmp_path, Indexed(tuple(n * k for n in (700, 200, 70, 30))))) for k in (1, 20))
-    assert many["sampler"]["data"]["number of samples"] == 20_000
-    assert len(many["sampler"]["controller"]["in_flight"]) == 4
-    assert abs(size(many) - size(few)) <= 64  # larger numbers, and the file's own rounding
+    small, large = (entry(cut(tmp_path, Indexed(tuple(n * k for n in (700, 200, 70, 30))))) for k in (1, 20))
+    assert large["sampler"]["data"]["number of samples"] == 20_000
+    assert len(large["sampler"]["controller"]["in_flight"]) == 4
+    assert abs(size(large) - size(small)) <= 64  # larger numbers, and the file's own rounding
 
 
 def test_checkpoint_holds_no_items(tmp_path):
@@ -143,6 +146,7 @@ ELSEWHERE = {
 @pytest.mark.parametrize(("counts", "of_loader", "settings", "match"), ELSEWHERE.values(), ids=ELSEWHERE)
 def test_foreign_checkpoint_is_refused(tmp_path, counts, of_loader, settings, match):
     """Checkpoint of another run is refused and nothing of it stays."""
+
     def data():
         return loader(Indexed(counts), **of_loader)
 

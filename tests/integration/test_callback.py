@@ -71,7 +71,7 @@ def test_workers_end_with_fit(persistent):
     fitted = fit(Weighted(), loader(num_workers=2, persistent_workers=persistent), moving(), limit_train_batches=5)
     del fitted
     for process in set(multiprocessing.active_children()) - before:
-        process.join(5)
+        process.join(60)
     assert set(multiprocessing.active_children()) <= before
 
 
@@ -98,6 +98,34 @@ def test_second_fit_with_overfit_batches():
     fit(Weighted(), loader(), fair, limit_train_batches=2)
     fit(module, loader(), fair, overfit_batches=2)
     assert [step.weights.tolist() for step in module.steps] == [[1.0] * BATCH] * 2
+
+
+@pytest.mark.parametrize("kind", [Plain, Weighted])
+def test_state_is_readable_after_fit(kind, tmp_path):
+    """After a fit the sampler and the statistics can be read, and a checkpoint can be saved and resumed from."""
+    module, fair = kind(), moving(lambda2=0.0)
+    assert (fair.sampler, fair.controller, fair.largest_weight) == (None, None, 0.0)
+    fitted = fit(module, loader(), fair)
+    assert fair.sampler.trained.sum() == BATCHES * BATCH
+    assert fair.controller.draws == BATCHES
+    assert fair.controller.in_flight == ()
+    assert fair.largest_weight == pytest.approx(max(step.weights.max() for step in module.steps), rel=1e-5)
+    assert 0 < fair.effective_sample_size <= BATCH
+    fitted.save_checkpoint(tmp_path / "after.ckpt")
+    resumed = kind(), moving(lambda2=0.0)
+    fit(resumed[0], loader(), resumed[1], ckpt=tmp_path / "after.ckpt", max_epochs=2)
+    assert len(resumed[0].steps) == BATCHES
+    assert resumed[1].controller.draws == 2 * BATCHES
+    assert fair.controller.draws == BATCHES
+
+
+def test_callback_has_few_attributes():
+    """The state of a fit is in one object, so the callback itself has few attributes, before a fit and after."""
+    fair = moving()
+    before = set(vars(fair))
+    fit(Weighted(), loader(), fair, limit_train_batches=2)
+    assert set(vars(fair)) - {"log", "log_dict"} == before  # Lightning adds these two to every callback
+    assert len(before) <= 15
 
 
 def test_copies_before_fit():

@@ -1,6 +1,65 @@
+import dataclasses
+import inspect
+
 import pytest
 
-from lightning_fair import FairSampling, schedules
+from lightning_fair import FairSampling, FairStream, FeedbackController, schedules
+from lightning_fair.integration.settings import FairSettings
+
+
+def test_arguments_are_the_settings():
+    """The signature of the callback and the fields of its settings have the same names and defaults."""
+    arguments = list(inspect.signature(FairSampling).parameters.values())
+    fields = dataclasses.fields(FairSettings)
+    assert [(a.name, a.default) for a in arguments] == [(f.name, f.default) for f in fields]
+    assert len(arguments) == 19
+
+
+def test_settings_are_frozen():
+    """A setting cannot be changed after it was checked."""
+    fair = FairSampling(alpha=2.0, class_names=["cat", 1])
+    assert (fair.settings.alpha, fair.settings.class_names) == (2.0, ["cat", "1"])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        fair.settings.alpha = 4.0
+
+
+def test_no_objects_are_made_to_check(monkeypatch):
+    """Settings are checked without a controller."""
+
+    def fail(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(FeedbackController, "__init__", fail)
+    FairSampling(alpha=4.0, target_probs=[0.9, 0.1], lambda2=0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_default"),
+    [({}, True), ({"max_weight": 5.0}, True), ({"alpha": 4.0}, False), ({"target_probs": [0.5, 0.5]}, False)],
+    ids=str,
+)
+def test_default_law(settings, is_default):
+    """The law is the default one if neither its settings nor the target differ."""
+    assert FairSettings(**settings).has_default_law is is_default
+
+
+def test_class_names():
+    """Names come from the settings, or else from the data set, or else they are the class numbers."""
+
+    class Data:
+        classes = ("cat", "dog")
+
+    assert FairSettings(class_names=["a", "b"]).names_for(2, Data()) == ["a", "b"]
+    assert FairSettings().names_for(2, Data()) == ["cat", "dog"]
+    assert FairSettings().names_for(3, Data()) == ["0", "1", "2"]
+
+
+def test_controller_of_stream():
+    """The classes of a stream are counted by the settings, or by the names that the source has."""
+    source = [(0.0, 0)] * 8
+    assert FairSettings(num_classes=3).make_controller(FairStream(source, batch_size=4)).num_classes == 3
+    with pytest.raises(ValueError, match="does not show how many classes"):
+        FairSettings().make_controller(FairStream(source, batch_size=4))
 
 
 @pytest.mark.parametrize(

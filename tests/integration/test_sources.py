@@ -17,7 +17,7 @@ from lightning_helpers import (
 )
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from lightning_fair import FairDataModule, FairSampling
+from lightning_fair import FairDataModule, FairSampling, FairStream, FeedbackController
 
 
 class OwnLoader(Weighted):
@@ -220,6 +220,13 @@ def test_seed_everything_sets_draws(monkeypatch):
         return [step.indices for step in module.steps]
 
     assert indices(1) == indices(1) != indices(2)
+
+
+def test_stream_has_no_prior():
+    """A stream has no prior to weight for, even if it brings its controller."""
+    stream = FairStream([(torch.zeros(4), 0)] * 8, FeedbackController(2), batch_size=4)
+    with pytest.raises(ValueError, match="a stream has no prior"):
+        fit(Weighted(), DataLoader(stream, batch_size=4), FairSampling(reference="prior"))
 
 
 def test_steps_per_epoch():
