@@ -168,8 +168,8 @@ class FairSettings:
 
     def _make_controller(self, num_classes: int, class_counts: ArrayLike | None = None) -> FeedbackController:
         self._check_names(num_classes)
-        law = {name: getattr(self, name) for name in _LAW}
-        return FeedbackController(num_classes, self.target_probs, class_counts=class_counts, **law)
+        settings = {name: getattr(self, name) for name in _LAW}
+        return FeedbackController(num_classes, self.target_probs, class_counts=class_counts, **settings)
 
     @property
     def _known_num_classes(self) -> int | None:

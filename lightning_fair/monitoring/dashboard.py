@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
@@ -33,21 +34,13 @@ _NUM_FURTHEST = 10
 
 @dataclass(frozen=True)
 class BatchWeights:
-    """Statistics of the importance weights of one batch, over all ranks; for a stream, of this rank's batch.
+    """Statistics of the importance weights of one batch, over all ranks; for a stream, of this rank's batch."""
 
-    Attributes:
-        size: Samples of the batch.
-        mean: Mean weight.
-        largest: Largest weight.
-        effective_sample_size: Number of equally weighted samples that give an equally noisy mean.
-        per_class: Weight and samples of each class, each of shape ``(K,)``; None if all weights are one.
-    """
-
-    size: int
+    size: int  # samples of the batch
     mean: float = 1.0
     largest: float = 1.0
     effective_sample_size: float = 1.0
-    per_class: tuple[Floats, NDArray[Any]] | None = None
+    per_class: tuple[Floats, NDArray[Any]] | None = None  # weights and counts, shape (K,); None if all weights are one
 
     @classmethod
     def of(cls, weights: Floats, counts: NDArray[Any], *, normalize: bool) -> BatchWeights:
@@ -122,16 +115,10 @@ def scalars(
 
 
 def target_band(controller: FeedbackController, batch_size: int) -> tuple[Floats, Floats]:
-    """Return the band of one standard deviation of a trained mix whose batches are drawn independently at the target.
+    """Return lower and upper end of the band of each class, each of shape ``(K,)``, in [0, 1].
 
-    The deviation is ``sqrt(q (1 - q) / (B (2 horizon - 1)))``, because the mix is an exponentially weighted average.
-
-    Args:
-        controller: The controller.
-        batch_size: Samples of a batch over all ranks, ``B``.
-
-    Returns:
-        Lower and upper end for each class, each of shape ``(K,)``, in [0, 1].
+    The half width is the standard deviation of a trained mix whose batches, of ``B`` samples over all ranks, are drawn
+    independently at the target: ``sqrt(q (1 - q) / (B (2 horizon - 1)))``.
     """
     q = controller.q
     deviation = np.sqrt(q * (1.0 - q) / (batch_size * (2.0 * controller.horizon - 1.0)))
@@ -147,9 +134,8 @@ def over_target(controller: FeedbackController) -> Floats:
 
 def _furthest_classes(relative: Floats) -> Ints:
     """Return up to ten classes with a target, those furthest from it first."""
-    off = np.abs(relative - 1.0)
-    num_targets = int((~np.isnan(off)).sum())
-    return np.argsort(np.where(np.isnan(off), -1.0, off))[::-1][: min(_NUM_FURTHEST, num_targets)]
+    num_targets = int((~np.isnan(relative)).sum())
+    return np.argsort(-np.abs(relative - 1.0))[: min(_NUM_FURTHEST, num_targets)]  # NaN comes last
 
 
 def furthest_table(source: DrawSource, class_names: Sequence[str]) -> str:
@@ -169,10 +155,10 @@ def find_recalls(metrics: Mapping[str, Any], class_names: Sequence[str], stage: 
     """Return the recall of each class among the logged metrics, shape ``(K,)``; None if a class has none.
 
     Args:
-        metrics: Metrics by name. A recall has a name that ends with "recall" and a class's name or number, such as
+        metrics: Metrics by name. The name of a recall ends with "recall" and a class's name or number, for example
             ``test/recall/cat`` or ``multiclassrecall_0`` (torchmetrics' ``ClasswiseWrapper``).
         class_names: Name of each class.
-        stage: Preferred beginning of the names, such as ``"val"``. Names that begin with "train" are left out.
+        stage: Preferred beginning of the names, for example ``"val"``. Names that begin with "train" are left out.
 
     Example:
         >>> find_recalls({"val/loss": 0.3, "val/recall/cat": 0.9, "val/recall/dog": 0.5}, ["cat", "dog"], "val")
@@ -188,9 +174,6 @@ def find_recalls(metrics: Mapping[str, Any], class_names: Sequence[str], stage: 
     return None
 
 
-# -- a run -------------------------------------------------------------------------------------------------
-
-
 class Board(NamedTuple):
     """A TensorBoard logger, and the prefix that it puts before every tag."""
 
@@ -199,23 +182,14 @@ class Board(NamedTuple):
 
 
 class LogContext(NamedTuple):
-    """A moment of a training, as far as a dashboard shows it.
-
-    Attributes:
-        source: The sampler or stream tracker.
-        class_names: Name of each class.
-        weighted: Whether the loss has importance weights.
-        step: Optimizer steps so far.
-        loggers: The Trainer's loggers.
-        boards: The TensorBoard loggers that this process writes to: none unless it is the first rank.
-    """
+    """A moment of a training, as far as a dashboard shows it."""
 
     source: DrawSource
     class_names: Sequence[str]
-    weighted: bool
-    step: int
+    weighted: bool  # whether the loss has importance weights
+    step: int  # optimizer steps so far
     loggers: Sequence[Logger]
-    boards: Sequence[Board]
+    boards: Sequence[Board]  # the TensorBoard loggers that this process writes to: none unless it is the first rank
 
 
 class Dashboard:
@@ -264,7 +238,7 @@ class Dashboard:
         source, names = context.source, context.class_names
         recall = find_recalls(metrics, names, stage[:3]) if context.boards else None
         if recall is not None:
-            plot = lambda: plots.plot_recall(recall, source.class_counts, names, stage)  # noqa: E731
+            plot = partial(plots.plot_recall, recall, source.class_counts, names, stage)
             self._add_figure(context, f"fair/recall/{stage}", plot)
 
     def _plot_mix(self, context: LogContext) -> None:
@@ -272,7 +246,7 @@ class Dashboard:
         if history is None or not history.steps.size or context.step == self._last_plot:
             return
         self._last_plot = context.step
-        plot = lambda: plots.plot_mix(history.steps, history.rows, source.class_counts, names)  # noqa: E731
+        plot = partial(plots.plot_mix, history.steps, history.rows, source.class_counts, names)
         self._add_figure(context, "fair/mix", plot)
         if len(names) > MAX_NAMED_CLASSES:
             for logger, prefix in context.boards:

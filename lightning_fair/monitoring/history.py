@@ -19,9 +19,6 @@ class DownsampledHistory:
         width: Numbers in a row, at least 1.
         max_rows: Largest number of rows, even. None: 256, or fewer if a row has more than 15,000 numbers.
 
-    Attributes:
-        width: Numbers in a row.
-
     Example:
         >>> history = DownsampledHistory(width=1, max_rows=4)
         >>> for step in range(9):

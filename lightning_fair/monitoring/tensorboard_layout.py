@@ -33,7 +33,7 @@ def make_charts(class_names: Sequence[str], targets: Sequence[Floats], *, weight
 
     Args:
         class_names: Name of each class.
-        targets: First and last target class mix, each of shape ``(K,)``.
+        targets: First and last target, each of shape ``(K,)``.
         weighted: Whether the loss has importance weights, so that the losses of the classes are known.
         arriving: Whether the class mix that is read from a stream is logged.
     """
@@ -100,14 +100,8 @@ def _quantiles(group: str, low: str, high: str) -> tuple[str, str, str]:
 
 
 def make_layout(charts: Mapping[str, Sequence[Lines | Bands]], prefix: str = "") -> Any:
-    """Return the summary that tells TensorBoard of the charts.
-
-    ``SummaryWriter.add_custom_scalars`` cannot write it: it takes one band per chart only.
-
-    Args:
-        charts: The charts, by category.
-        prefix: Prefix that the logger puts before every tag.
-    """
+    """Return the summary that lists the charts, with the prefix that the logger puts before every tag."""
+    # `SummaryWriter.add_custom_scalars` takes only one band per chart.
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.compat.proto.tensor_pb2 import TensorProto
     from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
