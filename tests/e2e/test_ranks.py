@@ -61,7 +61,7 @@ def as_sets(steps: list[list[int]]) -> list[list[int]]:
 
 
 def assert_agree(runs: list[Run]) -> None:
-    """All that steers the draws is the same on every rank, bit for bit, after every step."""
+    """Check that the state of the draws is the same on every rank, bit for bit, after every step."""
     assert runs[0].states
     for run in runs[1:]:
         assert run.serials == runs[0].serials
@@ -116,7 +116,7 @@ def test_ranks_share_one_batch(number, alone, request):
 
     weights = np.mean([[step.weights.mean() for step in run.steps] for run in runs], axis=0)
     assert np.allclose(weights, [step.weights.mean() for step in alone.steps], rtol=1e-6)
-    # So the model is the same but for rounding.
+    # So the model is the same up to rounding.
     for run in runs:
         assert run.params == runs[0].params
         assert np.allclose(*(np.frombuffer(r.params[-1], np.float32) for r in (run, alone)), atol=1e-5)
@@ -133,10 +133,10 @@ def test_ranks_have_same_state(mixin, two):
         assert_agree(runs)
         assert_no_item_twice(runs)
     assert np.ptp(without_workers[0].probs, axis=0).max() > 0.05
-    # Neither do workers change the batches.
+    # The number of workers does not change the batches.
     assert [run.indices for run in with_workers] == [run.indices for run in without_workers]
 
-    # One small sum a step.
+    # One small sum per step.
     size = 3 * (K + 1) if mixin else K
     assert all(sums == [size] for run in without_workers + with_workers for sums in run.all_reduces)
 
@@ -145,14 +145,14 @@ def test_losses_of_all_ranks(two):
     """Losses of all ranks are fed back."""
     runs = two(fair=moving(feedback_delay=1))
     alone = train(fair=moving(feedback_delay=1), loaded={"batch_size": BATCH})
-    # But for rounding it is what one process feeds back.
+    # Up to rounding, the losses are those of one process.
     losses = [run.states[4]["controller"]["ema_loss"][2] for run in (runs[0], alone)]
     assert np.allclose(*(np.frombuffer(each) for each in losses), rtol=1e-5)
     assert np.allclose(runs[0].probs[:10], alone.probs[:10], atol=1e-4)
 
 
 def test_ranks_with_own_seeds(two):
-    """Ranks with seeds of their own draw the same all the same."""
+    """Ranks with different global seeds make the same draws."""
     runs = two(train_with_own_seed, fair=FairSampling(target_probs=TARGET))
     assert_agree(runs)
     assert_no_item_twice(runs)
@@ -175,7 +175,7 @@ def test_ranks_with_own_seeds(two):
     ids=str,
 )
 def test_epoch_length(settings, expected, two):
-    """Epoch goes over the data once with all ranks."""
+    """All ranks together go over the data once per epoch."""
     runs = two(max_epochs=2, **settings)
     assert [run.epochs for run in runs] == [[expected] * 2] * 2
     assert_agree(runs)
@@ -213,20 +213,20 @@ def lengths_and_warnings(runs: list[dict]) -> tuple[set, set]:
     ],
 )
 def test_every_sampler_works(kind, steps, warns, two):
-    """No setting of the trainer has to be remembered."""
+    """Every kind of sampler works without a special setting of the Trainer."""
     assert lengths_and_warnings(two(train_with_sampler, kind=kind)) == ({(steps,)}, {warns})
 
 
 @pytest.mark.parametrize("kind", ["SubsetRandomSampler", "own batch sampler of a part"])
 def test_subset_samplers_are_refused(kind, two):
-    """Sampler of a part of the data is refused on ranks too."""
+    """A sampler of a part of the data is refused on all ranks."""
     for by_case in two(train_with_sampler, kind=kind):
         for run in by_case.values():
             assert "part of its data set with SubsetRandomSampler" in (run.failure or f"trained {run.epochs}")
 
 
 def test_unsplittable_batch_sampler(two):
-    """Batch sampler that Lightning cannot split names the setting."""
+    """The error for a batch sampler that Lightning cannot split names the setting."""
     for by_case in two(train_with_sampler, kind="no BatchSampler"):
         for (_, injection), run in by_case.items():
             if injection:  # Lightning's own error, before the loader comes to us
@@ -244,7 +244,7 @@ def checkpoints(folder) -> list:
 
 
 def cut(checkpoint) -> int:
-    """Steps that were trained before a checkpoint of `SMALL`, 7 an epoch."""
+    """Return the steps before a checkpoint of ``SMALL``, which has 7 per epoch."""
     name = checkpoint.stem
     return int(name.removeprefix("step")) if name.startswith("step") else 7 * (1 + int(name.removeprefix("epoch")))
 
@@ -287,10 +287,10 @@ def test_resume_with_same_global_batch(workers, two, four, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resume_with_same_local_batch(workers, two, four, tmp_path):
-    """Resume with another number of ranks and their own batch goes on from the trained mix."""
+    """Resume with another number of ranks and the same local batch continues from the trained mix."""
     same = {"loaded": {"num_workers": workers}, "max_epochs": 2}
     before = two(keep=tmp_path, **same)
-    # Four ranks have 11 batches an epoch: step 15 lies behind its end.
+    # Four ranks have 11 batches per epoch, so step 15 is after its end.
     saved = [tmp_path / f"{name}.ckpt" for name in ("step10", "step15", "epoch0", "step23")]
     trained = [10, 15, EPOCH, 23]
     on_four = zip(*four(resume, checkpoints=saved, **same), strict=True)
@@ -312,7 +312,7 @@ def test_resume_with_same_local_batch(workers, two, four, tmp_path):
 @pytest.mark.parametrize("mixin", [True, False], ids=["with the mixin", "without"])
 @pytest.mark.parametrize("droppers", [(1,), (0, 1)], ids=["one rank drops", "ranks drop different ones"])
 def test_uneven_batches(mixin, droppers, two):
-    """Uneven batches end and count as the batches that were trained on."""
+    """Uneven batches do not block, and count as trained on."""
     runs = two(fair=moving(feedback_delay=1), mixin=mixin, loaded={"collate_fn": Drop(droppers)}, max_epochs=2)
     sizes = [[len(step) for step in run.indices] for run in runs]
     assert sizes[0] != sizes[1]
@@ -324,14 +324,14 @@ def test_uneven_batches(mixin, droppers, two):
 
 
 def test_uneven_batches_of_workers(two):
-    """Uneven batches of workers keep every rank the same."""
+    """Uneven batches from workers leave the same state on every rank."""
     runs = two(fair=moving(feedback_delay=5), loaded={"collate_fn": Drop((1,)), "num_workers": 2}, max_epochs=2)
     assert [run.epochs for run in runs] == [[EPOCH, EPOCH]] * 2
     assert_agree(runs)
 
 
 def test_none_batch_on_all_ranks(two):
-    """Batch that is none on all ranks is skipped."""
+    """A batch that is None on all ranks is skipped."""
     runs = two(loaded={"collate_fn": NoneNowAndThen((0, 1))}, fair=FairSampling(**QUIET, feedback_delay=1))
     assert [run.epochs for run in runs] == [[EPOCH]] * 2
     assert runs[0].states == runs[1].states
@@ -343,7 +343,7 @@ def test_none_batch_on_all_ranks(two):
 
 
 def test_every_way_to_install(two):
-    """Every way to install trains the same."""
+    """Every way to install the callback trains the same."""
     callback, *others = (two(install=install) for install in ("callback", "datamodule", "mixin"))
     assert_agree(callback)
     for runs in others:
@@ -369,7 +369,7 @@ def test_every_way_to_launch(strategies, two, tmp_path):
 
 # The last test, for after it the processes have to be started again.
 def test_none_batch_on_one_rank(two):
-    """The other ranks wait for its gradients. So there is nothing for us to hold; and what hangs here is ended."""
+    """The other ranks wait for its gradients without the plugin too. The test ends the processes that hang."""
     with pytest.raises(RanksError):
         two(train_without_us, collate_fn=NoneNowAndThen((1,)), patience=8)
     assert two.processes == []

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
     "name", [pytest.param(name, marks=in_any_order if kind.any_order else ()) for name, kind in SCENARIOS.items()]
 )
 def test_resume_after_any_cut(tmp_path, name):
-    """Run that is cut anywhere continues as the uninterrupted one."""
+    """A run that is cut after any batch continues as the uninterrupted one."""
     scenario = SCENARIOS[name]
     if scenario.needs:
         pytest.importorskip(scenario.needs)
@@ -39,14 +39,14 @@ def test_resume_after_any_cut(tmp_path, name):
     ],
 )
 def test_comparison_detects_faults(tmp_path, fault, name, finds):
-    """Comparison finds a resume that is not exact."""
+    """The comparison detects a resume that is not exact."""
     resumed = resume_everywhere(name, tmp_path, fault, only=(3, 8))
     assert len(resumed) == 2
     assert all(finds in each.differences for each in resumed)
 
 
 def test_runs_have_something_to_restore(tmp_path):
-    """Class mix moves and samples come again so that there is something to restore."""
+    """The class mix moves and samples repeat, so that there is something to restore."""
     (whole,) = in_new_processes([Job("every step", tmp_path)])
     assert movement(whole.draws) > 0.1
     assert np.bincount(np.concatenate([step.indices for step in whole.steps])).max() > 1
@@ -55,7 +55,7 @@ def test_runs_have_something_to_restore(tmp_path):
 
 @in_any_order
 def test_batches_overtake_each_other(tmp_path):
-    """Else that scenario would show nothing."""
+    """Batches overtake each other if their order is free; else the scenario would test nothing."""
     (whole,) = in_new_processes([Job("any order, 2 workers", tmp_path)])
     assert whole.serials != sorted(whole.serials)
     states = [torch.load(path, weights_only=True)["callbacks"]["FairSampling"] for path in tmp_path.glob("*.ckpt")]
@@ -92,7 +92,7 @@ def size(state):
 
 
 def test_checkpoint_size(tmp_path):
-    """Checkpoint is as small for many samples as for few."""
+    """A checkpoint has the same size for any number of samples."""
     small, large = (entry(cut(tmp_path, Indexed(tuple(n * k for n in (700, 200, 70, 30))))) for k in (1, 20))
     assert large["sampler"]["data"]["number of samples"] == 20_000
     assert len(large["sampler"]["controller"]["in_flight"]) == 4
@@ -100,17 +100,17 @@ def test_checkpoint_size(tmp_path):
 
 
 def test_checkpoint_holds_no_items(tmp_path):
-    """Checkpoint holds tensors and plain python and no list of items."""
+    """A checkpoint holds tensors and plain Python objects, and no list of items."""
     state = entry(cut(tmp_path))
     for leaf in leaves(state):
         assert isinstance(leaf, torch.Tensor) or type(leaf) in (bool, int, float, str, type(None))
-        # One number a class; or samples that a batch passed over at the end of a class, fewer than the batch.
+        # One number per class, or fewer samples than a batch has.
         assert not isinstance(leaf, torch.Tensor) or leaf.numel() <= max(len(COUNTS), BATCH - 1)
 
 
 @pytest.mark.parametrize("part", ["sampler", "controller"])
 def test_checkpoint_version(tmp_path, part):
-    """Checkpoint says its version and no other is read."""
+    """A checkpoint has a version, and no other version is read."""
     path = cut(tmp_path)
     checkpoint = torch.load(path, weights_only=True)
     sampler = checkpoint["callbacks"]["FairSampling"]["sampler"]
@@ -145,7 +145,7 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize(("counts", "of_loader", "settings", "match"), ELSEWHERE.values(), ids=ELSEWHERE)
 def test_foreign_checkpoint_is_refused(tmp_path, counts, of_loader, settings, match):
-    """Checkpoint of another run is refused and nothing of it stays."""
+    """The checkpoint of another run is refused, and nothing of it stays."""
 
     def data():
         return loader(Indexed(counts), **of_loader)
@@ -171,7 +171,7 @@ def test_foreign_checkpoint_is_refused(tmp_path, counts, of_loader, settings, ma
     ids=["more samples", "another order"],
 )
 def test_refused_checkpoint_changes_nothing(tmp_path, labels, match):
-    """Refused checkpoint leaves a sampler as it was."""
+    """A refused checkpoint does not change the sampler."""
     state = entry(cut(tmp_path))["sampler"]
     sampler = steering().settings.make_sampler(labels, BATCH)
     before = bits(sampler.capture())

@@ -1,4 +1,4 @@
-"""Nothing of a training step may make a GPU wait for the host: it would stand still meanwhile."""
+"""No part of a training step may make a GPU wait for the host."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Waits(TorchDispatchMode):
 
 
 class Begin(L.Callback):
-    """The first of the callbacks: does something at the start of each step once training runs."""
+    """The first callback: calls a function at the start of each step, after the first steps."""
 
     def __init__(self, do) -> None:
         self.do = do
@@ -80,7 +80,7 @@ class Begin(L.Callback):
 
 
 class End(Begin):
-    """The last of them: does something at the end of each of these steps."""
+    """The last callback: calls a function at the end of each of these steps."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         pass
@@ -105,7 +105,7 @@ def fit(model, *callbacks, **settings):
 
 
 def waits_of(model, *callbacks):
-    """Return what waits between the start and the end of the steps: there, on a GPU, numbers lie on it."""
+    """Return the waiting operations between the start and the end of the steps."""
     waits = Waits()
     fit(model, Begin(waits.__enter__), *callbacks, End(lambda: waits.__exit__(None, None, None)), accelerator="cpu")
     return waits.seen

@@ -23,7 +23,7 @@ from lightning_fair import schedules
 
 
 def test_fast_dev_run():
-    """Fast dev run runs one fair batch."""
+    """``fast_dev_run`` trains on one fair batch."""
     module, fair = Weighted(), moving()
     fit(module, loader(), fair, fast_dev_run=True)
     assert len(module.steps) == 1
@@ -76,7 +76,7 @@ def test_workers_end_with_fit(persistent):
 
 
 def test_fit_after_exception():
-    """A fit after an exception is a whole one."""
+    """A fit after an exception is complete."""
     fair, module = moving(), Weighted()
     with pytest.raises(RuntimeError, match="out of luck"):
         fit(Breaks(), loader(), fair)
@@ -85,7 +85,7 @@ def test_fit_after_exception():
 
 
 def test_second_fit_with_other_batch_size():
-    """A second fit with another batch size has that batch size."""
+    """A second fit with another batch size uses that batch size."""
     fair, module = moving(), Weighted()
     fit(Weighted(), loader(), fair, limit_train_batches=2)
     fit(module, loader(batch_size=16), fair)
@@ -93,7 +93,7 @@ def test_second_fit_with_other_batch_size():
 
 
 def test_second_fit_with_overfit_batches():
-    """A second fit with overfit batches is left alone."""
+    """A second fit with ``overfit_batches`` is not changed."""
     fair, module = moving(), Weighted()
     fit(Weighted(), loader(), fair, limit_train_batches=2)
     fit(module, loader(), fair, overfit_batches=2)
@@ -129,21 +129,21 @@ def test_callback_has_few_attributes():
 
 
 def test_copies_before_fit():
-    """Callback is pickled and copied before a fit."""
+    """The callback can be pickled and copied before a fit."""
     fair = moving(alpha=schedules.Linear(0.0, 8.0, 5), labels=[0, 1])
     assert pickle.loads(pickle.dumps(fair)).settings.target_probs == TARGET
     assert copy.deepcopy(fair).settings.labels == [0, 1]
 
 
 def test_deepcopy_after_fit():
-    """Callback is copied after a fit."""
+    """The callback can be copied after a fit."""
     fair = moving()
     fit(Weighted(), loader(), fair, limit_train_batches=2)
     assert copy.deepcopy(fair).sampler.trained.sum() == 2 * BATCH
 
 
 def test_pickle_after_fit():
-    """Callback is pickled after a fit."""
+    """The callback can be pickled after a fit."""
     fair = moving()
     fit(Weighted(), loader(), fair, limit_train_batches=2)
     assert pickle.loads(pickle.dumps(fair)).sampler.trained.sum() == 2 * BATCH
@@ -151,7 +151,7 @@ def test_pickle_after_fit():
 
 @pytest.mark.parametrize("kind", [Plain, Weighted])
 def test_overfit_batches_warn_once(kind):
-    """Overfit batches are left alone with one warning."""
+    """``overfit_batches`` gives one warning, and the batches stay Lightning's."""
     module, fair = kind(), moving()
     with warnings_about("overfit_batches") as warned:
         fit(module, loader(shuffle=False), fair, overfit_batches=2, max_epochs=2)
@@ -162,7 +162,7 @@ def test_overfit_batches_warn_once(kind):
 
 
 def test_module_without_mixin_warns_once():
-    """Module without the mixin trains, with one warning."""
+    """A module without the mixin trains, with one warning."""
     module, fair = Plain(), moving(lambda2=0.0)
     with warnings_about("ImportanceWeightedMixin") as warned:
         fit(module, loader(), fair, max_epochs=2)
@@ -188,7 +188,7 @@ def test_two_callbacks_are_refused(later):
 
 
 def test_other_trainer_starts_anew():
-    """Callback of another trainer starts anew."""
+    """The callback starts anew with another Trainer."""
     fair = moving()
     first, second = trainer(fair, max_epochs=1), trainer(fair, max_epochs=1)
     for fitted in (first, second):
@@ -199,7 +199,7 @@ def test_other_trainer_starts_anew():
 
 
 def test_copies_within_fit():
-    """Callback is copied within a fit."""
+    """The callback can be copied and pickled within a fit."""
 
     class Copies(L.Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
@@ -212,7 +212,7 @@ def test_copies_within_fit():
 
 
 def test_new_run_starts_anew():
-    """New run with the same callback starts anew."""
+    """A new run with the same callback starts anew."""
     fair = moving()
     runs = []
     for _ in range(2):

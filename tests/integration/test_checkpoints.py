@@ -40,7 +40,7 @@ def run(folder, workers, ckpt=None, kind=Weighted, settings=None, data=loader, *
 
 @pytest.mark.parametrize("workers", WORKERS)
 def test_resume_is_exact(tmp_path, workers):
-    """Run resumed at any batch continues as the uninterrupted one."""
+    """A run that is resumed at any batch continues as the uninterrupted one."""
     whole, fair, _ = run(tmp_path / "whole", workers)
     assert len(whole.steps) == 14
     for stop in (4, 6, 7, 8):
@@ -65,7 +65,7 @@ def test_resume_is_exact(tmp_path, workers):
     ids=["accumulate", "max_steps", "reload", "epoch end"],
 )
 def test_resume_with_other_trainer_settings(tmp_path, settings, of_trainer):
-    """Run resumes exactly under other ways to train."""
+    """Resume is exact with other settings of the Trainer."""
     whole, _, _ = run(tmp_path / "whole", 2, settings=settings, **of_trainer)
     per_step = of_trainer.get("accumulate_grad_batches", 1)
     saved = sorted((tmp_path / "whole").iterdir(), key=lambda path: int(path.stem.split("=")[1]))
@@ -84,7 +84,7 @@ def test_resume_with_other_batch_size(tmp_path):
 
 @pytest.mark.parametrize("workers", WORKERS)
 def test_resume_with_stateful_loader(tmp_path, workers):
-    """Run with a stateful loader resumes exactly."""
+    """Resume is exact with a stateful loader."""
     stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
 
     def data(**settings):
@@ -97,7 +97,7 @@ def test_resume_with_stateful_loader(tmp_path, workers):
 
 @pytest.mark.parametrize("workers", WORKERS)
 def test_checkpoint_holds_plain_values(tmp_path, workers):
-    """Checkpoint holds only tensors and plain python."""
+    """A checkpoint holds only tensors and plain Python objects."""
     _, fair, fitted = run(tmp_path, workers)
     fitted.save_checkpoint(tmp_path / "last.ckpt")
     for path in (tmp_path / "step=3.ckpt", tmp_path / "last.ckpt"):
@@ -119,7 +119,7 @@ def assert_plain(value):
 
 
 def test_lr_find_leaves_no_trace():
-    """Learning rate search leaves no trace in the state."""
+    """The learning rate finder leaves no trace in the state."""
     module, fair = Weighted(), moving()
     fitted = trainer(fair)
     Tuner(fitted).lr_find(module, loader(), num_training=10, update_attr=False)
@@ -133,7 +133,7 @@ def test_lr_find_leaves_no_trace():
     ("every", "settings"), [(7, {}), (4, {"accumulate_grad_batches": 2}), (5, {"limit_train_batches": 5})]
 )
 def test_resume_at_epoch_end(tmp_path, every, settings):
-    """Such a checkpoint is written before Lightning says that the epoch has ended."""
+    """A checkpoint of an epoch's last batch is written before ``on_train_epoch_end``."""
 
     def run(ckpt_path=None):
         saves = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=every, save_top_k=-1)
@@ -152,7 +152,7 @@ def test_resume_at_epoch_end(tmp_path, every, settings):
 
 
 class SavesFirst(L.Callback):
-    """Listed before the plugin, it saves at the end of a batch, before the plugin's own hook would run."""
+    """Saves a checkpoint at the end of a batch. It is listed before the plugin."""
 
     def __init__(self, path):
         self.path = path
@@ -164,7 +164,7 @@ class SavesFirst(L.Callback):
 
 @pytest.mark.parametrize("way", ["callback", "data module"])
 def test_checkpoint_by_earlier_callback(tmp_path, way):
-    """Checkpoint of a callback listed before has the batch reported."""
+    """A checkpoint that is saved by an earlier callback has the batch reported."""
 
     def run(ckpt=None):
         fair = moving(feedback_delay=5)

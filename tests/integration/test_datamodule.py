@@ -48,7 +48,7 @@ def test_training_is_fair_and_weighted(kind, workers):
 
 
 def test_trainers_callback_sets_settings():
-    """Settings are those of the Trainer's callback if the module has none."""
+    """The settings are those of the Trainer's callback if the data module has none."""
     data, fair = FairDataModule(KeysAndNames()), moving()
     fitted = fit(Weighted(), data, fair)
     assert [callback for callback in fitted.callbacks if isinstance(callback, FairSampling)] == [fair]
@@ -56,7 +56,7 @@ def test_trainers_callback_sets_settings():
 
 
 def test_callback_leaves_with_datamodule():
-    """Data module takes its callback along when another one is trained on."""
+    """The callback of a data module leaves the Trainer when another data module is trained on."""
     fitted, fair = trainer(max_epochs=1), moving(seed=3)
     fitted.fit(Plain(), datamodule=FairDataModule(KeysAndNames()))
     fitted.fit_loop.max_epochs = 2
@@ -68,7 +68,7 @@ def test_callback_leaves_with_datamodule():
 
 
 def test_two_callbacks_are_refused():
-    """Settings in both places are refused."""
+    """Two callbacks, in the Trainer and in the data module, are refused."""
     module = Weighted()
     with pytest.raises(ValueError, match=r"Both Trainer\(callbacks=\[...\]\) and FairDataModule\(fair=...\)"):
         fit(module, FairDataModule(KeysAndNames(), fair=moving()), moving())
@@ -76,14 +76,14 @@ def test_two_callbacks_are_refused():
 
 
 def test_shared_callback_is_one():
-    """Same settings in both places are one callback."""
+    """The same callback may be given in both places."""
     fair = moving()
     fitted = fit(Weighted(), FairDataModule(KeysAndNames(), fair=fair), fair)
     assert [callback for callback in fitted.callbacks if isinstance(callback, FairSampling)] == [fair]
 
 
 def test_second_fit_keeps_callback():
-    """Second fit has the same one callback."""
+    """A second fit has the same callback."""
     data, module = FairDataModule(KeysAndNames(), fair=moving()), Weighted()
     fitted = fit(module, data)
     fitted.fit_loop.max_epochs = 2
@@ -93,7 +93,7 @@ def test_second_fit_keeps_callback():
 
 
 def test_callback_precedes_checkpoint(tmp_path):
-    """Callback comes before those that save."""
+    """The callback comes before those that save checkpoints."""
     fitted = fit(
         Weighted(), FairDataModule(KeysAndNames()), ModelCheckpoint(tmp_path), enable_checkpointing=True, max_steps=1
     )
@@ -129,7 +129,7 @@ def test_strategy_is_clean_after_fit():
 
 
 class Hooked(KeysAndNames):
-    """Has all of the hooks that Lightning asks a data module for, and notes their calls."""
+    """Has all hooks of a data module, and records their calls."""
 
     def val_dataloader(self):
         return loader(self.data, shuffle=False)
@@ -175,7 +175,7 @@ class HookedModule(Weighted):
     [(KeysAndNames, "fit"), (Hooked, "fit"), (Hooked, "validate"), (Hooked, "test"), (Hooked, "predict")],
 )
 def test_hooks_are_called_as_without_plugin(kind, stage):
-    """Every hook is called just as without the plugin."""
+    """Every hook is called as without the plugin."""
 
     def calls(wrap):
         module, data, fitted = HookedModule(), kind(), trainer(num_sanity_val_steps=1, limit_train_batches=3)
@@ -187,13 +187,13 @@ def test_hooks_are_called_as_without_plugin(kind, stage):
 
 
 def test_missing_loader_raises():
-    """Missing loaders are as missing as without the plugin."""
+    """A missing loader raises as without the plugin."""
     with pytest.raises(Exception, match="test_dataloader"):
         trainer().test(HookedModule(), datamodule=FairDataModule(KeysAndNames()), verbose=False)
 
 
 def test_exception_hook_is_called():
-    """Hook for exceptions is called."""
+    """The hook for exceptions is called."""
 
     class Breaks(Weighted):
         def training_step(self, batch, batch_idx):
@@ -206,7 +206,7 @@ def test_exception_hook_is_called():
 
 
 def test_state_and_attributes_are_forwarded(tmp_path):
-    """State hyperparameters and attributes are the wrapped module's."""
+    """State, hyperparameters and attributes are the wrapped module's."""
     theirs = KeysAndNames(num_workers=0)
     theirs.prepare_data_per_node = False
     data = FairDataModule(theirs)
@@ -222,7 +222,7 @@ def test_state_and_attributes_are_forwarded(tmp_path):
 
 
 def test_checkpoint_holds_hyperparameters(tmp_path):
-    """Checkpoint holds the wrapped module's hyperparameters."""
+    """A checkpoint holds the wrapped module's hyperparameters."""
 
     def saved(data, name):
         fitted = fit(Weighted(), data, limit_train_batches=2)
@@ -244,7 +244,7 @@ def test_wrapped_module_is_untouched():
 
 @pytest.mark.parametrize("by", [copy.deepcopy, lambda data: pickle.loads(pickle.dumps(data))])
 def test_copies(by):
-    """It can be copied and pickled."""
+    """The data module can be copied and pickled."""
     data = by(FairDataModule(KeysAndNames(), fair=moving()))
     assert data.num_classes == 4
     assert data.fair.settings.target_probs == TARGET
@@ -271,7 +271,7 @@ def test_several_loaders_are_refused():
 
 @pytest.mark.parametrize("kind", ["data module", "data set"])
 def test_loader_without_trainer_is_fair(kind):
-    """Loader is fair without a trainer."""
+    """The training loader is fair without a Trainer."""
     if kind == "data module":
         data = FairDataModule(KeysAndNames(), fair=moving(lambda2=0.0))
         data.prepare_data()
@@ -293,7 +293,7 @@ def test_loader_without_trainer_is_fair(kind):
 
 @pytest.mark.parametrize("labels", [Indexed().targets.tolist(), "scan"])
 def test_labels_without_trainer(labels):
-    """Labels given in the settings are used without a trainer."""
+    """Labels in the settings are used without a Trainer."""
 
     class Bare(torch.utils.data.Dataset):
         def __len__(self):
@@ -308,7 +308,7 @@ def test_labels_without_trainer(labels):
 
 
 def test_bad_labels_without_trainer():
-    """Labels that do not suit the data are refused without a trainer."""
+    """Labels that do not fit the data are refused without a Trainer."""
     data = FairDataModule(Indexed(), fair=FairSampling(labels=[0, 1, 2, 3]), batch_size=BATCH)
     with pytest.raises(ValueError, match="one per sample: got 4 for 160"):
         data.train_dataloader()
@@ -318,7 +318,7 @@ def test_bad_labels_without_trainer():
 
 
 def test_loader_arguments_reach_loaders():
-    """Loader arguments reach the loaders and validation is in order."""
+    """Loader arguments reach all loaders, and validation is in order."""
 
     def collate(samples):
         return default_collate(samples)
@@ -333,7 +333,7 @@ def test_loader_arguments_reach_loaders():
 
 
 def test_trainer_runs_available_loops():
-    """Trainer runs the loops there is data for."""
+    """The Trainer runs the loops that have data."""
 
     class Watching(Plain):
         seen = 0
@@ -354,7 +354,7 @@ def test_trainer_runs_available_loops():
 
 @pytest.mark.parametrize("settings", [{"shuffle": True}, {"drop_last": True}, {"drop_last": False}])
 def test_shuffle_and_drop_last_are_harmless(settings):
-    """Arguments that the sampler handles do no harm."""
+    """``shuffle`` and ``drop_last`` do no harm."""
     val = Indexed((10, 10, 10, 3))
     data = FairDataModule(Indexed(), batch_size=BATCH, val=val, **settings)
     assert sum(len(batch[1]) for batch in data.train_dataloader()) == 160
@@ -386,6 +386,6 @@ def test_wrong_arguments_are_refused(arguments, settings, error, match):
 
 
 def test_empty_data_set_is_refused():
-    """Empty data set is refused in the same words."""
+    """An empty data set is refused with the usual message."""
     with pytest.raises(ValueError, match="The data set is empty"):
         fit(Weighted(), FairDataModule(Indexed((0, 0)), batch_size=BATCH))

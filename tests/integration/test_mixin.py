@@ -37,7 +37,7 @@ def fair_callbacks(fitted):
 
 
 def test_mixin_installs_callback():
-    """Mixin alone installs one callback."""
+    """The mixin installs one callback if there is none."""
     module = Weighted()
     fitted = fit(module, loader())
     (fair,) = fair_callbacks(fitted)
@@ -49,7 +49,7 @@ def test_mixin_installs_callback():
 
 
 def test_mixin_installs_given_callback():
-    """Mixin installs the callback it is given."""
+    """The mixin installs the given callback."""
 
     class Own(Weighted):
         fair_sampling = moving()
@@ -61,7 +61,7 @@ def test_mixin_installs_given_callback():
 
 
 def test_mixin_without_fair_sampling():
-    """Mixin that is set not to installs none and the loss is the mean."""
+    """With ``fair_sampling=False`` the mixin installs no callback, and the loss is the mean."""
     module = Weighted()
     module.fair_sampling = False
     fitted = fit(module, loader(shuffle=False))
@@ -73,7 +73,7 @@ def test_mixin_without_fair_sampling():
 @pytest.mark.parametrize("sampling", [True, False])
 @pytest.mark.parametrize("by", ["trainer", "data module", "both"])
 def test_users_callback_is_kept(sampling, by):
-    """Callback of the user is the only one."""
+    """The mixin installs no second callback."""
     module, fair = Weighted(), moving()
     module.fair_sampling = sampling
     data = loader() if by == "trainer" else FairDataModule(KeysAndNames(), fair=None if by == "both" else fair)
@@ -84,7 +84,7 @@ def test_users_callback_is_kept(sampling, by):
 
 @pytest.mark.parametrize("sampling", [True, False])
 def test_datamodule_and_mixin_share_callback(sampling):
-    """Data module and mixin without settings share one callback."""
+    """Data module and mixin share one callback."""
     module, data = Weighted(), FairDataModule(KeysAndNames())
     module.fair_sampling = sampling
     fitted = fit(module, data)
@@ -105,7 +105,7 @@ def test_two_callbacks_are_refused(by):
 
 
 def test_shared_callback_is_one():
-    """Same callback given twice is one."""
+    """The same callback may be given twice."""
     module, fair = Weighted(), moving()
     module.fair_sampling = fair
     assert fair_callbacks(fit(module, loader(), fair)) == [fair]
@@ -179,7 +179,7 @@ def test_validation_losses_are_not_reported():
 
 
 class Manual(Weighted):
-    """Manual optimisation; returns its loss, or None, which then means nothing."""
+    """Trains with manual optimization, and returns the loss or None: both have no meaning then."""
 
     def __init__(self, **settings):
         super().__init__(**settings)
@@ -221,7 +221,7 @@ class SecondOrder(Weighted):
 
 
 def test_lbfgs_batch_counts_once():
-    """Batch whose closure runs several times counts once."""
+    """A batch whose closure runs several times counts once."""
     module, fair = SecondOrder(), moving(feedback_delay=1)
     with recorded_draws() as draws:
         fit(module, loader(), fair, limit_train_batches=8)
@@ -252,7 +252,7 @@ def test_every_precision(precision):
 
 
 class Compiled(Weighted):
-    """Without the records, which a graph cannot hold: the returned losses are compared instead."""
+    """Has no records, because a graph cannot hold them: the tests compare the returned losses."""
 
     def training_step(self, batch, batch_idx):
         x, y, _ = batch
@@ -269,7 +269,7 @@ class Returned(L.Callback):
 
 @pytest.mark.slow
 def test_compiled_module_compiles_once():
-    """Weights are right in a compiled module that is compiled once."""
+    """Weights are right in a compiled module, which is compiled once."""
     graphs = []
 
     def counting(graph, inputs):
@@ -296,7 +296,7 @@ def test_compiled_module_compiles_once():
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("per_step", [1, 4])
 def test_accumulated_gradient(workers, per_step):
-    """One optimiser step at learning rate 1: the parameters move by the mean of the weighted gradients."""
+    """One optimizer step at learning rate 1: the parameters move by the mean of the weighted gradients."""
     module = Weighted(lr=1.0)
     start = [p.detach().clone() for p in module.parameters()]
     with recorded_draws() as draws:
@@ -323,7 +323,7 @@ def test_accumulated_gradient(workers, per_step):
 
 
 class Hidden:
-    """A batch in which no labels can be found, in another order than drawn and with samples dropped."""
+    """A batch without visible labels, in reverse order and without some of the samples."""
 
     def __init__(self, samples):
         self.parts = default_collate(samples[4::-1])
@@ -348,7 +348,7 @@ class Implicit(Explicit):
 
 @pytest.mark.parametrize("workers", WORKERS)
 def test_explicit_labels_set_weights(workers):
-    """Labels of the user's own decide the weights."""
+    """Labels that are passed to ``weighted_loss`` decide the weights."""
     module, fair = Explicit(), moving(feedback_delay=1, loss_ema_decay=0.5)
     with recorded_draws() as draws:
         fit(module, loader(num_workers=workers, collate_fn=Hidden), fair)
@@ -358,7 +358,7 @@ def test_explicit_labels_set_weights(workers):
 
 
 def test_dropped_samples_raise():
-    """Samples dropped in secret are an error that names the remedy."""
+    """Dropped samples without labels raise an error that names the remedy."""
     with pytest.raises(ValueError, match=r"got 5 losses, but 8 samples were drawn.*weighted_loss\(losses, labels\)"):
         fit(Implicit(), loader(collate_fn=Hidden), moving())
 
@@ -368,7 +368,7 @@ def test_dropped_samples_raise():
     [((), r"got shape \(\)"), ((BATCH, 3), r"got shape \(8, 3\)"), ((BATCH, 1), r"got shape \(8, 1\)")],
 )
 def test_bad_loss_shape_is_refused(shape, match):
-    """Losses of another shape are refused."""
+    """Losses of a wrong shape are refused."""
 
     class Wrong(Weighted):
         def training_step(self, batch, batch_idx):
@@ -379,7 +379,7 @@ def test_bad_loss_shape_is_refused(shape, match):
 
 
 def test_weight_check_can_fail():
-    """Check of the weights can fail here too."""
+    """The check of the weights can fail."""
     module = Weighted()
     with recorded_draws() as draws:
         fit(module, loader(), moving())

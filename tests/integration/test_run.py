@@ -31,7 +31,7 @@ from lightning_fair import schedules
 
 
 class Frozen(Weighted):
-    """In evaluation mode throughout, as for frozen batch statistics."""
+    """Trains in evaluation mode, as with frozen batch statistics."""
 
     def on_train_epoch_start(self):
         self.eval()
@@ -45,7 +45,7 @@ class StopsEarly(Weighted):
 
 
 class Ragged:
-    """A collate function that drops, reorders or swallows: each by its own rule."""
+    """A collate function that drops samples, reverses them, or returns None."""
 
     def __init__(self, rule):
         self.rule = rule
@@ -89,7 +89,7 @@ class Ragged:
     ],
 )
 def test_weights_belong_to_own_draw(workers, of_loader, of_trainer, steps):
-    """Weights are those of the sample's own draw."""
+    """The weight of a sample is that of its own draw."""
     module = Weighted()
     with recorded_draws() as draws:
         fit(module, loader(num_workers=workers, **of_loader), moving(), **of_trainer)
@@ -128,7 +128,7 @@ def test_weights_in_evaluation_mode():
 
 @pytest.mark.parametrize("workers", WORKERS)
 def test_weights_with_none_batches(workers):
-    """Weights are right if some batches are none."""
+    """Weights are right if some batches are None."""
     module = Weighted()
     with recorded_draws() as draws:
         fit(module, loader(num_workers=workers, collate_fn=Ragged("none")), moving(), max_epochs=2)
@@ -143,14 +143,14 @@ def test_weights_with_validation_within_epoch(workers):
     with recorded_draws() as draws:
         fitted = trainer(moving(), val_check_interval=5)
         fitted.fit(module, loader(num_workers=workers), loader(shuffle=False))
-    # The record of a validation step (with the plain mean) is not among the steps.
+    # The steps have no record of a validation step.
     assert len(module.steps) == BATCHES
     assert wrong_steps(module.steps, draws) == 0
 
 
 @pytest.mark.parametrize("workers", WORKERS)
 def test_weights_with_moving_target(workers):
-    """A target that moves with every batch, and a loader that runs ahead."""
+    """Weights are those of the target at the draw, with a target that moves and a loader that draws ahead."""
     module = Weighted()
     shift = schedules.Shift(schedules.Linear(0.0, 1.0, BATCHES), start=TARGET)
     with recorded_draws() as draws:
@@ -171,7 +171,7 @@ def test_weights_with_moving_target(workers):
 
 @pytest.mark.parametrize("workers", WORKERS)
 def test_weight_check_can_fail(workers):
-    """The same steps against the newest class mix at the time: wrong as soon as batches are drawn ahead."""
+    """Weights do not match the newest class mix if batches are drawn ahead."""
     module = Weighted()
     with recorded_draws() as draws:
         module.draws = draws
@@ -193,7 +193,7 @@ def test_weight_check_can_fail(workers):
     ids=str,
 )
 def test_weights_match_slow_reference(settings):
-    """Weights are those of the slow reference."""
+    """Weights match the slow reference."""
     prior = np.array(COUNTS) / sum(COUNTS)
 
     def weigh(labels, probs):
@@ -216,7 +216,7 @@ def test_weights_match_slow_reference(settings):
 
 @pytest.mark.parametrize("workers", WORKERS)
 def test_weighted_loss_is_unbiased(workers):
-    """Weighted loss is unbiased while p leans to the hard classes."""
+    """The weighted loss is unbiased although hard classes are drawn more often."""
     f = np.array([1.0, 2.0, 3.0, 8.0])
     module = Fixed(f)
     with recorded_draws() as draws:
@@ -225,7 +225,7 @@ def test_weighted_loss_is_unbiased(workers):
     weighted = [(step.weights * f[step.labels]).mean() for step in module.steps]
     plain = [f[step.labels].mean() for step in module.steps]
     # Given the past, each batch's estimate is unbiased, so the errors of n batches add up like those of
-    # independent draws. A class's count lies between two neighbouring integers, so its deviation is at
+    # independent draws. A class's count lies between two neighboring integers, so its deviation is at
     # most 1/2, and that of an estimate at most sum(w * f) / (2 * B).
     worst = max((q / probs * f).sum() / (2 * BATCH) for probs, _ in draws.values())
     tolerance = 4 * worst / np.sqrt(len(weighted))
@@ -234,7 +234,7 @@ def test_weighted_loss_is_unbiased(workers):
 
 
 class Fixed(Weighted):
-    """Every sample's loss is that of its class."""
+    """The loss of a sample depends on its class only."""
 
     def __init__(self, f):
         super().__init__()
@@ -245,7 +245,7 @@ class Fixed(Weighted):
 
 
 def test_losses_reach_controller():
-    """Losses reach the controller class by class."""
+    """The mean loss of each class reaches the controller."""
     module, fair = Weighted(), moving(feedback_delay=1, loss_ema_decay=0.8)
     fit(module, loader(), fair)
     losses = [None] * 4
@@ -259,7 +259,7 @@ def test_losses_reach_controller():
     ("workers", "skip"), [(0, ()), (0, (0, 3, 4, 19)), pytest.param(2, (0, 9, 19), marks=pytest.mark.slow)]
 )
 def test_trained_mix_follows_trained_batches(kind, workers, skip):
-    """Trained mix is that of the batches trained on."""
+    """The trained mix is that of the batches trained on."""
     module, fair = kind(skip=skip), moving(feedback_delay=1, lambda2=0.0)
     fit(module, loader(num_workers=workers), fair)
     trained_mix = list(TARGET)
@@ -271,7 +271,7 @@ def test_trained_mix_follows_trained_batches(kind, workers, skip):
 
 @pytest.mark.slow
 def test_trained_mix_with_skipped_batches():
-    """Trained mix is nearly that if several batches in flight are skipped."""
+    """The trained mix is nearly that of the batches trained on if several batches in flight are skipped."""
     skip = (3, 4, 9, 17, 18, 19)
     module, fair = Weighted(skip=skip), moving(feedback_delay=1, lambda2=0.0)
     fit(module, loader(num_workers=2), fair)
@@ -281,8 +281,8 @@ def test_trained_mix_with_skipped_batches():
         drawn = np.array(reference.follow(drawn, counts, fair.controller.horizon))
         if number not in skip:
             trained_mix = np.array(reference.follow(trained_mix, counts, fair.controller.horizon))
-    # A skipped batch is put right by the mix at its draw, when the ones skipped just before it were still
-    # believed in: an error of the second order in the rate, 1 / horizon. Nothing put right: of the first.
+    # A skipped batch is corrected by the mix at its draw, which still contains the batches skipped just before it:
+    # an error of the second order in the rate, 1 / horizon. Without a correction the error is of the first order.
     second_order = 1 / fair.controller.horizon**2
     assert np.abs(fair.controller.trained_mix - trained_mix).max() < second_order
     assert np.abs(drawn - trained_mix).max() > second_order
@@ -290,7 +290,7 @@ def test_trained_mix_with_skipped_batches():
 
 @pytest.mark.parametrize(("kind", "rule"), [(Weighted, "drop"), (Plain, "none")])
 def test_lost_samples_are_not_counted(kind, rule):
-    """Samples lost in the pipeline do not count as trained on."""
+    """Samples that ``collate_fn`` drops do not count as trained on."""
     module, fair = kind(), moving(feedback_delay=1, lambda2=0.0)
     fit(module, loader(collate_fn=Ragged(rule)), fair)
     trained_mix = list(TARGET)
@@ -301,7 +301,7 @@ def test_lost_samples_are_not_counted(kind, rule):
 
 @pytest.mark.parametrize("workers", WORKERS)
 def test_batches_do_not_depend_on_workers(workers):
-    """Same feedback delay gives the same batches with any number of workers."""
+    """The same feedback delay gives the same batches with any number of workers."""
 
     def indices(workers):
         L.seed_everything(0, verbose=False)
@@ -322,7 +322,7 @@ def test_batches_do_not_depend_on_workers(workers):
     ("bad", "workers"), [(np.nan, 0), (np.inf, 0), (-np.inf, 0), pytest.param(np.nan, 2, marks=pytest.mark.slow)]
 )
 def test_nonfinite_loss_stays_out(bad, workers):
-    """Loss that is not finite never enters the state."""
+    """A loss that is not finite never enters the state."""
 
     class Poisoned(Weighted):
         def losses(self, x, y):
@@ -339,7 +339,7 @@ def test_nonfinite_loss_stays_out(bad, workers):
 
 
 def test_statistics_of_run():
-    """Run knows its largest weight and mean effective sample size."""
+    """The callback has the largest weight and the mean effective sample size."""
     module, fair = Weighted(), moving()
     assert np.isnan(fair.effective_sample_size)
     fit(module, loader(), fair)
@@ -349,7 +349,7 @@ def test_statistics_of_run():
 
 
 def test_unused_mixin_warns_once():
-    """Module with the mixin that never calls it gets one warning."""
+    """A module that never calls ``weighted_loss`` gives one warning."""
 
     class Forgetful(Weighted):
         def reduce(self, losses):
@@ -363,7 +363,7 @@ def test_unused_mixin_warns_once():
 
 
 def test_every_step_has_own_draw():
-    """Every step has one draw of its own."""
+    """Every step has a draw of its own."""
     module = Weighted()
     with recorded_draws() as draws:
         fit(module, loader(num_workers=2), moving(), max_epochs=2)
@@ -371,7 +371,7 @@ def test_every_step_has_own_draw():
 
 
 def test_weights_without_mixin_are_one():
-    """Without the mixin the weights that are logged are one."""
+    """Without the mixin all logged weights are one."""
     fair = moving()
     fit(Plain(), loader(), fair, max_epochs=2)
     assert fair.largest_weight == 1.0

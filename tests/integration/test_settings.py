@@ -97,7 +97,7 @@ def test_controller_of_stream():
     ids=str,
 )
 def test_bad_setting_is_refused(settings, match):
-    """Bad setting is refused by the constructor."""
+    """A bad setting is refused by the constructor."""
     with pytest.raises(ValueError, match=match):
         FairSampling(**settings)
 
@@ -114,5 +114,5 @@ def test_bad_setting_is_refused(settings, match):
     ids=str,
 )
 def test_stable_alpha_is_accepted(settings):
-    """Alpha that may be stable is accepted."""
+    """An alpha that may be stable is accepted."""
     assert FairSampling(**settings).controller is None

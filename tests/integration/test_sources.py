@@ -48,7 +48,7 @@ def test_every_loader_source_is_fair(source):
 
 
 class Bare(Dataset):
-    """Samples without any list of their labels."""
+    """A data set without a list of its labels."""
 
     def __init__(self):
         self.inner = Indexed()
@@ -92,7 +92,7 @@ def test_users_datamodule_is_untouched():
 
 
 def test_fair_loader_keeps_settings():
-    """Settings of the user's loader are those of the fair one."""
+    """The fair loader has the settings of the user's loader."""
     data = loader(num_workers=2, pin_memory=False, timeout=30, prefetch_factor=3, drop_last=True)
     fitted = fit(Weighted(), data, moving(), limit_train_batches=2)
     theirs = fitted.train_dataloader
@@ -102,7 +102,7 @@ def test_fair_loader_keeps_settings():
 
 
 def test_loader_with_new_batch_size():
-    """Sampler follows a loader that is another one each epoch."""
+    """The sampler follows a loader with another batch size."""
 
     class Growing(L.LightningDataModule):
         def train_dataloader(self):
@@ -179,7 +179,7 @@ class Labelled(Dataset):
 
 
 def test_empty_class_is_skipped():
-    """Class without samples is skipped on request."""
+    """A class without samples is skipped on request."""
     module, fair = Weighted(), moving(empty_classes="skip")
     fit(module, loader(Labelled([0] * 10 + [1] * 10 + [2] * 10)), fair)
     np.testing.assert_allclose(fair.controller.q, [4 / 9, 3 / 9, 2 / 9, 0.0])
@@ -202,7 +202,7 @@ def test_empty_class_is_skipped():
     ids=str,
 )
 def test_setting_that_contradicts_data(settings, match):
-    """Setting that does not suit the data is refused before the first step."""
+    """A setting that does not fit the data is refused before the first step."""
     module, fitted = Weighted(), trainer(FairSampling(**settings))
     with pytest.raises(ValueError, match=match):
         fitted.fit(module, loader())
@@ -211,7 +211,7 @@ def test_setting_that_contradicts_data(settings, match):
 
 
 def test_seed_everything_sets_draws(monkeypatch):
-    """Seed everything decides the draws."""
+    """``seed_everything`` decides the draws."""
 
     def indices(seed):
         monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
@@ -223,21 +223,21 @@ def test_seed_everything_sets_draws(monkeypatch):
 
 
 def test_stream_has_no_prior():
-    """A stream has no prior to weight for, even if it brings its controller."""
+    """``reference="prior"`` is refused for a stream, even if the stream has a controller."""
     stream = FairStream([(torch.zeros(4), 0)] * 8, FeedbackController(2), batch_size=4)
     with pytest.raises(ValueError, match="a stream has no prior"):
         fit(Weighted(), DataLoader(stream, batch_size=4), FairSampling(reference="prior"))
 
 
 def test_steps_per_epoch():
-    """Epoch is as long as steps per epoch."""
+    """``steps_per_epoch`` is the length of an epoch."""
     module = Weighted()
     fit(module, loader(), moving(steps_per_epoch=33))
     assert len(module.steps) == 33
 
 
 def test_last_class_without_samples():
-    """Last class without samples is named like any other."""
+    """The last class may have a name and no samples."""
     data = Indexed((20, 10))
     data.classes = ["cat", "dog", "owl"]
     with pytest.raises(ValueError, match="No samples of class 2"):
@@ -247,27 +247,27 @@ def test_last_class_without_samples():
 
 
 def test_loader_without_batch():
-    """Loader without a whole batch says so."""
+    """A loader without a whole batch is refused."""
     with pytest.raises(ValueError, match=r"no batch: .* fewer samples than batch_size=64, and drop_last=True"):
         fit(Weighted(), loader(Indexed((20, 10)), batch_size=64, drop_last=True), FairSampling())
 
 
 def test_fair_loader_is_refused():
-    """Loader that is fair already is refused."""
+    """A loader that is fair already is refused."""
     theirs = FairDataModule(Indexed(), batch_size=8).train_dataloader()
     with pytest.raises(ValueError, match="fair already, with settings of its own"):
         fit(Weighted(), theirs, FairSampling())
 
 
 def test_ignored_sampler_warns():
-    """Samplers that lose their effect are named."""
+    """A sampler that loses its effect gives a warning."""
     weighted = torch.utils.data.WeightedRandomSampler([1.0] * len(Indexed()), len(Indexed()))
     with pytest.warns(UserWarning, match="WeightedRandomSampler of the training DataLoader has no effect"):
         fit(Weighted(), DataLoader(Indexed(), batch_size=BATCH, sampler=weighted), moving())
 
 
 def test_new_data_resets_statistics():
-    """Numbers of a run are of its own data."""
+    """New data reset the statistics."""
     module, fair = Weighted(), moving()
     fitted = fit(module, loader(), fair)
     fitted.fit_loop.max_epochs = 2
@@ -276,7 +276,7 @@ def test_new_data_resets_statistics():
 
 
 def test_scan_reads_data_once():
-    """Scan reads the data once however often it is reloaded."""
+    """``labels="scan"`` reads the data once, however often the loader is reloaded."""
 
     class Counting(Indexed):
         reads = 0

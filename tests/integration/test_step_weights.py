@@ -26,7 +26,7 @@ def slow_mean(labels, losses, normalize=False):
 @pytest.mark.parametrize("labels", [None, [1, 1, 0, 2, 2]])
 @pytest.mark.parametrize("kind", [torch.int64, torch.int32, torch.uint8])
 def test_mean_matches_slow_reference(normalize, labels, kind):
-    """Mean is that of the slow reference."""
+    """The mean matches the slow reference."""
     step = started(normalize=normalize)
     own = None if labels is None else torch.tensor(labels, dtype=kind)
     mean = step.mean(torch.tensor(LOSSES), own)
@@ -34,7 +34,7 @@ def test_mean_matches_slow_reference(normalize, labels, kind):
 
 
 def test_gradient_has_weights_only():
-    """Weights take part in the gradient and the sums do not."""
+    """The gradient flows through the weights and not through the sums."""
     losses = torch.tensor(LOSSES, requires_grad=True)
     step = started()
     step.mean(losses).backward()
@@ -43,7 +43,7 @@ def test_gradient_has_weights_only():
 
 
 def test_sums_per_class():
-    """Sums are class by class."""
+    """The sums are per class."""
     step = started()
     step.mean(torch.tensor(LOSSES))
     samples, finite, sums = step.finish()[:, :-1]
@@ -53,7 +53,7 @@ def test_sums_per_class():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_nonfinite_loss_is_not_summed(bad):
-    """Loss that is not finite is counted but not summed."""
+    """A loss that is not finite is counted and not summed."""
     step = started()
     mean = step.mean(torch.tensor([1.0, bad, 3.0, 4.0, 5.0]))
     assert not torch.isfinite(mean)  # the user's own loss is not touched
@@ -64,7 +64,7 @@ def test_nonfinite_loss_is_not_summed(bad):
 
 
 def test_new_batch_starts_empty():
-    """A new batch forgets the last one."""
+    """A new batch starts with empty sums."""
     step = started()
     step.mean(torch.tensor(LOSSES))
     before = step.finish()
@@ -76,7 +76,7 @@ def test_new_batch_starts_empty():
 
 
 def test_calls_are_counted():
-    """Batch without a call can be distinguished from one with."""
+    """The sums count the calls."""
     step = started()
     assert step.finish()[0, -1] == 0
     step.mean(torch.tensor(LOSSES))
@@ -85,7 +85,7 @@ def test_calls_are_counted():
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_any_precision(kind):
-    """Losses of any precision are accepted and weights lose none."""
+    """Losses of any precision are accepted, and the weights stay float32."""
     step = started()
     mean = step.mean(torch.tensor(LOSSES, dtype=kind))
     assert mean.dtype is torch.promote_types(kind, torch.float32)
@@ -111,7 +111,7 @@ def test_half_precision_sums_are_exact():
     ],
 )
 def test_bad_shapes_are_refused(losses, labels, match):
-    """Losses and labels of another shape are refused."""
+    """Losses and labels of a wrong shape are refused."""
     step = started()
     with pytest.raises(ValueError, match=match):
         step.mean(losses, labels)
@@ -121,7 +121,7 @@ def test_bad_shapes_are_refused(losses, labels, match):
 @pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("normalize", [False, True])
 def test_compiled_mean_compiles_once(backend, normalize):
-    """Compiled mean is the same batch after batch and compiled once."""
+    """The compiled mean is right in every batch, and compiled once."""
     graphs = []
 
     def counting(graph, inputs):
@@ -145,7 +145,7 @@ def test_compiled_mean_compiles_once(backend, normalize):
 
 
 def test_host_copy():
-    """Copy on the host is the value."""
+    """The copy on the host equals the value."""
     value = torch.arange(6.0).reshape(2, 3)
     assert copy_to_host(value)().tolist() == value.tolist()
     assert copy_to_host(value)().device.type == "cpu"
@@ -153,7 +153,7 @@ def test_host_copy():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gpu_copy_is_a_snapshot():
-    """Copy from a GPU is the value at the time of the copy."""
+    """The copy from a GPU is the value at the time of the copy."""
     value = torch.arange(6.0, device="cuda")
     copy = copy_to_host(value)
     value.zero_()

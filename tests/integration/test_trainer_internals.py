@@ -27,7 +27,7 @@ def test_validation_loaders_stay():
 
 
 def test_other_patches_stay():
-    """Another plugins hold on the loaders outlives the fit."""
+    """A patch by another plugin is still there after the fit."""
     seen = []
     fitted = trainer(moving())
 
@@ -54,7 +54,7 @@ def test_other_patches_stay():
     ids=["weights", "two losses", "pos_weight", "no weights", "equal weights", "steered to the prior"],
 )
 def test_class_weights_warn_once(losses, target, expected):
-    """Loss that has class weights gets one warning."""
+    """A loss with class weights gives one warning."""
     module = Weighted()
     module.criteria = torch.nn.ModuleList(losses)
     with warnings_about("correct twice") as warned:
@@ -69,7 +69,7 @@ class Looping(Weighted):
 
 
 def test_dataloader_iter_is_refused():
-    """It fetches its batch by itself, after the weights of the step have been set."""
+    """``training_step(dataloader_iter)`` is refused, because it fetches its batch after the weights are set."""
     module = Looping()
     with pytest.raises((TypeError, ValueError), match="dataloader_iter"):
         fit(module, loader(), moving())

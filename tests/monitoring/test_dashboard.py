@@ -32,7 +32,7 @@ from lightning_fair.monitoring.tensorboard_layout import make_charts
 
 
 class InMemory(Logger):
-    """Keeps what it is told."""
+    """Keeps the metrics in memory."""
 
     name, version = "memory", 0
 
@@ -85,7 +85,7 @@ def tags_of_many(groups=("trained_mix", "target", "prob", "over_target")):
 
 
 def test_logged_values():
-    """Values are those of the batch that was trained on."""
+    """The logged values are those of the batch that was trained on."""
     module, names = Weighted(), "abcd"
     fair = moving(feedback_delay=1, class_names=list(names), alpha=schedules.Linear(2.0, 8.0, 10))
     with recorded_draws() as draws:
@@ -124,7 +124,7 @@ def test_logged_values():
 
 @pytest.mark.parametrize("workers", WORKERS)
 def test_coverage_counts_trained_batches(workers):
-    """Batches that the workers have fetched ahead are not images that have been seen."""
+    """Batches that workers have fetched ahead do not count."""
     module = Weighted()
     points = logged(module, loader(num_workers=workers))
     used = np.zeros(160)
@@ -135,7 +135,7 @@ def test_coverage_counts_trained_batches(workers):
 
 
 def test_normalized_weights_are_logged():
-    """Weights that are normalized are logged so."""
+    """Normalized weights are logged as such."""
     module = Weighted()
     points = logged(module, fair=moving(normalize=True))
     for (_, values), step in zip(points, module.steps, strict=True):
@@ -156,7 +156,7 @@ def test_normalized_weights_are_logged():
     ids=str,
 )
 def test_log_every_n_steps(settings, steps):
-    """Steps follow log every n steps."""
+    """Values are logged at the steps of ``log_every_n_steps``."""
     assert [step for step, _ in logged(Weighted(), **settings)] == steps
 
 
@@ -169,21 +169,21 @@ def test_tags_with_and_without_mixin(kind):
 
 
 def test_tag_separator():
-    """Tags are joined as the logger wants it."""
+    """Tags are joined with the logger's separator."""
     (_, values), *_ = logged(Weighted(), separator="-")
     assert {"fair-alpha", "fair-trained_mix-0"} <= values.keys()
     assert not any("/" in tag for tag in values)
 
 
 def test_several_loggers():
-    """Every logger of several gets the scalars."""
+    """Each of several loggers gets the scalars."""
     loggers = [InMemory(), InMemory()]
     fit(Weighted(), loader(), moving(), logger=loggers, log_every_n_steps=5)
     assert [len(logger.points) for logger in loggers] == [4, 4]
 
 
 def test_no_logger():
-    """No logger is fine."""
+    """A run without a logger trains."""
     module = Weighted()
     fit(module, loader(), moving(), logger=False, log_every_n_steps=1)
     assert len(module.steps) == 20
@@ -203,7 +203,7 @@ def test_csv_logger(tmp_path):
 
 
 def test_tensorboard_scalars(tmp_path):
-    """Tensorboard has the values in one file."""
+    """TensorBoard has the values, in one file."""
     module = Weighted()
     fit(module, loader(), moving(), logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=5)
     assert len(list(tmp_path.rglob("events.out.*"))) == 1
@@ -217,7 +217,7 @@ def test_tensorboard_scalars(tmp_path):
 
 
 def test_quantiles_of_many_classes():
-    """Of many classes quantiles and the ten furthest from their target are logged."""
+    """With many classes, quantiles and the ten classes furthest from their target are logged."""
     module, fair = Weighted(num_classes=30), FairSampling(seed=0, lambda2=0.5, num_classes=30)
     values = logged(module, loader(Indexed((10,) * 30)), fair)[-1][1]
     assert values.keys() == tags_of_many(("trained_mix", "target", "prob", "loss", "over_target"))
@@ -231,7 +231,7 @@ def test_quantiles_of_many_classes():
 
 
 def test_many_classes_without_target():
-    """Of many classes those without a target are left out."""
+    """With many classes, those without a target are left out."""
     K = 25
     sampler = FeedbackBatchSampler(np.arange(K), 4, controller=FeedbackController(K, [1 / 8] * 8 + [0.0] * (K - 8)))
     draw = next(iter_records(sampler))
@@ -259,7 +259,7 @@ def iter_records(sampler):
 
 
 def test_rarest_class():
-    """Rarest class is the smallest of those with a target."""
+    """The rarest class is the smallest class with a target."""
     sampler = FeedbackBatchSampler(
         [0] * 50 + [1] * 10 + [2], 10, controller=FeedbackController(4, [0.5, 0.5, 0.0, 0.0])
     )
@@ -270,7 +270,7 @@ def test_rarest_class():
 
 
 def test_readme_lists_all_tags():
-    """Readme explains every tag and no other."""
+    """The table of tags lists every tag and no other."""
     root = Path(__file__).parents[2]
     pages = [page.read_text() for page in (root / "README.md", root / "lightning_fair" / "README.md") if page.exists()]
     cells = [cell for page in pages for cell in re.findall(r"^\| (`fair/[^|]+) \|", page, re.MULTILINE)]
@@ -290,7 +290,7 @@ def test_class_names_of_data_set(wrap):
 
 @pytest.mark.parametrize("normalize", [False, True])
 def test_batch_weights(normalize):
-    """Sums of weights are those of the samples."""
+    """The statistics of the weights are those of the samples."""
     statistics = BatchWeights.of(np.array([0.5, 2.0, 9.0]), np.array([3, 1, 0]), normalize=normalize)
     each = [0.5, 0.5, 0.5, 2.0]
     scale = np.mean(each) if normalize else 1.0
@@ -301,7 +301,7 @@ def test_batch_weights(normalize):
 
 
 def test_target_band():
-    """Band is if independent draws at the target carry the trained mix."""
+    """The band is the standard deviation of a trained mix whose batches are drawn independently at the target."""
     q, B, controller = np.array([0.7, 0.2, 0.1]), 16, FeedbackController(3, [0.7, 0.2, 0.1], horizon=20)
     rng, trained_mix = np.random.default_rng(0), np.tile(q, (20_000, 1))
     for _ in range(100):  # chains of batches
@@ -317,7 +317,7 @@ def test_target_band():
 
 
 def test_progress_bar_shows_distance():
-    """Progress bar has the distance from the target."""
+    """The progress bar has the distance from the target."""
     seen = {}
 
     class Look(L.Callback):
@@ -342,7 +342,7 @@ def test_progress_bar_shows_distance():
 
 
 def test_barebones_run(recwarn):
-    """Barebones run raises no warning."""
+    """A barebones run gives no warning."""
     fit(Plain(), loader(), moving(), barebones=True, max_epochs=1, logger=None, enable_checkpointing=None)
     assert not [w for w in recwarn if "barebones" in str(w.message) and "self.log" in str(w.message)]
 
@@ -379,7 +379,7 @@ BY_NAME = ["Trained mix, and the band of its target", "Probabilities of the draw
 @pytest.mark.parametrize("prefix", ["", "mine"])
 @pytest.mark.parametrize("kind", [Plain, Weighted])
 def test_layout_charts_have_scalars(kind, prefix, tmp_path):
-    """Layout is written once and every chart has its scalars."""
+    """The layout is written once, and every chart has its scalars."""
     logger = TensorBoardLogger(tmp_path, "", "", prefix=prefix)
     fit(kind(), loader(), moving(), logger=logger, log_every_n_steps=5, max_epochs=2)
     events = events_of(tmp_path)
@@ -399,7 +399,7 @@ def test_layout_charts_have_scalars(kind, prefix, tmp_path):
 
 
 def test_layout_is_written_once(tmp_path):
-    """Layout is not written again by a second fit."""
+    """A second fit does not write the layout a second time."""
     logger, fair = TensorBoardLogger(tmp_path, "", ""), moving()
     trainer = fit(Weighted(), loader(), fair, logger=logger, log_every_n_steps=5)
     trainer.fit_loop.max_epochs = 2
@@ -409,13 +409,13 @@ def test_layout_is_written_once(tmp_path):
 
 
 def test_layout_waits_for_scalars(tmp_path):
-    """Layout waits for the first scalars."""
+    """The layout is not written before the first scalars."""
     fit(Weighted(), loader(), moving(), logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=50)
     assert layouts(events_of(tmp_path)) == []
 
 
 def test_layout_of_many_classes(tmp_path):
-    """Layout of many classes shows quantiles and the furthest."""
+    """The layout for many classes shows quantiles and the classes furthest from their target."""
     module = Weighted(num_classes=30)
     fair = FairSampling(seed=0, num_classes=30, class_names=[f"kind {label}" for label in range(30)])
     fit(module, loader(Indexed((10,) * 30)), fair, logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=5)
@@ -434,7 +434,7 @@ def test_layout_of_many_classes(tmp_path):
 
 
 def test_few_classes_have_bands():
-    """Bands of one target do not hide the lines."""
+    """Some classes of each target have a band, so the bands do not hide the lines."""
 
     def banded(*targets):
         names = [str(label) for label in range(len(targets[0]))]
@@ -449,7 +449,7 @@ def test_few_classes_have_bands():
 
 
 def test_layout_of_stream(tmp_path):
-    """Of a stream the mix that arrives is shown beside the trained mix."""
+    """For a stream, the mix that arrives is shown beside the trained mix."""
     stream = mixed(400, None)
     fair = FairSampling(num_classes=4)
     data = DataLoader(stream, batch_size=8)
@@ -492,7 +492,7 @@ class Validated(Weighted):
 
 @pytest.mark.slow
 def test_figures_after_some_epochs(tmp_path, monkeypatch):
-    """Figures are few and off the hot path."""
+    """Figures are plotted after the epochs 1, 2, 4, 8 and at the end."""
     drawn = []
     draw = plots.plot_mix
     monkeypatch.setattr(plots, "plot_mix", lambda *a: drawn.append(trainer.current_epoch) or draw(*a))
@@ -503,7 +503,7 @@ def test_figures_after_some_epochs(tmp_path, monkeypatch):
 
 
 def test_failing_figure_only_warns(tmp_path, monkeypatch):
-    """Figure that cannot be plotted ends no training."""
+    """A figure that cannot be plotted gives a warning."""
 
     def fail(*_):
         raise RuntimeError("no ink")
@@ -516,7 +516,7 @@ def test_failing_figure_only_warns(tmp_path, monkeypatch):
 
 
 def test_figures_of_later_logger(tmp_path):
-    """Figures go to a logger that came later and have its prefix."""
+    """A logger that is added later gets figures with its prefix."""
     trainer = make_trainer(moving(), log_every_n_steps=5)
     trainer.fit(Weighted(), loader())
     trainer.logger = TensorBoardLogger(tmp_path, "", "", prefix="mine")
@@ -537,7 +537,7 @@ def test_any_class_name(names, tmp_path, recwarn):
 
 
 class Growing(L.LightningDataModule):
-    """Its data, and with them the mix, change after every epoch."""
+    """The data, and with them the class mix, change after every epoch."""
 
     def train_dataloader(self):
         counts = ((97, 31, 20, 12), (20, 31, 97, 12), (10, 20, 30, 100))[self.trainer.current_epoch % 3]
@@ -570,7 +570,7 @@ def test_only_first_rank_has_boards(monkeypatch):
 
 
 def test_recall_figures(tmp_path):
-    """Recall is plotted after training and test if the module logs it."""
+    """The recall is plotted after training and after the test if the module logs it."""
     module = Validated()
     fair = moving(class_names=["ant", "bee", "cat", "dog"])
     trainer = make_trainer(fair, logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=5)
@@ -585,7 +585,7 @@ def test_recall_figures(tmp_path):
 
 
 def test_without_matplotlib(tmp_path, monkeypatch):
-    """Without matplotlib there are no figures and all else."""
+    """Without matplotlib only the figures are missing."""
     monkeypatch.setattr(dashboard, "find_spec", lambda name: None if name == "matplotlib" else object())
     fit(Weighted(), loader(), moving(), logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=5)
     events = events_of(tmp_path)
@@ -606,7 +606,7 @@ def test_other_loggers_get_scalars(tmp_path):
 
 @pytest.mark.parametrize("K", [4, 1000])
 def test_heat_map_colors(K):
-    """The most frequent half of the classes is above its target, the other below; classes without target are grey."""
+    """The most frequent half of the classes is above its target, the other below; classes without target are gray."""
     over = np.tile(np.r_[np.full(K // 2, 2.0), np.full(K // 2, 0.5)], (50, 1)).astype(np.float32)
     shuffle = np.random.default_rng(0).permutation(K)
     counts = np.arange(K, 0, -1)
@@ -627,7 +627,7 @@ def test_heat_map_colors(K):
 
 
 def test_heat_map_of_small_deviations():
-    """Heat map shows small deviations too."""
+    """The heat map shows small deviations too."""
     over = np.tile([1.1, 0.9], (50, 1)).astype(np.float32)
     figure = plots.plot_mix(np.arange(50), over, np.array([9, 1]), ["a", "b"])
     assert [label.get_text() for label in figure.axes[1].get_yticklabels()] == [
@@ -641,7 +641,7 @@ def test_heat_map_of_small_deviations():
     "K", [1, 20, 31, pytest.param(2, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.slow)]
 )
 def test_recall_positions(K):
-    """Recall is plotted at the samples of its class."""
+    """The recall is plotted at the samples of its class."""
     counts = np.random.default_rng(0).permutation(np.maximum(1000 // np.arange(1, K + 1), 1))
     counts[0] = 0  # a class that was never trained on has a recall as well
     recall = np.linspace(1, 0, K)
@@ -657,12 +657,12 @@ def test_recall_positions(K):
 
 @pytest.mark.parametrize("recall", [np.full(40, np.nan), np.r_[0.1, 0.2, np.full(38, np.nan)]])
 def test_recall_of_few_classes(recall):
-    """Recall of few classes or none is plotted too."""
+    """The recall of few classes, or none, can be plotted."""
     plots.to_pixels(plots.plot_recall(recall, np.arange(40), [f"class {c}" for c in range(40)], "test"))
 
 
 def test_find_recalls():
-    """Recall of each class is found whatever it is called."""
+    """The recall of each class is found under several names."""
     names = ["cat", "dog"]
     for key in ("test/recall/{}", "multiclassrecall_{}", "val/Recall {}"):
         metrics = {"loss": 1.0, key.format("cat"): torch.tensor(0.25), key.format("dog"): torch.tensor(0.5)}
@@ -685,7 +685,7 @@ def test_find_recalls():
 
 @given(st.integers(1, 3000), st.sampled_from([4, 16, 256]))
 def test_history_is_even_and_bounded(steps, most):
-    """History covers the whole time evenly and within bounds."""
+    """The history covers the whole time evenly, in bounded memory."""
     history = DownsampledHistory(2, most)
     for step in range(steps):
         history.add(10 * step, lambda step=step: [step, -step])
@@ -700,7 +700,7 @@ def test_history_is_even_and_bounded(steps, most):
 
 
 def test_history_of_many_classes():
-    """History of many classes stays small."""
+    """The history of many classes stays small."""
     assert DownsampledHistory(100_000)._rows.nbytes <= 20e6
 
 
