@@ -66,10 +66,10 @@ def softmax_with_floor(
     """Return ``p = (1 - sum(floor)) * softmax(logits) + floor``.
 
     Args:
-        logits: Logit of each class; minus infinity for a class without a share of the softmax. Overwritten.
-        floor: Smallest probability of each class, see :func:`apply_floor`.
+        logits: Logit of each class, overwritten.
+        floor: Smallest probability of each class, with a sum below one.
         free: ``1 - sum(floor)``, if it is known.
-        are_bounded: Whether :func:`logits_are_bounded`. The softmax then needs no shift by the largest logit.
+        are_bounded: Whether the logits are bounded, and need no shift (:func:`logits_are_bounded`).
 
     Example:
         >>> softmax_with_floor(np.log([1.0, 3.0]), np.array([0.1, 0.1])).round(3)
@@ -81,14 +81,9 @@ def softmax_with_floor(
 
 
 def apply_floor(shares: Floats, floor: Floats, free: float | None = None) -> Floats:
-    """Return the class mix ``(1 - sum(floor)) * shares / sum(shares) + floor``.
+    """Return ``(1 - sum(floor)) * shares / sum(shares) + floor``; overwrites ``shares``.
 
     The floor holds exactly and the order of the classes stays, unlike with clipping followed by a division.
-
-    Args:
-        shares: Not negative, with a positive sum. Overwritten.
-        floor: Smallest probability of each class, with a sum below one.
-        free: ``1 - sum(floor)``, if it is known.
 
     Example:
         >>> apply_floor(np.array([5.0, 0.0, 0.0]), np.array([0.1, 0.1, 0.0]))
@@ -102,9 +97,9 @@ def apply_floor(shares: Floats, floor: Floats, free: float | None = None) -> Flo
 
 
 def logits_are_bounded(max_alpha: float, lambda1: float, lambda2: float) -> bool:
-    """Return whether no gain up to ``max_alpha`` lets a logit overflow in ``exp``.
+    """Return whether ``exp`` of no logit overflows, for any gain up to ``max_alpha``.
 
-    No deficit is above 1. The largest logit cannot be far below zero either, because some class has ``r <= q``.
+    No deficit is above 1. The largest logit is not far below zero either, because some class has ``r <= q``.
     """
     return max_alpha * (lambda1 + _MAX_Z_FROM_MEAN * lambda2) <= _MAX_LOGIT
 
@@ -121,12 +116,8 @@ def moving_average(old: Floats, new: Floats, horizon: float) -> Floats:
 def mix_correction(trained_counts: NDArray[Any], drawn_counts: NDArray[Any], r_before: Floats) -> Floats:
     """Return the class mix that was trained on minus the one that was drawn, for :func:`correct_mix`.
 
-    For a batch without samples (a skipped step), ``r`` becomes what it would be without this draw.
-
-    Args:
-        trained_counts: Samples of each class that were trained on.
-        drawn_counts: Samples of each class that were drawn.
-        r_before: Trained mix before the draw.
+    For a batch without samples (a skipped step), ``r`` becomes what it would be without the draw. ``r_before`` is the
+    trained mix before the draw.
     """
     total = trained_counts.sum()
     trained = trained_counts / total if total else r_before
@@ -135,16 +126,9 @@ def mix_correction(trained_counts: NDArray[Any], drawn_counts: NDArray[Any], r_b
 
 
 def correct_mix(r: Floats, correction: Floats, batches_since: int, horizon: float) -> Floats:
-    """Return ``r`` as if a batch had had another class mix.
+    """Return ``r + (1/H) * (1 - 1/H)**batches_since * correction``.
 
-    ``r`` is linear in its batches, so only the weight that the batch still has matters:
-    ``r + (1/H) * (1 - 1/H)**batches_since * correction``.
-
-    Args:
-        r: Trained mix.
-        correction: Actual class mix of the batch minus the one that entered ``r``.
-        batches_since: Number of later batches in ``r``.
-        horizon: ``H``.
+    ``r`` is linear in its batches, so this is ``r`` as if an earlier batch had had the corrected class mix.
     """
     rate = 1.0 / horizon
     weight: float = rate * (1.0 - rate) ** batches_since
@@ -194,12 +178,7 @@ def mean_losses(loss_sums: NDArray[Any], loss_counts: NDArray[Any]) -> Floats:
 
 
 def update_losses(ema_loss: Floats, losses: Floats, decay: float) -> Floats:
-    """Return ``decay * l + (1 - decay) * losses``: the first loss of a class as it is, without a loss the old value.
-
-    Args:
-        ema_loss: ``l``.
-        losses: Mean loss of each class in a batch; NaN for a class without one.
-        decay: Memory of ``l``, in [0, 1).
+    """Return ``decay * l + (1 - decay) * losses``; the other one of the two, if ``l`` or the loss is NaN.
 
     Example:
         >>> update_losses(np.array([np.nan, 1.0, 1.0]), np.array([3.0, 3.0, np.nan]), decay=0.5)
@@ -235,8 +214,7 @@ def standardize_losses(ema_loss: Floats, q: Floats) -> Floats:
 def default_horizon(min_target: float) -> float:
     """Return the horizon within which 24 samples of the rarest class are expected, in [16, 10,000] batches.
 
-    Args:
-        min_target: Smallest positive target of a class.
+    ``min_target`` is the smallest positive target of a class.
 
     Example:
         >>> default_horizon(0.1), default_horizon(0.001)
@@ -244,17 +222,6 @@ def default_horizon(min_target: float) -> float:
     """
     expected = math.ceil(_EXPECTED_SAMPLES / (_ASSUMED_BATCH_SIZE * max(min_target, 1e-12)))
     return float(min(max(expected, _MIN_HORIZON), _MAX_HORIZON))
-
-
-def check_horizon(horizon: float) -> float:
-    """Return ``horizon`` as a ``float``.
-
-    Raises:
-        ValueError: If it is below 1 or not finite.
-    """
-    if not (math.isfinite(horizon) and horizon >= 1):
-        raise ValueError(f"horizon must be at least 1 batch, got {horizon}.")
-    return float(horizon)
 
 
 def max_z(min_target: float) -> float:

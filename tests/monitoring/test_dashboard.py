@@ -376,8 +376,15 @@ ALWAYS = ["Distance of the trained mix from the target", "Largest deficit", "Alp
 BY_NAME = ["Trained mix, and the band of its target", "Probabilities of the draws"]
 
 
-@pytest.mark.parametrize("prefix", ["", "mine"])
-@pytest.mark.parametrize("kind", [Plain, Weighted])
+@pytest.mark.parametrize(
+    ("kind", "prefix"),
+    [
+        (Weighted, "mine"),
+        (Plain, ""),
+        pytest.param(Plain, "mine", marks=pytest.mark.slow),
+        pytest.param(Weighted, "", marks=pytest.mark.slow),
+    ],
+)
 def test_layout_charts_have_scalars(kind, prefix, tmp_path):
     """The layout is written once, and every chart has its scalars."""
     logger = TensorBoardLogger(tmp_path, "", "", prefix=prefix)
@@ -604,7 +611,7 @@ def test_other_loggers_get_scalars(tmp_path):
     assert all(row[f"fair/furthest/{rank}"] for row in rows for rank in range(1, 11))
 
 
-@pytest.mark.parametrize("K", [4, 1000])
+@pytest.mark.parametrize("K", [4, pytest.param(1000, marks=pytest.mark.slow)])
 def test_heat_map_colors(K):
     """The most frequent half of the classes is above its target, the other below; classes without target are gray."""
     over = np.tile(np.r_[np.full(K // 2, 2.0), np.full(K // 2, 0.5)], (50, 1)).astype(np.float32)
