@@ -200,8 +200,8 @@ class FairSettings:
                 raise ValueError(f"{name} must be finite and at least 0, got {value}.")
         if not 0.0 <= self.loss_ema_decay < 1.0:
             raise ValueError(f"loss_ema_decay must lie in [0, 1), got {self.loss_ema_decay}.")
-        if self.horizon is not None:
-            law.check_horizon(self.horizon)
+        if self.horizon is not None and not (math.isfinite(self.horizon) and self.horizon >= 1):
+            raise ValueError(f"horizon must be at least 1 batch, got {self.horizon}.")
         if not 0.0 <= self.min_prob < 1.0 / (K or 1):
             raise ValueError(f"min_prob must lie in [0, 1/K), got {self.min_prob} for K = {K or 'any number'}.")
         if K is not None:
