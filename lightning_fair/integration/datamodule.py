@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_fair.common.labels import class_names, find_labels
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import DrawSource
-from lightning_fair.dataloaders import fair_loader as loaders
+from lightning_fair.dataloaders.fair_loader import batch_size as batch_size_of
+from lightning_fair.dataloaders.fair_loader import check_loader, make_fair
 from lightning_fair.dataloaders.stream_tracker import is_stream
 from lightning_fair.integration.callback import FairSampling
 from lightning_fair.integration.trainer_internals import check_trainer, forward_hyperparameters
@@ -152,15 +153,15 @@ class FairDataModule(L.LightningDataModule):
         loader, settings = self.wrapped.train_dataloader(), self._own.settings
         if self._callback() is not None or is_stream(loader):  # a FairStream is fair by itself
             return loader
-        loaders.check_loader(loader)
+        check_loader(loader)
         if self._sampler is None:
             self._sampler = settings.make_sampler(
                 find_labels(loader.dataset, settings.labels),
-                loaders.batch_size(loader),
+                batch_size_of(loader),
                 settings.steps_per_epoch or len(loader),
                 num_named=len(class_names(loader.dataset) or ()),
             )
-        return loaders.make_fair(loader, self._sampler, guess_labels=settings.labels is None)
+        return make_fair(loader, self._sampler, guess_labels=settings.labels is None)
 
     def __getattr__(self, name: str) -> Any:
         if name == "wrapped":  # not set yet: pickling asks before __init__ has run

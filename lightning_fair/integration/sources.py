@@ -11,7 +11,14 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from lightning_fair.common.labels import class_names
-from lightning_fair.dataloaders import fair_loader as loaders
+from lightning_fair.dataloaders.fair_loader import (
+    batch_size,
+    check_loader,
+    ignored_sampler,
+    is_fair,
+    make_fair,
+    num_prefetched,
+)
 from lightning_fair.dataloaders.stream_tracker import StreamTracker, is_stream, make_stream_fair
 from lightning_fair.integration.run import Run, RunTotals
 from lightning_fair.integration.settings import FairSettings
@@ -26,7 +33,7 @@ def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[An
         TypeError: If the loader cannot be made fair.
         ValueError: If the loader is fair already, or does not fit the settings or a checkpoint.
     """
-    if loaders.is_fair(loader):
+    if is_fair(loader):
         raise ValueError(
             "The training DataLoader is fair already, with settings of its own. Give the Trainer the plain loader, "
             "or the FairDataModule it comes from."
@@ -51,19 +58,19 @@ def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[An
 
 
 def _make_data_set_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> DataLoader[Any]:
-    loaders.check_loader(loader)
+    check_loader(loader)
     run.sampler, run.tracker = _find_sampler(run, trainer, loader), None
     # Lightning fetches one batch ahead if a loader beside this one has no length.
     several = run.settings.dataloader is not None
-    run.min_delay = loaders.num_prefetched(loader) + 1 + run.steps_on_device + several
+    run.min_delay = num_prefetched(loader) + 1 + run.steps_on_device + several
     on_start, guess_labels = partial(run.start_drawing, trainer), run.settings.labels is None
-    return loaders.make_fair(loader, run.sampler, on_start=on_start, guess_labels=guess_labels)
+    return make_fair(loader, run.sampler, on_start=on_start, guess_labels=guess_labels)
 
 
 def _find_sampler(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> FeedbackBatchSampler:
     """Return the run's sampler if the loader has the same data as before, else a new one."""
     settings, sampler = run.settings, run.sampler
-    labels, size = run.find_labels(loader.dataset), loaders.batch_size(loader)
+    labels, size = run.find_labels(loader.dataset), batch_size(loader)
     steps = settings.steps_per_epoch or steps_per_epoch(loader, trainer.world_size)
     if sampler is not None and sampler.batch_size == size and np.array_equal(labels, sampler.labels):
         sampler.steps_per_epoch = steps
@@ -74,7 +81,7 @@ def _find_sampler(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> Feed
     if sampler is not None and sampler.controller.draws and not is_tuning:
         rank_zero_warn("The training data or the batch size have changed: FairSampling starts anew.")
         run.totals, run.has_warned = RunTotals(), False
-    if (ignored := loaders.ignored_sampler(loader)) is not None:
+    if (ignored := ignored_sampler(loader)) is not None:
         rank_zero_warn(
             f"FairSampling draws the batches, so the {ignored} of the training DataLoader has no effect. "
             "Set the class mix with target_probs."
