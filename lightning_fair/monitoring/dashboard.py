@@ -276,8 +276,7 @@ class Dashboard:
 
 def show_distance(pl_module: L.LightningModule, controller: FeedbackController) -> None:
     """Give the progress bar and ``trainer.callback_metrics`` the distance of the trained mix from the target."""
-    if pl_module.trainer.barebones:
-        return
-    # On the host, so that nothing waits for the device.
-    distance = torch.tensor(total_variation(controller.trained_mix, controller.q))
-    pl_module.log("fair/distance", distance, prog_bar=True, logger=False, rank_zero_only=True, sync_dist=True)
+    if not pl_module.trainer.barebones:
+        # On the host, so that nothing waits for the device.
+        distance = torch.tensor(total_variation(controller.trained_mix, controller.q))
+        pl_module.log("fair/distance", distance, prog_bar=True, logger=False, rank_zero_only=True, sync_dist=True)

@@ -41,9 +41,8 @@ class DownsampledHistory:
             self._steps[self._num_kept], self._rows[self._num_kept] = step, make_row()
             self._num_kept += 1
             if self._num_kept == self._max_rows:
-                self._num_kept //= 2
-                self._steps[: self._num_kept] = self._steps[::2]
-                self._rows[: self._num_kept] = self._rows[::2].copy()
+                self._num_kept = half = self._num_kept // 2
+                self._steps[:half], self._rows[:half] = self._steps[::2], self._rows[::2].copy()
                 self._stride *= 2
         self._num_added += 1
 
