@@ -1,8 +1,8 @@
-"""Make the README's picture of TensorBoard: `python examples/dashboard.py`.
+"""Make the screenshot of TensorBoard: `python examples/dashboard.py`.
 
-Trains `experiment=drift` on two classes, with buffers too small for a turn so that there is something to see; opens
-TensorBoard on the run in a headless Chromium (Debian: `apt-get install chromium`), and takes a picture of the tab
-Custom Scalars. `--logdir DIR` shows a run that is there already.
+The script trains `experiment=drift` on two classes, with buffers that are too small for a change of the class mix, so
+that the mix leaves its band. It opens TensorBoard on the run in a headless Chromium (Debian: `apt-get install
+chromium`), and takes a screenshot of the tab Custom Scalars. `--logdir DIR` shows an existing run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FLAGS = [
     "--disable-sync",
 ]
 CARDS = "tf-custom-scalar-multi-line-chart-card, tf-custom-scalar-margin-chart-card"
-# The length of the longest path of a chart; without data it has axes and the symbols of its legend.
+# The length of a chart's longest SVG path. A chart without data has only axes and the symbols of its legend.
 LONGEST_PATH = """card => {
     let longest = 0;
     const look = node => {
@@ -47,7 +47,7 @@ PATIENCE = 60.0  # seconds
 
 
 def train(folder: Path) -> Path:
-    """Train on a stream that drifts; return the folder of the logs."""
+    """Train on a stream that drifts, and return the folder of the logs."""
     settings = ["experiment=drift", "data.cycles=4", "data.buffer=32", "data.reuse=16"]
     settings += ["data.num_classes=2", "data.imbalance_ratio=99", "model.num_classes=2"]
     settings += ["trainer.log_every_n_steps=4", "trainer.enable_progress_bar=false", f"hydra.run.dir={folder}"]
@@ -57,7 +57,7 @@ def train(folder: Path) -> Path:
 
 @contextmanager
 def tensorboard(logdir: Path) -> Iterator[str]:
-    """Serve the logs on this machine; yields the address."""
+    """Serve the logs on localhost, and yield the address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -84,10 +84,10 @@ def tensorboard(logdir: Path) -> Iterator[str]:
 
 @contextmanager
 def chromium(width: int, height: int) -> Iterator[Page]:
-    """Open a page in the Chromium of this machine."""
+    """Open a page in the installed Chromium."""
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
-        raise RuntimeError("There is no Chromium. On Debian: apt-get install chromium.")
+        raise RuntimeError("No Chromium is installed. On Debian: apt-get install chromium.")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         try:
@@ -97,20 +97,20 @@ def chromium(width: int, height: int) -> Iterator[Page]:
 
 
 def charts(page: Page, address: str) -> dict[str, bool]:
-    """Open the tab Custom Scalars; return for each of its charts, by title, whether something is drawn in it."""
+    """Open the tab Custom Scalars, and return for each chart, by title, whether it shows a line."""
     deadline = time.monotonic() + PATIENCE
-    found: dict[str, bool] = {}
-    while not (found and all(found.values())) and time.monotonic() < deadline:
-        # Again, since TensorBoard may not have read the logs yet.
+    shown: dict[str, bool] = {}
+    while not (shown and all(shown.values())) and time.monotonic() < deadline:
+        # Repeated, because TensorBoard may not have read the logs yet.
         page.goto("about:blank")
         page.goto(f"{address}/#custom_scalars")
         cards = page.locator(CARDS)
         for _ in range(20):
             page.wait_for_timeout(250)
-            found = {title(card): card.evaluate(LONGEST_PATH) > EMPTY for card in cards.all()}
-            if found and all(found.values()):
+            shown = {title(card): card.evaluate(LONGEST_PATH) > EMPTY for card in cards.all()}
+            if shown and all(shown.values()):
                 break
-    return found
+    return shown
 
 
 def title(card: Any) -> str:
@@ -121,16 +121,16 @@ def title(card: Any) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--logdir", type=Path, help="folder with the logs of a run; without it, one is trained")
-    parser.add_argument("--out", type=Path, default=HERE.parent / "assets" / "dashboard.png", help="the picture")
+    parser.add_argument("--out", type=Path, default=HERE.parent / "assets" / "dashboard.png", help="the screenshot")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         logdir = args.logdir or train(Path(folder) / "drift").resolve()
         with tensorboard(logdir) as address, chromium(1500, 1590) as page:
-            found = charts(page, address)
+            shown = charts(page, address)
             page.screenshot(path=args.out)
-    for name, drawn in found.items():
-        print(f"{name}: {'drawn' if drawn else 'EMPTY'}")
-    if not found or not all(found.values()):
+    for name, is_shown in shown.items():
+        print(f"{name}: {'shown' if is_shown else 'EMPTY'}")
+    if not shown or not all(shown.values()):
         raise SystemExit("Not every chart shows something.")
 
 

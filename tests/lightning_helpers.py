@@ -1,4 +1,4 @@
-"""Small Lightning modules and data, and records of what was drawn and what was trained on."""
+"""Small Lightning modules and data, and records of draws and training steps."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ BATCHES = sum(COUNTS) // BATCH
 in_any_order = pytest.mark.skipif(
     "in_order" not in inspect.signature(DataLoader.__init__).parameters, reason="this torch has no in_order"
 )
+# Numbers of loader workers; a test with workers starts processes.
+WORKERS = [0, pytest.param(2, marks=pytest.mark.slow)]
 TARGET = (0.4, 0.3, 0.2, 0.1)  # a batch of 8 cannot have this mix, so the deficits keep p moving
 
 
@@ -54,7 +56,7 @@ def moving(**settings: Any) -> FairSampling:
 
 @dataclass
 class Step:
-    """What one training step saw: the samples, the weights that their losses got, and the newest draw so far."""
+    """One training step: its samples, their weights and losses, and the number of the newest draw at the time."""
 
     indices: list[int]
     labels: list[int]
@@ -88,7 +90,7 @@ class Plain(L.LightningModule):
     def record(self, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         losses = self.losses(x, y)
         loss = self.reduce(losses)
-        # The weights as they act: what the step does with each sample's loss.
+        # The weights as they act: the gradient of the step's loss by each sample's loss.
         (share,) = torch.autograd.grad(loss, losses, retain_graph=True)
         self.steps.append(
             Step(
@@ -159,12 +161,12 @@ def trainer(*callbacks: L.Callback, **settings: Any) -> L.Trainer:
 
 
 def fit(module: L.LightningModule, data: Any, *callbacks: L.Callback, ckpt: Any = None, **settings: Any) -> L.Trainer:
-    made = trainer(*callbacks, **settings)
+    fitted = trainer(*callbacks, **settings)
     if isinstance(data, L.LightningDataModule):
-        made.fit(module, datamodule=data, ckpt_path=ckpt)
+        fitted.fit(module, datamodule=data, ckpt_path=ckpt)
     else:
-        made.fit(module, data, ckpt_path=ckpt)
-    return made
+        fitted.fit(module, data, ckpt_path=ckpt)
+    return fitted
 
 
 Draws = dict[int, tuple[np.ndarray, list[int]]]
@@ -172,7 +174,7 @@ Draws = dict[int, tuple[np.ndarray, list[int]]]
 
 @contextmanager
 def recorded_draws() -> Iterator[Draws]:
-    """Record the class mix and the indices of every draw, by its number, where the sampler makes it."""
+    """Record the class mix and the indices of every draw of a sampler, by the draw's number."""
     draws: Draws = {}
     original = FeedbackBatchSampler._draw
 
@@ -187,7 +189,7 @@ def recorded_draws() -> Iterator[Draws]:
 
 
 def own_draw(step: Step, draws: Draws) -> int:
-    """Return the number of the one draw that has all the samples of a step."""
+    """Return the number of the draw that has all the samples of a step."""
     (draw_id,) = [draw_id for draw_id, (_, indices) in draws.items() if set(step.indices) <= set(indices)]
     return draw_id
 
@@ -206,15 +208,20 @@ def wrong_steps(steps: list[Step], draws: Draws, weigh: Callable[[list[int], np.
 
 
 def movement(draws: Draws) -> float:
-    """Return how much the class mix moved from draw to draw: where it stands still, nothing is tested."""
+    """Return how much the class mix moved over the draws: if it is constant, nothing is tested."""
     return float(np.ptp([probs for probs, _ in draws.values()], axis=0).max())
 
 
 @contextmanager
 def warnings_about(words: str) -> Iterator[list[str]]:
-    """Collect the warnings that hold ``words``, each as often as it is given."""
-    found: list[str] = []
+    """Collect the warnings that contain ``words``, with repetitions."""
+    messages: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        yield found
-    found += [str(w.message) for w in caught if words in str(w.message)]
+        yield messages
+    messages += [str(w.message) for w in caught if words in str(w.message)]
+
+
+def assert_nothing_left(trainer, module):
+    assert "process_dataloader" not in vars(trainer.strategy)
+    assert module._step_weights is None

@@ -1,15 +1,16 @@
-"""Measure what a training step costs more with FairSampling: `python examples/benchmarks/overhead.py`.
+"""Measure the time that FairSampling adds to a training step: `python examples/benchmarks/overhead.py`.
 
-Both sides train with Lightning, in one process and in turns; the plain side draws its batches with torch's
-WeightedRandomSampler. The time of a step is that between two ends of a step, so the draw of the batch is in it.
-No logger runs on either side. Take the ratio, which is formed round by round: the times are this machine's. Beside the
-time by the clock stands the processor time of the process, which other programs disturb far less.
+Both sides train with Lightning, in one process and in turns. The plain side draws its batches with torch's
+WeightedRandomSampler. The time of a step is the time between the ends of two steps, so it includes the draw of the
+batch. No logger runs on either side. The times depend on the machine; the ratio, which is computed in each round,
+depends on it less. The table has the wall-clock time and the processor time of the process, which other programs
+disturb far less.
 
-What TensorBoard costs stands below the table, as a share of the steps of the same run: 100 classes, callback and mixin,
-`log_every_n_steps=50`; all that the dashboard does in a step, until what is written lies in the file.
+Below the table stands the cost of TensorBoard, as a fraction of the steps of the same run: 100 classes, callback and
+mixin, `log_every_n_steps=50`. It includes everything that the dashboard does in a step, and the flush of the file.
 
-`--resnet32` measures a step of that network, the one of the CIFAR-LT recipes; with `--accelerator gpu` on a GPU, which
-has done all its work where the clock starts and where it stops.
+`--resnet32` measures a step of the network of the CIFAR-LT recipes, with `--accelerator gpu` on a GPU. The GPU is
+synchronized before the clock starts and before it stops.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from lightning_fair import FairSampling, ImportanceWeightedMixin
 
 BATCH, WARM_UP = 128, 3
 ITEMS = 20_000
-Run = Callable[[], NDArray[np.float64]]  # clock and processor time of a step
+Run = Callable[[], NDArray[np.float64]]  # wall-clock and processor time of a step
 
 
 class Plain(L.LightningModule):
@@ -78,14 +79,14 @@ class Weighted(ImportanceWeightedMixin, Plain):
 
 
 class Trivial(Plain):
-    """As little as Lightning trains: one parameter."""
+    """The smallest module that Lightning trains: one parameter."""
 
     def __init__(self) -> None:
         L.LightningModule.__init__(self)
         self.scale = nn.Parameter(torch.ones(()))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
-        """Return something to differentiate."""
+        """Return a loss of one parameter."""
         return self.scale * batch[0].mean()
 
 
@@ -93,26 +94,26 @@ class TrivialWeighted(ImportanceWeightedMixin, Trivial):
     """The same with weighted losses."""
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
-        """Return something to differentiate, weighted."""
+        """Return a weighted loss of one parameter."""
         return self.weighted_loss(self.scale * batch[0])
 
 
 class Clock(L.Callback):
-    """Notes when each step ends."""
+    """Records the end of each step."""
 
     def __init__(self) -> None:
         self.ends: list[tuple[int, int]] = []
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Note the time by the clock and that of the processor."""
+        """Record the wall-clock time and the processor time."""
         if torch.cuda.is_available() and len(self.ends) in (WARM_UP, trainer.max_steps - 1):
-            torch.cuda.synchronize()  # in between the steps follow one another as they would
+            torch.cuda.synchronize()  # only at both ends, so that the steps between overlap as usual
         self.ends.append((time.perf_counter_ns(), time.process_time_ns()))
 
     def step_times(self) -> NDArray[np.float64]:
         """Return the mean times of a step in microseconds, shape ``(2,)``, the first steps left out.
 
-        Not the median: some steps draw several batches at once, and others none.
+        Not the median, because steps that end an epoch or write a log take longer.
         """
         steps = np.diff(self.ends, axis=0)[WARM_UP:]
         means: NDArray[np.float64] = steps.mean(axis=0) / 1e3
@@ -127,7 +128,7 @@ def run(
     fair: FairSampling | None,
     accelerator: str = "cpu",
 ) -> NDArray[np.float64]:
-    """Train for some steps and return the mean times of one in microseconds: clock, processor."""
+    """Train for some steps and return the mean times of a step in microseconds: wall clock, processor."""
     torch.manual_seed(seed)
     labels = dataset.tensors[1]
     rarity = (1.0 / labels.bincount().double())[labels]
@@ -151,7 +152,7 @@ def run(
 def in_turns(fair: Run, plain: Run, rounds: int, name: str) -> NDArray[np.float64]:
     """Return times, shape ``(2, 2, rounds)``: (clock, processor), (fair, plain), rounds.
 
-    The order changes from round to round, so that a slow drift cancels.
+    The order alternates, so that a slow drift cancels.
     """
     times = np.zeros((2, 2, rounds))
     for turn in tqdm(range(rounds), desc=name):
@@ -161,7 +162,7 @@ def in_turns(fair: Run, plain: Run, rounds: int, name: str) -> NDArray[np.float6
 
 
 def images(num_classes: int = 10, shape: tuple[int, int, int] = (1, 28, 28)) -> TensorDataset:
-    """Return noise in the shape of MNIST, or another, with a long tail of classes."""
+    """Return noise in the shape of MNIST, or another shape, with a long tail of classes."""
     generator = torch.Generator().manual_seed(0)
     return TensorDataset(
         torch.randn(ITEMS, *shape, generator=generator), torch.from_numpy(long_tail_labels(num_classes, ITEMS))
@@ -209,31 +210,31 @@ def next_to_nothing(
 
 
 class Timed(FairSampling):
-    """Notes how long the dashboard takes in each step, until what it wrote lies in the file, and for a figure."""
+    """Records the time of the dashboard in each step, with the flush of the file, and of a figure."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.times: list[float] = []
         self.figure = 0.0
 
-    def _show(self, trainer: L.Trainer, *args: Any) -> None:
+    def _log(self, trainer: L.Trainer, *args: Any) -> None:
         start = time.perf_counter_ns()
-        super()._show(trainer, *args)
+        super()._log(trainer, *args)
         if trainer.global_step % trainer.log_every_n_steps == 0:
             trainer.logger.experiment.flush()
         self.times.append((time.perf_counter_ns() - start) / 1e3)
 
     def on_train_epoch_end(self, *args: Any) -> None:
-        """Draw a figure, after some of the epochs."""
+        """Plot a figure, after some of the epochs."""
         self._time_figure(super().on_train_epoch_end, args)
 
     def on_train_end(self, *args: Any) -> None:
-        """Draw the last one, unless it has just been drawn."""
+        """Plot the last figure, unless it was just plotted."""
         self._time_figure(super().on_train_end, args)
 
-    def _time_figure(self, draw: Callable[..., None], args: tuple[Any, ...]) -> None:
+    def _time_figure(self, hook: Callable[..., None], args: tuple[Any, ...]) -> None:
         start = time.perf_counter_ns()
-        draw(*args)
+        hook(*args)
         self.figure = max(self.figure, (time.perf_counter_ns() - start) / 1e3)
 
 
@@ -257,7 +258,7 @@ def writing(steps: int, seed: int, num_classes: int = 100) -> tuple[float, float
 
 
 def rows(name: str, goal: str, times: NDArray[np.float64]) -> list[list[str]]:
-    """Return a row by the clock and one by the processor: medians of both sides, and what each round compares."""
+    """Return a row for each clock: the medians of both sides, and quartiles of the differences and ratios."""
     return [
         [
             f"{name}, {clock}",
@@ -278,7 +279,7 @@ def quartiles(values: NDArray[np.float64], form: str) -> str:
 
 
 def quiet() -> None:
-    """Silence Lightning's remarks on loaders without workers, modules without weights and machines without GPU."""
+    """Silence Lightning's warnings about loaders without workers, modules without weights and machines without GPU."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
 
@@ -288,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=20, help="turns of each side (default: 20)")
     parser.add_argument("--steps", type=int, default=20, help="steps timed in a turn with the network (default: 20)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and draws")
-    # With more threads a step waits for the slowest of them, and what else runs on the machine decides.
+    # With more threads a step waits for the slowest thread, so other programs disturb the times.
     parser.add_argument("--threads", type=int, default=1, help="torch's threads (default: 1)")
     parser.add_argument("--without-network", action="store_true", help="leave out the network, which takes longest")
     parser.add_argument("--resnet32", action="store_true", help="measure a step of a ResNet-32, and nothing else")
@@ -313,7 +314,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ("callback alone, K = 10", "added ≤ 150", Trivial, 10),
         ("callback alone, K = 1000", "added ≤ 500", Trivial, 1000),
     ):
-        # Such steps are short: more of them fit in a turn.
+        # These steps are short, so a turn has more of them.
         times = next_to_nothing(fair, num_classes, args.rounds, 5 * args.steps, args.seed)
         table += rows(f"one parameter, {name}", goal, times)
         added[name] = float(np.median(times[1, 0] - times[1, 1]))
@@ -321,7 +322,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("microseconds a step: median of the rounds; added and ratio: median (quartiles) of the rounds\n")
     print(markdown(head, table))
     if not args.without_network:
-        # The added time is a hundredth of the noise of a step of the network, and far above that of one parameter.
+        # The added time is a hundredth of the noise of a step of the network, so it is measured with one parameter.
         share = added["callback and mixin, K = 10"] / float(np.median(network[1, 1]))
         step, shown, figure = writing(max(10 * args.steps, 100), args.seed)
         print(

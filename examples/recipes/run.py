@@ -71,9 +71,9 @@ def train(cfg: DictConfig, *more: L.Callback) -> Report:
     _check_images(cfg.model, data)
     _take_baseline(cfg.baseline, task, data)
     if fair and isinstance(data.train_set, IterableDataset):
-        fair.make_controller(data.train_set)
+        fair.settings.make_controller(data.train_set)
     elif fair:
-        fair.make_sampler(find_labels(data.train_set, fair.labels), data.batch_size)
+        fair.settings.make_sampler(find_labels(data.train_set, fair.settings.labels), data.batch_size)
     _check_schedules(cfg, fair)
     callbacks = [*(instantiate(callback) for callback in (cfg.callbacks or {}).values()), *more]
     if cfg.trainer.enable_progress_bar is False:

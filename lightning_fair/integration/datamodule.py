@@ -17,11 +17,16 @@ from lightning_fair.dataloaders.checks import batch_size as batch_size_of
 from lightning_fair.dataloaders.checks import check_loader, is_stream
 from lightning_fair.dataloaders.fair_loader import make_fair
 from lightning_fair.integration.callback import FairSampling
-from lightning_fair.integration.trainer_internals import check_trainer
+from lightning_fair.integration.trainer_internals import check_trainer, forward_hyperparameters
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
 
-# Lightning asks whether a data module overrides these, so those of the wrapped one show only where it does.
+_ATTRIBUTES = ("prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices")
+# Lightning asks whether a data module overrides these, so the wrapped module's are shown only if it does.
 _HOOKS = (
+    "prepare_data",
+    "teardown",
+    "state_dict",
+    "load_state_dict",
     "val_dataloader",
     "test_dataloader",
     "predict_dataloader",
@@ -30,28 +35,27 @@ _HOOKS = (
     "on_after_batch_transfer",
     "on_exception",
 )
-_HPARAMS = ("_log_hyperparams", "_hparams", "_hparams_initial", "_hparams_name")
 
 
 class FairDataModule(L.LightningDataModule):
     """Wraps a DataModule, or a data set, so that its training loader is fair.
 
-    In a Trainer it installs the callback :class:`~lightning_fair.FairSampling`, which then owns the sampler.
-    Without a Trainer ``train_dataloader()`` is fair all the same, and ``controller.step_update`` is yours to
-    call. Everything else is the wrapped module's own: its other loaders, hooks, state and attributes.
+    In a Trainer it installs the callback :class:`~lightning_fair.FairSampling`, which then owns the sampler. Without a
+    Trainer ``train_dataloader()`` is fair too, and you call ``controller.step_update``. The other loaders, hooks,
+    state and attributes are the wrapped module's own.
 
     Args:
         data: A ``LightningDataModule``, or a map-style training data set.
         fair: Settings. None: the Trainer's ``FairSampling`` if it has one, else ``FairSampling()``.
-        batch_size: Samples of a training batch on each rank; with a data set only, where it is needed.
-        val: Validation data set; with a data set only.
-        test: Test data set; with a data set only.
-        **loader: Further arguments of the loaders (``num_workers``, ``collate_fn``, ``pin_memory``, ...);
-            with a data set only.
+        batch_size: Samples of a training batch on each rank. Required with a data set, and for a data set only.
+        val: Validation data set; for a data set only.
+        test: Test data set; for a data set only.
+        **loader: Further arguments of the loaders (``num_workers``, ``collate_fn``, ``pin_memory``, ...); for a data
+            set only.
 
     Raises:
-        TypeError: If ``data`` is neither, or loader arguments come with a DataModule.
-        ValueError: If a data set comes without ``batch_size``.
+        TypeError: If ``data`` is neither, or loader arguments are given with a DataModule.
+        ValueError: If a data set is given without ``batch_size``.
 
     Example:
         >>> import torch
@@ -75,8 +79,8 @@ class FairDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         if isinstance(data, L.LightningDataModule):
-            if batch_size is not None or val is not None or test is not None or loader:
-                given = [k for k, v in {"batch_size": batch_size, "val": val, "test": test}.items() if v is not None]
+            given = [k for k, v in {"batch_size": batch_size, "val": val, "test": test}.items() if v is not None]
+            if given or loader:
                 raise TypeError(
                     f"{type(data).__name__} makes its own loaders: set {', '.join([*given, *loader])} there, "
                     "not in FairDataModule."
@@ -93,20 +97,14 @@ class FairDataModule(L.LightningDataModule):
         self.fair = fair
         self._own = fair or FairSampling()
         self._sampler: FeedbackBatchSampler | None = None
-        self.prepare_data_per_node = self.wrapped.prepare_data_per_node
-        self.allow_zero_length_dataloader_with_multiple_devices = (
-            self.wrapped.allow_zero_length_dataloader_with_multiple_devices
-        )
-        for name in _HOOKS:
-            if hasattr(L.LightningDataModule, name) and is_overridden(name, self.wrapped):
-                setattr(self, name, getattr(self.wrapped, name))
-        for name in _HPARAMS:
-            if hasattr(self.wrapped, name):
-                setattr(self, name, getattr(self.wrapped, name))
+        hooks = [name for name in _HOOKS if is_overridden(name, self.wrapped, L.LightningDataModule)]
+        for name in (*_ATTRIBUTES, *hooks):
+            setattr(self, name, getattr(self.wrapped, name))
+        forward_hyperparameters(self)
 
     @property
     def trainer(self) -> L.Trainer | None:
-        """The Trainer, which is the wrapped module's too."""
+        """The Trainer of this module and of the wrapped one."""
         return self._trainer
 
     @trainer.setter
@@ -119,65 +117,51 @@ class FairDataModule(L.LightningDataModule):
 
     @property
     def sampler(self) -> DrawSource | None:
-        """The sampler of the training loader, once there is one; in a Trainer the callback's."""
+        """The sampler of the training loader, in a Trainer the callback's; None before the loader is made."""
         callback = self._callback()
-        return callback.sampler if callback and callback.sampler else self._sampler
+        return callback.sampler if callback and callback.sampler is not None else self._sampler
 
     @property
     def controller(self) -> FeedbackController | None:
-        """The sampler's controller."""
-        return self.sampler.controller if self.sampler else None
-
-    def prepare_data(self) -> None:
-        """As the wrapped module."""
-        self.wrapped.prepare_data()
+        """The sampler's controller; None before the loader is made."""
+        return None if self.sampler is None else self.sampler.controller
 
     def setup(self, stage: str) -> None:
-        """Install the callback for ``stage="fit"``, then as the wrapped module."""
-        trainer = self.trainer
-        if stage == "fit" and trainer is not None:
-            theirs = self._callback()
-            if theirs is not None and theirs is not self._own and theirs._installed_by_datamodule:
-                trainer.callbacks.remove(theirs)  # type: ignore[attr-defined]  # of another FairDataModule
-                theirs = None
-            if theirs is None:
-                self._own._installed_by_datamodule = True
-                callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-                first = next((i for i, c in enumerate(callbacks) if isinstance(c, Checkpoint)), len(callbacks))
-                callbacks.insert(first, self._own)
-            elif self.fair is not None and theirs is not self.fair:
-                raise ValueError(
-                    "Both Trainer(callbacks=[...]) and FairDataModule(fair=...) have a FairSampling. Keep one: "
-                    "it owns the state."
-                )
+        """Install the callback if ``stage`` is ``"fit"``, and set up the wrapped module."""
+        if stage == "fit" and self.trainer is not None:
+            self._install(self.trainer)
         self.wrapped.setup(stage)
 
-    def teardown(self, stage: str) -> None:
-        """As the wrapped module."""
-        self.wrapped.teardown(stage)
+    def _install(self, trainer: L.Trainer) -> None:
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        theirs = self._callback()
+        if theirs is not None and theirs is not self._own and theirs._installed_by_datamodule:
+            callbacks.remove(theirs)  # of another FairDataModule
+            theirs = None
+        if theirs is None:
+            self._own._installed_by_datamodule = True
+            first = next((i for i, c in enumerate(callbacks) if isinstance(c, Checkpoint)), len(callbacks))
+            callbacks.insert(first, self._own)
+        elif self.fair is not None and theirs is not self.fair:
+            raise ValueError(
+                "Both Trainer(callbacks=[...]) and FairDataModule(fair=...) have a FairSampling. Keep one: "
+                "it owns the state."
+            )
 
     def train_dataloader(self) -> Any:
-        """Return the training loader: fair, or in a Trainer the wrapped module's, made fair by the callback."""
-        loader = self.wrapped.train_dataloader()
+        """Return the training loader: fair, or in a Trainer the wrapped module's, which the callback makes fair."""
+        loader, settings = self.wrapped.train_dataloader(), self._own.settings
         if self._callback() is not None or is_stream(loader):  # a FairStream is fair by itself
             return loader
         check_loader(loader)
         if self._sampler is None:
-            self._sampler = self._own.make_sampler(
-                find_labels(loader.dataset, self._own.labels),
+            self._sampler = settings.make_sampler(
+                find_labels(loader.dataset, settings.labels),
                 batch_size_of(loader),
-                self._own.steps_per_epoch or len(loader),
-                named=len(class_names(loader.dataset) or ()),
+                settings.steps_per_epoch or len(loader),
+                num_named=len(class_names(loader.dataset) or ()),
             )
-        return make_fair(loader, self._sampler, guess_labels=self._own.labels is None)
-
-    def state_dict(self) -> dict[str, Any]:
-        """As the wrapped module; the sampler's state is in the callback's."""
-        return self.wrapped.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As the wrapped module."""
-        self.wrapped.load_state_dict(state_dict)
+        return make_fair(loader, self._sampler, guess_labels=settings.labels is None)
 
     def __getattr__(self, name: str) -> Any:
         if name == "wrapped":  # not set yet: pickling asks before __init__ has run
@@ -193,28 +177,23 @@ class _DatasetModule(L.LightningDataModule):
     """Plain loaders over plain data sets."""
 
     def __init__(
-        self,
-        train: Dataset[Any],
-        val: Dataset[Any] | None,
-        test: Dataset[Any] | None,
-        size: int,
-        loader: dict[str, Any],
+        self, train: Any, val: Dataset[Any] | None, test: Dataset[Any] | None, batch_size: int, loader: dict[str, Any]
     ) -> None:
         super().__init__()
-        self._train, self._size, self._loader = train, size, loader
-        loader.pop("shuffle", None)  # the training order is the sampler's; the others keep theirs
+        loader.pop("shuffle", None)  # FairSampling shuffles the training data, and the others keep their order
+        self._train, self._loader = train, {"batch_size": batch_size, **loader}
         for name, dataset in (("val_dataloader", val), ("test_dataloader", test)):
             if dataset is not None:
                 setattr(self, name, self._in_order(dataset))
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self._train, batch_size=self._size, **self._loader)
+        return DataLoader(self._train, **self._loader)
 
     def _in_order(self, dataset: Dataset[Any]) -> Callable[[], DataLoader[Any]]:
         settings = {name: value for name, value in self._loader.items() if name not in ("drop_last", "sampler")}
 
-        # Not a `partial`: Lightning looks into the code of what overrides its hooks.
+        # Not a `partial`, because Lightning reads the code of functions that override its hooks.
         def dataloader() -> DataLoader[Any]:
-            return DataLoader(dataset, batch_size=self._size, **settings)
+            return DataLoader(dataset, **settings)
 
         return dataloader

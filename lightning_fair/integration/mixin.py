@@ -20,15 +20,14 @@ else:
 
 
 class ImportanceWeightedMixin(_Base):
-    """Gives a ``LightningModule`` the method ``weighted_loss``; name it before ``LightningModule`` as a base.
+    """Gives a ``LightningModule`` the method ``weighted_loss``. Name it before ``LightningModule`` as a base class.
 
-    The weights come from :class:`~lightning_fair.FairSampling`. Where neither the Trainer nor a
-    :class:`~lightning_fair.FairDataModule` has that callback, the mixin installs one.
+    The weights come from :class:`~lightning_fair.FairSampling`. The mixin installs that callback if neither the Trainer
+    nor a :class:`~lightning_fair.FairDataModule` has it.
 
     Attributes:
-        fair_sampling: What the mixin installs where there is no callback yet: True for ``FairSampling()``, a
-            ``FairSampling`` with settings of your own, or False for none. Set it in the class or in
-            ``__init__``.
+        fair_sampling: The callback to install if there is none yet: True for ``FairSampling()``, a ``FairSampling``
+            with other settings, or False for none. Set it in the class or in ``__init__``.
 
     Example:
         >>> import torch
@@ -48,39 +47,38 @@ class ImportanceWeightedMixin(_Base):
     _step_weights: StepWeights | None = None
 
     def weighted_loss(self, losses: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return ``mean(w[y] * losses)``, ``w = reference / p`` with the ``p`` the batch was drawn with.
+        """Return ``mean(w[y] * losses)`` with ``w = reference / p``, where ``p`` is the class mix of the batch's draw.
 
-        Also adds the losses to per-class sums on their device, which the callback feeds back. Outside of
-        training with :class:`~lightning_fair.FairSampling` all weights are one.
+        The callback feeds the losses back. Outside of training with :class:`~lightning_fair.FairSampling` all weights
+        are one.
 
         Args:
-            losses: Unweighted loss of each sample (``reduction="none"``), shape ``(batch,)``.
-            labels: Class of each sample, integers in ``[0, K)``, shape ``(batch,)``. Needed only where the
-                losses are not those of the batch's samples in their order.
+            losses: Unweighted loss of each sample (``reduction="none"``), floating point, shape ``(batch,)``.
+            labels: Class of each sample, integers in ``[0, K)``, shape ``(batch,)``. Required only if ``losses`` are
+                not in the order of the batch's samples, or some samples have none.
 
         Returns:
             Scalar tensor.
 
         Raises:
-            ValueError: If ``losses`` is not of shape ``(batch,)``, or there are not as many labels.
+            ValueError: If ``losses`` is not of shape ``(batch,)``, or ``labels`` has another shape or range.
         """
         step = self._step_weights
-        if step is None or not step.open:  # not `self.training`: a network may be trained in eval mode
+        if step is None or not step.is_open:  # not `self.training`: a network may be trained in eval mode
             return losses.mean()
         return step.mean(losses, labels)
 
     def configure_callbacks(self) -> Sequence[L.Callback] | L.Callback:
-        """Add the callback where the user did not. Lightning calls this."""
+        """Add the callback if there is none yet. Lightning calls this."""
         check_trainer(self.trainer)
         callbacks = super().configure_callbacks()
         callbacks = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
-        given = self.fair_sampling
-        theirs = find_callback(self.trainer)
-        if isinstance(given, FairSampling):
-            if theirs is not None and theirs is not given:
-                raise ValueError(
-                    f"Both the Trainer (or its FairDataModule) and {type(self).__name__}.fair_sampling have a "
-                    "FairSampling. Keep one: it owns the state."
-                )
-            return callbacks if theirs is given else [*callbacks, given]
-        return [*callbacks, FairSampling()] if given and theirs is None else callbacks
+        own, theirs = self.fair_sampling, find_callback(self.trainer)
+        if isinstance(own, FairSampling) and theirs not in (None, own):
+            raise ValueError(
+                f"Both the Trainer (or its FairDataModule) and {type(self).__name__}.fair_sampling have a "
+                "FairSampling. Keep one: it owns the state."
+            )
+        if not own or theirs is not None:
+            return callbacks
+        return [*callbacks, own if isinstance(own, FairSampling) else FairSampling()]

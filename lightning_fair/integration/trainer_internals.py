@@ -1,77 +1,103 @@
-"""What the callback needs of a Trainer and of a module: the only file that reaches into Lightning's loops."""
+"""Everything that reaches into private parts of Lightning, and checks of the user's Trainer and module."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 from torch.nn.modules.loss import _WeightedLoss
 from torch.utils.data import DataLoader, DistributedSampler
 
+from lightning_fair.control.draw import DrawSource
 from lightning_fair.dataloaders.checks import batch_size, samplers
+from lightning_fair.monitoring.dashboard import Board, LogContext
+
+# -- the state of a Trainer --------------------------------------------------------------------------------
 
 
-def check_trainer(trainer: object) -> None:
-    """Raise if ``trainer`` is not of the package ``lightning``: the older name's classes are others.
+def train_data_source(trainer: L.Trainer) -> object:
+    """Return the object whose ``train_dataloader`` Lightning calls, for example the data module."""
+    return trainer.fit_loop._data_source.instance
 
-    Raises:
-        TypeError: If it is that of ``pytorch_lightning``, for example.
-    """
-    if not isinstance(trainer, L.Trainer):
-        raise TypeError(
-            f"lightning_fair works with lightning.pytorch, got a Trainer of {type(trainer).__module__.split('.')[0]}. "
-            "Write `import lightning.pytorch as pl` in place of `import pytorch_lightning as pl`, everywhere."
-        )
+
+def is_within_epoch(trainer: L.Trainer) -> bool:
+    """Return whether the current training epoch has begun and has not ended."""
+    return bool(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+
+
+def should_log(trainer: L.Trainer) -> bool:
+    """Return whether ``log_every_n_steps`` asks for values now: one point, not several, per optimizer step."""
+    return trainer._logger_connector.should_update_logs and not trainer.fit_loop._should_accumulate()
+
+
+def log_context(trainer: L.Trainer, source: DrawSource, class_names: Sequence[str], *, weighted: bool) -> LogContext:
+    """Return what the dashboard needs to know about this moment of the training."""
+    boards = [x for x in trainer.loggers if isinstance(x, TensorBoardLogger)] if trainer.is_global_zero else []
+    return LogContext(
+        source=source,
+        class_names=class_names,
+        weighted=weighted,
+        step=trainer.fit_loop.epoch_loop._batches_that_stepped,
+        loggers=trainer.loggers,
+        boards=[Board(x, f"{x._prefix}{x.LOGGER_JOIN_CHAR}" if x._prefix else "") for x in boards],
+    )
+
+
+def forward_hyperparameters(wrapper: L.LightningDataModule) -> None:
+    """Let ``wrapper.__getattr__`` answer for all hyperparameters."""
+    del wrapper._log_hyperparams  # the only attribute of them that the constructor sets
+
+
+# -- the training loader -----------------------------------------------------------------------------------
 
 
 def intercept_train_dataloader(
-    trainer: L.Trainer, chosen: str | int | None, make: Callable[[Any], Any]
+    trainer: L.Trainer, key: str | int | None, replace: Callable[[Any], Any]
 ) -> Callable[[], None]:
-    """Let ``make`` replace the chosen training loader whenever Lightning asks for it.
+    """Let ``replace`` exchange one training loader whenever Lightning asks for the loaders.
 
     Args:
         trainer: The Trainer, before its loaders are made.
-        chosen: Key or place of the loader among several; None: the only one.
-        make: Takes the loader as the user made it, and returns the one to train on.
+        key: Key or position of the loader if there are several; a wrong one raises when Lightning asks for them.
+        replace: Takes the user's loader, and returns the loader to train on.
 
     Returns:
-        A function that takes this back.
-
-    Raises:
-        ValueError: When the loaders are asked for, if ``chosen`` does not name one of them.
+        A function that ends the interception.
     """
     source, strategy = trainer.fit_loop._data_source, trainer.strategy
     request, process = source.dataloader, strategy.process_dataloader
-    turn = wanted = 0
-    own: Any = None
+    num_processed = position = 0
+    users_loader: Any = None
 
-    def requested() -> object:
-        nonlocal turn, wanted, own
+    def request_loaders() -> object:
+        nonlocal num_processed, position, users_loader
         loaders = request()
         if isinstance(loaders, CombinedLoader):
-            loaders = copy(loaders)  # Lightning puts what becomes of its loaders back into it
-        turn, (wanted, own) = 0, _find(loaders, chosen)
+            loaders = copy(loaders)  # Lightning stores the processed loaders in it
+        num_processed, (position, users_loader) = 0, _find_loader(loaders, key)
         return loaders
 
-    def processed(dataloader: object) -> object:
-        nonlocal turn
+    def process_loader(dataloader: object) -> object:
+        nonlocal num_processed
         if not trainer.training:
             return process(dataloader)
-        turn += 1
-        return make(process(own)) if turn == wanted + 1 else process(dataloader)
+        num_processed += 1
+        return replace(process(users_loader)) if num_processed == position + 1 else process(dataloader)
 
-    # Lightning asks for the loaders with the one, and calls the other for each of them, whatever its source,
-    # after its own work on the sampler and again at each reload. Where there are several ranks that work hides
-    # the user's sampler and can change the batch size; we split the batches ourselves, so `make` gets the user's
-    # own loader. Attributes of these two objects shadow the methods and are taken away afterwards.
-    undo_request = _patch_method(source, "dataloader", requested)
-    undo_process = _patch_method(strategy, "process_dataloader", processed)
+    # For every kind of source, and at each reload, Lightning calls `dataloader` once, changes the samplers, and then
+    # calls `process_dataloader` once per loader. With several ranks the changed loader hides the user's sampler and may
+    # have another batch size. FairSampling splits the batches over the ranks itself, so `replace` gets the user's own
+    # loader.
+    undo_request = _patch_method(source, "dataloader", request_loaders)
+    undo_process = _patch_method(strategy, "process_dataloader", process_loader)
 
     def undo() -> None:
         undo_request()
@@ -80,36 +106,32 @@ def intercept_train_dataloader(
     return undo
 
 
-def _find(loaders: Any, chosen: str | int | None) -> tuple[int, Any]:
-    """Return the place, among all training loaders, of the one to make fair, and the loader."""
+def _find_loader(loaders: Any, key: str | int | None) -> tuple[int, Any]:
+    """Return the position of the chosen loader among all training loaders, and the loader."""
     if isinstance(loaders, CombinedLoader):
         loaders = loaders.iterables
-    everything = CombinedLoader(loaders).flattened
-    if chosen is None and len(everything) == 1:
-        return 0, everything[0]
-    if isinstance(loaders, Mapping):
-        parts = dict(loaders)
-    else:
-        parts = dict(enumerate(loaders if isinstance(loaders, (list, tuple)) else [loaders]))
-    # By place and not by identity: one loader may stand under several keys.
-    place = 0
-    places = {}
-    for key, part in parts.items():
+    flat = CombinedLoader(loaders).flattened
+    if key is None and len(flat) == 1:
+        return 0, flat[0]
+    listed = loaders if isinstance(loaders, (list, tuple)) else [loaders]
+    # By position, because the same loader may be listed under several keys.
+    position, positions = 0, {}
+    for name, part in loaders.items() if isinstance(loaders, Mapping) else enumerate(listed):
         size = len(CombinedLoader(part).flattened)
         if size == 1:
-            places[key] = place
-        place += size
-    if chosen not in places:
-        got = "there are several" if chosen is None else f"dataloader={chosen!r} is none of them"
+            positions[name] = position
+        position += size
+    if key not in positions:
+        problem = "there are several" if key is None else f"dataloader={key!r} is none of them"
         raise ValueError(
-            f"FairSampling steers one training DataLoader, but {got}: {', '.join(map(repr, places))}. "
-            f"Choose one with FairSampling(dataloader={next(iter(places))!r})."
+            f"FairSampling steers one training DataLoader, but {problem}: {', '.join(map(repr, positions))}. "
+            f"Choose one with FairSampling(dataloader={next(iter(positions))!r})."
         )
-    return places[chosen], everything[places[chosen]]
+    return positions[key], flat[positions[key]]
 
 
 def _patch_method(owner: Any, name: str, method: Callable[..., Any]) -> Callable[[], None]:
-    """Set an attribute that hides a method of this one object, and return how to take it away again."""
+    """Replace a method of this one object by an instance attribute, and return a function that undoes it."""
     before = owner.__dict__.get(name)
     setattr(owner, name, method)
 
@@ -122,14 +144,10 @@ def _patch_method(owner: Any, name: str, method: Callable[..., Any]) -> Callable
 
 
 def steps_per_epoch(loader: DataLoader[Any], world_size: int) -> int:
-    """Return the batches of an epoch on this rank: as long as the user's loader, split over the ranks.
-
-    Raises:
-        ValueError: If the loader has no length, or no batch.
-    """
+    """Return the batches of an epoch on this rank: the length of the user's loader, split over the ranks."""
     if not hasattr(loader.batch_sampler, "__len__"):
         raise ValueError(
-            f"The batch sampler {type(loader.batch_sampler).__name__} has no length. State "
+            f"The batch sampler {type(loader.batch_sampler).__name__} has no length. Set "
             "FairSampling(steps_per_epoch=...)."
         )
     if not len(loader):
@@ -144,19 +162,40 @@ def steps_per_epoch(loader: DataLoader[Any], world_size: int) -> int:
     return -(-len(loader) // world_size)
 
 
+# -- checks ------------------------------------------------------------------------------------------------
+
+
+def check_trainer(trainer: object) -> None:
+    """Raise a ``TypeError`` if ``trainer`` is not of ``lightning.pytorch``: ``pytorch_lightning`` has other classes."""
+    if not isinstance(trainer, L.Trainer):
+        raise TypeError(
+            f"lightning_fair works with lightning.pytorch, got a Trainer of {type(trainer).__module__.split('.')[0]}. "
+            "Write `import lightning.pytorch as pl` in place of `import pytorch_lightning as pl`, everywhere."
+        )
+
+
+def check_training_step(pl_module: L.LightningModule) -> None:
+    """Raise a ``ValueError`` if the training step fetches its batches itself."""
+    if is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):
+        raise ValueError(
+            "training_step(dataloader_iter) fetches its batches itself, so FairSampling cannot know which batch is "
+            "trained on. Use training_step(batch, batch_idx)."
+        )
+
+
 def warn_of_class_weights(pl_module: L.LightningModule) -> None:
-    """Warn once where a loss of the module has class weights: with fair batches they correct twice."""
+    """Warn if a loss of the module has class weights: together with fair batches they correct twice."""
     for name, module in pl_module.named_modules():
         if not isinstance(module, (_WeightedLoss, torch.nn.BCEWithLogitsLoss)):
             continue
         weight, positive = getattr(module, "weight", None), getattr(module, "pos_weight", None)
-        if _uneven(weight) or (isinstance(positive, Tensor) and bool((positive != 1).any())):
+        if _is_uneven(weight) or (isinstance(positive, Tensor) and bool((positive != 1).any())):
             rank_zero_warn(
                 f"{name or type(module).__name__} has class weights, and FairSampling balances the batches: "
-                "together they correct twice. Take the weights away, or steer to target_probs='prior'."
+                "together they correct twice. Remove the weights, or set target_probs='prior'."
             )
             return
 
 
-def _uneven(weight: Tensor | None) -> bool:
+def _is_uneven(weight: Tensor | None) -> bool:
     return isinstance(weight, Tensor) and bool((weight != weight.flatten()[0]).any())

@@ -1,1 +1,1 @@
-"""What loggers, TensorBoard and the progress bar show."""
+"""The scalars, charts and figures of a run."""

@@ -1,10 +1,11 @@
-"""What a run's loggers and its progress bar show of the plugin."""
+"""The scalars and figures that the loggers and the progress bar show of a run."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
@@ -12,7 +13,7 @@ from weakref import WeakSet
 import lightning.pytorch as L
 import numpy as np
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
@@ -20,38 +21,30 @@ from lightning_fair.common.arrays import Floats, Ints
 from lightning_fair.common.class_mix import total_variation
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import Draw, DrawSource
-from lightning_fair.dataloaders.stream_tracker import StreamTracker
-from lightning_fair.monitoring import plots as figures
-from lightning_fair.monitoring.history import History
-from lightning_fair.monitoring.tensorboard_layout import MOST_BY_NAME, charts, layout_summary
+from lightning_fair.monitoring import plots
+from lightning_fair.monitoring.history import DownsampledHistory
+from lightning_fair.monitoring.tensorboard_layout import MAX_NAMED_CLASSES, make_charts, make_layout
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _QUANTILES = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1.0}
-_FURTHEST = 10
+_NUM_FURTHEST = 10
 
 
 @dataclass(frozen=True)
 class BatchWeights:
-    """What the importance weights of one batch come to: over all ranks, of a stream on this one.
+    """Statistics of the importance weights of one batch, over all ranks; for a stream, of this rank's batch."""
 
-    Attributes:
-        size: Samples of the batch.
-        mean: Their mean weight.
-        largest: Their largest weight.
-        effective_sample_size: How many equally weighted samples the batch is worth.
-    """
-
-    size: int
+    size: int  # samples of the batch
     mean: float = 1.0
     largest: float = 1.0
     effective_sample_size: float = 1.0
-    _of_classes: tuple[Floats, NDArray[Any]] | None = None
+    per_class: tuple[Floats, NDArray[Any]] | None = None  # weights and counts, shape (K,); None if all weights are one
 
     @classmethod
     def of(cls, weights: Floats, counts: NDArray[Any], *, normalize: bool) -> BatchWeights:
-        """Sum up the class weights, shape ``(K,)``, of a batch with the given class counts, shape ``(K,)``."""
+        """Summarize class weights, shape ``(K,)``, of a batch with these class counts, shape ``(K,)``."""
         size, total, squares = int(counts.sum()), float(weights @ counts), float(weights**2 @ counts)
         mean, largest = total / size, float(weights[counts > 0].max())
         scale = mean if normalize and mean else 1.0
@@ -59,40 +52,36 @@ class BatchWeights:
         return cls(size, mean / scale, largest / scale, effective, (weights / scale, counts))
 
     @classmethod
-    def none(cls, size: int) -> BatchWeights:
-        """Return what it is where all weights are one."""
+    def all_one(cls, size: int) -> BatchWeights:
+        """Return the statistics of a batch whose weights are all one."""
         return cls(size, effective_sample_size=float(size))
 
     def percentile(self, percent: float) -> float:
         """Return a percentile of the samples' weights."""
-        if self._of_classes is None:
+        if self.per_class is None:
             return self.mean
-        weights, counts = self._of_classes
+        weights, counts = self.per_class
         return float(np.percentile(weights.repeat(counts), percent))
 
 
 def scalars(
-    sampler: DrawSource,
-    draw: Draw,
-    weights: BatchWeights,
-    names: Sequence[str],
-    separator: str = "/",
+    source: DrawSource, draw: Draw, weights: BatchWeights, class_names: Sequence[str], separator: str = "/"
 ) -> dict[str, float]:
-    """Return what is logged of a batch that was just trained on, by tag; the README's table says what each means.
+    """Return the values to log for a batch that was just trained on, by tag; the table of tags explains each.
 
-    Up to 20 classes are logged each by name; of more, quantiles over the classes, and the trained mix over the target
-    of the ten that are furthest from theirs.
+    Up to 20 classes are logged by name. Of more classes, quantiles are logged, and the trained mix over the target of
+    the ten classes furthest from their target.
 
     Args:
-        sampler: The sampler, which holds the controller; or what stands in its place for a stream.
-        draw: The record of the batch.
+        source: The sampler or stream tracker.
+        draw: The draw of the batch.
         weights: Its importance weights.
-        names: Name of each class.
-        separator: What joins the parts of a tag (a logger's ``group_separator``).
+        class_names: Name of each class.
+        separator: String that joins the parts of a tag (a logger's ``group_separator``).
     """
-    controller = sampler.controller
+    controller = source.controller
     q, trained_mix = controller.q, controller.trained_mix
-    rarest = int(np.argmin(np.where(q > 0, sampler.class_counts, np.inf)))
+    rarest = int(np.argmin(np.where(q > 0, source.class_counts, np.inf)))
     values = {
         "alpha": draw.alpha,
         "distance": total_variation(trained_mix, q),
@@ -101,218 +90,193 @@ def scalars(
         "weight_p95": weights.percentile(95),
         "weight_max": weights.largest,
         "effective_sample_size": weights.effective_sample_size / weights.size,
-        "coverage": sampler.coverage,
-        "repeats_rarest": float(sampler.repeats[rarest]),
+        "coverage": source.coverage,
+        "repeats_rarest": float(source.repeats[rarest]),
     }
     groups = {"prob": draw.probs, "loss": controller.ema_loss, "target": q, "trained_mix": trained_mix}
-    if isinstance(sampler, StreamTracker):
-        groups = {"arriving": sampler.arriving, **groups}
-    if q.size <= MOST_BY_NAME:
-        low, high = band(controller, sampler.global_batch_size)
+    if (arriving := source.arriving) is not None:
+        groups = {"arriving": arriving, **groups}
+    if q.size <= MAX_NAMED_CLASSES:
+        low, high = target_band(controller, source.global_batch_size)
         groups |= {"target_low": low, "target_high": high}
-        # Class by class, so that a reader who comes meanwhile seldom finds a line without its band.
-        for name, row in zip(names, np.stack(list(groups.values()), axis=1).tolist(), strict=True):
+        # Class by class: if TensorBoard reads the file meanwhile, it seldom finds a line without its band.
+        for name, row in zip(class_names, np.stack(list(groups.values()), axis=1).tolist(), strict=True):
             values |= {f"{group}/{name}": value for group, value in zip(groups, row, strict=True)}
     else:
         relative = over_target(controller)
         for group, array in {**groups, "over_target": relative}.items():
-            there = array[~np.isnan(array)]
-            if there.size:
-                quantiles = np.quantile(there, list(_QUANTILES.values())).tolist()
+            known = array[~np.isnan(array)]
+            if known.size:
+                quantiles = np.quantile(known, list(_QUANTILES.values())).tolist()
                 values |= {f"{group}/{name}": value for name, value in zip(_QUANTILES, quantiles, strict=True)}
-        furthest = relative[_furthest(relative)].tolist()
+        furthest = relative[_furthest_classes(relative)].tolist()
         values |= {f"furthest/{rank}": value for rank, value in enumerate(furthest, start=1)}
     return {f"fair/{tag}".replace("/", separator): value for tag, value in values.items() if not np.isnan(value)}
 
 
-def band(controller: FeedbackController, batch_size: int) -> tuple[Floats, Floats]:
-    """Return how far independent draws at exactly the target would carry the trained mix: one standard deviation.
+def target_band(controller: FeedbackController, batch_size: int) -> tuple[Floats, Floats]:
+    """Return lower and upper end of the band of each class, each of shape ``(K,)``, in [0, 1].
 
-    It is ``sqrt(q (1 - q) / (B (2 horizon - 1)))``, since the mix is an exponentially weighted average.
-
-    Args:
-        controller: The controller.
-        batch_size: Samples of a batch, ``B``, over all ranks.
-
-    Returns:
-        Lower and upper end for each class, each of shape ``(K,)``, in [0, 1].
+    The half width is the standard deviation of a trained mix whose batches, of ``B`` samples over all ranks, are drawn
+    independently at the target: ``sqrt(q (1 - q) / (B (2 horizon - 1)))``.
     """
     q = controller.q
-    reach = np.sqrt(q * (1.0 - q) / (batch_size * (2.0 * controller.horizon - 1.0)))
-    return np.maximum(q - reach, 0.0), np.minimum(q + reach, 1.0)
+    deviation = np.sqrt(q * (1.0 - q) / (batch_size * (2.0 * controller.horizon - 1.0)))
+    return np.maximum(q - deviation, 0.0), np.minimum(q + deviation, 1.0)
 
 
 def over_target(controller: FeedbackController) -> Floats:
-    """Return trained mix over target, shape ``(K,)``; NaN where a class has no target."""
+    """Return trained mix over target, shape ``(K,)``; NaN for a class with target 0."""
     q = controller.q
-    over: Floats = np.divide(controller.trained_mix, q, out=np.full(q.size, np.nan), where=q > 0)
-    return over
+    relative: Floats = np.divide(controller.trained_mix, q, out=np.full(q.size, np.nan), where=q > 0)
+    return relative
 
 
-def _furthest(relative: Floats) -> Ints:
-    """The ten classes furthest from their target, of those with one, the furthest first."""
-    off = np.abs(relative - 1.0)
-    return np.argsort(np.where(np.isnan(off), -1.0, off))[::-1][: min(_FURTHEST, int((~np.isnan(off)).sum()))]
+def _furthest_classes(relative: Floats) -> Ints:
+    """Return up to ten classes with a target, those furthest from it first."""
+    num_targets = int((~np.isnan(relative)).sum())
+    return np.argsort(-np.abs(relative - 1.0))[: min(_NUM_FURTHEST, num_targets)]  # NaN comes last
 
 
-# -- a run -------------------------------------------------------------------------------------------------
-
-
-class LogContext(NamedTuple):
-    """What a dashboard shows: the sampler (of a stream what stands in its place), and its classes' names.
-
-    ``weighted``: whether the loss has importance weights.
-    """
-
-    sampler: DrawSource
-    names: Sequence[str]
-    weighted: bool
-
-
-class Dashboard:
-    """Writes all of this for one run.
-
-    Every logger gets the scalars; TensorBoard gets the layout with the first of them, and figures after the epochs 1,
-    2, 4, 8 and so on and at the end. The progress bar has the distance of the trained mix from the target.
-    """
-
-    def __init__(self) -> None:
-        self._history: History | None = None
-        self._laid_out: WeakSet[TensorBoardLogger] = WeakSet()
-        self._draws = False  # whether there is a logger for figures
-        self._drawn = -1  # step of the last picture of the mix
-
-    def __reduce__(self) -> tuple[type[Dashboard], tuple[()]]:
-        return Dashboard, ()  # a copy begins anew: the loggers are the Trainer's
-
-    def start(self, trainer: L.Trainer) -> None:
-        """Take the loggers of the training that begins."""
-        self._draws = bool(boards(trainer))
-
-    def follow(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, shown: LogContext, draw: Draw, weights: BatchWeights
-    ) -> None:
-        """Take a batch that was trained on; write where the Trainer's ``log_every_n_steps`` says so."""
-        if self._draws:
-            if self._history is None or self._history.size != len(shown.names):
-                self._history = History(len(shown.names))
-            self._history.add(_step(trainer), lambda: over_target(shown.sampler.controller))
-        # As Lightning's own callbacks do; and one point, not several, per optimiser step.
-        if not trainer._logger_connector.should_update_logs or trainer.fit_loop._should_accumulate():
-            return
-        self.show_distance(trainer, pl_module, shown)
-        for logger in trainer.loggers:
-            values = scalars(shown.sampler, draw, weights, shown.names, logger.group_separator)
-            logger.log_metrics(values, step=_step(trainer))
-        for board in boards(trainer):
-            self._lay_out(board, shown)
-
-    def show_distance(self, trainer: L.Trainer, pl_module: L.LightningModule, shown: LogContext) -> None:
-        """Let the progress bar, and ``trainer.callback_metrics``, have the distance of the trained mix."""
-        if trainer.barebones:
-            return
-        controller = shown.sampler.controller
-        off = torch.tensor(
-            total_variation(controller.trained_mix, controller.q)
-        )  # not on the device: nothing waits for it
-        pl_module.log("fair/distance", off, prog_bar=True, logger=False, rank_zero_only=True, sync_dist=True)
-
-    def end_epoch(self, trainer: L.Trainer, shown: LogContext) -> None:
-        """Draw the mix over time, where the epoch is one for it."""
-        number = trainer.current_epoch + 1
-        if number & (number - 1) == 0:
-            self._draw_mix(trainer, shown)
-
-    def end(self, trainer: L.Trainer, shown: LogContext) -> None:
-        """Draw the mix over time, and what the last validation says of the classes."""
-        self._draw_mix(trainer, shown)
-        self.draw_recall(trainer, shown, "validation")
-
-    def draw_recall(self, trainer: L.Trainer, shown: LogContext, of: str) -> None:
-        """Draw the recall of each class against its training samples, where the module logged it."""
-        recall = recalls(trainer.callback_metrics, shown.names, of[:3]) if boards(trainer) else None
-        if recall is not None:
-            counts = shown.sampler.class_counts
-            self._add(trainer, f"fair/recall/{of}", lambda: figures.recall_by_samples(recall, counts, shown.names, of))
-
-    def _draw_mix(self, trainer: L.Trainer, shown: LogContext) -> None:
-        history, step, counts = self._history, _step(trainer), shown.sampler.class_counts
-        if history is None or not history.steps.size or step == self._drawn:
-            return
-        self._drawn = step
-        self._add(trainer, "fair/mix", lambda: figures.mix_over_time(history.steps, history.rows, counts, shown.names))
-        if len(shown.names) > MOST_BY_NAME:
-            for board in boards(trainer):
-                table = furthest_table(shown.sampler, shown.names)
-                board.experiment.add_text(f"{_prefix(board)}fair/furthest", table, step)
-
-    def _add(self, trainer: L.Trainer, tag: str, draw: Callable[[], Figure]) -> None:
-        if find_spec("matplotlib") is None:
-            return
-        try:
-            picture = figures.pixels(draw())
-        except Exception as error:  # no picture is worth a training
-            rank_zero_warn(f"The figure {tag} could not be drawn: {type(error).__name__}: {error}")
-            return
-        for board in boards(trainer):
-            board.experiment.add_image(f"{_prefix(board)}{tag}", picture, _step(trainer), dataformats="HWC")
-
-    def _lay_out(self, board: TensorBoardLogger, shown: LogContext) -> None:
-        if board in self._laid_out or find_spec("tensorboard") is None:
-            return
-        self._laid_out.add(board)
-        stream, controller = isinstance(shown.sampler, StreamTracker), shown.sampler.controller
-        targets = controller.target_at(0.0), controller.target_at(1.0)
-        categories = charts(shown.names, targets, weighted=shown.weighted, stream=stream)
-        # The file is open: a scalar was just written.
-        board.experiment.file_writer.add_summary(layout_summary(categories, _prefix(board)))
-
-
-def boards(trainer: L.Trainer) -> list[TensorBoardLogger]:
-    """Return the TensorBoard loggers that this process writes to."""
-    return [x for x in trainer.loggers if isinstance(x, TensorBoardLogger)] if trainer.is_global_zero else []
-
-
-def recalls(metrics: Mapping[str, Any], names: Sequence[str], stage: str) -> Floats | None:
-    """Return the recall of each class from what a module logged, shape ``(K,)``; None where it did not.
-
-    Args:
-        metrics: Metrics by name. Those are taken that end with "recall" and a class's name or number, such as
-            ``test/recall/cat`` or ``multiclassrecall_0`` (torchmetrics' ``ClasswiseWrapper``).
-        names: Name of each class.
-        stage: What names of this stage's metrics begin with, such as ``"val"``. Those without any such beginning will
-            do, those of the training will not.
-
-    Example:
-        >>> recalls({"val/loss": 0.3, "val/recall/cat": 0.9, "val/recall/dog": 0.5}, ["cat", "dog"], "val")
-        array([0.9, 0.5])
-    """
-    for endings in (names, [str(label) for label in range(len(names))]):
-        starts = [key.removesuffix(endings[0]) for key in metrics if key.endswith(endings[0])]
-        starts = [start for start in starts if re.search(r"recall[^a-z0-9]*$", start, re.IGNORECASE)]
-        for start in sorted(starts, key=lambda start: not start.startswith(stage)):
-            each = [np.asarray(metrics.get(f"{start}{ending}", ()), dtype=float) for ending in endings]
-            if not start.startswith("train") and all(share.size == 1 for share in each):
-                return np.array([share.item() for share in each])
-    return None
-
-
-def furthest_table(sampler: DrawSource, names: Sequence[str]) -> str:
+def furthest_table(source: DrawSource, class_names: Sequence[str]) -> str:
     """Return a Markdown table of the classes furthest from their target."""
-    controller = sampler.controller
+    controller = source.controller
     relative = over_target(controller)
     rows = [
-        f"| {rank} | {' '.join(names[c].split()).replace('|', '&#124;')} | {sampler.class_counts[c]:,} | "
+        f"| {rank} | {' '.join(class_names[c].split()).replace('|', '&#124;')} | {source.class_counts[c]:,} | "
         f"{controller.q[c]:.3g} | {controller.trained_mix[c]:.3g} | {relative[c]:.2f} |"
-        for rank, c in enumerate(_furthest(relative).tolist(), start=1)
+        for rank, c in enumerate(_furthest_classes(relative).tolist(), start=1)
     ]
     header = "| rank | class | training samples | target | trained mix | trained mix over target |"
     return "\n".join((header, "|" + "---|" * 6, *rows))
 
 
-def _prefix(board: TensorBoardLogger) -> str:
-    return f"{board._prefix}{board.LOGGER_JOIN_CHAR}" if board._prefix else ""
+def find_recalls(metrics: Mapping[str, Any], class_names: Sequence[str], stage: str) -> Floats | None:
+    """Return the recall of each class among the logged metrics, shape ``(K,)``; None if a class has none.
+
+    Args:
+        metrics: Metrics by name. The name of a recall ends with "recall" and a class's name or number, for example
+            ``test/recall/cat`` or ``multiclassrecall_0`` (torchmetrics' ``ClasswiseWrapper``).
+        class_names: Name of each class.
+        stage: Preferred beginning of the names, for example ``"val"``. Names that begin with "train" are left out.
+
+    Example:
+        >>> find_recalls({"val/loss": 0.3, "val/recall/cat": 0.9, "val/recall/dog": 0.5}, ["cat", "dog"], "val")
+        array([0.9, 0.5])
+    """
+    for endings in (class_names, [str(label) for label in range(len(class_names))]):
+        starts = [key.removesuffix(endings[0]) for key in metrics if key.endswith(endings[0])]
+        starts = [start for start in starts if re.search(r"recall[^a-z0-9]*$", start, re.IGNORECASE)]
+        for start in sorted(starts, key=lambda start: not start.startswith(stage)):
+            values = [np.asarray(metrics.get(f"{start}{ending}", ()), dtype=float) for ending in endings]
+            if not start.startswith("train") and all(value.size == 1 for value in values):
+                return np.array([value.item() for value in values])
+    return None
 
 
-def _step(trainer: L.Trainer) -> int:
-    return trainer.fit_loop.epoch_loop._batches_that_stepped
+class Board(NamedTuple):
+    """A TensorBoard logger, and the prefix that it puts before every tag."""
+
+    logger: TensorBoardLogger
+    prefix: str
+
+
+class LogContext(NamedTuple):
+    """A moment of a training, as far as a dashboard shows it."""
+
+    source: DrawSource
+    class_names: Sequence[str]
+    weighted: bool  # whether the loss has importance weights
+    step: int  # optimizer steps so far
+    loggers: Sequence[Logger]
+    boards: Sequence[Board]  # the TensorBoard loggers that this process writes to: none unless it is the first rank
+
+
+class Dashboard:
+    """Writes scalars and figures of one run.
+
+    Every logger gets the scalars. TensorBoard gets a layout with the first of them, and figures after the epochs 1, 2,
+    4, 8 and so on and at the end.
+    """
+
+    def __init__(self) -> None:
+        self._history: DownsampledHistory | None = None
+        self._boards_with_layout: WeakSet[TensorBoardLogger] = WeakSet()
+        self._last_plot = -1  # step of the newest figure of the mix
+
+    def __reduce__(self) -> tuple[type[Dashboard], tuple[()]]:
+        return Dashboard, ()  # a copy starts empty, because the loggers are the Trainer's
+
+    def record(self, context: LogContext) -> None:
+        """Record the trained mix of this step, if there is a board for the figure."""
+        if not context.boards:
+            return
+        if self._history is None or self._history.width != len(context.class_names):
+            self._history = DownsampledHistory(len(context.class_names))
+        self._history.add(context.step, lambda: over_target(context.source.controller))
+
+    def write_scalars(self, context: LogContext, draw: Draw, weights: BatchWeights) -> None:
+        """Write the scalars of a batch that was trained on, and the layout if it is not written yet."""
+        for logger in context.loggers:
+            values = scalars(context.source, draw, weights, context.class_names, logger.group_separator)
+            logger.log_metrics(values, step=context.step)
+        for board in context.boards:
+            self._write_layout(board, context)
+
+    def end_epoch(self, context: LogContext, epoch: int) -> None:
+        """Plot the mix after the epochs 1, 2, 4, 8 and so on; ``epoch`` counts from 0."""
+        if (epoch + 1) & epoch == 0:
+            self._plot_mix(context)
+
+    def end(self, context: LogContext, metrics: Mapping[str, Any]) -> None:
+        """Plot the mix, and the recall of each class in the last validation."""
+        self._plot_mix(context)
+        self.plot_recall(context, metrics, "validation")
+
+    def plot_recall(self, context: LogContext, metrics: Mapping[str, Any], stage: str) -> None:
+        """Plot the recall of each class over its training samples, if the module has logged it."""
+        source, names = context.source, context.class_names
+        recall = find_recalls(metrics, names, stage[:3]) if context.boards else None
+        if recall is not None:
+            plot = partial(plots.plot_recall, recall, source.class_counts, names, stage)
+            self._add_figure(context, f"fair/recall/{stage}", plot)
+
+    def _plot_mix(self, context: LogContext) -> None:
+        history, source, names = self._history, context.source, context.class_names
+        if history is None or not history.steps.size or context.step == self._last_plot:
+            return
+        self._last_plot = context.step
+        plot = partial(plots.plot_mix, history.steps, history.rows, source.class_counts, names)
+        self._add_figure(context, "fair/mix", plot)
+        if len(names) > MAX_NAMED_CLASSES:
+            for logger, prefix in context.boards:
+                logger.experiment.add_text(f"{prefix}fair/furthest", furthest_table(source, names), context.step)
+
+    def _add_figure(self, context: LogContext, tag: str, plot: Callable[[], Figure]) -> None:
+        if find_spec("matplotlib") is None:
+            return
+        try:
+            image = plots.to_pixels(plot())
+        except Exception as error:  # a figure must not end a training
+            rank_zero_warn(f"The figure {tag} could not be plotted: {type(error).__name__}: {error}")
+            return
+        for logger, prefix in context.boards:
+            logger.experiment.add_image(f"{prefix}{tag}", image, context.step, dataformats="HWC")
+
+    def _write_layout(self, board: Board, context: LogContext) -> None:
+        if board.logger in self._boards_with_layout or find_spec("tensorboard") is None:
+            return
+        self._boards_with_layout.add(board.logger)
+        controller, arriving = context.source.controller, context.source.arriving is not None
+        targets = controller.target_at(0.0), controller.target_at(1.0)
+        charts = make_charts(context.class_names, targets, weighted=context.weighted, arriving=arriving)
+        # The file is open, because a scalar was just written.
+        board.logger.experiment.file_writer.add_summary(make_layout(charts, board.prefix))
+
+
+def show_distance(pl_module: L.LightningModule, controller: FeedbackController) -> None:
+    """Give the progress bar and ``trainer.callback_metrics`` the distance of the trained mix from the target."""
+    if not pl_module.trainer.barebones:
+        # On the host, so that nothing waits for the device.
+        distance = torch.tensor(total_variation(controller.trained_mix, controller.q))
+        pl_module.log("fair/distance", distance, prog_bar=True, logger=False, rank_zero_only=True, sync_dist=True)

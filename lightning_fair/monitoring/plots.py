@@ -1,4 +1,4 @@
-"""Pictures of a run, drawn with matplotlib's object interface: no display is needed, and no global state touched."""
+"""Figures of a run, made with matplotlib's object interface: without a display and without global state."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from numpy.typing import NDArray
 
 from lightning_fair.common.arrays import Floats
 
-if TYPE_CHECKING:  # drawing is an extra, and takes long to import
+if TYPE_CHECKING:  # matplotlib is optional, and slow to import
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _DPI = 140
-_INK, _FAINT, _LINE = "#222222", "#8a8a8a", "#0072B2"
-_MOST_ROWS, _MOST_NAMES, _LONGEST_NAME = 30, 12, 24
-_LEAST_SPAN = 0.25  # doublings: closer to its target a mix shows in pale colours
+_INK, _FAINT, _BLUE = "#222222", "#8a8a8a", "#0072B2"
+_MAX_ROWS, _MAX_NAMES, _MAX_LENGTH = 30, 12, 24
+_MIN_SPAN = 0.25  # in doublings: a mix closer to its target shows in pale colors
 
 
-def mix_over_time(
-    steps: NDArray[Any], over_target: NDArray[Any], class_counts: NDArray[Any], names: Sequence[str]
+def plot_mix(
+    steps: NDArray[Any], over_target: NDArray[Any], class_counts: NDArray[Any], class_names: Sequence[str]
 ) -> Figure:
-    """Draw the trained mix over its target as a heat map, class by step, the most frequent class on top.
+    """Plot the trained mix over its target as a heat map, class by step, the most frequent class on top.
 
     Args:
         steps: Steps, ascending and about evenly spaced, shape ``(T,)``.
-        over_target: Trained mix over target at each of them, shape ``(T, K)``; NaN where a class had no target.
+        over_target: Trained mix over target at each step, shape ``(T, K)``; NaN for a class with target 0.
         class_counts: Training samples of each class, shape ``(K,)``.
-        names: Name of each class.
+        class_names: Name of each class.
     """
-    K = len(names)
+    K = len(class_names)
     order = np.argsort(-class_counts, kind="stable")
     with np.errstate(divide="ignore"):
         doublings = np.log2(over_target[:, order].T)
-    there = np.abs(doublings[np.isfinite(doublings)])
-    span = float(np.clip(np.percentile(there, 99), _LEAST_SPAN, 1.0)) if there.size else 1.0
-    figure, axes = _figure(5.8, min(max(2.2 + 0.2 * K, 3.2), 5.0))
+    finite = np.abs(doublings[np.isfinite(doublings)])
+    span = float(np.clip(np.percentile(finite, 99), _MIN_SPAN, 1.0)) if finite.size else 1.0
+    figure, axes = _new_figure(min(max(2.2 + 0.2 * K, 3.2), 5.0))
     axes.set_facecolor("#d0d0d0")
     half = (steps[-1] - steps[0]) / max(2 * (steps.size - 1), 1) or 0.5
     image = axes.imshow(
@@ -48,103 +48,96 @@ def mix_over_time(
         vmin=-span,
         vmax=span,
         extent=(steps[0] - half, steps[-1] + half, K - 0.5, -0.5),
-        interpolation="nearest" if K <= _MOST_ROWS else "antialiased",
+        interpolation="nearest" if K <= _MAX_ROWS else "antialiased",
         interpolation_stage="data",
     )
     bar = figure.colorbar(image, ax=axes, ticks=[-span, 0.0, span], pad=0.02)
-    bar.ax.set_yticklabels(
-        [f"{2**-span:.2g} times\nor less", "on\ntarget", f"{2**span:.2g} times\nor more"], fontsize=10
-    )
+    ends = f"{2**-span:.2g} times\nor less", "on\ntarget", f"{2**span:.2g} times\nor more"
+    bar.ax.set_yticklabels(ends, fontsize=10)
     bar.outline.set_visible(False)
-    rows = np.arange(K) if K <= _MOST_ROWS else np.linspace(0, K - 1, 6).round().astype(int)
-    axes.set_yticks(rows, [f"{_text(names[c])} ({class_counts[c]:,})" for c in order[rows].tolist()])
+    rows = np.arange(K) if K <= _MAX_ROWS else np.linspace(0, K - 1, 6).round().astype(int)
+    axes.set_yticks(rows, [f"{_to_label(class_names[c])} ({class_counts[c]:,})" for c in order[rows].tolist()])
     axes.set_ylabel("class (training samples)", color=_INK)
     axes.set_xlabel("step", color=_INK)
     axes.set_title("Trained mix over its target", loc="left", fontsize=12, color=_INK)
     return figure
 
 
-def recall_by_samples(recall: Floats, class_counts: NDArray[Any], names: Sequence[str], of: str) -> Figure:
-    """Draw the recall of each class over its training samples.
+def plot_recall(recall: Floats, class_counts: NDArray[Any], class_names: Sequence[str], stage: str) -> Figure:
+    """Plot the recall of each class over its training samples.
 
     Args:
         recall: Recall of each class, in [0, 1], shape ``(K,)``; NaN for a class that was not tested.
         class_counts: Training samples of each class, shape ``(K,)``.
-        names: Name of each class.
-        of: What it is the recall of, such as "test".
+        class_names: Name of each class.
+        stage: Stage that the recall is of, such as "test".
     """
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    K = len(names)
-    figure, axes = _figure(5.8, 3.6)
-    there = np.flatnonzero(~np.isnan(recall))
-    there = there[np.argsort(class_counts[there], kind="stable")]
-    x, y = np.maximum(class_counts[there], 0.5), recall[there]
+    K = len(class_names)
+    figure, axes = _new_figure(3.6)
+    tested = np.flatnonzero(~np.isnan(recall))
+    tested = tested[np.argsort(class_counts[tested], kind="stable")]
+    x, y = np.maximum(class_counts[tested], 0.5), recall[tested]
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(lambda x, _: "0" if x == 0.5 else f"{x:,.0f}" if abs(x - round(x)) < 1e-6 else "")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.plot(x, y, "o", color=_LINE, markersize=6 if K <= _MOST_ROWS else 3.5, alpha=0.8, clip_on=False, zorder=3)
-    if there.size:
-        mean = float(y.mean())
-        axes.axhline(mean, color=_FAINT, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
-        axes.annotate(
-            f"mean {mean:.3f}",
-            (1.0, mean),
-            xycoords=("axes fraction", "data"),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=10,
-            color=_FAINT,
-        )
-    for place in range(there.size if there.size <= _MOST_NAMES else 0):
-        above = place % 2 == 0 and y[place] < 0.95
-        axes.annotate(
-            _text(names[there[place]]),
-            (x[place], y[place]),
-            xytext=(0, 7 if above else -7),
-            textcoords="offset points",
-            ha="center",
-            va="bottom" if above else "top",
-            fontsize=10,
-            color=_INK,
-            zorder=5,
-        )
-    if there.size > _MOST_NAMES:  # beside the points they would cover each other
-        worst = ", ".join(_text(names[c], 12) for c in there[y.argsort(kind="stable")[:5]].tolist())
-        axes.text(0.99, 0.02, f"lowest: {worst}", transform=axes.transAxes, ha="right", fontsize=9, color=_INK)
-    line, window = "", max(5, there.size // 20)
-    if there.size > max(window, _MOST_ROWS):
+    axes.plot(x, y, "o", color=_BLUE, markersize=6 if K <= _MAX_ROWS else 3.5, alpha=0.8, clip_on=False, zorder=3)
+    if tested.size:
+        _mark_mean(axes, float(y.mean()))
+    names = [class_names[c] for c in tested.tolist()]
+    if tested.size <= _MAX_NAMES:
+        _name_points(axes, x, y, names)
+    else:  # beside the points the names would cover each other
+        lowest = ", ".join(_to_label(names[i], 12) for i in y.argsort(kind="stable")[:5].tolist())
+        axes.text(0.99, 0.02, f"lowest: {lowest}", transform=axes.transAxes, ha="right", fontsize=9, color=_INK)
+    line, window = "", max(5, tested.size // 20)
+    if tested.size > max(window, _MAX_ROWS):
         kernel = np.ones(window) / window
         middle = np.exp(np.convolve(np.log(x), kernel, "valid"))
         axes.plot(middle, np.convolve(y, kernel, "valid"), color=_INK, linewidth=1.6, zorder=4)
-        line = f"; line: mean of {window} neighbours"
+        line = f"; line: mean of {window} neighbors"
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel(f"training samples of the class{line}", color=_INK)
     axes.set_ylabel("recall", color=_INK)
-    axes.set_title(f"Recall of each class, {of}", loc="left", fontsize=12, color=_INK)
+    axes.set_title(f"Recall of each class, {stage}", loc="left", fontsize=12, color=_INK)
     axes.grid(axis="y", color="#e5e5e5", linewidth=0.8, zorder=0)
     axes.set_axisbelow(True)
     return figure
 
 
-def pixels(figure: Figure) -> NDArray[np.uint8]:
+def _mark_mean(axes: Axes, mean: float) -> None:
+    axes.axhline(mean, color=_FAINT, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
+    place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "xytext": (4, 0), "textcoords": "offset points"}
+    axes.annotate(f"mean {mean:.3f}", (1.0, mean), va="center", fontsize=10, color=_FAINT, **place)
+
+
+def _name_points(axes: Axes, x: NDArray[Any], y: NDArray[Any], names: Sequence[str]) -> None:
+    for i, name in enumerate(names):
+        above = i % 2 == 0 and y[i] < 0.95
+        place: dict[str, Any] = {"xytext": (0, 7 if above else -7), "va": "bottom" if above else "top"}
+        axes.annotate(
+            _to_label(name), (x[i], y[i]), textcoords="offset points", ha="center", fontsize=10, color=_INK, **place
+        )
+
+
+def to_pixels(figure: Figure) -> NDArray[np.uint8]:
     """Return the pixels of a figure, uint8, shape ``(height, width, 3)``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of names in a script that the font lacks
+        warnings.simplefilter("ignore", UserWarning)  # names in a script that the font lacks
         canvas.draw()  # type: ignore[no-untyped-call]
-    drawn: NDArray[np.uint8] = np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]
-    return drawn
+    pixels: NDArray[np.uint8] = np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]
+    return pixels
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def _new_figure(height: float) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(5.8, height), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_FAINT)
@@ -152,8 +145,8 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _text(name: str, longest: int = _LONGEST_NAME) -> str:
-    """Return a name as it can stand in a figure: short, on one line, and no formula."""
+def _to_label(name: str, max_length: int = _MAX_LENGTH) -> str:
+    """Return a name that is short, on one line, and not taken as a formula."""
     name = " ".join(name.split())
-    short = name if len(name) <= longest else name[: longest - 1] + "…"
+    short = name if len(name) <= max_length else name[: max_length - 1] + "…"
     return short.replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""TensorBoard's layout: which charts its tab Custom Scalars has."""
+"""The charts of TensorBoard's tab Custom Scalars."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from lightning_fair.common.arrays import Floats
 
-MOST_BY_NAME = 20  # classes; of more, quantiles are shown
+MAX_NAMED_CLASSES = 20  # with more classes, quantiles over the classes are shown
 
 
 class Lines(NamedTuple):
-    """A chart of all scalars whose tag begins like one of these."""
+    """A chart of all scalars whose tag begins with one of these."""
 
     title: str
     tags: tuple[str, ...]
@@ -25,105 +25,103 @@ class Bands(NamedTuple):
     series: tuple[tuple[str, str, str], ...]
 
 
-def charts(
-    names: Sequence[str], targets: Sequence[Floats], *, weighted: bool, stream: bool
-) -> dict[str, list[Lines | Bands]]:
-    """Return the charts of TensorBoard's tab Custom Scalars, by category.
+Charts = dict[str, list[Lines | Bands]]
+
+
+def make_charts(class_names: Sequence[str], targets: Sequence[Floats], *, weighted: bool, arriving: bool) -> Charts:
+    """Return the charts, by category.
 
     Args:
-        names: Name of each class.
-        targets: Class mixes that batches are steered to, first and last, each of shape ``(K,)``.
-        weighted: Whether the loss has importance weights, and the plugin therefore knows the losses.
-        stream: Whether the data are a stream.
+        class_names: Name of each class.
+        targets: First and last target, each of shape ``(K,)``.
+        weighted: Whether the loss has importance weights, so that the losses of the classes are known.
+        arriving: Whether the class mix that is read from a stream is logged.
     """
-    by_name = len(names) <= MOST_BY_NAME
-    mix: list[Lines | Bands]
+    by_name = len(class_names) <= MAX_NAMED_CLASSES
+    # TensorBoard puts charts with bands after all others, so the two mixes stand side by side.
+    mix: list[Lines | Bands] = [Lines("Distance of the trained mix from the target", ("fair/distance",))]
+    if arriving:
+        mix.append(_class_chart("Mix that arrives", "arriving", by_name))
     if by_name:
-        banded = _banded(targets)
-        series = tuple(
-            (value, f"fair/target_low/{name}", f"fair/target_high/{name}") if c in banded else (value, value, value)
-            for c, name in enumerate(names)
-            for value in (f"fair/trained_mix/{name}",)
-        )
-        mix = [Bands("Trained mix, and the band of its target", series)]
+        mix.append(Bands("Trained mix, and the band of its target", _named_series(class_names, targets)))
     else:
-        mix = [
-            Bands("Trained mix over target: median, and from least to most", (_spread("over_target", "min", "max"),)),
-            Bands("Trained mix over target: median, and 80 % of the classes", (_spread("over_target", "p10", "p90"),)),
+        mix += [
+            Bands(
+                "Trained mix over target: median, and from least to most", (_quantiles("over_target", "min", "max"),)
+            ),
+            Bands(
+                "Trained mix over target: median, and 80 % of the classes", (_quantiles("over_target", "p10", "p90"),)
+            ),
             Lines("Trained mix over target: the ten classes furthest from it", ("fair/furthest/",)),
         ]
-    if stream:
-        mix.insert(0, _of_classes("Mix that arrives", "arriving", by_name))
-    # TensorBoard puts charts with bands after all others: so this leaves the two mixes side by side.
-    mix.insert(0, Lines("Distance of the trained mix from the target", ("fair/distance",)))
-    found: dict[str, list[Lines | Bands]] = {
+    charts: Charts = {
         "Is the mix where it should be?": mix,
         "How hard is it steered?": [
             Lines("Largest deficit", ("fair/deficit_max",)),
             Lines("Alpha", ("fair/alpha",)),
-            _of_classes("Probabilities of the draws", "prob", by_name),
+            _class_chart("Probabilities of the draws", "prob", by_name),
         ],
     }
     if weighted:
-        found["What do the weights cost?"] = [
+        charts["What do the weights cost?"] = [
             Lines("Importance weights: mean, 95th percentile, largest", ("fair/weight_",)),
             Lines("Effective sample size, as a fraction of the batch", ("fair/effective_sample_size",)),
         ]
-        found["Which classes suffer?"] = [_of_classes("Loss of each class", "loss", by_name)]
-    else:
-        found["Which classes suffer?"] = []
-    found["Which classes suffer?"].append(Lines("Repeats of the rarest class", ("fair/repeats_rarest",)))
-    return found
+    charts["Which classes suffer?"] = [
+        *([_class_chart("Loss of each class", "loss", by_name)] if weighted else []),
+        Lines("Repeats of the rarest class", ("fair/repeats_rarest",)),
+    ]
+    return charts
 
 
-def _banded(targets: Sequence[Floats]) -> set[int]:
-    """Return classes whose band is drawn, of each target some: all of them, one over the other, would hide the lines.
-
-    Not only one of each target, since TensorBoard cuts off what lies beyond the 5th and the 95th percentile.
-    """
-    same: dict[tuple[float, ...], list[int]] = {}
+def _named_series(class_names: Sequence[str], targets: Sequence[Floats]) -> tuple[tuple[str, str, str], ...]:
+    """Return the trained mix of each class, some of them with the band of the target."""
+    # Bands over one another would hide the lines, so every eighth class with the same target has one. One class per
+    # target would not do, because TensorBoard cuts off values beyond the 5th and the 95th percentile.
+    same_target: dict[tuple[float, ...], list[int]] = {}
     for c, shares in enumerate(zip(*(target.tolist() for target in targets), strict=True)):
-        same.setdefault(shares, []).append(c)
-    return {c for classes in same.values() for c in classes[::8]}
+        same_target.setdefault(shares, []).append(c)
+    with_band = {c for classes in same_target.values() for c in classes[::8]}
+    return tuple(
+        (value, f"fair/target_low/{name}", f"fair/target_high/{name}") if c in with_band else (value, value, value)
+        for c, name in enumerate(class_names)
+        for value in (f"fair/trained_mix/{name}",)
+    )
 
 
-def _of_classes(title: str, group: str, by_name: bool) -> Lines | Bands:
+def _class_chart(title: str, group: str, by_name: bool) -> Lines | Bands:
     if by_name:
         return Lines(title, (f"fair/{group}/",))
-    return Bands(f"{title}: median, and from least to most", (_spread(group, "min", "max"),))
+    return Bands(f"{title}: median, and from least to most", (_quantiles(group, "min", "max"),))
 
 
-def _spread(group: str, low: str, high: str) -> tuple[str, str, str]:
+def _quantiles(group: str, low: str, high: str) -> tuple[str, str, str]:
     return f"fair/{group}/median", f"fair/{group}/{low}", f"fair/{group}/{high}"
 
 
-def layout_summary(categories: Mapping[str, Sequence[Lines | Bands]], prefix: str = "") -> Any:
-    """Return the event that tells TensorBoard of the charts: its own writer asks for TensorFlow, torch's for one band.
-
-    Args:
-        categories: The charts.
-        prefix: What the logger puts before every tag.
-    """
+def make_layout(charts: Mapping[str, Sequence[Lines | Bands]], prefix: str = "") -> Any:
+    """Return the summary that lists the charts, with the prefix that the logger puts before every tag."""
+    # `SummaryWriter.add_custom_scalars` takes only one band per chart.
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.compat.proto.tensor_pb2 import TensorProto
     from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
     from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 
-    def chart(of: Lines | Bands) -> Any:
-        if isinstance(of, Lines):
-            patterns = [f"^{re.escape(prefix + tag)}" for tag in of.tags]
-            return layout_pb2.Chart(title=of.title, multiline=layout_pb2.MultilineChartContent(tag=patterns))
+    def to_chart(chart: Lines | Bands) -> Any:
+        if isinstance(chart, Lines):
+            patterns = [f"^{re.escape(prefix + tag)}" for tag in chart.tags]
+            return layout_pb2.Chart(title=chart.title, multiline=layout_pb2.MultilineChartContent(tag=patterns))
         series = [
             layout_pb2.MarginChartContent.Series(value=prefix + value, lower=prefix + low, upper=prefix + high)
-            for value, low, high in of.series
+            for value, low, high in chart.series
         ]
-        return layout_pb2.Chart(title=of.title, margin=layout_pb2.MarginChartContent(series=series))
+        return layout_pb2.Chart(title=chart.title, margin=layout_pb2.MarginChartContent(series=series))
 
-    layout = layout_pb2.Layout(
-        category=[
-            layout_pb2.Category(title=title, chart=[chart(of) for of in inside]) for title, inside in categories.items()
-        ]
-    )
+    categories = [
+        layout_pb2.Category(title=title, chart=[to_chart(chart) for chart in inside])
+        for title, inside in charts.items()
+    ]
+    layout = layout_pb2.Layout(category=categories)
     plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME)
     content = TensorProto(dtype="DT_STRING", string_val=[layout.SerializeToString()], tensor_shape=TensorShapeProto())
     value = Summary.Value(tag=metadata.CONFIG_SUMMARY_TAG, tensor=content, metadata=SummaryMetadata(plugin_data=plugin))

@@ -1,4 +1,4 @@
-"""Processes that train together, one per rank, and what each of them saw. The processes import this module."""
+"""Processes that train together, one per rank, and their records. The processes import this module."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ QUIET: dict[str, Any] = {"target_probs": TARGET, "seed": 0}
 
 @dataclass
 class Run:
-    """What one rank saw, one entry a step."""
+    """The records of one rank, one entry per step."""
 
     steps: list[Step]
     serials: list[int] = field(default_factory=list)
@@ -97,7 +97,7 @@ class _Watched:
         self.sums: list[int] = []
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        draw = find_callback(self.trainer)._delivered.draw
+        draw = find_callback(self.trainer)._run.delivered.draw
         self.run.serials.append(draw.draw_id)
         self.run.probs.append(draw.probs.copy())
         self.sums.clear()
@@ -151,7 +151,7 @@ def train(
     out: Path | None = None,
     **settings: Any,
 ) -> Run:
-    """Train on this rank and return what it saw.
+    """Train on this rank, and return its records.
 
     ``loaded`` are settings of the loader, ``make_loader`` makes it; ``keep`` is where a checkpoint of every step
     goes; the rest are settings of the Trainer.
@@ -166,7 +166,7 @@ def train(
         module.fair_sampling = fair
     callbacks: list[L.Callback] = [fair] if install == "callback" else []
     if keep:
-        # The one saves before an epoch's end is counted, the other after it.
+        # The first saves before the end of an epoch is counted, the second after it.
         settings_of_both: dict[str, Any] = {"save_top_k": -1, "auto_insert_metric_name": False}
         callbacks += [
             ModelCheckpoint(keep, "step{step}", every_n_train_steps=1, **settings_of_both),
@@ -188,7 +188,7 @@ def train(
 
 
 def train_or_refuse(**settings: Any) -> Run:
-    """Return the reason as the run's ``failure`` where every rank refuses to train."""
+    """Train, and return an error as the run's ``failure``."""
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -321,7 +321,7 @@ class RanksError(Exception):
 
 
 class Ranks:
-    """Starts one process per rank, and lets all of them do the same task at the same time.
+    """Starts one process per rank, and runs the same task in all of them at the same time.
 
     They stay for the next task, since a start takes seconds. After a task that failed or took too long they are
     ended, and the next task gets new ones.
@@ -383,7 +383,7 @@ def free_port() -> int:
 
 
 def start(*arguments: str, pass_fds: Sequence[int] = (), **environment: str) -> subprocess.Popen:
-    """Run this file, in a group of its own, so that ``end`` ends what it starts as well."""
+    """Run this file in a process group of its own, so that ``end`` also ends its children."""
     # Not `multiprocessing.Process`: below one, the workers of a loader take five seconds to end.
     return subprocess.Popen(
         [sys.executable, __file__, *arguments],
@@ -400,7 +400,7 @@ def end(process: subprocess.Popen) -> None:
 
 
 def serve(descriptor: str) -> None:
-    """Do the tasks that come through a pipe."""
+    """Run the tasks that arrive through a pipe."""
     pipe = Connection(int(descriptor))
     while True:
         try:

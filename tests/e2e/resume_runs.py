@@ -1,6 +1,6 @@
-"""Runs that are cut and resumed, each in a process of its own, and what differs from the uninterrupted run.
+"""Runs that are cut and resumed, each in a process of its own, and compared with the uninterrupted run.
 
-``python tests/resume_runs.py`` prints the count: scenario, cuts, and how many of the resumed runs are exact.
+``python tests/e2e/resume_runs.py`` prints the count: scenario, cuts, and how many of the resumed runs are exact.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class PlainLearner(_Cut, Plain):
 
 
 class KnowsItsLength(Learner):
-    """Asks for the number of steps before training, and so for the loader before the checkpoint is restored."""
+    """Asks for the number of steps before training, so the loader is made before the checkpoint is restored."""
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.Adam(self.parameters(), lr=0.01)
@@ -102,7 +102,7 @@ class OfTwoLoaders(Learner):
 
 
 class RestoresLate(SingleDeviceStrategy):
-    """Restores the callbacks when the loaders are there already, as FSDP and DeepSpeed do."""
+    """Restores the callbacks after the loaders are made, as FSDP and DeepSpeed do."""
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
@@ -117,7 +117,7 @@ def steering(**settings: Any) -> FairSampling:
 
 
 class Uneven(Indexed):
-    """Samples that take longer in one worker than in the other, so that its batches are overtaken."""
+    """Samples that take longer in one worker than in the other, so that other batches overtake its batches."""
 
     def __getitem__(self, index: int) -> Any:
         info = torch.utils.data.get_worker_info()
@@ -140,7 +140,7 @@ def small(data: type[Indexed] = Indexed, **settings: Any) -> DataLoader:
 
 
 def usual(**settings: Any) -> Callable[[int], dict[str, Any]]:
-    """Return how ``fit`` gets a plain loader with so many workers."""
+    """Return a function from the number of workers to the arguments of ``fit``, with a plain loader."""
     return lambda workers: {"train_dataloaders": small(num_workers=workers, **settings)}
 
 
@@ -159,7 +159,7 @@ def with_validation(workers: int) -> dict[str, Any]:
 
 
 def beside(batches: int) -> Callable[[int], dict[str, Any]]:
-    """Return how ``fit`` gets a loader of ``batches`` batches besides the fair one."""
+    """Return such a function, with a loader of ``batches`` batches beside the fair one."""
     other = Indexed((batches * BATCH,))
     return lambda workers: {"train_dataloaders": {"b": loader(other), "a": small(num_workers=workers)}}
 
@@ -177,7 +177,7 @@ _USUAL = usual()
 
 @dataclass(frozen=True)
 class Scenario:
-    """A way to train, and where it is cut: there have to be so many ``cuts``."""
+    """A way to train, and the number of batches after which it is cut."""
 
     cuts: int = BATCHES
     workers: int = 0
@@ -295,7 +295,7 @@ def _counted_at_delivery() -> None:
     save = FairSampling.state_dict
 
     def state_dict(self: FairSampling) -> dict[str, Any]:
-        delivered, self._delivered = self._delivered, None
+        delivered, self._run.delivered = self._run.delivered, None
         if delivered is not None and self.sampler is not None:
             self.sampler.report(delivered.draw)
         return save(self)
@@ -336,7 +336,7 @@ class Job:
 
 @dataclass
 class Run:
-    """What a run did: ``before`` it, as many batches were trained on in the run that it resumes."""
+    """The records of a run; ``before`` is the number of batches in the run that it resumes."""
 
     before: int
     steps: list[Step]
@@ -353,7 +353,7 @@ class Run:
 
 
 def play(job: Job) -> Run:
-    """Train with everything made anew; from a checkpoint, or from the start."""
+    """Train with new objects, from a checkpoint or from the start."""
     scenario = SCENARIOS[job.scenario]
     if job.fault:
         FAULTS[job.fault]()
@@ -405,9 +405,9 @@ def _play_and_tell(jobs: Sequence[Job]) -> None:
 
 
 def in_new_processes(jobs: Sequence[Job], each: int = 1) -> list[Run | None]:
-    """Return what each run did, or None if it was killed; a process has so many of them, one after the other."""
+    """Return the records of each run, or None if it was killed. A process has ``each`` runs, one after the other."""
     waiting, running = [jobs[start : start + each] for start in range(0, len(jobs), each)], {}
-    # Not with threads: a process that is started polls all the others, and only one may hear how a process ended.
+    # Not with threads: starting a process polls all others, and only one thread may see how a process ended.
     while waiting or running:
         while waiting and len(running) < AT_ONCE:
             batch = waiting.pop(0)
@@ -427,14 +427,14 @@ def in_new_processes(jobs: Sequence[Job], each: int = 1) -> list[Run | None]:
 
 @dataclass
 class Resumed:
-    """A cut, and what of the resumed run differs from the uninterrupted one."""
+    """A cut, and the differences of the resumed run from the uninterrupted one."""
 
     cut: int
     differences: list[str]
 
 
 def resume_everywhere(name: str, folder: Path, fault: str | None = None, only: Sequence[int] = ()) -> list[Resumed]:
-    """Cut the scenario wherever it can be cut, or after the batches ``only``, and resume it each time."""
+    """Cut the scenario after every batch, or after the batches ``only``, and resume it each time."""
     scenario = SCENARIOS[name]
     (whole,) = in_new_processes([Job(name, folder / "whole")])
     checkpoints = sorted((folder / "whole").glob("*.ckpt"))
@@ -449,11 +449,11 @@ def resume_everywhere(name: str, folder: Path, fault: str | None = None, only: S
     jobs = [Job(name, folder / f"rest {i}", path, fault=fault) for i, path in enumerate(checkpoints)]
     each = scenario.each if scenario.kind == "checkpoint" and not fault else 1
     compare = _differences_in_any_order if scenario.any_order else _differences
-    found = [
+    resumed_runs = [
         Resumed(rest.before, compare(whole, rest, path))
         for path, rest in zip(checkpoints, in_new_processes(jobs, each), strict=True)
     ]
-    return sorted(found, key=lambda resumed: resumed.cut)
+    return sorted(resumed_runs, key=lambda resumed: resumed.cut)
 
 
 def _trained_on(checkpoint: Path) -> int:
@@ -465,7 +465,7 @@ def _saved(checkpoint: Path) -> dict[str, Any]:
 
 
 def _at_rest(callback: dict[str, Any]) -> dict[str, Any]:
-    """Return the state in the one form that it has before an epoch begins and after.
+    """Return the state in a form that is the same before an epoch begins and after.
 
     Where nothing is left to train Lightning begins no epoch: draws that are owed stay on the list of those to be made
     again, and where the checkpoint was written before the epoch's end, its last batch is still the place.
@@ -480,14 +480,14 @@ def _at_rest(callback: dict[str, Any]) -> dict[str, Any]:
 
 
 def _differences(whole: Run, rest: Run, checkpoint: Path) -> list[str]:
-    """Return what is not the same bit for bit."""
+    """Return the names of all records that are not the same bit for bit."""
     left = replace(whole, steps=whole.steps[rest.before :])
-    again = {draw_id: draw for draw_id, draw in whole.draws.items() if draw_id in rest.draws}
+    expected = {draw_id: draw for draw_id, draw in whole.draws.items() if draw_id in rest.draws}
     known = {draw_id: draw for draw_id, draw in rest.draws.items() if draw_id in whole.draws}
     ends = (rest.callback, whole.callback) if left.steps else (_at_rest(rest.callback), _at_rest(whole.callback))
     same = {
         "samples": [step.indices for step in rest.steps] == [step.indices for step in left.steps],
-        "draws": rest.serials == left.serials and bits(known) == bits(again),
+        "draws": rest.serials == left.serials and bits(known) == bits(expected),
         "weights": bits([step.weights for step in rest.steps]) == bits([step.weights for step in left.steps]),
         "losses": bits([step.losses for step in rest.steps]) == bits([step.losses for step in left.steps]),
         "callback": bits(ends[0]) == bits(ends[1]),
@@ -499,11 +499,11 @@ def _differences(whole: Run, rest: Run, checkpoint: Path) -> list[str]:
 
 
 def _differences_in_any_order(whole: Run, rest: Run, checkpoint: Path) -> list[str]:
-    """Return what is wrong where batches overtake one another, so that no two runs are the same."""
+    """Return the names of wrong records if batches overtake each other, so that no two runs are the same."""
     trained = whole.serials[: rest.before]
     owed = set(range(_saved(checkpoint)["sampler"]["controller"]["draws"])) - set(trained)
     right = {
-        # No draw is lost, and none comes twice.
+        # No draw is lost or repeated.
         "draws": sorted(trained + rest.serials) == list(range(len(whole.steps))),
         "draws in flight": all(bits(rest.draws.get(draw_id)) == bits(whole.draws[draw_id]) for draw_id in owed),
         "optimizer steps": rest.optimizer_steps == whole.optimizer_steps,
@@ -529,12 +529,12 @@ def main() -> None:
     print(f"{'scenario':40}{'cuts':>6}{'exact':>7}")
     for name, scenario in SCENARIOS.items():
         with tempfile.TemporaryDirectory() as folder:
-            found = resume_everywhere(name, Path(folder))
-        good = sum(not resumed.differences for resumed in found)
-        cuts, exact = cuts + len(found), exact + good
+            resumed_runs = resume_everywhere(name, Path(folder))
+        good = sum(not resumed.differences for resumed in resumed_runs)
+        cuts, exact = cuts + len(resumed_runs), exact + good
         note = "  (exact but for the order)" if scenario.any_order else ""
-        print(f"{name:40}{len(found):6}{good:7}{note}", flush=True)
-        for resumed in found:
+        print(f"{name:40}{len(resumed_runs):6}{good:7}{note}", flush=True)
+        for resumed in resumed_runs:
             if resumed.differences:
                 print(f"    cut after {resumed.cut}: other {', '.join(resumed.differences)}")
     print(f"{'all':40}{cuts:6}{exact:7}")

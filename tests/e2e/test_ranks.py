@@ -26,7 +26,10 @@ from rank_runs import (
 
 from lightning_fair import FairSampling
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="The processes are started and ended as POSIX does.")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="The processes are started and ended as POSIX does."),
+]
 
 K, BATCH = len(COUNTS), 8  # of all ranks together
 EPOCH = -(-sum(COUNTS) // BATCH)
@@ -58,7 +61,7 @@ def as_sets(steps: list[list[int]]) -> list[list[int]]:
 
 
 def assert_agree(runs: list[Run]) -> None:
-    """All that steers the draws is the same on every rank, bit for bit, after every step."""
+    """Check that the state of the draws is the same on every rank, bit for bit, after every step."""
     assert runs[0].states
     for run in runs[1:]:
         assert run.serials == runs[0].serials
@@ -94,7 +97,8 @@ def alone():
 
 
 @pytest.mark.parametrize("number", [2, 4])
-def test_ranks_together_train_on_the_batch_of_one_process(number, alone, request):
+def test_ranks_share_one_batch(number, alone, request):
+    """Ranks together train on the batch of one process."""
     runs = request.getfixturevalue("two" if number == 2 else "four")(
         loaded={"batch_size": BATCH // number}, max_epochs=2
     )
@@ -112,14 +116,15 @@ def test_ranks_together_train_on_the_batch_of_one_process(number, alone, request
 
     weights = np.mean([[step.weights.mean() for step in run.steps] for run in runs], axis=0)
     assert np.allclose(weights, [step.weights.mean() for step in alone.steps], rtol=1e-6)
-    # So the model is the same but for rounding.
+    # So the model is the same up to rounding.
     for run in runs:
         assert run.params == runs[0].params
         assert np.allclose(*(np.frombuffer(r.params[-1], np.float32) for r in (run, alone)), atol=1e-5)
 
 
 @pytest.mark.parametrize("mixin", [True, False], ids=["with the mixin", "without"])
-def test_every_rank_has_the_same_state_after_every_step(mixin, two):
+def test_ranks_have_same_state(mixin, two):
+    """Every rank has the same state after every step."""
     without_workers, with_workers = (
         two(fair=moving(feedback_delay=5), mixin=mixin, loaded={"num_workers": workers}, max_epochs=2)
         for workers in (0, 2)
@@ -128,24 +133,26 @@ def test_every_rank_has_the_same_state_after_every_step(mixin, two):
         assert_agree(runs)
         assert_no_item_twice(runs)
     assert np.ptp(without_workers[0].probs, axis=0).max() > 0.05
-    # Neither do workers change the batches.
+    # The number of workers does not change the batches.
     assert [run.indices for run in with_workers] == [run.indices for run in without_workers]
 
-    # One small sum a step.
+    # One small sum per step.
     size = 3 * (K + 1) if mixin else K
     assert all(sums == [size] for run in without_workers + with_workers for sums in run.all_reduces)
 
 
-def test_losses_of_all_ranks_are_fed_back(two):
+def test_losses_of_all_ranks(two):
+    """Losses of all ranks are fed back."""
     runs = two(fair=moving(feedback_delay=1))
     alone = train(fair=moving(feedback_delay=1), loaded={"batch_size": BATCH})
-    # But for rounding it is what one process feeds back.
+    # Up to rounding, the losses are those of one process.
     losses = [run.states[4]["controller"]["ema_loss"][2] for run in (runs[0], alone)]
     assert np.allclose(*(np.frombuffer(each) for each in losses), rtol=1e-5)
     assert np.allclose(runs[0].probs[:10], alone.probs[:10], atol=1e-4)
 
 
-def test_ranks_with_seeds_of_their_own_draw_the_same_all_the_same(two):
+def test_ranks_with_own_seeds(two):
+    """Ranks with different global seeds make the same draws."""
     runs = two(train_with_own_seed, fair=FairSampling(target_probs=TARGET))
     assert_agree(runs)
     assert_no_item_twice(runs)
@@ -167,7 +174,8 @@ def test_ranks_with_seeds_of_their_own_draw_the_same_all_the_same(two):
     ],
     ids=str,
 )
-def test_epoch_goes_over_the_data_once_with_all_ranks(settings, expected, two):
+def test_epoch_length(settings, expected, two):
+    """All ranks together go over the data once per epoch."""
     runs = two(max_epochs=2, **settings)
     assert [run.epochs for run in runs] == [[expected] * 2] * 2
     assert_agree(runs)
@@ -204,18 +212,21 @@ def lengths_and_warnings(runs: list[dict]) -> tuple[set, set]:
         ("own batch sampler, split", EPOCH, True),
     ],
 )
-def test_no_setting_of_the_trainer_has_to_be_remembered(kind, steps, warns, two):
+def test_every_sampler_works(kind, steps, warns, two):
+    """Every kind of sampler works without a special setting of the Trainer."""
     assert lengths_and_warnings(two(train_with_sampler, kind=kind)) == ({(steps,)}, {warns})
 
 
 @pytest.mark.parametrize("kind", ["SubsetRandomSampler", "own batch sampler of a part"])
-def test_sampler_of_a_part_of_the_data_is_refused_on_ranks_too(kind, two):
+def test_subset_samplers_are_refused(kind, two):
+    """A sampler of a part of the data is refused on all ranks."""
     for by_case in two(train_with_sampler, kind=kind):
         for run in by_case.values():
             assert "part of its data set with SubsetRandomSampler" in (run.failure or f"trained {run.epochs}")
 
 
-def test_batch_sampler_that_lightning_cannot_split_names_the_setting(two):
+def test_unsplittable_batch_sampler(two):
+    """The error for a batch sampler that Lightning cannot split names the setting."""
     for by_case in two(train_with_sampler, kind="no BatchSampler"):
         for (_, injection), run in by_case.items():
             if injection:  # Lightning's own error, before the loader comes to us
@@ -233,13 +244,14 @@ def checkpoints(folder) -> list:
 
 
 def cut(checkpoint) -> int:
-    """Steps that were trained before a checkpoint of `SMALL`, 7 an epoch."""
+    """Return the steps before a checkpoint of ``SMALL``, which has 7 per epoch."""
     name = checkpoint.stem
     return int(name.removeprefix("step")) if name.startswith("step") else 7 * (1 + int(name.removeprefix("epoch")))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resume_is_exact_on_every_rank(workers, two, tmp_path):
+def test_resume_on_every_rank(workers, two, tmp_path):
+    """Resume is exact on every rank."""
     same = {"loaded": {"counts": SMALL, "num_workers": workers}, "fair": moving(feedback_delay=5), "max_epochs": 2}
     whole = two(keep=tmp_path, **same)
     saved = [c for c in checkpoints(tmp_path) if cut(c) < 14]
@@ -255,7 +267,9 @@ def test_resume_is_exact_on_every_rank(workers, two, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resume_with_another_number_of_ranks_and_the_same_batch_in_all_is_exact(workers, two, four, tmp_path):
+def test_resume_with_same_global_batch(workers, two, four, tmp_path):
+    """Resume with another number of ranks and the same batch in all is exact."""
+
     def with_batch(size: int) -> dict:
         return {"loaded": {"counts": SMALL, "num_workers": workers, "batch_size": size}, "max_epochs": 2}
 
@@ -272,12 +286,11 @@ def test_resume_with_another_number_of_ranks_and_the_same_batch_in_all_is_exact(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resume_with_another_number_of_ranks_and_their_own_batch_goes_on_from_the_trained_mix(
-    workers, two, four, tmp_path
-):
+def test_resume_with_same_local_batch(workers, two, four, tmp_path):
+    """Resume with another number of ranks and the same local batch continues from the trained mix."""
     same = {"loaded": {"num_workers": workers}, "max_epochs": 2}
     before = two(keep=tmp_path, **same)
-    # Four ranks have 11 batches an epoch: step 15 lies behind its end.
+    # Four ranks have 11 batches per epoch, so step 15 is after its end.
     saved = [tmp_path / f"{name}.ckpt" for name in ("step10", "step15", "epoch0", "step23")]
     trained = [10, 15, EPOCH, 23]
     on_four = zip(*four(resume, checkpoints=saved, **same), strict=True)
@@ -298,7 +311,8 @@ def test_resume_with_another_number_of_ranks_and_their_own_batch_goes_on_from_th
 
 @pytest.mark.parametrize("mixin", [True, False], ids=["with the mixin", "without"])
 @pytest.mark.parametrize("droppers", [(1,), (0, 1)], ids=["one rank drops", "ranks drop different ones"])
-def test_uneven_batches_end_and_count_as_what_was_trained_on(mixin, droppers, two):
+def test_uneven_batches(mixin, droppers, two):
+    """Uneven batches do not block, and count as trained on."""
     runs = two(fair=moving(feedback_delay=1), mixin=mixin, loaded={"collate_fn": Drop(droppers)}, max_epochs=2)
     sizes = [[len(step) for step in run.indices] for run in runs]
     assert sizes[0] != sizes[1]
@@ -309,13 +323,15 @@ def test_uneven_batches_end_and_count_as_what_was_trained_on(mixin, droppers, tw
         assert np.allclose(trained_mix, follow(trained[: step + 1]), rtol=0, atol=1e-9)
 
 
-def test_uneven_batches_of_workers_keep_every_rank_the_same(two):
+def test_uneven_batches_of_workers(two):
+    """Uneven batches from workers leave the same state on every rank."""
     runs = two(fair=moving(feedback_delay=5), loaded={"collate_fn": Drop((1,)), "num_workers": 2}, max_epochs=2)
     assert [run.epochs for run in runs] == [[EPOCH, EPOCH]] * 2
     assert_agree(runs)
 
 
-def test_batch_that_is_none_on_all_ranks_is_skipped(two):
+def test_none_batch_on_all_ranks(two):
+    """A batch that is None on all ranks is skipped."""
     runs = two(loaded={"collate_fn": NoneNowAndThen((0, 1))}, fair=FairSampling(**QUIET, feedback_delay=1))
     assert [run.epochs for run in runs] == [[EPOCH]] * 2
     assert runs[0].states == runs[1].states
@@ -326,7 +342,8 @@ def test_batch_that_is_none_on_all_ranks_is_skipped(two):
 # -- ways to install, ways to launch -------------------------------------------------------------------------
 
 
-def test_every_way_to_install_trains_the_same(two):
+def test_every_way_to_install(two):
+    """Every way to install the callback trains the same."""
     callback, *others = (two(install=install) for install in ("callback", "datamodule", "mixin"))
     assert_agree(callback)
     for runs in others:
@@ -334,7 +351,8 @@ def test_every_way_to_install_trains_the_same(two):
 
 
 @pytest.mark.parametrize("strategies", [["ddp"], ["ddp_spawn", "ddp_fork"]], ids=str)
-def test_every_way_to_launch_trains_the_same(strategies, two, tmp_path):
+def test_every_way_to_launch(strategies, two, tmp_path):
+    """Every way to launch trains the same."""
     expected = two(max_epochs=2)
     launched = rank_runs.start("launch", str(tmp_path), *strategies)
     try:
@@ -350,8 +368,8 @@ def test_every_way_to_launch_trains_the_same(strategies, two, tmp_path):
 
 
 # The last test, for after it the processes have to be started again.
-def test_batch_that_is_none_on_one_rank_only_stops_lightning_itself(two):
-    """The other ranks wait for its gradients. So there is nothing for us to hold; and what hangs here is ended."""
+def test_none_batch_on_one_rank(two):
+    """The other ranks wait for its gradients without the plugin too. The test ends the processes that hang."""
     with pytest.raises(RanksError):
         two(train_without_us, collate_fn=NoneNowAndThen((1,)), patience=8)
     assert two.processes == []

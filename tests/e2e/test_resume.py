@@ -1,6 +1,7 @@
 """Law 5: a run that is cut after any batch and resumed in a new process is the uninterrupted one, bit for bit.
 
-``python tests/resume_runs.py`` prints how many resumed runs of each scenario are exact.
+``python tests/e2e/resume_runs.py`` prints how many resumed runs of each scenario are exact. A quick resume test stands
+in ``tests/integration/test_checkpoints.py``.
 """
 
 import io
@@ -11,11 +12,14 @@ import torch
 from lightning_helpers import BATCH, Indexed, Weighted, fit, in_any_order, loader, movement, trainer
 from resume_runs import COUNTS, SCENARIOS, Job, bits, in_new_processes, resume_everywhere, steering
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=in_any_order if kind.any_order else ()) for name, kind in SCENARIOS.items()]
 )
-def test_run_that_is_cut_anywhere_goes_on_as_the_uninterrupted_one(tmp_path, name):
+def test_resume_after_any_cut(tmp_path, name):
+    """A run that is cut after any batch continues as the uninterrupted one."""
     scenario = SCENARIOS[name]
     if scenario.needs:
         pytest.importorskip(scenario.needs)
@@ -34,13 +38,15 @@ def test_run_that_is_cut_anywhere_goes_on_as_the_uninterrupted_one(tmp_path, nam
         ("optimiser not restored", "every step", "model"),
     ],
 )
-def test_comparison_finds_a_resume_that_is_not_exact(tmp_path, fault, name, finds):
+def test_comparison_detects_faults(tmp_path, fault, name, finds):
+    """The comparison detects a resume that is not exact."""
     resumed = resume_everywhere(name, tmp_path, fault, only=(3, 8))
     assert len(resumed) == 2
     assert all(finds in each.differences for each in resumed)
 
 
-def test_class_mix_moves_and_samples_come_again_so_that_there_is_something_to_restore(tmp_path):
+def test_runs_have_something_to_restore(tmp_path):
+    """The class mix moves and samples repeat, so that there is something to restore."""
     (whole,) = in_new_processes([Job("every step", tmp_path)])
     assert movement(whole.draws) > 0.1
     assert np.bincount(np.concatenate([step.indices for step in whole.steps])).max() > 1
@@ -48,8 +54,8 @@ def test_class_mix_moves_and_samples_come_again_so_that_there_is_something_to_re
 
 
 @in_any_order
-def test_batches_overtake_one_another_where_their_order_is_free(tmp_path):
-    """Else that scenario would show nothing."""
+def test_batches_overtake_each_other(tmp_path):
+    """Batches overtake each other if their order is free; else the scenario would test nothing."""
     (whole,) = in_new_processes([Job("any order, 2 workers", tmp_path)])
     assert whole.serials != sorted(whole.serials)
     states = [torch.load(path, weights_only=True)["callbacks"]["FairSampling"] for path in tmp_path.glob("*.ckpt")]
@@ -62,9 +68,9 @@ def test_batches_overtake_one_another_where_their_order_is_free(tmp_path):
 def cut(tmp_path, data=None, steps=6, **settings):
     """Train, save a checkpoint in the middle of an epoch, and return its path."""
     fair = steering(**settings)
-    made = trainer(fair, max_steps=steps)
-    made.fit(Weighted(), loader(Indexed(COUNTS) if data is None else data, num_workers=2))
-    made.save_checkpoint(tmp_path / "cut.ckpt")
+    fitted = trainer(fair, max_steps=steps)
+    fitted.fit(Weighted(), loader(Indexed(COUNTS) if data is None else data, num_workers=2))
+    fitted.save_checkpoint(tmp_path / "cut.ckpt")
     return tmp_path / "cut.ckpt"
 
 
@@ -85,23 +91,26 @@ def size(state):
     return file.tell()
 
 
-def test_checkpoint_is_as_small_for_many_samples_as_for_few(tmp_path):
-    few, many = (entry(cut(tmp_path, Indexed(tuple(n * k for n in (700, 200, 70, 30))))) for k in (1, 20))
-    assert many["sampler"]["data"]["number of samples"] == 20_000
-    assert len(many["sampler"]["controller"]["in_flight"]) == 4
-    assert abs(size(many) - size(few)) <= 64  # larger numbers, and the file's own rounding
+def test_checkpoint_size(tmp_path):
+    """A checkpoint has the same size for any number of samples."""
+    small, large = (entry(cut(tmp_path, Indexed(tuple(n * k for n in (700, 200, 70, 30))))) for k in (1, 20))
+    assert large["sampler"]["data"]["number of samples"] == 20_000
+    assert len(large["sampler"]["controller"]["in_flight"]) == 4
+    assert abs(size(large) - size(small)) <= 64  # larger numbers, and the file's own rounding
 
 
-def test_checkpoint_holds_tensors_and_plain_python_and_no_list_of_items(tmp_path):
+def test_checkpoint_holds_no_items(tmp_path):
+    """A checkpoint holds tensors and plain Python objects, and no list of items."""
     state = entry(cut(tmp_path))
     for leaf in leaves(state):
         assert isinstance(leaf, torch.Tensor) or type(leaf) in (bool, int, float, str, type(None))
-        # One number a class; or samples that a batch passed over at the end of a class, fewer than the batch.
+        # One number per class, or fewer samples than a batch has.
         assert not isinstance(leaf, torch.Tensor) or leaf.numel() <= max(len(COUNTS), BATCH - 1)
 
 
 @pytest.mark.parametrize("part", ["sampler", "controller"])
-def test_checkpoint_says_its_version_and_no_other_is_read(tmp_path, part):
+def test_checkpoint_version(tmp_path, part):
+    """A checkpoint has a version, and no other version is read."""
     path = cut(tmp_path)
     checkpoint = torch.load(path, weights_only=True)
     sampler = checkpoint["callbacks"]["FairSampling"]["sampler"]
@@ -135,7 +144,9 @@ ELSEWHERE = {
 
 
 @pytest.mark.parametrize(("counts", "of_loader", "settings", "match"), ELSEWHERE.values(), ids=ELSEWHERE)
-def test_checkpoint_of_another_run_is_refused_and_nothing_of_it_stays(tmp_path, counts, of_loader, settings, match):
+def test_foreign_checkpoint_is_refused(tmp_path, counts, of_loader, settings, match):
+    """The checkpoint of another run is refused, and nothing of it stays."""
+
     def data():
         return loader(Indexed(counts), **of_loader)
 
@@ -159,9 +170,10 @@ def test_checkpoint_of_another_run_is_refused_and_nothing_of_it_stays(tmp_path, 
     ],
     ids=["more samples", "another order"],
 )
-def test_refused_checkpoint_leaves_a_sampler_as_it_was(tmp_path, labels, match):
+def test_refused_checkpoint_changes_nothing(tmp_path, labels, match):
+    """A refused checkpoint does not change the sampler."""
     state = entry(cut(tmp_path))["sampler"]
-    sampler = steering().make_sampler(labels, BATCH)
+    sampler = steering().settings.make_sampler(labels, BATCH)
     before = bits(sampler.capture())
     with pytest.raises(ValueError, match=match):
         sampler.restore(state)

@@ -1,4 +1,4 @@
-"""Nothing of a training step may make a GPU wait for the host: it would stand still meanwhile."""
+"""No part of a training step may make a GPU wait for the host."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Waits(TorchDispatchMode):
 
 
 class Begin(L.Callback):
-    """The first of the callbacks: does something at the start of each step once training runs."""
+    """The first callback: calls a function at the start of each step, after the first steps."""
 
     def __init__(self, do) -> None:
         self.do = do
@@ -80,7 +80,7 @@ class Begin(L.Callback):
 
 
 class End(Begin):
-    """The last of them: does something at the end of each of these steps."""
+    """The last callback: calls a function at the end of each of these steps."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         pass
@@ -105,24 +105,27 @@ def fit(model, *callbacks, **settings):
 
 
 def waits_of(model, *callbacks):
-    """Return what waits between the start and the end of the steps: there, on a GPU, numbers lie on it."""
+    """Return the waiting operations between the start and the end of the steps."""
     waits = Waits()
     fit(model, Begin(waits.__enter__), *callbacks, End(lambda: waits.__exit__(None, None, None)), accelerator="cpu")
     return waits.seen
 
 
 @pytest.mark.parametrize("settings", [{}, {"lambda2": 0.5}, {"normalize": True}, {"max_weight": 2.0}])
-def test_no_operation_of_a_step_would_make_a_gpu_wait(settings):
+def test_no_operation_waits_for_gpu(settings):
+    """No operation of a step would make a GPU wait."""
     assert waits_of(Weighted(), FairSampling(**settings)) == waits_of(Plain()) == {}
 
 
-def test_an_operation_that_waits_is_seen():
+def test_waiting_operation_is_seen():
+    """An operation that waits is seen."""
     assert waits_of(Looking(), FairSampling())["_local_scalar_dense"] == STEPS - FIRST
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("model", [Plain, Weighted])
-def test_no_step_makes_the_gpu_wait(model):
+def test_no_step_makes_gpu_wait(model):
+    """No step makes the GPU wait."""
     try:
         begin = Begin(lambda: torch.cuda.set_sync_debug_mode("error"))  # until the end: the loop is part of it
         fit(model(), begin, FairSampling(lambda2=0.5), accelerator="gpu", devices=1)

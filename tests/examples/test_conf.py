@@ -145,9 +145,9 @@ def test_alpha_can_be_a_schedule_and_the_target_a_list_or_a_mapping(tmp_path):
     cfg = composed(tmp_path, f"fair.alpha={schedule}", "fair.target_probs={0: 0.5}", "fair.num_classes=10")
     check(cfg)
     fair = instantiate(cfg.fair, _convert_="all")
-    assert fair._law["alpha"] == Linear(0.0, 8.0, 100)
-    assert fair.target_probs == {0: 0.5}
-    assert instantiate(composed(tmp_path, "fair.target_probs=[0.5,0.5]").fair).target_probs == [0.5, 0.5]
+    assert fair.settings.alpha == Linear(0.0, 8.0, 100)
+    assert fair.settings.target_probs == {0: 0.5}
+    assert instantiate(composed(tmp_path, "fair.target_probs=[0.5,0.5]").fair).settings.target_probs == [0.5, 0.5]
 
 
 def test_the_strong_setting_is_stronger_and_stable(tmp_path):
@@ -216,7 +216,7 @@ def test_what_is_deferred_begins_in_the_last_epoch_at_the_latest_and_what_moves_
 ):
     def progress(choice):
         cfg = composed(tmp_path, f"trainer.max_epochs={epochs}", choice)
-        return instantiate(cfg.fair, _convert_="all").target_probs.progress
+        return instantiate(cfg.fair, _convert_="all").settings.target_probs.progress
 
     deferred, progressive = progress("fair=deferred"), progress("fair=progressive")
     assert [deferred(0, epoch) for epoch in (0, begin - 1, begin, epochs - 1)] == [0.0, 0.0, 1.0, 1.0]

@@ -10,6 +10,7 @@ from lightning_helpers import (
     BATCH,
     BATCHES,
     TARGET,
+    WORKERS,
     Indexed,
     KeysAndNames,
     Plain,
@@ -28,7 +29,7 @@ from lightning_fair import FairDataModule, FairSampling
 # -- in a Trainer ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("kind", ["data module", "data set"])
 def test_training_is_fair_and_weighted(kind, workers):
     module = Weighted()
@@ -37,66 +38,74 @@ def test_training_is_fair_and_weighted(kind, workers):
     else:
         data = FairDataModule(Indexed(), fair=moving(), batch_size=BATCH, num_workers=workers)
     with recorded_draws() as draws:
-        made = fit(module, data, max_epochs=2)
+        fitted = fit(module, data, max_epochs=2)
     assert len(module.steps) == 2 * BATCHES
     assert wrong_steps(module.steps, draws) == 0
-    (fair,) = [callback for callback in made.callbacks if isinstance(callback, FairSampling)]
+    (fair,) = [callback for callback in fitted.callbacks if isinstance(callback, FairSampling)]
     assert data.sampler is fair.sampler
     assert data.controller is fair.controller
     np.testing.assert_allclose(data.controller.q, TARGET)
 
 
-def test_settings_are_those_of_the_trainers_callback_where_the_module_has_none():
+def test_trainers_callback_sets_settings():
+    """The settings are those of the Trainer's callback if the data module has none."""
     data, fair = FairDataModule(KeysAndNames()), moving()
-    made = fit(Weighted(), data, fair)
-    assert [callback for callback in made.callbacks if isinstance(callback, FairSampling)] == [fair]
+    fitted = fit(Weighted(), data, fair)
+    assert [callback for callback in fitted.callbacks if isinstance(callback, FairSampling)] == [fair]
     assert data.controller is fair.controller
 
 
-def test_data_module_takes_its_callback_along_when_another_one_is_trained_on():
-    made, fair = trainer(max_epochs=1), moving(seed=3)
-    made.fit(Plain(), datamodule=FairDataModule(KeysAndNames()))
-    made.fit_loop.max_epochs = 2
-    made.fit(Plain(), datamodule=FairDataModule(KeysAndNames(), fair=fair))
-    assert [c for c in made.callbacks if isinstance(c, FairSampling)] == [fair]
-    made.fit_loop.max_epochs = 3
-    made.fit(Plain(), datamodule=KeysAndNames())
-    assert not any(isinstance(c, FairSampling) for c in made.callbacks)
+def test_callback_leaves_with_datamodule():
+    """The callback of a data module leaves the Trainer when another data module is trained on."""
+    fitted, fair = trainer(max_epochs=1), moving(seed=3)
+    fitted.fit(Plain(), datamodule=FairDataModule(KeysAndNames()))
+    fitted.fit_loop.max_epochs = 2
+    fitted.fit(Plain(), datamodule=FairDataModule(KeysAndNames(), fair=fair))
+    assert [c for c in fitted.callbacks if isinstance(c, FairSampling)] == [fair]
+    fitted.fit_loop.max_epochs = 3
+    fitted.fit(Plain(), datamodule=KeysAndNames())
+    assert not any(isinstance(c, FairSampling) for c in fitted.callbacks)
 
 
-def test_settings_in_both_places_are_refused():
+def test_two_callbacks_are_refused():
+    """Two callbacks, in the Trainer and in the data module, are refused."""
     module = Weighted()
     with pytest.raises(ValueError, match=r"Both Trainer\(callbacks=\[...\]\) and FairDataModule\(fair=...\)"):
         fit(module, FairDataModule(KeysAndNames(), fair=moving()), moving())
     assert module.steps == []
 
 
-def test_same_settings_in_both_places_are_one_callback():
+def test_shared_callback_is_one():
+    """The same callback may be given in both places."""
     fair = moving()
-    made = fit(Weighted(), FairDataModule(KeysAndNames(), fair=fair), fair)
-    assert [callback for callback in made.callbacks if isinstance(callback, FairSampling)] == [fair]
+    fitted = fit(Weighted(), FairDataModule(KeysAndNames(), fair=fair), fair)
+    assert [callback for callback in fitted.callbacks if isinstance(callback, FairSampling)] == [fair]
 
 
-def test_second_fit_has_the_same_one_callback():
+def test_second_fit_keeps_callback():
+    """A second fit has the same callback."""
     data, module = FairDataModule(KeysAndNames(), fair=moving()), Weighted()
-    made = fit(module, data)
-    made.fit_loop.max_epochs = 2
-    made.fit(module, datamodule=data)
-    assert sum(isinstance(callback, FairSampling) for callback in made.callbacks) == 1
+    fitted = fit(module, data)
+    fitted.fit_loop.max_epochs = 2
+    fitted.fit(module, datamodule=data)
+    assert sum(isinstance(callback, FairSampling) for callback in fitted.callbacks) == 1
     assert len(module.steps) == 2 * BATCHES
 
 
-def test_callback_comes_before_those_that_save(tmp_path):
-    made = fit(
+def test_callback_precedes_checkpoint(tmp_path):
+    """The callback comes before those that save checkpoints."""
+    fitted = fit(
         Weighted(), FairDataModule(KeysAndNames()), ModelCheckpoint(tmp_path), enable_checkpointing=True, max_steps=1
     )
-    kinds = [isinstance(callback, Checkpoint) for callback in made.callbacks]
-    (mine,) = [i for i, callback in enumerate(made.callbacks) if isinstance(callback, FairSampling)]
+    kinds = [isinstance(callback, Checkpoint) for callback in fitted.callbacks]
+    (mine,) = [i for i, callback in enumerate(fitted.callbacks) if isinstance(callback, FairSampling)]
     assert mine < kinds.index(True)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_resumed_run_goes_on_as_the_uninterrupted_one(tmp_path, workers):
+@pytest.mark.parametrize("workers", WORKERS)
+def test_resume_is_exact(tmp_path, workers):
+    """Resumed run continues as the uninterrupted one."""
+
     def run(ckpt=None):
         module, data = Weighted(), FairDataModule(KeysAndNames(workers), fair=moving())
         saver = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=5)
@@ -110,16 +119,17 @@ def test_resumed_run_goes_on_as_the_uninterrupted_one(tmp_path, workers):
         assert data.wrapped.restored == {"lines read": 7}
 
 
-def test_nothing_is_left_in_the_strategy():
-    made = fit(Weighted(), FairDataModule(KeysAndNames()))
-    assert "process_dataloader" not in vars(made.strategy)
+def test_strategy_is_clean_after_fit():
+    """Nothing is left in the strategy."""
+    fitted = fit(Weighted(), FairDataModule(KeysAndNames()))
+    assert "process_dataloader" not in vars(fitted.strategy)
 
 
 # -- everything else is the wrapped module's own ---------------------------------------------------------------
 
 
 class Hooked(KeysAndNames):
-    """Has all of the hooks that Lightning asks a data module for, and notes their calls."""
+    """Has all hooks of a data module, and records their calls."""
 
     def val_dataloader(self):
         return loader(self.data, shuffle=False)
@@ -164,22 +174,27 @@ class HookedModule(Weighted):
     ("kind", "stage"),
     [(KeysAndNames, "fit"), (Hooked, "fit"), (Hooked, "validate"), (Hooked, "test"), (Hooked, "predict")],
 )
-def test_every_hook_is_called_just_as_without_the_plugin(kind, stage):
+def test_hooks_are_called_as_without_plugin(kind, stage):
+    """Every hook is called as without the plugin."""
+
     def calls(wrap):
-        module, data, made = HookedModule(), kind(), trainer(num_sanity_val_steps=1, limit_train_batches=3)
+        module, data, fitted = HookedModule(), kind(), trainer(num_sanity_val_steps=1, limit_train_batches=3)
         module.fair_sampling = False
-        out = getattr(made, stage)(module, datamodule=wrap(data))
+        out = getattr(fitted, stage)(module, datamodule=wrap(data))
         return data.calls, module.calls, [part.tolist() for part in out] if stage == "predict" else out
 
     assert calls(FairDataModule) == calls(lambda data: data)
 
 
-def test_missing_loaders_are_as_missing_as_without_the_plugin():
+def test_missing_loader_raises():
+    """A missing loader raises as without the plugin."""
     with pytest.raises(Exception, match="test_dataloader"):
         trainer().test(HookedModule(), datamodule=FairDataModule(KeysAndNames()), verbose=False)
 
 
-def test_hook_for_exceptions_is_called():
+def test_exception_hook_is_called():
+    """The hook for exceptions is called."""
+
     class Breaks(Weighted):
         def training_step(self, batch, batch_idx):
             raise RuntimeError("out of luck")
@@ -190,7 +205,8 @@ def test_hook_for_exceptions_is_called():
     assert "exception out of luck" in data.calls
 
 
-def test_state_hyperparameters_and_attributes_are_the_wrapped_modules(tmp_path):
+def test_state_and_attributes_are_forwarded(tmp_path):
+    """State, hyperparameters and attributes are the wrapped module's."""
     theirs = KeysAndNames(num_workers=0)
     theirs.prepare_data_per_node = False
     data = FairDataModule(theirs)
@@ -205,10 +221,12 @@ def test_state_hyperparameters_and_attributes_are_the_wrapped_modules(tmp_path):
         data.nowhere  # noqa: B018
 
 
-def test_checkpoint_holds_the_wrapped_modules_hyperparameters(tmp_path):
+def test_checkpoint_holds_hyperparameters(tmp_path):
+    """A checkpoint holds the wrapped module's hyperparameters."""
+
     def saved(data, name):
-        made = fit(Weighted(), data, limit_train_batches=2)
-        made.save_checkpoint(tmp_path / name)
+        fitted = fit(Weighted(), data, limit_train_batches=2)
+        fitted.save_checkpoint(tmp_path / name)
         checkpoint = torch.load(tmp_path / name, weights_only=True)
         return {key: value for key, value in checkpoint.items() if key.startswith("datamodule_hyper")}
 
@@ -225,16 +243,19 @@ def test_wrapped_module_is_untouched():
 
 
 @pytest.mark.parametrize("by", [copy.deepcopy, lambda data: pickle.loads(pickle.dumps(data))])
-def test_it_can_be_copied_and_pickled(by):
+def test_copies(by):
+    """The data module can be copied and pickled."""
     data = by(FairDataModule(KeysAndNames(), fair=moving()))
     assert data.num_classes == 4
-    assert data.fair.target_probs == TARGET
+    assert data.fair.settings.target_probs == TARGET
     module = Weighted()
     fit(module, data, limit_train_batches=2)
     assert len(module.steps) == 2
 
 
-def test_several_training_loaders_are_refused():
+def test_several_loaders_are_refused():
+    """Several training loaders are refused."""
+
     class Two(L.LightningDataModule):
         def train_dataloader(self):
             return [loader(), loader()]
@@ -249,7 +270,8 @@ def test_several_training_loaders_are_refused():
 
 
 @pytest.mark.parametrize("kind", ["data module", "data set"])
-def test_loader_is_fair_without_a_trainer(kind):
+def test_loader_without_trainer_is_fair(kind):
+    """The training loader is fair without a Trainer."""
     if kind == "data module":
         data = FairDataModule(KeysAndNames(), fair=moving(lambda2=0.0))
         data.prepare_data()
@@ -270,7 +292,9 @@ def test_loader_is_fair_without_a_trainer(kind):
 
 
 @pytest.mark.parametrize("labels", [Indexed().targets.tolist(), "scan"])
-def test_labels_given_in_the_settings_are_used_without_a_trainer(labels):
+def test_labels_without_trainer(labels):
+    """Labels in the settings are used without a Trainer."""
+
     class Bare(torch.utils.data.Dataset):
         def __len__(self):
             return 160
@@ -283,7 +307,8 @@ def test_labels_given_in_the_settings_are_used_without_a_trainer(labels):
     assert y.bincount().tolist() == [2, 2, 2, 2]
 
 
-def test_labels_that_do_not_suit_the_data_are_refused_without_a_trainer():
+def test_bad_labels_without_trainer():
+    """Labels that do not fit the data are refused without a Trainer."""
     data = FairDataModule(Indexed(), fair=FairSampling(labels=[0, 1, 2, 3]), batch_size=BATCH)
     with pytest.raises(ValueError, match="one per sample: got 4 for 160"):
         data.train_dataloader()
@@ -292,20 +317,24 @@ def test_labels_that_do_not_suit_the_data_are_refused_without_a_trainer():
 # -- around a data set -----------------------------------------------------------------------------------------
 
 
-def test_loader_arguments_reach_the_loaders_and_validation_is_in_order():
+def test_loader_arguments_reach_loaders():
+    """Loader arguments reach all loaders, and validation is in order."""
+
     def collate(samples):
         return default_collate(samples)
 
     val = Indexed((10, 10, 10, 3))
     data = FairDataModule(Indexed(), batch_size=BATCH, val=val, test=val, collate_fn=collate, num_workers=1)
-    for made in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
-        assert made.collate_fn is collate
-        assert made.num_workers == 1
+    for fitted in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        assert fitted.collate_fn is collate
+        assert fitted.num_workers == 1
     assert [i for batch in data.val_dataloader() for i in batch[2].tolist()] == list(range(33))
     assert [len(batch[1]) for batch in data.test_dataloader()] == [8, 8, 8, 8, 1]
 
 
-def test_trainer_runs_the_loops_there_is_data_for():
+def test_trainer_runs_available_loops():
+    """The Trainer runs the loops that have data."""
+
     class Watching(Plain):
         seen = 0
 
@@ -324,7 +353,8 @@ def test_trainer_runs_the_loops_there_is_data_for():
 
 
 @pytest.mark.parametrize("settings", [{"shuffle": True}, {"drop_last": True}, {"drop_last": False}])
-def test_arguments_that_the_sampler_sees_to_do_no_harm(settings):
+def test_shuffle_and_drop_last_are_harmless(settings):
+    """``shuffle`` and ``drop_last`` do no harm."""
     val = Indexed((10, 10, 10, 3))
     data = FairDataModule(Indexed(), batch_size=BATCH, val=val, **settings)
     assert sum(len(batch[1]) for batch in data.train_dataloader()) == 160
@@ -355,6 +385,7 @@ def test_wrong_arguments_are_refused(arguments, settings, error, match):
         FairDataModule(*arguments, **settings)
 
 
-def test_empty_data_set_is_refused_in_the_same_words():
+def test_empty_data_set_is_refused():
+    """An empty data set is refused with the usual message."""
     with pytest.raises(ValueError, match="The data set is empty"):
         fit(Weighted(), FairDataModule(Indexed((0, 0)), batch_size=BATCH))

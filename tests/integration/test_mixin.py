@@ -7,6 +7,7 @@ from lightning_helpers import (
     BATCH,
     BATCHES,
     TARGET,
+    WORKERS,
     Indexed,
     KeysAndNames,
     Plain,
@@ -28,66 +29,73 @@ from torch.utils.data import default_collate
 from lightning_fair import FairDataModule, FairSampling, ImportanceWeightedMixin
 
 
-def fair_callbacks(made):
-    return [callback for callback in made.callbacks if isinstance(callback, FairSampling)]
+def fair_callbacks(fitted):
+    return [callback for callback in fitted.callbacks if isinstance(callback, FairSampling)]
 
 
 # -- who installs the callback ---------------------------------------------------------------------------------
 
 
-def test_mixin_alone_installs_one_callback():
+def test_mixin_installs_callback():
+    """The mixin installs one callback if there is none."""
     module = Weighted()
-    made = fit(module, loader())
-    (fair,) = fair_callbacks(made)
+    fitted = fit(module, loader())
+    (fair,) = fair_callbacks(fitted)
     assert fair.controller.draws == BATCHES
     np.testing.assert_allclose(fair.controller.trained_mix, 0.25, atol=0.06)
-    made.fit_loop.max_epochs = 2
-    made.fit(module, loader())
-    assert fair_callbacks(made) == [fair]
+    fitted.fit_loop.max_epochs = 2
+    fitted.fit(module, loader())
+    assert fair_callbacks(fitted) == [fair]
 
 
-def test_mixin_installs_the_callback_it_is_given():
+def test_mixin_installs_given_callback():
+    """The mixin installs the given callback."""
+
     class Own(Weighted):
         fair_sampling = moving()
 
     module = Own()
-    made = fit(module, loader())
-    assert fair_callbacks(made) == [Own.fair_sampling]
+    fitted = fit(module, loader())
+    assert fair_callbacks(fitted) == [Own.fair_sampling]
     assert Own.fair_sampling.controller.draws == BATCHES
 
 
-def test_mixin_that_is_told_not_to_installs_none_and_the_loss_is_the_mean():
+def test_mixin_without_fair_sampling():
+    """With ``fair_sampling=False`` the mixin installs no callback, and the loss is the mean."""
     module = Weighted()
     module.fair_sampling = False
-    made = fit(module, loader(shuffle=False))
-    assert fair_callbacks(made) == []
+    fitted = fit(module, loader(shuffle=False))
+    assert fair_callbacks(fitted) == []
     assert [index for step in module.steps for index in step.indices] == list(range(160))
     assert all((step.weights == 1.0).all() for step in module.steps)
 
 
 @pytest.mark.parametrize("sampling", [True, False])
 @pytest.mark.parametrize("by", ["trainer", "data module", "both"])
-def test_callback_of_the_user_is_the_only_one(sampling, by):
+def test_users_callback_is_kept(sampling, by):
+    """The mixin installs no second callback."""
     module, fair = Weighted(), moving()
     module.fair_sampling = sampling
     data = loader() if by == "trainer" else FairDataModule(KeysAndNames(), fair=None if by == "both" else fair)
-    made = fit(module, data, *([] if by == "data module" else [fair]))
-    assert fair_callbacks(made) == [fair]
+    fitted = fit(module, data, *([] if by == "data module" else [fair]))
+    assert fair_callbacks(fitted) == [fair]
     assert any((step.weights != 1.0).any() for step in module.steps)
 
 
 @pytest.mark.parametrize("sampling", [True, False])
-def test_data_module_and_mixin_without_settings_share_one_callback(sampling):
+def test_datamodule_and_mixin_share_callback(sampling):
+    """Data module and mixin share one callback."""
     module, data = Weighted(), FairDataModule(KeysAndNames())
     module.fair_sampling = sampling
-    made = fit(module, data)
-    (fair,) = fair_callbacks(made)
+    fitted = fit(module, data)
+    (fair,) = fair_callbacks(fitted)
     assert data.controller is fair.controller
     assert fair.controller.draws == BATCHES
 
 
 @pytest.mark.parametrize("by", ["trainer", "data module"])
-def test_two_different_callbacks_are_refused(by):
+def test_two_callbacks_are_refused(by):
+    """Two different callbacks are refused."""
     module = Weighted()
     module.fair_sampling = moving()
     data = loader() if by == "trainer" else FairDataModule(KeysAndNames(), fair=moving())
@@ -96,14 +104,17 @@ def test_two_different_callbacks_are_refused(by):
     assert module.steps == []
 
 
-def test_same_callback_given_twice_is_one():
+def test_shared_callback_is_one():
+    """The same callback may be given twice."""
     module, fair = Weighted(), moving()
     module.fair_sampling = fair
     assert fair_callbacks(fit(module, loader(), fair)) == [fair]
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_callbacks_of_the_users_module_are_kept(several):
+def test_own_callbacks_are_kept(several):
+    """Callbacks of the user's module are kept."""
+
     class Counts(L.Callback):
         steps = 0
 
@@ -119,21 +130,23 @@ def test_callbacks_of_the_users_module_are_kept(several):
             return self.weighted_loss(losses)
 
     counts = Counts()
-    made = fit(Own(), loader())
+    fitted = fit(Own(), loader())
     assert counts.steps == BATCHES
-    assert len(fair_callbacks(made)) == 1
+    assert len(fair_callbacks(fitted)) == 1
 
 
 # -- outside of training ---------------------------------------------------------------------------------------
 
 
-def test_weighted_loss_is_the_plain_mean_outside_of_training():
+def test_plain_mean_outside_training():
+    """Weighted loss is the plain mean outside of training."""
     losses = torch.tensor([1.0, 3.0])
     assert Weighted().weighted_loss(losses) == 2.0
     assert Weighted().eval().weighted_loss(losses, torch.tensor([0, 1])) == 2.0
 
 
-def test_weighted_loss_is_the_plain_mean_in_validation():
+def test_plain_mean_in_validation():
+    """Weighted loss is the plain mean in validation."""
     means = []
 
     class Watching(Weighted):
@@ -141,17 +154,19 @@ def test_weighted_loss_is_the_plain_mean_in_validation():
             losses = self.losses(*batch[:2])
             means.append((self.weighted_loss(losses).item(), losses.mean().item()))
 
-    module, made = Watching(), trainer(moving(), val_check_interval=7)
+    module, fitted = Watching(), trainer(moving(), val_check_interval=7)
     with recorded_draws() as draws:
-        made.fit(module, loader(), loader(shuffle=False))
+        fitted.fit(module, loader(), loader(shuffle=False))
     assert len(means) > 20
     assert all(weighted == mean for weighted, mean in means)
     assert wrong_steps(module.steps, draws) == 0
-    made.validate(module, loader(shuffle=False), verbose=False)
+    fitted.validate(module, loader(shuffle=False), verbose=False)
     assert all(weighted == mean for weighted, mean in means)
 
 
-def test_validation_losses_do_not_reach_the_controller():
+def test_validation_losses_are_not_reported():
+    """Validation losses do not reach the controller."""
+
     def ratio_and_losses(val):
         module, fair = Weighted(), moving(feedback_delay=1)
         trainer(fair, val_check_interval=7).fit(module, loader(), val)
@@ -164,7 +179,7 @@ def test_validation_losses_do_not_reach_the_controller():
 
 
 class Manual(Weighted):
-    """Manual optimisation; returns its loss, or None, which then means nothing."""
+    """Trains with manual optimization, and returns the loss or None: both have no meaning then."""
 
     def __init__(self, **settings):
         super().__init__(**settings)
@@ -179,8 +194,9 @@ class Manual(Weighted):
         return loss if batch_idx % 2 else None
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_weights_and_losses_are_right_under_manual_optimisation(workers):
+@pytest.mark.parametrize("workers", WORKERS)
+def test_manual_optimization(workers):
+    """Weights and losses are right under manual optimization."""
     module, fair = Manual(), moving(feedback_delay=1)
     before = module.net.weight.clone()
     with recorded_draws() as draws:
@@ -204,7 +220,8 @@ class SecondOrder(Weighted):
         return torch.optim.LBFGS(self.parameters(), lr=0.05, max_iter=3)
 
 
-def test_batch_whose_closure_runs_several_times_counts_once():
+def test_lbfgs_batch_counts_once():
+    """A batch whose closure runs several times counts once."""
     module, fair = SecondOrder(), moving(feedback_delay=1)
     with recorded_draws() as draws:
         fit(module, loader(), fair, limit_train_batches=8)
@@ -219,7 +236,8 @@ def test_batch_whose_closure_runs_several_times_counts_once():
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
-def test_weights_are_right_in_every_precision(precision):
+def test_every_precision(precision):
+    """Weights are right in every precision."""
     module, fair = Weighted(), moving(feedback_delay=1, loss_ema_decay=0.5)
     with recorded_draws() as draws:
         fit(module, loader(), fair, precision=precision)
@@ -234,7 +252,7 @@ def test_weights_are_right_in_every_precision(precision):
 
 
 class Compiled(Weighted):
-    """Without the records, which a graph cannot hold: the returned losses are compared instead."""
+    """Has no records, because a graph cannot hold them: the tests compare the returned losses."""
 
     def training_step(self, batch, batch_idx):
         x, y, _ = batch
@@ -249,7 +267,9 @@ class Returned(L.Callback):
         self.steps.append((outputs["loss"].item(), batch))
 
 
-def test_weights_are_right_in_a_compiled_module_that_is_compiled_once():
+@pytest.mark.slow
+def test_compiled_module_compiles_once():
+    """Weights are right in a compiled module, which is compiled once."""
     graphs = []
 
     def counting(graph, inputs):
@@ -273,10 +293,10 @@ def test_weights_are_right_in_a_compiled_module_that_is_compiled_once():
     assert module._step_weights is None
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("per_step", [1, 4])
-def test_accumulated_gradient_is_the_weighted_one(workers, per_step):
-    """One optimiser step at learning rate 1: the parameters move by the mean of the weighted gradients."""
+def test_accumulated_gradient(workers, per_step):
+    """One optimizer step at learning rate 1: the parameters move by the mean of the weighted gradients."""
     module = Weighted(lr=1.0)
     start = [p.detach().clone() for p in module.parameters()]
     with recorded_draws() as draws:
@@ -303,7 +323,7 @@ def test_accumulated_gradient_is_the_weighted_one(workers, per_step):
 
 
 class Hidden:
-    """A batch in which no labels can be found, in another order than drawn and with samples dropped."""
+    """A batch without visible labels, in reverse order and without some of the samples."""
 
     def __init__(self, samples):
         self.parts = default_collate(samples[4::-1])
@@ -326,8 +346,9 @@ class Implicit(Explicit):
         return self.weighted_loss(losses)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_labels_of_the_users_own_decide_the_weights(workers):
+@pytest.mark.parametrize("workers", WORKERS)
+def test_explicit_labels_set_weights(workers):
+    """Labels that are passed to ``weighted_loss`` decide the weights."""
     module, fair = Explicit(), moving(feedback_delay=1, loss_ema_decay=0.5)
     with recorded_draws() as draws:
         fit(module, loader(num_workers=workers, collate_fn=Hidden), fair)
@@ -336,7 +357,8 @@ def test_labels_of_the_users_own_decide_the_weights(workers):
     assert_losses_of(module.steps, fair)
 
 
-def test_samples_dropped_in_secret_are_an_error_that_names_the_remedy():
+def test_dropped_samples_raise():
+    """Dropped samples without labels raise an error that names the remedy."""
     with pytest.raises(ValueError, match=r"got 5 losses, but 8 samples were drawn.*weighted_loss\(losses, labels\)"):
         fit(Implicit(), loader(collate_fn=Hidden), moving())
 
@@ -345,7 +367,9 @@ def test_samples_dropped_in_secret_are_an_error_that_names_the_remedy():
     ("shape", "match"),
     [((), r"got shape \(\)"), ((BATCH, 3), r"got shape \(8, 3\)"), ((BATCH, 1), r"got shape \(8, 1\)")],
 )
-def test_losses_of_another_shape_are_refused(shape, match):
+def test_bad_loss_shape_is_refused(shape, match):
+    """Losses of a wrong shape are refused."""
+
     class Wrong(Weighted):
         def training_step(self, batch, batch_idx):
             return self.weighted_loss(torch.ones(shape, requires_grad=True))
@@ -354,7 +378,8 @@ def test_losses_of_another_shape_are_refused(shape, match):
         fit(Wrong(), loader(), moving())
 
 
-def test_check_of_the_weights_can_fail_here_too():
+def test_weight_check_can_fail():
+    """The check of the weights can fail."""
     module = Weighted()
     with recorded_draws() as draws:
         fit(module, loader(), moving())

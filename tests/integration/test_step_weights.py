@@ -4,7 +4,7 @@ import reference
 import torch
 from lightning_helpers import warnings_about  # noqa: F401  (and its one thread)
 
-from lightning_fair.integration.step_weights import HostCopy, StepWeights
+from lightning_fair.integration.step_weights import StepWeights, copy_to_host
 
 WEIGHTS = [0.5, 1.0, 4.0]
 LABELS = [0, 2, 1, 2, 0]
@@ -25,71 +25,79 @@ def slow_mean(labels, losses, normalize=False):
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("labels", [None, [1, 1, 0, 2, 2]])
 @pytest.mark.parametrize("kind", [torch.int64, torch.int32, torch.uint8])
-def test_mean_is_that_of_the_slow_reference(normalize, labels, kind):
+def test_mean_matches_slow_reference(normalize, labels, kind):
+    """The mean matches the slow reference."""
     step = started(normalize=normalize)
     own = None if labels is None else torch.tensor(labels, dtype=kind)
     mean = step.mean(torch.tensor(LOSSES), own)
     assert mean.item() == pytest.approx(slow_mean(labels or LABELS, LOSSES, normalize))
 
 
-def test_weights_take_part_in_the_gradient_and_the_sums_do_not():
+def test_gradient_has_weights_only():
+    """The gradient flows through the weights and not through the sums."""
     losses = torch.tensor(LOSSES, requires_grad=True)
     step = started()
     step.mean(losses).backward()
     assert losses.grad.tolist() == pytest.approx([WEIGHTS[y] / 5 for y in LABELS])
-    assert not step.take().requires_grad
+    assert not step.finish().requires_grad
 
 
-def test_sums_are_class_by_class():
+def test_sums_per_class():
+    """The sums are per class."""
     step = started()
     step.mean(torch.tensor(LOSSES))
-    samples, finite, sums = step.take()[:, :-1]
+    samples, finite, sums = step.finish()[:, :-1]
     assert samples.tolist() == finite.tolist() == [2, 1, 2]
     assert sums.tolist() == [6.0, 3.0, 6.0]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_loss_that_is_not_finite_is_counted_but_not_summed(bad):
+def test_nonfinite_loss_is_not_summed(bad):
+    """A loss that is not finite is counted and not summed."""
     step = started()
     mean = step.mean(torch.tensor([1.0, bad, 3.0, 4.0, 5.0]))
     assert not torch.isfinite(mean)  # the user's own loss is not touched
-    samples, finite, sums = step.take()[:, :-1]
+    samples, finite, sums = step.finish()[:, :-1]
     assert samples.tolist() == [2, 1, 2]
     assert finite.tolist() == [2, 1, 1]
     assert sums.tolist() == [6.0, 3.0, 4.0]
 
 
-def test_a_new_batch_forgets_the_last_one():
+def test_new_batch_starts_empty():
+    """A new batch starts with empty sums."""
     step = started()
     step.mean(torch.tensor(LOSSES))
-    before = step.take()
+    before = step.finish()
     step.start(torch.ones(3), torch.tensor([1]))
-    assert step.take().tolist() == torch.zeros(3, 4).tolist()
+    assert step.finish().tolist() == torch.zeros(3, 4).tolist()
     assert step.mean(torch.tensor([7.0])).item() == 7.0
-    assert step.take()[:, :-1].tolist() == [[0, 1, 0], [0, 1, 0], [0, 7, 0]]
+    assert step.finish()[:, :-1].tolist() == [[0, 1, 0], [0, 1, 0], [0, 7, 0]]
     assert before[0].tolist() == [2, 1, 2, 1]  # what was taken earlier has not changed
 
 
-def test_batch_without_a_call_can_be_told_from_one_with():
+def test_calls_are_counted():
+    """The sums count the calls."""
     step = started()
-    assert step.take()[0, -1] == 0
+    assert step.finish()[0, -1] == 0
     step.mean(torch.tensor(LOSSES))
-    assert step.take()[0, -1] == 1
+    assert step.finish()[0, -1] == 1
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_losses_of_any_precision_are_taken_and_weights_lose_none(kind):
+def test_any_precision(kind):
+    """Losses of any precision are accepted, and the weights stay float32."""
     step = started()
     mean = step.mean(torch.tensor(LOSSES, dtype=kind))
     assert mean.dtype is torch.promote_types(kind, torch.float32)
     assert mean.item() == pytest.approx(slow_mean(LABELS, LOSSES))
-    assert step.take()[2, :-1].tolist() == [6.0, 3.0, 6.0]
+    assert step.finish()[2, :-1].tolist() == [6.0, 3.0, 6.0]
 
 
-def test_sums_of_half_precision_losses_are_exact():
+def test_half_precision_sums_are_exact():
+    """Sums of half precision losses are exact."""
     step = started(labels=[0] * 3000)
     step.mean(torch.full((3000,), 1.0, dtype=torch.bfloat16))  # bfloat16 itself cannot count beyond 256
-    assert step.take()[:, 0].tolist() == [3000.0, 3000.0, 3000.0]
+    assert step.finish()[:, 0].tolist() == [3000.0, 3000.0, 3000.0]
 
 
 @pytest.mark.parametrize(
@@ -102,16 +110,18 @@ def test_sums_of_half_precision_losses_are_exact():
         (torch.ones(5), torch.zeros(5, 1, dtype=torch.int64), r"labels of shape \(5, 1\)"),
     ],
 )
-def test_losses_and_labels_of_another_shape_are_refused(losses, labels, match):
+def test_bad_shapes_are_refused(losses, labels, match):
+    """Losses and labels of a wrong shape are refused."""
     step = started()
     with pytest.raises(ValueError, match=match):
         step.mean(losses, labels)
-    assert step.take().sum() == 0  # nothing was counted
+    assert step.finish().sum() == 0  # nothing was counted
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("normalize", [False, True])
-def test_compiled_mean_is_the_same_batch_after_batch_and_compiled_once(backend, normalize):
+def test_compiled_mean_compiles_once(backend, normalize):
+    """The compiled mean is right in every batch, and compiled once."""
     graphs = []
 
     def counting(graph, inputs):
@@ -130,19 +140,21 @@ def test_compiled_mean_is_the_same_batch_after_batch_and_compiled_once(backend, 
         w = weights[labels] / (weights[labels].mean() if normalize else 1.0)
         assert mean.item() == pytest.approx((w * 2.0 * losses).mean().item(), rel=1e-6)
         expected = torch.bincount(labels, weights=2.0 * losses.double(), minlength=3)
-        np.testing.assert_allclose(step.take()[2, :-1], expected, rtol=1e-5)
+        np.testing.assert_allclose(step.finish()[2, :-1], expected, rtol=1e-5)
     assert len(graphs) == 1
 
 
-def test_copy_on_the_host_is_the_value():
+def test_host_copy():
+    """The copy on the host equals the value."""
     value = torch.arange(6.0).reshape(2, 3)
-    assert HostCopy(value).read().tolist() == value.tolist()
-    assert HostCopy(value).read().device.type == "cpu"
+    assert copy_to_host(value)().tolist() == value.tolist()
+    assert copy_to_host(value)().device.type == "cpu"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_copy_from_a_gpu_is_the_value_at_the_time_of_the_copy():
+def test_gpu_copy_is_a_snapshot():
+    """The copy from a GPU is the value at the time of the copy."""
     value = torch.arange(6.0, device="cuda")
-    copy = HostCopy(value)
+    copy = copy_to_host(value)
     value.zero_()
-    assert copy.read().tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    assert copy().tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning_helpers import TARGET, Indexed, Plain, Weighted, fit, loader, moving, own_draw, recorded_draws
+from lightning_helpers import TARGET, WORKERS, Indexed, Plain, Weighted, fit, loader, moving, own_draw, recorded_draws
 from lightning_helpers import trainer as make_trainer
 from stream_runs import mixed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -24,15 +24,15 @@ from torchmetrics import ClasswiseWrapper
 from torchmetrics.classification import MulticlassRecall
 
 from lightning_fair import FairSampling, FeedbackBatchSampler, FeedbackController, schedules
-from lightning_fair.monitoring import dashboard
-from lightning_fair.monitoring import plots as figures
-from lightning_fair.monitoring.dashboard import BatchWeights, band, boards, furthest_table, recalls, scalars
-from lightning_fair.monitoring.history import History
-from lightning_fair.monitoring.tensorboard_layout import charts
+from lightning_fair.integration.trainer_internals import log_context
+from lightning_fair.monitoring import dashboard, plots
+from lightning_fair.monitoring.dashboard import BatchWeights, find_recalls, furthest_table, scalars, target_band
+from lightning_fair.monitoring.history import DownsampledHistory
+from lightning_fair.monitoring.tensorboard_layout import make_charts
 
 
 class InMemory(Logger):
-    """Keeps what it is told."""
+    """Keeps the metrics in memory."""
 
     name, version = "memory", 0
 
@@ -84,7 +84,8 @@ def tags_of_many(groups=("trained_mix", "target", "prob", "over_target")):
     return tags(QUANTILES, groups) | {f"fair/furthest/{rank}" for rank in range(1, 11)}
 
 
-def test_values_are_those_of_the_batch_that_was_trained_on():
+def test_logged_values():
+    """The logged values are those of the batch that was trained on."""
     module, names = Weighted(), "abcd"
     fair = moving(feedback_delay=1, class_names=list(names), alpha=schedules.Linear(2.0, 8.0, 10))
     with recorded_draws() as draws:
@@ -121,9 +122,9 @@ def test_values_are_those_of_the_batch_that_was_trained_on():
     assert 0.0 < points[10][1]["fair/coverage"] < points[20][1]["fair/coverage"] < 1.0
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_coverage_and_repeats_count_what_was_trained_on(workers):
-    """Batches that the workers have fetched ahead are not images that have been seen."""
+@pytest.mark.parametrize("workers", WORKERS)
+def test_coverage_counts_trained_batches(workers):
+    """Batches that workers have fetched ahead do not count."""
     module = Weighted()
     points = logged(module, loader(num_workers=workers))
     used = np.zeros(160)
@@ -133,7 +134,8 @@ def test_coverage_and_repeats_count_what_was_trained_on(workers):
         assert values["fair/repeats_rarest"] == pytest.approx(used[-12:].mean(), abs=1e-9)
 
 
-def test_weights_that_are_normalised_are_logged_so():
+def test_normalized_weights_are_logged():
+    """Normalized weights are logged as such."""
     module = Weighted()
     points = logged(module, fair=moving(normalize=True))
     for (_, values), step in zip(points, module.steps, strict=True):
@@ -153,36 +155,42 @@ def test_weights_that_are_normalised_are_logged_so():
     ],
     ids=str,
 )
-def test_steps_follow_log_every_n_steps(settings, steps):
+def test_log_every_n_steps(settings, steps):
+    """Values are logged at the steps of ``log_every_n_steps``."""
     assert [step for step, _ in logged(Weighted(), **settings)] == steps
 
 
 @pytest.mark.parametrize("kind", [Plain, Weighted])
-def test_tags_are_complete_with_and_without_the_mixin(kind):
+def test_tags_with_and_without_mixin(kind):
+    """Tags are complete with and without the mixin."""
     last = logged(kind(), max_epochs=2)[-1][1]
     assert last.keys() == tags("0123", UNWEIGHTED if kind is Plain else (*UNWEIGHTED, "loss"))
     assert all(type(value) is float and np.isfinite(value) for value in last.values())
 
 
-def test_tags_are_joined_as_the_logger_wants_it():
+def test_tag_separator():
+    """Tags are joined with the logger's separator."""
     (_, values), *_ = logged(Weighted(), separator="-")
     assert {"fair-alpha", "fair-trained_mix-0"} <= values.keys()
     assert not any("/" in tag for tag in values)
 
 
-def test_every_logger_of_several_is_told():
+def test_several_loggers():
+    """Each of several loggers gets the scalars."""
     loggers = [InMemory(), InMemory()]
     fit(Weighted(), loader(), moving(), logger=loggers, log_every_n_steps=5)
     assert [len(logger.points) for logger in loggers] == [4, 4]
 
 
-def test_no_logger_is_fine():
+def test_no_logger():
+    """A run without a logger trains."""
     module = Weighted()
     fit(module, loader(), moving(), logger=False, log_every_n_steps=1)
     assert len(module.steps) == 20
 
 
-def test_csv_file_has_the_values(tmp_path):
+def test_csv_logger(tmp_path):
+    """The CSV file has the values."""
     module = Weighted()
     fit(module, loader(), moving(), logger=CSVLogger(tmp_path, "", ""), log_every_n_steps=5)
     with (tmp_path / "metrics.csv").open() as file:
@@ -194,7 +202,8 @@ def test_csv_file_has_the_values(tmp_path):
         assert float(row["fair/weight_mean"]) == pytest.approx(module.steps[int(row["step"])].weights.mean(), rel=1e-5)
 
 
-def test_tensorboard_has_the_values_in_one_file(tmp_path):
+def test_tensorboard_scalars(tmp_path):
+    """TensorBoard has the values, in one file."""
     module = Weighted()
     fit(module, loader(), moving(), logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=5)
     assert len(list(tmp_path.rglob("events.out.*"))) == 1
@@ -207,7 +216,8 @@ def test_tensorboard_has_the_values_in_one_file(tmp_path):
         assert point.value == pytest.approx(module.steps[point.step].weights.max(), rel=1e-5)
 
 
-def test_of_many_classes_quantiles_and_the_ten_furthest_from_their_target_are_logged():
+def test_quantiles_of_many_classes():
+    """With many classes, quantiles and the ten classes furthest from their target are logged."""
     module, fair = Weighted(num_classes=30), FairSampling(seed=0, lambda2=0.5, num_classes=30)
     values = logged(module, loader(Indexed((10,) * 30)), fair)[-1][1]
     assert values.keys() == tags_of_many(("trained_mix", "target", "prob", "loss", "over_target"))
@@ -220,11 +230,12 @@ def test_of_many_classes_quantiles_and_the_ten_furthest_from_their_target_are_lo
     assert furthest == pytest.approx(sorted(over, key=lambda x: -abs(x - 1))[:10])
 
 
-def test_of_many_classes_those_without_a_target_are_left_out():
+def test_many_classes_without_target():
+    """With many classes, those without a target are left out."""
     K = 25
     sampler = FeedbackBatchSampler(np.arange(K), 4, controller=FeedbackController(K, [1 / 8] * 8 + [0.0] * (K - 8)))
     draw = next(iter_records(sampler))
-    values = scalars(sampler, draw, BatchWeights.none(4), [str(label) for label in range(K)])
+    values = scalars(sampler, draw, BatchWeights.all_one(4), [str(label) for label in range(K)])
     assert values["fair/over_target/min"] > 0
     assert {tag for tag in values if "furthest" in tag} == {f"fair/furthest/{rank}" for rank in range(1, 9)}
     table = furthest_table(sampler, [f"class {label}" for label in range(K)])
@@ -233,11 +244,12 @@ def test_of_many_classes_those_without_a_target_are_left_out():
 
 
 @pytest.mark.parametrize(("K", "each"), [(20, True), (21, False)])
-def test_up_to_twenty_classes_are_logged_by_name(K, each):
+def test_number_of_named_classes(K, each):
+    """Up to twenty classes are logged by name."""
     sampler = FeedbackBatchSampler(np.arange(K), 4)
     draw = next(iter_records(sampler))
     names = [str(label) for label in range(K)]
-    values = scalars(sampler, draw, BatchWeights.none(4), names)
+    values = scalars(sampler, draw, BatchWeights.all_one(4), names)
     assert values.keys() == (tags(names, UNWEIGHTED) if each else tags_of_many())
 
 
@@ -246,26 +258,29 @@ def iter_records(sampler):
         yield sampler.deliver()
 
 
-def test_rarest_class_is_the_smallest_of_those_with_a_target():
+def test_rarest_class():
+    """The rarest class is the smallest class with a target."""
     sampler = FeedbackBatchSampler(
         [0] * 50 + [1] * 10 + [2], 10, controller=FeedbackController(4, [0.5, 0.5, 0.0, 0.0])
     )
     draw = next(iter_records(sampler))
     sampler.report(draw)
-    values = scalars(sampler, draw, BatchWeights.none(4), "abcd")
+    values = scalars(sampler, draw, BatchWeights.all_one(4), "abcd")
     assert values["fair/repeats_rarest"] == 0.5  # five of the ten samples of class 1
 
 
-def test_readme_explains_every_tag_and_no_other():
-    readme = (Path(__file__).parents[2] / "lightning_fair" / "README.md").read_text()
-    cells = re.findall(r"^\| (`fair/[^|]+) \|", readme, re.MULTILINE)
+def test_readme_lists_all_tags():
+    """The table of tags lists every tag and no other."""
+    page = (Path(__file__).parents[2] / "lightning_fair" / "README.md").read_text()
+    cells = re.findall(r"^\| (`fair/[^|]+) \|", page, re.MULTILINE)
     explained = set(re.findall(r"`([^`]+)`", " ".join(cells)))
     written = tags(["<class>"], (*UNWEIGHTED, "loss", "arriving")) | tags(["<quantile>"], ["over_target"])
     assert explained == written | {"fair/furthest/1", "fair/furthest/10"}
 
 
 @pytest.mark.parametrize("wrap", [False, True])
-def test_classes_are_named_by_the_data_set(wrap):
+def test_class_names_of_data_set(wrap):
+    """Classes are named by the data set."""
     data = Indexed()
     data.classes = ["cat", "dog", "owl", "elk"]
     points = logged(Weighted(), loader(Subset(data, range(160)) if wrap else data))
@@ -273,32 +288,35 @@ def test_classes_are_named_by_the_data_set(wrap):
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-def test_sums_of_weights_are_those_of_the_samples(normalize):
-    found = BatchWeights.of(np.array([0.5, 2.0, 9.0]), np.array([3, 1, 0]), normalize=normalize)
+def test_batch_weights(normalize):
+    """The statistics of the weights are those of the samples."""
+    statistics = BatchWeights.of(np.array([0.5, 2.0, 9.0]), np.array([3, 1, 0]), normalize=normalize)
     each = [0.5, 0.5, 0.5, 2.0]
     scale = np.mean(each) if normalize else 1.0
-    assert found.mean == pytest.approx(np.mean(each) / scale)
-    assert found.largest == pytest.approx(2.0 / scale)
-    assert found.effective_sample_size == pytest.approx(reference.effective_sample_size(each))
-    assert found.percentile(95) == pytest.approx(np.percentile(each, 95) / scale)
+    assert statistics.mean == pytest.approx(np.mean(each) / scale)
+    assert statistics.largest == pytest.approx(2.0 / scale)
+    assert statistics.effective_sample_size == pytest.approx(reference.effective_sample_size(each))
+    assert statistics.percentile(95) == pytest.approx(np.percentile(each, 95) / scale)
 
 
-def test_band_is_where_independent_draws_at_the_target_carry_the_trained_mix():
+def test_target_band():
+    """The band is the standard deviation of a trained mix whose batches are drawn independently at the target."""
     q, B, controller = np.array([0.7, 0.2, 0.1]), 16, FeedbackController(3, [0.7, 0.2, 0.1], horizon=20)
     rng, trained_mix = np.random.default_rng(0), np.tile(q, (20_000, 1))
     for _ in range(100):  # chains of batches
         trained_mix += (rng.multinomial(B, q, size=len(trained_mix)) / B - trained_mix) / controller.horizon
-    low, high = band(controller, B)
+    low, high = target_band(controller, B)
     assert (high - low) / 2 == pytest.approx(trained_mix.std(axis=0), rel=0.03)
     assert (high + low) / 2 == pytest.approx(q)
-    low, high = band(FeedbackController(2, [1.0, 0.0]), 1)
+    low, high = target_band(FeedbackController(2, [1.0, 0.0]), 1)
     assert low.tolist() == high.tolist() == [1.0, 0.0]
 
 
 # -- the progress bar ------------------------------------------------------------------------------------
 
 
-def test_progress_bar_has_the_distance_from_the_target():
+def test_progress_bar_shows_distance():
+    """The progress bar has the distance from the target."""
     seen = {}
 
     class Look(L.Callback):
@@ -322,7 +340,8 @@ def test_progress_bar_has_the_distance_from_the_target():
     assert all(point["fair/distance"] for _, point in points.points)
 
 
-def test_barebones_run_is_not_told_off(recwarn):
+def test_barebones_run(recwarn):
+    """A barebones run gives no warning."""
     fit(Plain(), loader(), moving(), barebones=True, max_epochs=1, logger=None, enable_checkpointing=None)
     assert not [w for w in recwarn if "barebones" in str(w.message) and "self.log" in str(w.message)]
 
@@ -356,28 +375,37 @@ ALWAYS = ["Distance of the trained mix from the target", "Largest deficit", "Alp
 BY_NAME = ["Trained mix, and the band of its target", "Probabilities of the draws"]
 
 
-@pytest.mark.parametrize("prefix", ["", "mine"])
-@pytest.mark.parametrize("kind", [Plain, Weighted])
-def test_layout_is_written_once_and_every_chart_has_its_scalars(kind, prefix, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "prefix"),
+    [
+        (Weighted, "mine"),
+        (Plain, ""),
+        pytest.param(Plain, "mine", marks=pytest.mark.slow),
+        pytest.param(Weighted, "", marks=pytest.mark.slow),
+    ],
+)
+def test_layout_charts_have_scalars(kind, prefix, tmp_path):
+    """The layout is written once, and every chart has its scalars."""
     logger = TensorBoardLogger(tmp_path, "", "", prefix=prefix)
     fit(kind(), loader(), moving(), logger=logger, log_every_n_steps=5, max_epochs=2)
     events = events_of(tmp_path)
     (layout,) = layouts(events)
     charts = charts_of(layout)
     assert set(charts) == {*BY_NAME, *ALWAYS, *(WEIGHTED if kind is Weighted else [])}
-    there = events.Tags()["scalars"]
+    tags = set(events.Tags()["scalars"])
     for chart in charts.values():
         for pattern in chart.multiline.tag:
-            assert [tag for tag in there if re.search(pattern, tag)], chart.title
+            assert [tag for tag in tags if re.search(pattern, tag)], chart.title
         for series in chart.margin.series:
-            assert {series.value, series.lower, series.upper} <= set(there)
+            assert {series.value, series.lower, series.upper} <= tags
     (mix,) = (chart.margin.series for title, chart in charts.items() if title.startswith("Trained mix"))
     assert [series.value for series in mix] == [f"{prefix + '-' if prefix else ''}fair/trained_mix/{c}" for c in "0123"]
     lines = charts["Probabilities of the draws"].multiline.tag
-    assert sum(bool(re.search(lines[0], tag)) for tag in there) == 4
+    assert sum(bool(re.search(lines[0], tag)) for tag in tags) == 4
 
 
-def test_layout_is_not_written_again_by_a_second_fit(tmp_path):
+def test_layout_is_written_once(tmp_path):
+    """A second fit does not write the layout a second time."""
     logger, fair = TensorBoardLogger(tmp_path, "", ""), moving()
     trainer = fit(Weighted(), loader(), fair, logger=logger, log_every_n_steps=5)
     trainer.fit_loop.max_epochs = 2
@@ -386,33 +414,37 @@ def test_layout_is_not_written_again_by_a_second_fit(tmp_path):
     assert len(layouts(events_of(tmp_path))) == 1
 
 
-def test_layout_waits_for_the_first_scalars(tmp_path):
+def test_layout_waits_for_scalars(tmp_path):
+    """The layout is not written before the first scalars."""
     fit(Weighted(), loader(), moving(), logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=50)
     assert layouts(events_of(tmp_path)) == []
 
 
-def test_layout_of_many_classes_shows_quantiles_and_the_furthest(tmp_path):
+def test_layout_of_many_classes(tmp_path):
+    """The layout for many classes shows quantiles and the classes furthest from their target."""
     module = Weighted(num_classes=30)
     fair = FairSampling(seed=0, num_classes=30, class_names=[f"kind {label}" for label in range(30)])
     fit(module, loader(Indexed((10,) * 30)), fair, logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=5)
     events = events_of(tmp_path)
     charts = charts_of(layouts(events)[0])
-    there = set(events.Tags()["scalars"])
+    tags = set(events.Tags()["scalars"])
     assert sum("over its target" in title or "over target" in title for title in charts) == 3
     for chart in charts.values():
         for series in chart.margin.series:
-            assert {series.value, series.lower, series.upper} <= there
+            assert {series.value, series.lower, series.upper} <= tags
         for pattern in chart.multiline.tag:
-            assert any(re.search(pattern, tag) for tag in there)
-    assert not any("kind" in tag for tag in there)
+            assert any(re.search(pattern, tag) for tag in tags)
+    assert not any("kind" in tag for tag in tags)
     (table,) = events.Tensors("fair/furthest/text_summary")
     assert b"| 1 | kind " in table.tensor_proto.string_val[0]
 
 
-def test_bands_of_one_target_do_not_hide_the_lines():
+def test_few_classes_have_bands():
+    """Some classes of each target have a band, so the bands do not hide the lines."""
+
     def banded(*targets):
         names = [str(label) for label in range(len(targets[0]))]
-        mix, *_ = charts(names, [np.array(target) for target in targets], weighted=False, stream=False).values()
+        mix, *_ = make_charts(names, [np.array(target) for target in targets], weighted=False, arriving=False).values()
         (chart,) = (chart for chart in mix if chart.title.startswith("Trained mix"))
         return [value[-1] for value, low, _ in chart.series if low != value]
 
@@ -422,7 +454,8 @@ def test_bands_of_one_target_do_not_hide_the_lines():
     assert banded([1 / 3] * 3, [0.7, 0.15, 0.15]) == ["0", "1"]
 
 
-def test_of_a_stream_the_mix_that_arrives_is_shown_beside_the_trained_mix(tmp_path):
+def test_layout_of_stream(tmp_path):
+    """For a stream, the mix that arrives is shown beside the trained mix."""
     stream = mixed(400, None)
     fair = FairSampling(num_classes=4)
     data = DataLoader(stream, batch_size=8)
@@ -463,28 +496,33 @@ class Validated(Weighted):
         self.log_dict(self.each.compute())
 
 
-def test_figures_are_few_and_off_the_hot_path(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_figures_after_some_epochs(tmp_path, monkeypatch):
+    """Figures are plotted after the epochs 1, 2, 4, 8 and at the end."""
     drawn = []
-    draw = figures.mix_over_time
-    monkeypatch.setattr(figures, "mix_over_time", lambda *a: drawn.append(trainer.current_epoch) or draw(*a))
+    draw = plots.plot_mix
+    monkeypatch.setattr(plots, "plot_mix", lambda *a: drawn.append(trainer.current_epoch) or draw(*a))
     trainer = make_trainer(moving(), logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=5, max_epochs=11)
     trainer.fit(Weighted(), loader())
     assert drawn == [0, 1, 3, 7, 11]
     assert [point.step for point in images(events_of(tmp_path))["fair/mix"]] == [20, 40, 80, 160, 220]
 
 
-def test_figure_that_cannot_be_drawn_ends_no_training(tmp_path, monkeypatch):
+def test_failing_figure_only_warns(tmp_path, monkeypatch):
+    """A figure that cannot be plotted gives a warning."""
+
     def fail(*_):
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr(figures, "mix_over_time", fail)
+    monkeypatch.setattr(plots, "plot_mix", fail)
     module = Weighted()
-    with pytest.warns(UserWarning, match="fair/mix could not be drawn: RuntimeError: no ink"):
+    with pytest.warns(UserWarning, match="fair/mix could not be plotted: RuntimeError: no ink"):
         fit(module, loader(), moving(), logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=5)
     assert len(module.steps) == 20
 
 
-def test_figures_go_to_a_logger_that_came_later_and_have_its_prefix(tmp_path):
+def test_figures_of_later_logger(tmp_path):
+    """A logger that is added later gets figures with its prefix."""
     trainer = make_trainer(moving(), log_every_n_steps=5)
     trainer.fit(Weighted(), loader())
     trainer.logger = TensorBoardLogger(tmp_path, "", "", prefix="mine")
@@ -496,7 +534,8 @@ def test_figures_go_to_a_logger_that_came_later_and_have_its_prefix(tmp_path):
 @pytest.mark.parametrize(
     "names", [["a$_$", "$5 to $6", "x" * 300, "d|\n猫"], [0, 1, 2, 3], np.array(["a", "b", "c", "d"])]
 )
-def test_classes_may_have_any_name(names, tmp_path, recwarn):
+def test_any_class_name(names, tmp_path, recwarn):
+    """Classes may have any name."""
     fair = moving(class_names=names)
     fit(Weighted(), loader(), fair, logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=5)
     assert "fair/mix" in images(events_of(tmp_path))
@@ -504,14 +543,15 @@ def test_classes_may_have_any_name(names, tmp_path, recwarn):
 
 
 class Growing(L.LightningDataModule):
-    """Its data, and with them the mix, change after every epoch."""
+    """The data, and with them the class mix, change after every epoch."""
 
     def train_dataloader(self):
         counts = ((97, 31, 20, 12), (20, 31, 97, 12), (10, 20, 30, 100))[self.trainer.current_epoch % 3]
         return loader(Indexed(counts))
 
 
-def test_values_are_those_of_the_newest_data():
+def test_values_follow_new_data():
+    """Values are those of the newest data."""
     shown, right = [], []
 
     class Look(L.Callback):
@@ -527,29 +567,31 @@ def test_values_are_those_of_the_newest_data():
     assert [values["fair/distance"] for _, values in points.points] == pytest.approx(right)
 
 
-def test_other_ranks_write_nothing():
-    class Rank:
-        is_global_zero = False
-        loggers = (TensorBoardLogger("nowhere"),)
+def test_only_first_rank_has_boards(monkeypatch):
+    fitted = make_trainer(logger=TensorBoardLogger("nowhere"))
+    source = FeedbackBatchSampler([0, 1], 2)
+    assert len(log_context(fitted, source, "ab", weighted=False).boards) == 1
+    monkeypatch.setattr(L.Trainer, "is_global_zero", False)
+    assert log_context(fitted, source, "ab", weighted=False).boards == []
 
-    assert boards(Rank()) == []
 
-
-def test_recall_is_drawn_after_training_and_test_where_the_module_logs_it(tmp_path):
+def test_recall_figures(tmp_path):
+    """The recall is plotted after training and after the test if the module logs it."""
     module = Validated()
     fair = moving(class_names=["ant", "bee", "cat", "dog"])
     trainer = make_trainer(fair, logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=5)
     trainer.fit(module, loader(), loader())
     trainer.test(module, loader(), verbose=False)
-    found = images(events_of(tmp_path))
-    assert found.keys() == {"fair/mix", "fair/recall/validation", "fair/recall/test"}
-    for points in found.values():
+    figures = images(events_of(tmp_path))
+    assert figures.keys() == {"fair/mix", "fair/recall/validation", "fair/recall/test"}
+    for points in figures.values():
         picture = PIL.Image.open(io.BytesIO(points[-1].encoded_image_string))
         assert picture.width > 600
         assert np.asarray(picture).std() > 10
 
 
-def test_without_matplotlib_there_are_no_figures_and_all_else(tmp_path, monkeypatch):
+def test_without_matplotlib(tmp_path, monkeypatch):
+    """Without matplotlib only the figures are missing."""
     monkeypatch.setattr(dashboard, "find_spec", lambda name: None if name == "matplotlib" else object())
     fit(Weighted(), loader(), moving(), logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=5)
     events = events_of(tmp_path)
@@ -557,7 +599,8 @@ def test_without_matplotlib_there_are_no_figures_and_all_else(tmp_path, monkeypa
     assert len(layouts(events)) == 1
 
 
-def test_other_loggers_get_scalars_only(tmp_path):
+def test_other_loggers_get_scalars(tmp_path):
+    """Other loggers get scalars only."""
     fair = FairSampling(seed=0, num_classes=30)
     module = Weighted(num_classes=30)
     fit(module, loader(Indexed((10,) * 30)), fair, logger=CSVLogger(tmp_path, "", ""), log_every_n_steps=5)
@@ -567,15 +610,15 @@ def test_other_loggers_get_scalars_only(tmp_path):
     assert all(row[f"fair/furthest/{rank}"] for row in rows for rank in range(1, 11))
 
 
-@pytest.mark.parametrize("K", [4, 1000])
-def test_heat_map_is_red_above_the_target_and_blue_below(K):
-    """The most frequent half of the classes is above its target, the other below; classes without target are grey."""
+@pytest.mark.parametrize("K", [4, pytest.param(1000, marks=pytest.mark.slow)])
+def test_heat_map_colors(K):
+    """The most frequent half of the classes is above its target, the other below; classes without target are gray."""
     over = np.tile(np.r_[np.full(K // 2, 2.0), np.full(K // 2, 0.5)], (50, 1)).astype(np.float32)
     shuffle = np.random.default_rng(0).permutation(K)
     counts = np.arange(K, 0, -1)
     names = [f"class {c}" for c in range(K)]
-    figure = figures.mix_over_time(np.arange(50), over[:, shuffle], counts[shuffle], [names[c] for c in shuffle])
-    picture = figures.pixels(figure)
+    figure = plots.plot_mix(np.arange(50), over[:, shuffle], counts[shuffle], [names[c] for c in shuffle])
+    picture = plots.to_pixels(figure)
     height, width, _ = picture.shape
     red, _, blue = np.moveaxis(picture[: height * 3 // 4, width * 2 // 5 : width // 2].astype(float), 2, 0)
     upper, lower = slice(height // 6, height // 3), slice(height * 7 // 12, height * 2 // 3)
@@ -584,14 +627,15 @@ def test_heat_map_is_red_above_the_target_and_blue_below(K):
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels[0] == f"class 0 ({K:,})"
     assert labels[-1] == f"class {K - 1} (1)"
-    nothing = figures.pixels(figures.mix_over_time(np.arange(1), np.full((1, K), np.nan, np.float32), counts, names))
+    nothing = plots.to_pixels(plots.plot_mix(np.arange(1), np.full((1, K), np.nan, np.float32), counts, names))
     middle = nothing[height // 3 : height // 2, width * 2 // 5 : width // 2]
     assert (np.ptp(middle, axis=2) == 0).all()
 
 
-def test_heat_map_shows_small_deviations_too():
+def test_heat_map_of_small_deviations():
+    """The heat map shows small deviations too."""
     over = np.tile([1.1, 0.9], (50, 1)).astype(np.float32)
-    figure = figures.mix_over_time(np.arange(50), over, np.array([9, 1]), ["a", "b"])
+    figure = plots.plot_mix(np.arange(50), over, np.array([9, 1]), ["a", "b"])
     assert [label.get_text() for label in figure.axes[1].get_yticklabels()] == [
         "0.84 times\nor less",
         "on\ntarget",
@@ -599,34 +643,39 @@ def test_heat_map_shows_small_deviations_too():
     ]
 
 
-@pytest.mark.parametrize("K", [1, 2, 20, 31, 40, 1000])
-def test_recall_is_drawn_at_the_samples_of_its_class(K):
+@pytest.mark.parametrize(
+    "K", [1, 20, 31, pytest.param(2, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.slow)]
+)
+def test_recall_positions(K):
+    """The recall is plotted at the samples of its class."""
     counts = np.random.default_rng(0).permutation(np.maximum(1000 // np.arange(1, K + 1), 1))
     counts[0] = 0  # a class that was never trained on has a recall as well
     recall = np.linspace(1, 0, K)
     recall[-1] = np.nan if K > 1 else 1.0
-    figure = figures.recall_by_samples(recall, counts, [f"class {c}" for c in range(K)], "test")
+    figure = plots.plot_recall(recall, counts, [f"class {c}" for c in range(K)], "test")
     points = figure.axes[0].lines[0]
     drawn = sorted(zip(points.get_xdata().tolist(), points.get_ydata().tolist(), strict=True))
     assert drawn == sorted((max(n, 0.5), r) for n, r in zip(counts.tolist(), recall.tolist(), strict=True) if r == r)
-    picture = figures.pixels(figure)
+    picture = plots.to_pixels(figure)
     assert picture.dtype == np.uint8
     assert (picture[..., 2].astype(int) - picture[..., 0] > 100).sum() > 20  # blue points
 
 
 @pytest.mark.parametrize("recall", [np.full(40, np.nan), np.r_[0.1, 0.2, np.full(38, np.nan)]])
-def test_recall_of_few_classes_or_none_is_drawn_too(recall):
-    figures.pixels(figures.recall_by_samples(recall, np.arange(40), [f"class {c}" for c in range(40)], "test"))
+def test_recall_of_few_classes(recall):
+    """The recall of few classes, or none, can be plotted."""
+    plots.to_pixels(plots.plot_recall(recall, np.arange(40), [f"class {c}" for c in range(40)], "test"))
 
 
-def test_recall_of_each_class_is_found_whatever_it_is_called():
+def test_find_recalls():
+    """The recall of each class is found under several names."""
     names = ["cat", "dog"]
     for key in ("test/recall/{}", "multiclassrecall_{}", "val/Recall {}"):
         metrics = {"loss": 1.0, key.format("cat"): torch.tensor(0.25), key.format("dog"): torch.tensor(0.5)}
-        assert recalls(metrics, names, "val").tolist() == [0.25, 0.5]
-    assert recalls({"val/recall_0": 0.1, "val/recall_1": 0.2}, names, "val").tolist() == [0.1, 0.2]
+        assert find_recalls(metrics, names, "val").tolist() == [0.25, 0.5]
+    assert find_recalls({"val/recall_0": 0.1, "val/recall_1": 0.2}, names, "val").tolist() == [0.1, 0.2]
     both = {f"{stage}/recall/{name}": share for stage, share in (("train", 0.9), ("val", 0.1)) for name in names}
-    assert recalls(both, names, "val").tolist() == [0.1, 0.1]
+    assert find_recalls(both, names, "val").tolist() == [0.1, 0.1]
     for metrics in (
         {},
         {"val/recall/cat": 0.1},
@@ -636,13 +685,14 @@ def test_recall_of_each_class_is_found_whatever_it_is_called():
         {"val/recall_auc/cat": 0.1, "val/recall_auc/dog": 0.2},
         {"val/recall/cat": torch.ones(2), "val/recall/dog": torch.ones(2)},
     ):
-        assert recalls(metrics, names, "val") is None
-    assert recalls({"val/recall_at_10": 0.2}, ["10"], "val") is None
+        assert find_recalls(metrics, names, "val") is None
+    assert find_recalls({"val/recall_at_10": 0.2}, ["10"], "val") is None
 
 
 @given(st.integers(1, 3000), st.sampled_from([4, 16, 256]))
-def test_history_covers_the_whole_time_evenly_and_within_bounds(steps, most):
-    history = History(2, most)
+def test_history_is_even_and_bounded(steps, most):
+    """The history covers the whole time evenly, in bounded memory."""
+    history = DownsampledHistory(2, most)
     for step in range(steps):
         history.add(10 * step, lambda step=step: [step, -step])
     kept = history.steps // 10
@@ -655,19 +705,21 @@ def test_history_covers_the_whole_time_evenly_and_within_bounds(steps, most):
     assert history.rows.tolist() == [[step, -step] for step in kept.tolist()]
 
 
-def test_history_of_many_classes_stays_small():
-    assert History(100_000)._rows.nbytes <= 20e6
+def test_history_of_many_classes():
+    """The history of many classes stays small."""
+    assert DownsampledHistory(100_000)._rows.nbytes <= 20e6
 
 
 # -- in a browser ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (shutil.which("chromium") or shutil.which("chromium-browser")), reason="no Chromium: apt-get install chromium"
 )
 @pytest.mark.skipif(find_spec("playwright") is None, reason="no playwright: pip install playwright")
 @pytest.mark.parametrize("K", [4, 30])
-def test_tensorboard_draws_every_chart(load, tmp_path, K):
+def test_tensorboard_shows_every_chart(load, tmp_path, K):
     example = load("dashboard")
     module, fair = Weighted(num_classes=K), FairSampling(seed=0, num_classes=K)
     data = loader(Indexed((20, 30, 5, 3) if K == 4 else (10,) * K))
@@ -676,9 +728,9 @@ def test_tensorboard_draws_every_chart(load, tmp_path, K):
     requests = []
     with example.tensorboard(tmp_path) as address, example.chromium(1500, 1570) as page:
         page.on("request", lambda request: requests.append(request.url))
-        found = example.charts(page, address)
-        assert found == dict.fromkeys(found, True)
-        assert set(found) == set(layout)
+        drawn = example.charts(page, address)
+        assert drawn == dict.fromkeys(drawn, True)
+        assert set(drawn) == set(layout)
         for title in ("Is the mix where it should be?", "What do the weights cost?", "Which classes suffer?"):
             assert page.get_by_text(title, exact=True).is_visible()
         assert page.get_by_text("do not match").count() == 0

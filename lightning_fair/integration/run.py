@@ -1,0 +1,228 @@
+"""The state of one fit: its loader, its draws on their way, and its statistics."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_fair.common.arrays import Floats
+from lightning_fair.common.labels import find_labels
+from lightning_fair.control.draw import Draw, DrawSource
+from lightning_fair.control.weights import weights_of_mixes
+from lightning_fair.dataloaders.fair_loader import DeliveredBatch, FairLoader
+from lightning_fair.dataloaders.stream_tracker import StreamTracker
+from lightning_fair.integration.distributed import sum_over_ranks
+from lightning_fair.integration.settings import FairSettings
+from lightning_fair.integration.step_weights import StepWeights, copy_to_host
+from lightning_fair.integration.trainer_internals import is_within_epoch
+from lightning_fair.monitoring.dashboard import BatchWeights, Dashboard
+from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
+
+_DEFAULT_DELAY = 16  # above the prefetching of most loaders, so that their batches do not depend on the workers
+
+
+@dataclass
+class RunTotals:
+    """Statistics over the batches so far; a checkpoint holds them under these names."""
+
+    steps: int = 0
+    effective_sample_size_sum: float = 0.0
+    largest_weight: float = 0.0
+
+
+@dataclass(eq=False)
+class Run:
+    """Everything that :class:`~lightning_fair.FairSampling` knows of one fit."""
+
+    settings: FairSettings
+    trainer_id: int = 0
+    sampler: FeedbackBatchSampler | None = None  # draws the batches of a data set
+    tracker: StreamTracker | None = None  # follows the draws of a stream
+    loader: FairLoader | None = None  # None outside of a fit
+    class_names: Sequence[str] = ()
+    min_delay: int | None = None  # batches after which the losses of a draw are known; None for a stream
+    steps_on_device: int = 0  # newest steps that a device may still be working on
+    step_weights: StepWeights | None = None  # None if the module has no `weighted_loss`
+    delivered: DeliveredBatch | None = None  # the batch in the current training step
+    class_weights: Floats | None = None  # its importance weights, shape (K,); None if they are all one
+    # Batches that were trained on, with a function that returns their sums; None: trained on as drawn.
+    unreported: deque[tuple[Draw, Callable[[], Tensor] | None]] = field(default_factory=deque)
+    has_warned: bool = False  # of a training step without `weighted_loss`
+    totals: RunTotals = field(default_factory=RunTotals)
+    dashboard: Dashboard = field(default_factory=Dashboard)
+    checkpoint: Mapping[str, Any] | None = None  # state of the source that waits for the loader
+    checkpoint_delay: int | None = None
+    scanned_labels: tuple[Any, NDArray[Any]] | None = None  # a data set, and its labels
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "loader": None}  # a copy has no part in the fit
+
+    @property
+    def source(self) -> DrawSource | None:
+        """The sampler or the stream tracker; None before the loader is known."""
+        return self.sampler if self.sampler is not None else self.tracker
+
+    # -- set-up ------------------------------------------------------------------------------------------------
+
+    def next_fit(self, trainer: L.Trainer) -> Run:
+        """Return the run of the fit that begins; it continues this one if the Trainer continues its training."""
+        if self.source is None or self.trainer_id != id(trainer) or not trainer.global_step:
+            return Run(self.settings, id(trainer), scanned_labels=self.scanned_labels)
+        self.report()
+        self.source.abandon_epoch()
+        return replace(self, loader=None, step_weights=None, delivered=None)
+
+    def find_labels(self, dataset: Any) -> NDArray[Any]:
+        """Return the label of every sample; a data set is scanned once, however often its loader is made anew."""
+        if not isinstance(self.settings.labels, str):
+            return find_labels(dataset, self.settings.labels)
+        if self.scanned_labels is None or self.scanned_labels[0] is not dataset:
+            self.scanned_labels = dataset, find_labels(dataset, self.settings.labels)
+        return self.scanned_labels[1]
+
+    def set_feedback_delay(self) -> None:
+        """Set the delay of the settings or the checkpoint, else the default or the smallest that the loader allows."""
+        if self.min_delay is None or self.source is None:
+            return
+        wanted = self.settings.feedback_delay or self.checkpoint_delay
+        delay = self.settings.feedback_delay or max(wanted or _DEFAULT_DELAY, self.min_delay)
+        self.source.controller.feedback_delay = delay
+        if wanted and wanted < self.min_delay:
+            rank_zero_warn(
+                f"feedback_delay={wanted} is less than the {self.min_delay} batches after which losses are known with "
+                "this loader, so the batches will differ from those with fewer workers. Set "
+                f"feedback_delay={self.min_delay} or more, or use fewer workers."
+            )
+
+    # -- the life of a draw ------------------------------------------------------------------------------------
+
+    def start_drawing(self, trainer: L.Trainer) -> None:
+        """Withdraw the draws that were not trained on, and begin an epoch if Lightning does."""
+        assert self.source is not None
+        assert self.loader is not None
+        self.report()
+        # A checkpoint of an epoch's last batch is written before `on_train_epoch_end`.
+        within_epoch = is_within_epoch(trainer)
+        if not within_epoch:
+            self.loader.pending_batches.clear()
+        keep = bool(self.loader.pending_batches)
+        self.source.start_iteration(trainer.current_epoch, within_epoch=within_epoch, keep_delivered=keep)
+
+    def deliver(self) -> None:
+        """Take the batch of the training step that begins, and set its importance weights."""
+        self.delivered = self.loader.pop_pending() if self.loader is not None else None
+        if self.delivered is None or self.step_weights is None or self.source is None:
+            self.class_weights = None
+            return
+        draw, settings = self.delivered.draw, self.settings
+        by_target = settings.reference == "target"
+        mix = self.source.controller.target_at(draw.progress) if by_target else self.source.prior
+        weights = weights_of_mixes(draw.reference(mix), draw.probs, settings.max_weight, settings.exponent)
+        self.step_weights.start(torch.from_numpy(weights).float(), self.delivered.labels)
+        self.class_weights = weights
+
+    def end_step(self, *, has_loss: bool, device: torch.device) -> Draw | None:
+        """Prepare the report of the batch, and return its draw; None if the batch was not trained on.
+
+        Args:
+            has_loss: Whether the training step may have had a loss.
+            device: Device of sums over ranks.
+        """
+        if self.delivered is None and self.loader is not None:
+            self.delivered = self.loader.pop_pending()  # a batch that is None has no `on_train_batch_start`
+        delivered, self.delivered = self.delivered, None
+        if delivered is None or self.source is None:
+            return None
+        draw, trained = delivered.draw, has_loss and len(delivered.labels) > 0
+        # Every rank takes part in one sum per step, whatever its batch was.
+        sums = None
+        if self.step_weights is not None:
+            sums = self.step_weights.finish(trained=trained)
+        elif not (trained and delivered.as_drawn and self.source.world_size == 1):
+            counts = np.bincount(delivered.labels, minlength=draw.counts.size) * trained
+            sums = torch.from_numpy(counts).to(device)
+        self.unreported.append((draw, None if sums is None else copy_to_host(sum_over_ranks(sums))))
+        self.report(keep=self.steps_on_device)
+        return draw if trained else None
+
+    def report(self, keep: int = 0) -> None:
+        """Report all but the newest ``keep`` batches to the source."""
+        while len(self.unreported) > keep and self.source is not None:
+            draw, read_sums = self.unreported.popleft()
+            sums = None if read_sums is None else read_sums().double().numpy()
+            if sums is None:
+                self.source.report(draw)
+            elif sums.ndim == 1:  # samples of each class, without losses
+                self.source.report(draw, sums)
+            elif sums[0, -1]:
+                counts, num_finite, losses = sums[:, :-1]
+                # A closure that runs several times (LBFGS) trains on more samples than were drawn.
+                self.source.report(draw, self.source.clip_counts(counts, draw), losses, num_finite)
+            else:
+                self.source.report(draw)
+                self._warn_unweighted()
+
+    def _warn_unweighted(self) -> None:
+        if not self.has_warned:
+            rank_zero_warn(
+                "training_step did not call self.weighted_loss(losses), so its loss has no importance weights and is "
+                "not fed back."
+            )
+        self.has_warned = True
+
+    def add_to_totals(self, draw: Draw) -> BatchWeights:
+        """Count a batch that was trained on, and return the statistics of its weights."""
+        assert self.source is not None
+        if self.class_weights is None:
+            weights = BatchWeights.all_one(self.source.global_batch_size)
+        else:
+            weights = BatchWeights.of(self.class_weights, draw.counts, normalize=self.settings.normalize)
+        self.totals.steps += 1
+        self.totals.effective_sample_size_sum += weights.effective_sample_size
+        self.totals.largest_weight = max(self.totals.largest_weight, weights.largest)
+        return weights
+
+    def end_epoch(self) -> None:
+        """Report all batches, and end the epoch."""
+        assert self.source is not None
+        self.report()
+        self.delivered = None
+        if self.step_weights is not None:
+            self.step_weights.is_open = False
+        self.source.end_epoch()
+
+    # -- checkpoints -------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as of the last batch that was trained on."""
+        self.report()
+        sampler = None if self.source is None else self.source.capture()
+        delay = None if self.source is None else self.source.controller.feedback_delay
+        return {"sampler": sampler, "feedback_delay": delay, **vars(self.totals)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state that ``state_dict`` returned: now, or as soon as the loader is known."""
+        self.checkpoint, self.checkpoint_delay = state["sampler"], state["feedback_delay"]
+        self.totals = RunTotals(**{name: state[name] for name in vars(self.totals)})
+        if self.source is None or self.loader is None:
+            return
+        if self.checkpoint is None:
+            self.source.reset()  # Lightning's tuner restores a checkpoint that is older than the source
+        self.restore_source()
+        self.set_feedback_delay()
+        self.loader.restart = True  # some versions of Lightning continue with the old iterator
+
+    def restore_source(self) -> None:
+        """Restore the source from the checkpoint that has waited for it, if there is one."""
+        checkpoint, self.checkpoint = self.checkpoint, None  # if it is refused, nothing of it stays
+        if checkpoint is not None and self.source is not None:
+            self.source.restore(checkpoint)

@@ -1,0 +1,217 @@
+"""The settings of ``FairSampling``: checked once, then only read."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lightning_fair.common.labels import Labels, class_names, find_labels
+from lightning_fair.control import law
+from lightning_fair.control.controller import FeedbackController
+from lightning_fair.control.target import Target, resolve_target, target_endpoints
+from lightning_fair.sampling.batch_sampler import EmptyClasses, FeedbackBatchSampler
+from lightning_fair.schedules import Schedule, Shift, as_schedule
+from lightning_fair.streaming.stream import FairStream
+
+Reference: TypeAlias = Literal["target", "prior"]
+
+_LAW = ("alpha", "lambda1", "lambda2", "min_prob", "horizon", "loss_ema_decay")
+
+
+@dataclass(frozen=True, eq=False)
+class FairSettings:
+    """All settings of :class:`~lightning_fair.FairSampling`, which documents each of them.
+
+    What depends on the data is checked by ``make_sampler`` and ``make_controller``.
+
+    Raises:
+        ValueError: If a value is out of range.
+        TypeError: If ``alpha`` is neither a number nor a schedule.
+
+    Example:
+        >>> settings = FairSettings(alpha=4.0)
+        >>> sampler = settings.make_sampler([0] * 98 + [1] * 2, batch_size=4)
+        >>> sampler.controller.q
+        array([0.5, 0.5])
+    """
+
+    alpha: float | Schedule = 8.0
+    target_probs: Target | Shift = "uniform"
+    lambda1: float = 1.0
+    lambda2: float = 0.0
+    min_prob: float = 1e-6
+    horizon: float | None = None
+    loss_ema_decay: float = 0.9
+    reference: Reference = "target"
+    max_weight: float | None = None
+    normalize: bool = False
+    exponent: float = 1.0
+    labels: Labels = None
+    num_classes: int | None = None
+    class_names: Sequence[str] | None = None
+    dataloader: str | int | None = None
+    steps_per_epoch: int | None = None
+    empty_classes: EmptyClasses = "error"
+    feedback_delay: int | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.reference not in ("target", "prior"):
+            raise ValueError(f"reference must be 'target' or 'prior', got {self.reference!r}.")
+        if self.empty_classes not in ("error", "skip"):
+            raise ValueError(f"empty_classes must be 'error' or 'skip', got {self.empty_classes!r}.")
+        if self.max_weight is not None and not self.max_weight > 0:
+            raise ValueError(f"max_weight must be positive, or None for no bound, got {self.max_weight}.")
+        if not 0.0 <= self.exponent <= 1.0:
+            raise ValueError(f"exponent must lie in [0, 1], got {self.exponent}.")
+        if isinstance(self.labels, (str, bytes)) and self.labels != "scan":
+            raise ValueError(f"labels must be one class per sample, 'scan' or None, got {self.labels!r}.")
+        for name, least in (("num_classes", 1), ("steps_per_epoch", 1), ("feedback_delay", 1), ("seed", 0)):
+            value = getattr(self, name)
+            whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+            if value is not None and not (whole and value >= least):
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+        if self.class_names is not None:
+            object.__setattr__(self, "class_names", [str(name) for name in self.class_names])
+        self._check_law()
+
+    @property
+    def steers_to_prior(self) -> bool:
+        """Whether the target is the data set's own class mix."""
+        return isinstance(self.target_probs, str) and self.target_probs == "prior"
+
+    @property
+    def has_default_law(self) -> bool:
+        """Whether the law and the target are the defaults."""
+        defaults = {field.name: field.default for field in fields(self)}
+        uniform = isinstance(self.target_probs, str) and self.target_probs == defaults["target_probs"]
+        return uniform and all(getattr(self, name) == defaults[name] for name in _LAW)
+
+    @property
+    def draw_seed(self) -> int:
+        """Seed of the draws: ``seed``, or that of ``seed_everything``, or 0."""
+        return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
+
+    def names_for(self, num_classes: int, dataset: Any) -> Sequence[str]:
+        """Return a name for each class: from the settings, or the data set's ``classes``, or the class numbers."""
+        named = self.class_names or class_names(dataset)
+        if named and len(set(named)) == num_classes:
+            return named
+        return [str(label) for label in range(num_classes)]
+
+    def make_sampler(
+        self,
+        labels: Any,
+        batch_size: int,
+        steps_per_epoch: int | None = None,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        num_named: int = 0,
+        seed: int | None = None,
+    ) -> FeedbackBatchSampler:
+        """Return the sampler for a data set with these ``labels``.
+
+        Args:
+            labels: Class of each sample, shape ``(N,)``, or a data set.
+            batch_size: Samples of a batch on each rank, at least 1.
+            steps_per_epoch: Batches of an epoch on each rank. None: once through the data.
+            rank: This process's rank.
+            world_size: Number of processes.
+            num_named: Number of classes that the data set names; the last of them may have no samples.
+            seed: Seed of the draws. None: ``draw_seed``.
+
+        Raises:
+            ValueError: If a setting does not fit the labels.
+        """
+        labels = find_labels(labels)
+        num_classes = self._known_num_classes or max(int(labels.max()) + 1, num_named)
+        counts = np.bincount(labels, minlength=num_classes)
+        return FeedbackBatchSampler(
+            labels,
+            batch_size,
+            steps_per_epoch,
+            self._make_controller(num_classes, counts[:num_classes]),
+            seed=self.draw_seed if seed is None else seed,
+            rank=rank,
+            world_size=world_size,
+            empty_classes=self.empty_classes,
+        )
+
+    def make_controller(self, stream: FairStream) -> FeedbackController:
+        """Return the controller for a stream.
+
+        Args:
+            stream: The stream, which may name its classes.
+
+        Raises:
+            ValueError: If the number of classes is unknown, or a setting needs the class mix of the data.
+        """
+        num_classes = self._known_num_classes or len(class_names(stream) or ())
+        if not num_classes:
+            raise ValueError(
+                "A stream does not show how many classes it has. Set FairSampling(num_classes=...), or make the "
+                "FairStream with a controller."
+            )
+        if self._is_computed_from_data:
+            raise ValueError(
+                "A stream has no prior, because its class mix is not known in advance. Set target_probs to "
+                "probabilities."
+            )
+        return self._make_controller(num_classes)
+
+    def _make_controller(self, num_classes: int, class_counts: ArrayLike | None = None) -> FeedbackController:
+        self._check_names(num_classes)
+        settings = {name: getattr(self, name) for name in _LAW}
+        return FeedbackController(num_classes, self.target_probs, class_counts=class_counts, **settings)
+
+    @property
+    def _known_num_classes(self) -> int | None:
+        """Number of classes according to the settings alone."""
+        ends = target_endpoints(self.target_probs)
+        vectors = (end for end in ends if end is not None and not isinstance(end, (str, Mapping)))
+        return self.num_classes or next((len(end) for end in vectors), None)  # type: ignore[arg-type]
+
+    @property
+    def _is_computed_from_data(self) -> bool:
+        return any(isinstance(end, str) and end in ("prior", "sqrt") for end in target_endpoints(self.target_probs))
+
+    def _check_names(self, num_classes: int) -> None:
+        if self.class_names is None:
+            return
+        if len(set(self.class_names)) != len(self.class_names):
+            raise ValueError("class_names must differ: classes of one name would share their tags.")
+        if len(self.class_names) != num_classes:
+            raise ValueError(
+                f"class_names must name every class: got {len(self.class_names)} names for {num_classes} classes."
+            )
+
+    def _check_law(self) -> None:
+        """Check the law as far as the number of classes and the target are known without the data."""
+        alpha, K = as_schedule(self.alpha), self._known_num_classes
+        for name, value in (("alpha", alpha.trough), ("lambda1", self.lambda1), ("lambda2", self.lambda2)):
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be finite and at least 0, got {value}.")
+        if not 0.0 <= self.loss_ema_decay < 1.0:
+            raise ValueError(f"loss_ema_decay must lie in [0, 1), got {self.loss_ema_decay}.")
+        if self.horizon is not None and not (math.isfinite(self.horizon) and self.horizon >= 1):
+            raise ValueError(f"horizon must be at least 1 batch, got {self.horizon}.")
+        if not 0.0 <= self.min_prob < 1.0 / (K or 1):
+            raise ValueError(f"min_prob must lie in [0, 1/K), got {self.min_prob} for K = {K or 'any number'}.")
+        if K is not None:
+            self._check_names(K)
+        # A name stands for a target of any length.
+        ends = [end for end in target_endpoints(self.target_probs) if K or isinstance(end, str)]
+        mixes = [resolve_target(end, K or 1, np.ones(K or 1)) for end in ends]
+        min_target = min((float(mix[mix > 0].min()) for mix in mixes), default=1.0)
+        horizon = self.horizon
+        if horizon is None and K is not None and not self._is_computed_from_data:
+            horizon = law.default_horizon(min_target)
+        if horizon is not None:  # else the default, and with it the largest stable alpha, depend on the data
+            law.check_gain(alpha.peak, self.lambda1, self.lambda2, horizon, min_target)
