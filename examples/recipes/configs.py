@@ -81,7 +81,7 @@ EXCLUDED = {"trainer": ["callbacks", "logger", "plugins"], "sgd": ["lr", "weight
 @functools.cache
 def schemas() -> dict[str, Any]:
     """Return the schema of each name: the arguments of a class or function, with their types and defaults."""
-    built = {
+    built: dict[str, Any] = {
         name: builds(
             target,
             populate_full_signature=True,

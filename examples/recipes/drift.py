@@ -192,7 +192,7 @@ def drift_stream(data: Any) -> DriftStream:
     stream = getattr(data, "train_set", None)
     if not isinstance(stream, DriftStream):
         raise ValueError(
-            f"Recovery needs a DriftStream, but {type(data).__name__} has none. Set data=drift, or callbacks=default to "
-            "remove the callback."
+            f"Recovery needs a DriftStream, but {type(data).__name__} has none. Set data=drift, or remove the callback "
+            "with callbacks=default."
         )
     return stream

@@ -120,7 +120,7 @@ class LongTailedImages(L.LightningDataModule):
         return self._loader(self.test_set, max(self.batch_size, 256))
 
     def _loader(self, dataset: Dataset[Item], batch_size: int, **order: Any) -> DataLoader[Item]:
-        workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
+        workers: dict[str, Any] = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
         return DataLoader(dataset, batch_size=batch_size, **workers, **order)
 
 

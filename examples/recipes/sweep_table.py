@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
@@ -226,16 +227,18 @@ def chart(sweep: Sweep, metric: str = "balanced_accuracy") -> Figure | None:
     axes = figure.add_subplot()
     if y and mean.notna().to_numpy().mean() < 0.5 and all(map(is_number, [*mean.index, *mean.columns])):
         figure.set_size_inches(6.4, 4.6)
-        image = axes.scatter(runs[x].astype(float), runs[y].astype(float), c=runs[metric], s=70, cmap=_COLORS)
+        colored: ScalarMappable = axes.scatter(
+            runs[x].astype(float), runs[y].astype(float), c=runs[metric], s=70, cmap=_COLORS
+        )
         for values, set_scale in ((mean.columns, axes.set_xscale), (mean.index, axes.set_yscale)):
             if spans_decades([float(value) for value in values]):
                 set_scale("log")
     else:
-        image = axes.imshow(mean, cmap=_COLORS, norm=_norm(mean), origin="lower", aspect="auto")
+        colored = axes.imshow(mean, cmap=_COLORS, norm=_norm(mean), origin="lower", aspect="auto")
         _annotate(axes, cells, mean)
     axes.set(xlabel=x, ylabel=y, facecolor="#f0f0f0")
     axes.set_title(_caption(sweep, [x, y], metric, int(figure.get_figwidth() * 12)), loc="left", fontsize=9)
-    figure.colorbar(image, label=METRICS[metric])
+    figure.colorbar(colored, label=METRICS[metric])
     return figure
 
 
