@@ -135,8 +135,8 @@ def figure_rebalance(traces: Mapping[str, Trace], steps: int) -> Figure:
         after = slice(trace.turn, None)
         below.scatter(x[after], trace.weight[after], s=8, color=color, linewidths=0)
     lower[0].set_yscale("log")
-    lower[0].set_ylim(0.5, 2e2)
-    lower[0].set_yticks([1, 10, 100], ["1", "10", "100"])
+    lower[0].set_ylim(0.5, 2e6)
+    lower[0].set_yticks([1, 1e2, 1e4, 1e6], ["1", "100", "10⁴", "10⁶"])
     lower[0].minorticks_off()
     lower[0].set_xlim(-SHOWN_HISTORY, steps)
     for below in lower:
