@@ -1,6 +1,6 @@
-"""Draw the README's figures and print their numbers: `python examples/make_figures.py`.
+"""Plot the README's figures and print their numbers: `python examples/make_figures.py`.
 
-Both come from runs of `experiment=drift` with two classes: the example's own training, on a stream at 99:1.
+Both figures show runs of `examples/train.py experiment=drift` with two classes, on a stream at 99:1.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from PIL import Image
 from recipes import configs
-from recipes.drift import Recovery
-from recipes.run import train
+from recipes.recovery import Recovery
+from recipes.training import train
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 RARE, BATCH, MEMORY, RATIO = 1, 32, 16, 99
@@ -41,31 +41,31 @@ EXPERIMENT = (
     *("logger=csv", "callbacks=none", "trainer.enable_progress_bar=false", "trainer.enable_checkpointing=false"),
     *("trainer.accelerator=cpu", "trainer.devices=1", "trainer.limit_val_batches=0"),
 )
-# Without repeats 99:1 cannot be balanced: a history, which the turn of the stream then allows to make up for.
-ONCE = ("data.buffer=4096", "data.reuse=1", "fair.max_weight=null")
-TURN_SIZE = 8096  # with that buffer the turn is between two of the blocks that are read
-RELATIVE, COUNT, PLAIN = "relative deficit (ours)", "count deficit", "without the plugin"
-REBALANCED = {RELATIVE: ONCE, COUNT: (*ONCE, "fair.deficit=count"), PLAIN: ("fair=off",)}
-FAIR, SHORT = "with FairSampling", "with FairSampling, its buffers too small for a turn"
-DRIFTED = {PLAIN: ("fair=off",), FAIR: (), SHORT: ("data.buffer=32", "data.reuse=16")}
-# Okabe and Ito's palette: told apart by the colour-blind.
-COLOURS = {RELATIVE: "#0072B2", FAIR: "#0072B2", COUNT: "#009E73", SHORT: "#009E73", PLAIN: "#D55E00"}
+# Without repeats the stream cannot be balanced while it is at 99:1, so a deficit builds up before its mix is reversed.
+ONCE = ("data.buffer_size=4096", "data.max_reuse=1", "fair.max_weight=null")
+TURN_SIZE = 8096  # with this buffer the stream turns between two of the blocks that are read
+FAIR, PLAIN = "with FairSampling", "without the plugin"
+SHORT = "with FairSampling, buffers too small for a turn"
+REBALANCED = {FAIR: ONCE, PLAIN: ("fair=off",)}
+DRIFTED = {PLAIN: ("fair=off",), FAIR: (), SHORT: ("data.buffer_size=32", "data.max_reuse=16")}
+# The palette of Okabe and Ito, which color-blind readers can distinguish.
+COLORS = {FAIR: "#0072B2", SHORT: "#009E73", PLAIN: "#D55E00"}
 INK, FAINT, BAND = "#222222", "#8a8a8a", "#ececec"
 TARGET = {"color": FAINT, "linewidth": 0.9, "linestyle": (0, (4, 3))}
-DPI = 160  # shown at 900 pixels, the figures stay sharp on a fine screen, and below 200 kB
+DPI = 160  # sharp on a fine screen when shown at 900 pixels, and below 200 kB
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What was seen of each batch of a run; shares are those of the class that is rare at first, in [0, 1].
+    """One value for each batch of a run. Shares are those of the class that is rare in the first turn, in [0, 1].
 
     Attributes:
-        stream: Share in each batch's worth of the stream, as it comes.
+        stream: Share in each stretch of the stream with the length of a batch.
         arrived: Samples read up to the batch.
         share: Share in the batch.
         trained: Share in the trained mix after the batch.
-        weight: Largest importance weight that a class has in the batch.
-        turn: The first batch after the stream's first turn.
+        weight: Largest importance weight of a class in the batch.
+        turn: First batch after the stream's first turn.
     """
 
     stream: NDArray[np.float64]
@@ -76,8 +76,8 @@ class Trace:
     turn: int
 
 
-def trace_of(seed: int, *overrides: str) -> Trace:
-    """Train as `examples/train.py` does, and return what was seen."""
+def run_trace(seed: int, *overrides: str) -> Trace:
+    """Train as `examples/train.py` does, and return the trace."""
     recovery = Recovery(horizon=MEMORY)
     configs.register()
     with tempfile.TemporaryDirectory() as folder, initialize_config_dir(str(CONF), version_base="1.3"):
@@ -97,7 +97,7 @@ def trace_of(seed: int, *overrides: str) -> Trace:
 
 
 def class_weights(log: Path) -> NDArray[np.float64]:
-    """Return the largest weight q/p of a class for each batch, from what the callback logged."""
+    """Return the largest weight q/p of a class in each batch, from the callback's log."""
     with log.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["fair/prob/0"]]
     q, p = (np.array([[float(row[f"fair/{name}/{c}"]) for c in "01"] for row in rows]) for name in ("target", "prob"))
@@ -108,53 +108,50 @@ def class_weights(log: Path) -> NDArray[np.float64]:
 def rebalanced(seed: int) -> dict[str, Trace]:
     """Train each way over a single turn."""
     size = ("data.cycles=1", f"data.turn_size={TURN_SIZE}")
-    return {name: trace_of(seed, *overrides, *size) for name, overrides in REBALANCED.items()}
+    return {name: run_trace(seed, *overrides, *size) for name, overrides in REBALANCED.items()}
 
 
 def drifted(seed: int, cycles: int) -> dict[str, Trace]:
-    """Train each way over so many cycles."""
-    return {name: trace_of(seed, *overrides, f"data.cycles={cycles}") for name, overrides in DRIFTED.items()}
+    """Train each way over a number of cycles."""
+    return {name: run_trace(seed, *overrides, f"data.cycles={cycles}") for name, overrides in DRIFTED.items()}
 
 
 def figure_rebalance(traces: Mapping[str, Trace], steps: int) -> Figure:
-    """Draw how a history at 99:1 is made up for, one column a way to train."""
+    """Plot the recovery from a history at 99:1, one column for each way to train."""
     figure = Figure(figsize=(9, 4.9), facecolor="white")
-    upper, lower = figure.subplots(2, 3, sharex=True, sharey="row", height_ratios=[1.75, 1])
+    upper, lower = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=[1.75, 1])
     for column, (name, trace) in enumerate(traces.items()):
-        colour, x = COLOURS[name], np.arange(trace.share.size) - trace.turn + 0.5
+        color, x = COLORS[name], np.arange(trace.share.size) - trace.turn + 0.5
         above, below = upper[column], lower[column]
         for axes in (above, below):
             axes.axvspan(-SHOWN_HISTORY, 0, color=BAND, linewidth=0, zorder=0)
             style(axes)
         shares(above)
         above.scatter(x, 100 * trace.stream[trace.arrived // BATCH - 1], s=6, color=FAINT, linewidths=0, zorder=2)
-        if name != PLAIN:  # there a batch is what arrives
-            above.scatter(x, 100 * trace.share, s=11, color=colour, linewidths=0, zorder=3)
+        if name != PLAIN:  # a batch of the plain run is a stretch of the stream
+            above.scatter(x, 100 * trace.share, s=11, color=color, linewidths=0, zorder=3)
         above.plot(x, 100 * trace.trained, color=INK, linewidth=1.3, zorder=4)
-        above.set_title(name, color=colour, fontsize=11, fontweight="bold", pad=9)
+        above.set_title(name, color=color, fontsize=11, fontweight="bold", pad=9)
         after = slice(trace.turn, None)
-        below.scatter(x[after], trace.weight[after], s=8, color=colour, linewidths=0)
+        below.scatter(x[after], trace.weight[after], s=8, color=color, linewidths=0)
     lower[0].set_yscale("log")
     lower[0].set_ylim(0.5, 2e6)
     lower[0].set_yticks([1, 1e2, 1e4, 1e6], ["1", "100", "10⁴", "10⁶"])
     lower[0].minorticks_off()
     lower[0].set_xlim(-SHOWN_HISTORY, steps)
-    lower[1].set_xlabel(f"batches (of {BATCH}) since the stream turned over", fontsize=10, color=INK)
+    for below in lower:
+        below.set_xlabel(f"batches (of {BATCH}) since the stream's mix was reversed", fontsize=10, color=INK)
     upper[0].set_ylabel("class 1, %", fontsize=10, color=INK)
     lower[0].set_ylabel("largest weight q/p", fontsize=10, color=INK)
-    waits = {name: batches_to_arrive(traces[name].trained[traces[name].turn :]) for name in (RELATIVE, COUNT)}
-    settles = {name: "never" if wait is None else f"in {wait} batches" for name, wait in waits.items()}
-    title(
-        figure,
-        f"From {RATIO}:1 to 50:50: the relative deficit settles {settles[RELATIVE]}, a count deficit {settles[COUNT]}",
-    )
+    wait = batches_to_arrive(traces[FAIR].trained[traces[FAIR].turn :])
+    settles = "does not settle" if wait is None else f"settles in {wait} batches"
+    title(figure, f"From {RATIO}:1 to 50:50: with FairSampling the trained mix {settles}")
     figure.subplots_adjust(left=0.075, right=0.985, top=0.835, bottom=0.2, wspace=0.1, hspace=0.16)
     figure.align_ylabels()
-    dots = tuple(dot(COLOURS[name]) for name in (RELATIVE, COUNT))
     legend(
         figure,
         {
-            "a drawn batch": dots,
+            "a drawn batch": dot(COLORS[FAIR]),
             f"trained mix (memory: {MEMORY} batches)": Line2D([], [], color=INK, linewidth=1.5),
             "mix arriving": dot(FAINT),
             "target 50:50": Line2D([], [], **TARGET),
@@ -165,7 +162,7 @@ def figure_rebalance(traces: Mapping[str, Trace], steps: int) -> Figure:
 
 
 def figure_drift(traces: Mapping[str, Trace], cycles: int) -> Figure:
-    """Draw the cycles of drift, one row a way to train, and the distances of all below."""
+    """Plot the cycles of drift, one row for each way to train, and the distances from the target below."""
     figure = Figure(figsize=(9, 7), facecolor="white")
     rows = figure.subplots(4, 1, sharex=True, height_ratios=[1, 1, 1, 1])
     cycle = next(iter(traces.values())).stream.size * BATCH / cycles
@@ -174,10 +171,10 @@ def figure_drift(traces: Mapping[str, Trace], cycles: int) -> Figure:
         arriving = trace.stream.reshape(-1, SMOOTHED).mean(axis=1)
         x = (np.arange(arriving.size) + 0.5) * SMOOTHED * BATCH / cycle
         row.plot(x, 100 * arriving, color=FAINT, linewidth=0.9, drawstyle="steps-mid", zorder=2)
-        row.plot(trace.arrived / cycle, 100 * trace.trained, color=COLOURS[name], linewidth=1.8, zorder=3)
-        rows[3].plot(trace.arrived / cycle, 100 * batch_distances(trace.trained), color=COLOURS[name], linewidth=1.6)
+        row.plot(trace.arrived / cycle, 100 * trace.trained, color=COLORS[name], linewidth=1.8, zorder=3)
+        rows[3].plot(trace.arrived / cycle, 100 * batch_distances(trace.trained), color=COLORS[name], linewidth=1.6)
         row.set_ylabel("class 1, %", fontsize=10, color=INK)
-        row.set_title(name, color=COLOURS[name], fontsize=11, fontweight="bold", loc="left", pad=5)
+        row.set_title(name, color=COLORS[name], fontsize=11, fontweight="bold", loc="left", pad=5)
     for row in rows:
         style(row)
         for turn in range(cycles):
@@ -189,7 +186,7 @@ def figure_drift(traces: Mapping[str, Trace], cycles: int) -> Figure:
     rows[3].set_xlim(0, cycles)
     rows[3].set_xticks(range(cycles + 1))
     rows[3].set_xlabel(f"cycles of the stream, {cycle:,.0f} samples each", fontsize=10, color=INK)
-    # Rounded up, and never to a bound of nothing.
+    # Rounded up, at least 0.1.
     later = max(np.ceil(1000 * batch_distances(traces[FAIR].trained[traces[FAIR].turn :]).max()) / 10, 0.1)
     title(
         figure,
@@ -197,12 +194,12 @@ def figure_drift(traces: Mapping[str, Trace], cycles: int) -> Figure:
     )
     figure.subplots_adjust(left=0.085, right=0.98, top=0.895, bottom=0.13, hspace=0.42)
     figure.align_ylabels()
-    colours = list(dict.fromkeys(COLOURS[name] for name in traces))
+    colors = list(dict.fromkeys(COLORS[name] for name in traces))
     legend(
         figure,
         {
             "mix arriving": Line2D([], [], color=FAINT, linewidth=1),
-            f"trained mix (memory: {MEMORY} batches)": tuple(Line2D([], [], color=c, linewidth=1.8) for c in colours),
+            f"trained mix (memory: {MEMORY} batches)": tuple(Line2D([], [], color=c, linewidth=1.8) for c in colors),
             "target 50:50": Line2D([], [], **TARGET),
             f"the stream is at {RATIO}:1": Patch(color=BAND),
             f"at 1:{RATIO}": Patch(facecolor="white", edgecolor=FAINT, linewidth=0.6),
@@ -212,26 +209,26 @@ def figure_drift(traces: Mapping[str, Trace], cycles: int) -> Figure:
 
 
 def style(axes: Axes) -> None:
-    """Leave of the frame what carries a scale."""
+    """Remove the parts of the frame that carry no scale."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.tick_params(colors=INK, labelsize=9, length=3, color=FAINT)
 
 
 def shares(axes: Axes) -> None:
-    """Give a panel the scale of a share, and the target."""
+    """Set the scale of a share, and plot the target."""
     axes.axhline(50, zorder=1, **TARGET)
     axes.set_ylim(-5, 105)
     axes.set_yticks([0, 50, 100])
 
 
-def dot(colour: str) -> Line2D:
-    """Return a dot for the legend."""
-    return Line2D([], [], color=colour, linestyle="none", marker="o", markersize=4.5)
+def dot(color: str) -> Line2D:
+    """Return a dot for a legend."""
+    return Line2D([], [], color=color, linestyle="none", marker="o", markersize=4.5)
 
 
 def legend(figure: Figure, handles: Mapping[str, object]) -> None:
-    """Put one legend for all panels below them."""
+    """Place one legend for all panels below them."""
     figure.legend(
         list(handles.values()),
         list(handles),
@@ -247,20 +244,20 @@ def legend(figure: Figure, handles: Mapping[str, object]) -> None:
 
 
 def title(figure: Figure, text: str) -> None:
-    """Say in one line what is seen."""
+    """Place a title in one line."""
     figure.text(0.012, 0.975, text, fontsize=12, fontweight="bold", color=INK, va="top")
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a PNG of 256 colours, half as large; nothing else is in it, so the same figure is the same file."""
+    """Write a PNG of 256 colors, which halves its size, without metadata, so that the same figure is the same file."""
     FigureCanvasAgg(figure)
-    whole = io.BytesIO()
-    figure.savefig(whole, dpi=DPI)
-    Image.open(whole).convert("RGB").quantize(256).save(path, optimize=True)
+    png = io.BytesIO()
+    figure.savefig(png, dpi=DPI)
+    Image.open(png).convert("RGB").quantize(256).save(path, optimize=True)
 
 
 def tables(rebalance: Mapping[str, Trace], drift: Mapping[str, Trace], steps: int) -> str:
-    """Return the numbers behind both figures as Markdown."""
+    """Return the numbers of both figures as Markdown."""
     first = []
     for name, trace in rebalance.items():
         share, trained, weight = (

@@ -1,7 +1,7 @@
-"""Make the table and the picture of a sweep again, from what lies in its folder.
+"""Print the table of a sweep again and save its picture, from the results in its folder.
 
 python examples/train.py -m fair.alpha=2,8,24 fair.min_prob=1e-6,1e-3,1e-2     # ends with both
-python examples/sweep_report.py outputs/sweeps/DATE                            # makes them again
+python examples/sweep_report.py outputs/sweeps/DATE                            # again
 python examples/sweep_report.py outputs/sweeps/DATE --metric worst_class_recall --out FOLDER
 """
 
@@ -12,18 +12,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.sweep import summarise
-from recipes.sweep_results import METRICS
+from recipes.report import METRICS
+from recipes.sweep import summarize
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of the sweep")
     parser.add_argument("--out", type=Path, help="folder for sweep.csv, sweep.md and sweep.png (default: the sweep's)")
-    parser.add_argument("--metric", choices=list(METRICS), default="balanced_accuracy", help="what the picture shows")
+    parser.add_argument("--metric", choices=list(METRICS), default="balanced_accuracy", help="metric of the picture")
     args = parser.parse_args(argv)
     try:
-        summarise(args.folder, args.out, args.metric)
+        summarize(args.folder, args.out, args.metric)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,8 +1,18 @@
-"""Small data sets on disk, for the tests of the examples."""
+"""Small data sets on disk, and scripts that run as a user runs them, for the tests of the examples."""
 
 import gzip
+import logging
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
 
 
 def write_idx(path, array, packed):
@@ -24,3 +34,30 @@ def fake_mnist(root, packed):
         write_idx(raw / f"{part}-images-idx3-ubyte", images, packed)
         write_idx(raw / f"{part}-labels-idx1-ubyte", labels, packed)
     return raw
+
+
+def run_script(name, folder, *arguments):
+    """Run a script of examples/ in ``folder``, as a user would."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run(
+        [sys.executable, str(ROOT / "examples" / name), *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200", "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=600,
+    )
+
+
+@contextmanager
+def process_settings_restored():
+    """Restore the settings of the process that a training changes."""
+    logger = logging.getLogger("lightning.pytorch")
+    threads, level = torch.get_num_threads(), logger.level
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+            patch.setenv(name, "0")  # so that the end of the test removes the values of seed_everything
+        yield
+    torch.set_num_threads(threads)
+    logger.setLevel(level)

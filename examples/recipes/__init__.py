@@ -1,5 +1,4 @@
-"""What `conf/` builds for the example: long-tailed data sets, networks, the classification task, the report.
+"""What `conf/` builds for the examples: long-tailed data sets, networks, the classifier, baselines, reports and sweeps.
 
-Nothing here is needed to use the library, and `import lightning_fair` does not import it. It wants the extra
-`pip install "lightning-fair[examples]"`.
+The library does not need this package. It needs the extra `pip install "lightning-fair[examples]"`.
 """

@@ -1,9 +1,7 @@
-"""Anyone's own images, from a file of NumPy arrays."""
+"""Your own images, from a file of NumPy arrays."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, is_zipfile
@@ -11,39 +9,32 @@ from zipfile import BadZipFile, is_zipfile
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
 
-from recipes.images import Images, Item, LongTailedImages
+from recipes.images import Images, LongTailedImages, Splits
 from recipes.longtail import Kind
 
 _KEYS = ("train_images", "train_labels", "test_images", "test_labels")
+Arrays = dict[str, NDArray[Any]]
 
 
 class ArraysDataModule(LongTailedImages):
     """Images and labels of an ``.npz`` file, as they are or made long-tailed.
 
-    The file holds the arrays ``train_images`` and ``test_images`` (uint8, ``(N, H, W, C)``, or ``(N, H, W)`` for
-    grey ones), ``train_labels`` and ``test_labels`` (integers in ``[0, K)``, shape ``(N,)``; the training data have
-    every class), and may hold ``classes`` (``K`` names, all different). Further arrays are left alone. A class without
-    test images has no recall, and counts in no mean: a warning says so.
-
-    **Validation is on the test set**, as :class:`~recipes.cifar.CIFAR10DataModule` says: report the
-    last epoch.
+    The file holds the arrays ``train_images`` and ``test_images`` (uint8, ``(N, H, W, C)``, or ``(N, H, W)`` for gray
+    images) and ``train_labels`` and ``test_labels`` (integers in ``[0, K)``, shape ``(N,)``; every class has a training
+    image). It may hold ``classes`` (``K`` different names). A class without test images has no recall and counts in no
+    mean; a warning names such classes. **Validation is on the test set**, as in
+    :class:`~recipes.data.CIFAR10DataModule`: report the last epoch.
 
     Args:
         path: The file.
-        imbalance_ratio: Size of the head class over the size of the tail class, at least 1; 1 leaves the data as
-            they are. A class never gets more than it has.
-        kind: ``"exp"`` or ``"step"``; see :class:`~recipes.longtail.LongTail`.
-        largest: Images of class 0, the head; None: the size of the largest class.
-        batch_size: Images of a training batch.
-        num_workers: Processes that load data; the images are in memory, so 0 is fastest.
-        seed: Seed of the choice of images, at least 0; None: the first ones of each class, the same in every run.
+        imbalance_ratio: 1 leaves the data as they are. For the other arguments see
+            :class:`~recipes.images.LongTailedImages`.
 
     Raises:
         FileNotFoundError: In ``prepare_data`` and ``setup``, if there is no such file.
-        ValueError: If a number is out of range. In ``setup``, if the file is no ``.npz``, lacks an array, or one has
-            the wrong type, shape, length or labels.
+        ValueError: If an argument is out of range. In ``setup``, if the file is not an ``.npz`` file, lacks an array,
+            or an array has a wrong type, shape, length or label.
 
     Example:
         >>> import tempfile
@@ -73,95 +64,98 @@ class ArraysDataModule(LongTailedImages):
         self.path = path
 
     def prepare_data(self) -> None:
-        """See that the file is there."""
+        """Check that the file exists."""
         if not Path(self.path).is_file():
             raise FileNotFoundError(f"There is no file {self.path}. Name the .npz with the arrays: data.path=FILE.npz.")
 
-    def _split(self) -> tuple[Dataset[Item], Dataset[Item], Dataset[Item]]:
+    def load_splits(self) -> Splits:
+        """Return training and test images; the test images are the validation data too."""
         self.prepare_data()
         arrays = _load(self.path)
-        parts = {part: _checked(arrays, part, self.path) for part in ("train", "test")}
-        (train_images, train_labels), (test_images, test_labels) = parts["train"], parts["test"]
-        found = np.unique(train_labels)  # and no counts yet: of a label of 2 ** 40 they would fill the memory
-        absent = np.flatnonzero(found != np.arange(found.size))
-        if absent.size:
-            raise ValueError(
-                f"train_labels of {self.path} must have every class from 0 to {found[-1]}, but {absent[0]} has no "
-                "image. np.unique(labels, return_inverse=True)[1] numbers the classes that there are."
-            )
-        if test_labels.max() >= found.size:
-            raise ValueError(
-                f"test_labels of {self.path} must lie in [0, {found.size}), the classes of train_labels, got "
-                f"{test_labels.max()}."
-            )
-        if test_images.shape[1:] != train_images.shape[1:]:
-            raise ValueError(
-                f"train_images and test_images of {self.path} must be of one size, got {train_images.shape[1:]} and "
-                f"{test_images.shape[1:]}."
-            )
-        names = _names(arrays.get("classes", found), found.size, self.path)
-        untested = [names[label] for label in np.setdiff1d(np.arange(found.size), test_labels.astype(np.int64))]
+        try:
+            for part in ("train", "test"):
+                _check_images(part, arrays[f"{part}_images"])
+                _check_labels(part, arrays[f"{part}_labels"], len(arrays[f"{part}_images"]))
+            names = _check_parts(arrays)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
+        untested = [names[label] for label in np.setdiff1d(np.arange(len(names)), arrays["test_labels"].astype(int))]
         if untested:
             rank_zero_warn(
-                f"test_labels of {self.path} lack {len(untested)} of the {found.size} classes "
+                f"{self.path}: test_labels lack {len(untested)} of the {len(names)} classes "
                 f"({', '.join(untested[:5])}{', ...' * (len(untested) > 5)}). These have no recall, and the balanced "
                 "accuracy is the mean over the others."
             )
-        train, test = (Images(images, labels, names, white=255.0) for images, labels in parts.values())
+        train, test = (
+            Images(arrays[f"{part}_images"], arrays[f"{part}_labels"], names, white=255.0) for part in ("train", "test")
+        )
         return train, test, test
 
 
-def _load(path: str) -> dict[str, NDArray[Any]]:
-    """Return the arrays of the file that are wanted here."""
+def _load(path: str) -> Arrays:
+    """Return the arrays of the file that the data module uses."""
     try:
         if not is_zipfile(path):  # NumPy would load a single array too
             raise ValueError("it is no zip archive")
         with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in _KEYS if key not in file.files]
-            if not missing:
-                return {key: file[key] for key in (*_KEYS, "classes") if key in file.files}
-            found = ", ".join(file.files) or "nothing"
+            keys = list(file.files)
+            arrays = {key: file[key] for key in (*_KEYS, "classes") if key in keys}
     except (ValueError, OSError, EOFError, BadZipFile) as error:
         raise ValueError(
             f"{path} is not a whole .npz file of plain arrays: {error}. Write it with "
             "np.savez(path, train_images=..., train_labels=..., test_images=..., test_labels=...)."
         ) from error
-    raise ValueError(f"{path} must hold {', '.join(_KEYS)}; {', '.join(missing)} missing, found {found}.")
+    missing = [key for key in _KEYS if key not in arrays]
+    if missing:
+        raise ValueError(f"{path} must hold {', '.join(_KEYS)}; missing {', '.join(missing)}, got {', '.join(keys)}.")
+    return arrays
 
 
-def _names(classes: NDArray[Any], num_classes: int, path: str) -> list[str]:
-    if classes.shape != (num_classes,):
-        raise ValueError(
-            f"classes of {path} must name every class, an array of {num_classes} names, got shape {classes.shape}."
-        )
-    if classes.dtype.kind == "S":
-        classes = np.char.decode(classes, "utf-8", "replace")
-    names = [str(name) for name in classes]
-    name, times = Counter(names).most_common(1)[0]
-    if times > 1:
-        raise ValueError(
-            f"classes of {path} must be different names, or one class's results would take the place of another's, "
-            f"got {name!r} {times} times."
-        )
-    return names
-
-
-def _checked(arrays: Mapping[str, NDArray[Any]], part: str, path: str) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
+def _check_images(part: str, images: NDArray[Any]) -> None:
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or not images.size:
         raise ValueError(
-            f"{part}_images of {path} must be uint8, from 0 to 255, of shape (N, H, W, C) or (N, H, W), got "
-            f"{images.dtype} of shape {images.shape}. For floats in [0, 1]: (255 * images).round().astype(np.uint8)."
+            f"{part}_images must be uint8, from 0 to 255, of shape (N, H, W, C) or (N, H, W), got {images.dtype} of "
+            f"shape {images.shape}. For floats in [0, 1]: (255 * images).round().astype(np.uint8)."
         )
     if images.ndim == 4 and images.shape[3] > min(images.shape[1:3]):
         raise ValueError(
-            f"{part}_images of {path} must have the channels last, (N, H, W, C), got shape {images.shape}. "
-            "Move them: images.transpose(0, 2, 3, 1)."
+            f"{part}_images must have the channels last, (N, H, W, C), got shape {images.shape}. Move them: "
+            "images.transpose(0, 2, 3, 1)."
         )
-    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1] or labels.min() < 0:
-        lowest = f", the lowest {labels.min()}" if labels.dtype.kind in "iu" and labels.size else ""
+
+
+def _check_labels(part: str, labels: NDArray[Any], size: int) -> None:
+    if labels.dtype.kind not in "iu" or labels.shape != (size,) or labels.min() < 0:
+        lowest = f", minimum {labels.min()}" if labels.dtype.kind in "iu" and labels.size else ""
         raise ValueError(
-            f"{part}_labels of {path} must be an integer of at least 0 for each of the {len(images)} images, got "
-            f"{labels.dtype} of shape {labels.shape}{lowest}."
+            f"{part}_labels must hold an integer of at least 0 for each of the {size} images, got {labels.dtype} of "
+            f"shape {labels.shape}{lowest}."
         )
-    return images, labels
+
+
+def _check_parts(arrays: Arrays) -> list[str]:
+    """Check that the arrays go together, and return the names of the classes."""
+    labels = np.unique(arrays["train_labels"])  # no counts yet: for a label of 2 ** 40 they would fill the memory
+    K = labels.size
+    absent = np.flatnonzero(labels != np.arange(K))
+    if absent.size:
+        raise ValueError(
+            f"train_labels must have every class from 0 to {labels[-1]}, but {absent[0]} has no image. "
+            "np.unique(labels, return_inverse=True)[1] numbers the classes that occur."
+        )
+    if arrays["test_labels"].max() >= K:
+        raise ValueError(
+            f"test_labels must lie in [0, {K}), the classes of train_labels, got {arrays['test_labels'].max()}."
+        )
+    shapes = [arrays[f"{part}_images"].shape[1:] for part in ("train", "test")]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"train_images and test_images must have one size, got {shapes[0]} and {shapes[1]}.")
+    names = arrays.get("classes", labels)
+    if names.dtype.kind == "S":
+        names = np.char.decode(names, "utf-8", "replace")
+    if names.shape != (K,) or np.unique(names).size != K:
+        raise ValueError(
+            f"classes must hold {K} different names, one for each class, got shape {names.shape} with "
+            f"{np.unique(names).size} different names."
+        )
+    return [str(name) for name in names]

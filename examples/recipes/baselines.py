@@ -1,6 +1,6 @@
-"""What one does about class imbalance without this library, each in a few lines: for comparison.
+"""Common methods against class imbalance, each in a few lines, to compare with.
 
-Each goes with ``fair=off`` only: beside fair batches it would correct the same thing twice.
+Each is used with ``fair=off``: together with fair batches it would correct the class mix twice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lightning_fair.common.arrays import Ints
 
 
 def weighted_sampler(labels: NDArray[Any]) -> WeightedRandomSampler:
-    """Return torch's sampler that draws each class equally often, with replacement.
+    """Return torch's sampler that draws each class with the same probability, with replacement.
 
     Args:
         labels: Class of each sample, integers, shape ``(N,)``. An epoch has ``N`` draws.
@@ -33,7 +33,7 @@ def weighted_sampler(labels: NDArray[Any]) -> WeightedRandomSampler:
 
 
 class CrossEntropy(nn.Module):
-    """Cross entropy of each sample: no baseline, the plain loss."""
+    """Cross entropy of each sample: the plain loss."""
 
     def forward(self, logits: Tensor, labels: Tensor, epoch: int) -> Tensor:  # noqa: ARG002
         """Return the loss of each sample, shape ``(batch,)``."""
@@ -41,15 +41,15 @@ class CrossEntropy(nn.Module):
 
 
 class DeferredReweighting(nn.Module):
-    """Cross entropy with class-balanced weights from an epoch on: the schedule called DRW.
+    """Cross entropy with class-balanced weights from an epoch on (DRW).
 
-    A class with ``n`` images weighs ``(1 - beta) / (1 - beta ** n)``, one over its effective number of samples.
-    As in torch's ``CrossEntropyLoss(weight)`` the mean of the losses is the weighted mean over the batch.
+    A class with ``n`` images has the weight ``(1 - beta) / (1 - beta ** n)``, one over its effective number of samples,
+    scaled to the mean 1. As in torch's ``CrossEntropyLoss(weight)``, the mean loss is the weighted mean over the batch.
 
     Args:
         class_counts: Training images of each class, at least 1, shape ``(K,)``.
-        begin: First epoch with weights, counted from 0.
-        beta: In [0, 1); 0 is no weighting, towards 1 it is one over the count.
+        begin: First epoch with weights, from 0.
+        beta: In [0, 1); 0 is no weighting, and close to 1 the weights are proportional to ``1 / n``.
 
     Raises:
         ValueError: If a number is out of range or a class is empty.
@@ -68,11 +68,11 @@ class DeferredReweighting(nn.Module):
     def __init__(self, class_counts: ArrayLike, begin: int = 160, beta: float = 0.9999) -> None:
         super().__init__()
         if begin < 0:
-            raise ValueError(f"begin is an epoch, at least 0, got {begin}.")
+            raise ValueError(f"begin must be an epoch of at least 0, got {begin}.")
         if not 0.0 <= beta < 1.0:
             raise ValueError(f"beta must lie in [0, 1), got {beta}.")
-        weights = (1.0 - beta) / (1.0 - beta ** _counts(class_counts))
-        # Not in the checkpoint, here and below: it follows from the data.
+        weights = (1.0 - beta) / (1.0 - beta ** _check_counts(class_counts))
+        # Not persistent, here and below, because it follows from the data.
         self.register_buffer("weights", torch.from_numpy(weights / weights.mean()).float(), persistent=False)
         self.begin = begin
 
@@ -86,9 +86,9 @@ class DeferredReweighting(nn.Module):
 
 
 class BalancedSoftmax(nn.Module):
-    """Cross entropy of the logits plus ``tau * log(prior)``: the logit-adjusted loss, Balanced Softmax for tau = 1.
+    """Cross entropy of the logits plus ``tau * log(prior)``: the logit-adjusted loss, Balanced Softmax for ``tau = 1``.
 
-    In training only. The network learns logits for balanced classes, and is used without the addition.
+    The network learns logits for balanced classes. In validation and test nothing is added to them.
 
     Args:
         class_counts: Training images of each class, at least 1, shape ``(K,)``.
@@ -119,9 +119,9 @@ class BalancedSoftmax(nn.Module):
 
 
 class LogitAdjustment(nn.Module):
-    """Takes ``tau * log(prior)`` off the logits of a network that was trained plainly: logit adjustment, post hoc.
+    """Subtracts ``tau * log(prior)`` from the logits of a network trained with the plain loss (post-hoc adjustment).
 
-    In validation and test only; training is that of ``fair=off``.
+    Applied in validation and test only; training is that of ``fair=off``.
 
     Args:
         class_counts: Training images of each class, at least 1, shape ``(K,)``.
@@ -149,7 +149,7 @@ class LogitAdjustment(nn.Module):
         return logits - self.offset
 
 
-def _counts(class_counts: ArrayLike) -> Ints:
+def _check_counts(class_counts: ArrayLike) -> Ints:
     counts = np.asarray(class_counts, dtype=np.int64)
     if counts.min() < 1:
         raise ValueError(f"Every class must have an image, but class {int(counts.argmin())} has {int(counts.min())}.")
@@ -159,5 +159,5 @@ def _counts(class_counts: ArrayLike) -> Ints:
 def _log_prior(class_counts: ArrayLike, tau: float) -> Tensor:
     if not (math.isfinite(tau) and tau >= 0):
         raise ValueError(f"tau must be finite and at least 0, got {tau}.")
-    counts = _counts(class_counts)
+    counts = _check_counts(class_counts)
     return torch.from_numpy(tau * np.log(counts / counts.sum())).float()

@@ -1,145 +1,27 @@
-"""The types of `conf/`: dataclasses that Hydra checks every key and value against.
+"""The types of `conf/`: Hydra checks every key and value against the signatures of the classes that it builds.
 
-Each mirrors the signature of its target; a test keeps the defaults equal. `conf/<group>/<name>.yaml` names its
-dataclass in the defaults list (`/schema/...@_here_`) and states only what differs. Fields that take more than one
-kind of value (a number or a schedule) are `Any` here and checked in `recipes/run.py`.
+A file `conf/<group>/<name>.yaml` names its schema in the defaults list (`/schema/<name>@_here_`) and states only the
+values that differ from the defaults. An argument that takes several types (a number or a schedule) has the type `Any`
+here, and `recipes/checks.py` checks it.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import lightning as L
+import torch
 from hydra.core.config_store import ConfigStore
+from hydra_zen import builds, make_config
+from lightning.pytorch import callbacks, loggers
 from omegaconf import MISSING, OmegaConf
 
-from recipes import schemas
-
-
-@dataclass
-class Fair:
-    """`lightning_fair.FairSampling`."""
-
-    _target_: str = "lightning_fair.FairSampling"
-    alpha: Any = 8.0
-    target_probs: Any = "uniform"
-    lambda1: float = 1.0
-    lambda2: float = 0.0
-    min_prob: float = 1e-6
-    horizon: float | None = None
-    loss_ema_decay: float = 0.9
-    reference: str = "target"
-    max_weight: float | None = None
-    normalize: bool = False
-    exponent: float = 1.0
-    labels: Any = None
-    num_classes: int | None = None
-    class_names: list[str] | None = None
-    dataloader: Any = None  # a key or a place
-    steps_per_epoch: int | None = None
-    empty_classes: str = "error"
-    feedback_delay: int | None = None
-    seed: int | None = None
-
-
-@dataclass
-class FairOff:
-    """No plugin: any key is one too many."""
-
-
-@dataclass
-class Checkpoint:
-    """`lightning.pytorch.callbacks.ModelCheckpoint`."""
-
-    _target_: str = "lightning.pytorch.callbacks.ModelCheckpoint"
-    dirpath: str | None = None
-    filename: str | None = None
-    monitor: str | None = None
-    save_last: bool | None = None
-    save_top_k: int = 1
-    mode: str = "min"
-    every_n_train_steps: int | None = None
-    every_n_epochs: int | None = None
-
-
-@dataclass
-class ProgressBar:
-    """`lightning.pytorch.callbacks.TQDMProgressBar`."""
-
-    _target_: str = "lightning.pytorch.callbacks.TQDMProgressBar"
-    refresh_rate: int = 1
-    leave: bool = False
-
-
-@dataclass
-class Trainer:
-    """`lightning.Trainer`: its arguments in 2.4, the oldest version supported, but those that take objects only.
-
-    Left out are `callbacks` and `logger`, which are groups of their own, and `plugins`.
-    """
-
-    _target_: str = "lightning.Trainer"
-    accelerator: str = "auto"
-    strategy: str = "auto"
-    devices: Any = "auto"
-    num_nodes: int = 1
-    precision: str | int | None = None
-    fast_dev_run: int | bool = False
-    max_epochs: int | None = None
-    min_epochs: int | None = None
-    max_steps: int = -1
-    min_steps: int | None = None
-    max_time: str | None = None
-    limit_train_batches: int | float | None = None
-    limit_val_batches: int | float | None = None
-    limit_test_batches: int | float | None = None
-    limit_predict_batches: int | float | None = None
-    overfit_batches: int | float = 0.0
-    val_check_interval: int | float | None = None
-    check_val_every_n_epoch: int | None = 1
-    num_sanity_val_steps: int | None = None
-    log_every_n_steps: int | None = None
-    enable_checkpointing: bool | None = None
-    enable_progress_bar: bool | None = None
-    enable_model_summary: bool | None = None
-    accumulate_grad_batches: int = 1
-    gradient_clip_val: int | float | None = None
-    gradient_clip_algorithm: str | None = None
-    deterministic: bool | str | None = None
-    benchmark: bool | None = None
-    inference_mode: bool = True
-    use_distributed_sampler: bool = True
-    profiler: str | None = None
-    detect_anomaly: bool = False
-    barebones: bool = False
-    sync_batchnorm: bool = False
-    reload_dataloaders_every_n_epochs: int = 0
-    default_root_dir: str | None = None
-
-
-@dataclass
-class TensorBoard:
-    """`lightning.pytorch.loggers.TensorBoardLogger`."""
-
-    _target_: str = "lightning.pytorch.loggers.TensorBoardLogger"
-    save_dir: str = MISSING
-    name: str | None = "lightning_logs"
-    version: str | int | None = None
-    default_hp_metric: bool = True
-    prefix: str = ""
-
-
-@dataclass
-class CSV:
-    """`lightning.pytorch.loggers.CSVLogger`."""
-
-    _target_: str = "lightning.pytorch.loggers.CSVLogger"
-    save_dir: str = MISSING
-    name: str | None = "lightning_logs"
-    version: str | int | None = None
-    prefix: str = ""
-    flush_logs_every_n_steps: int = 100
+from lightning_fair import FairSampling
+from recipes import arrays, augment, baselines, classifier, data, drift, lr_schedules, models, recovery, resnet
 
 
 @dataclass
@@ -160,37 +42,60 @@ class Train:
     logger: Any = MISSING
 
 
-SCHEMAS: dict[str, type] = {
-    "digits": schemas.DigitsData,
-    "mnist": schemas.MNISTData,
-    "cifar10": schemas.CIFAR10Data,
-    "cifar100": schemas.CIFAR100Data,
-    "arrays": schemas.ArraysData,
-    "drift": schemas.DriftData,
-    "recovery": schemas.Recovery,
-    "small_cnn": schemas.SmallCNN,
-    "mlp": schemas.MLP,
-    "resnet32": schemas.ResNet32,
-    "warp": schemas.Warp,
-    "crop_flip": schemas.CropFlip,
-    "standardize": schemas.Standardize,
-    "sgd": schemas.SGD,
-    "warm_up_and_drop": schemas.WarmUpAndDrop,
-    "task": schemas.Task,
-    "baseline": schemas.Baseline,
-    "weighted_sampler": schemas.WeightedSampler,
-    "drw": schemas.DRW,
-    "balanced_softmax": schemas.BalancedSoftmax,
-    "logit_adjustment": schemas.LogitAdjustment,
-    "fair": Fair,
-    "fair_off": FairOff,
-    "checkpoint": Checkpoint,
-    "progress_bar": ProgressBar,
-    "trainer": Trainer,
-    "tensorboard": TensorBoard,
-    "csv": CSV,
-    "train": Train,
+# Built from the config alone.
+COMPLETE: dict[str, Callable[..., Any]] = {
+    "digits": data.DigitsDataModule,
+    "mnist": data.MNISTDataModule,
+    "cifar10": data.CIFAR10DataModule,
+    "cifar100": data.CIFAR100DataModule,
+    "arrays": arrays.ArraysDataModule,
+    "drift": drift.DriftDataModule,
+    "recovery": recovery.Recovery,
+    "small_cnn": models.small_cnn,
+    "mlp": models.mlp,
+    "resnet32": resnet.resnet32,
+    "warp": augment.RandomWarp,
+    "crop_flip": augment.CropFlip,
+    "standardize": augment.Standardize,
+    "classifier": classifier.Classifier,
+    "fair": FairSampling,
+    "checkpoint": callbacks.ModelCheckpoint,
+    "progress_bar": callbacks.TQDMProgressBar,
+    "trainer": L.Trainer,
+    "tensorboard": loggers.TensorBoardLogger,
+    "csv": loggers.CSVLogger,
 }
+# Completed in the run: by parameters, an optimizer, labels or class counts.
+PARTIAL: dict[str, Callable[..., Any]] = {
+    "sgd": torch.optim.SGD,
+    "warm_up_and_drop": lr_schedules.warm_up_and_drop,
+    "weighted_sampler": baselines.weighted_sampler,
+    "drw": baselines.DeferredReweighting,
+    "balanced_softmax": baselines.BalancedSoftmax,
+    "logit_adjustment": baselines.LogitAdjustment,
+}
+# Arguments that other parts of the config set: the groups `callbacks` and `logger`, and the classifier.
+EXCLUDED = {"trainer": ["callbacks", "logger", "plugins"], "sgd": ["lr", "weight_decay"]}
+
+
+@functools.cache
+def schemas() -> dict[str, Any]:
+    """Return the schema of each name: the arguments of a class or function, with their types and defaults."""
+    built: dict[str, Any] = {
+        name: builds(
+            target,
+            populate_full_signature=True,
+            zen_partial=name in PARTIAL or None,
+            zen_exclude=EXCLUDED.get(name, []),
+        )
+        for name, target in {**COMPLETE, **PARTIAL}.items()
+    }
+    return {
+        **built,
+        "train": Train,
+        "fair_off": make_config(),  # no plugin, so no settings
+        "baseline": make_config(sampler=None, loss=None, adjust=None),  # parts that replace those of a plain run
+    }
 
 
 def has_optuna() -> bool:
@@ -201,11 +106,11 @@ def has_optuna() -> bool:
         return False
 
 
-def epoch_at(share: float, *, _root_: Any) -> int:
-    """Return the epoch, from 0, at which ``share`` of the training is over: ``${epoch_at:0.8}`` in a config.
+def epoch_at(fraction: float, *, _root_: Any) -> int:
+    """Return the epoch, from 0, at which a fraction of the training is over: ``${epoch_at:0.8}`` in a config.
 
     Args:
-        share: In [0, 1].
+        fraction: In [0, 1].
 
     Raises:
         ValueError: If the Trainer has no limit of epochs.
@@ -219,42 +124,34 @@ def epoch_at(share: float, *, _root_: Any) -> int:
     epochs: int | None = _root_.trainer.max_epochs
     if epochs is None or epochs < 0:
         raise ValueError(
-            f"A schedule over {share:g} of the training needs trainer.max_epochs, got {epochs}. State it, or the epoch "
-            "in place of ${epoch_at:...}."
+            f"A schedule over {fraction:g} of the training needs trainer.max_epochs, got {epochs}. Set it, or replace "
+            "${epoch_at:...} by an epoch."
         )
-    return round(share * epochs)
+    return round(fraction * epochs)
 
 
-def begin_at(share: float, *, _root_: Any) -> int:
-    """Return the epoch, from 0, at which something is to begin: ``epoch_at(share)``, but at the latest the last one.
-
-    ``${begin_at:0.8}`` in a config. Never the first one: `recipes/run.py` refuses a training of one epoch.
-
-    Args:
-        share: In (0, 1]. Of 1 it is the last epoch.
-
-    Raises:
-        ValueError: If the Trainer has no limit of epochs.
+def begin_at(fraction: float, *, _root_: Any) -> int:
+    """Return ``epoch_at(fraction)``, at least 1 and at most the last epoch: ``${begin_at:0.8}`` in a config.
 
     Example:
         >>> register()
         >>> [OmegaConf.create({"trainer": {"max_epochs": n}, "at": "${begin_at:0.8}"}).at for n in (200, 3, 2)]
         [160, 2, 1]
     """
-    last: int = epoch_at(1.0, _root_=_root_) - 1
-    return max(1, min(epoch_at(share, _root_=_root_), last))
+    last = epoch_at(1.0, _root_=_root_) - 1
+    return max(1, min(epoch_at(fraction, _root_=_root_), last))
 
 
 def register() -> None:
-    """Make the schemas and ``${epoch_at:...}`` and ``${begin_at:...}`` known to Hydra.
+    """Register the schemas and the resolvers ``epoch_at`` and ``begin_at`` with Hydra.
 
     Call it before ``hydra.main`` or ``compose``.
     """
     OmegaConf.register_new_resolver("epoch_at", epoch_at, replace=True)
     OmegaConf.register_new_resolver("begin_at", begin_at, replace=True)
     store = ConfigStore.instance()
-    for name, schema in SCHEMAS.items():
+    for name, schema in schemas().items():
         store.store(group="schema", name=name, node=schema)
     if not has_optuna():
-        # In the place of the sweeper that is missing, so that `hparams_search=optuna` can say what to install.
+        # A placeholder for the missing sweeper, so that `hparams_search=optuna` can say which package to install.
         store.store(group="hydra/sweeper", name="optuna", node={"_target_": "optuna"})

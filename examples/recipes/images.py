@@ -1,4 +1,4 @@
-"""Images in memory, and the data module that makes any of them long-tailed."""
+"""Images in memory, and the base class of the data modules that make them long-tailed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from recipes.longtail import Kind, LongTail
 
 Item = tuple[torch.Tensor, int]
+Splits = tuple[Dataset[Item], Dataset[Item], Dataset[Item]]
 
 
 class Images(Dataset[Item]):
-    """Grey or colour images in memory, with their labels.
+    """Gray or color images in memory, with their labels.
 
     Args:
         images: Brightness from 0 to ``white``, uint8, shape ``(N, H, W)`` or ``(N, H, W, C)``.
         targets: Label of each image, integers, shape ``(N,)``.
         classes: Name of each class.
-        white: Brightness of white; images are given out divided by it.
+        white: Brightness of white; pixels are divided by it.
 
     Example:
         >>> images = Images(np.full((5, 4, 6, 3), 255, np.uint8), np.zeros(5, np.int64), ["snow"], white=255.0)
@@ -33,8 +34,8 @@ class Images(Dataset[Item]):
     """
 
     def __init__(self, images: NDArray[np.uint8], targets: NDArray[Any], classes: Sequence[str], white: float) -> None:
-        whole = torch.from_numpy(images)
-        self.images = whole.unsqueeze(1) if whole.ndim == 3 else whole.movedim(3, 1).contiguous()
+        pixels = torch.from_numpy(images)
+        self.images = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.movedim(3, 1).contiguous()
         self.targets = targets.astype(np.int64)
         self.classes = list(classes)
         self.scale = 1.0 / white
@@ -49,13 +50,24 @@ class Images(Dataset[Item]):
 
 
 class LongTailedImages(L.LightningDataModule):
-    """Training set long-tailed, validation and test set with every class alike (as far as the data are).
+    """A data module with a long-tailed training set; validation and test sets keep the mix of the original data.
+
+    Args:
+        imbalance_ratio: Size of the largest class over the size of the smallest one, at least 1.
+        kind: ``"exp"`` or ``"step"``; see :class:`~recipes.longtail.LongTail`.
+        largest: Images of class 0, the largest; None: all images of the largest class.
+        batch_size: Images of a training batch.
+        num_workers: Processes that load data. The images are in memory, so 0 is fastest.
+        seed: Seed of the split and of the choice of images, at least 0; None: the first images of each class.
 
     Attributes:
-        train_set: The training data, once set up.
-        val_set: The validation data, likewise; the same object as ``test_set`` where there are none of their own.
-        test_set: The test data, likewise.
-        make_sampler: From the training labels, shape ``(N,)``, to the sampler of the training loader; None: shuffled.
+        train_set: Training set, from ``setup`` on.
+        val_set: Validation set, from ``setup`` on; the same object as ``test_set`` if the data have none.
+        test_set: Test set, from ``setup`` on.
+        make_sampler: Builds the sampler of the training loader from the labels, shape ``(N,)``; None: shuffle.
+
+    Raises:
+        ValueError: If an argument is out of range; ``imbalance_ratio``, ``kind`` and ``largest`` in ``setup``.
     """
 
     train_set: LongTail[Item]
@@ -65,77 +77,66 @@ class LongTailedImages(L.LightningDataModule):
 
     def __init__(
         self,
-        imbalance_ratio: float,
-        kind: Kind,
-        largest: int | None,
-        batch_size: int,
-        num_workers: int,
-        seed: int | None,
+        imbalance_ratio: float = 100.0,
+        kind: Kind = "exp",
+        largest: int | None = None,
+        batch_size: int = 128,
+        num_workers: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0), ("seed", seed, 0)):
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}.")
-        self.imbalance_ratio = imbalance_ratio
+        self.imbalance_ratio, self.largest = imbalance_ratio, largest
         self.kind: Kind = kind
-        self.largest = largest
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.seed = seed
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+
+    @abstractmethod
+    def load_splits(self) -> Splits:
+        """Return the training data before they are made long-tailed, the validation data and the test data."""
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002
-        """Make the three data sets, once."""
+        """Create the three data sets, once."""
         if not hasattr(self, "train_set"):
-            train, self.val_set, self.test_set = self._split()
+            train, self.val_set, self.test_set = self.load_splits()
             self.train_set = LongTail(train, self.imbalance_ratio, self.kind, seed=self.seed, largest=self.largest)
 
-    def moments(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return mean and standard deviation of each channel over the training set, float32, shape ``(C,)`` each."""
-        return moments(self.train_set)
+    def channel_mean_std(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean and standard deviation of each channel of the training set, float32, shape ``(C,)`` each."""
+        return channel_mean_std(self.train_set)
 
     def train_dataloader(self) -> DataLoader[Item]:
-        """Return the long-tailed training data, shuffled or as ``make_sampler`` says."""
+        """Return the loader of the training set, shuffled or with the sampler of ``make_sampler``."""
         sampler = self.make_sampler(self.train_set.targets) if self.make_sampler else None
         return self._loader(self.train_set, self.batch_size, shuffle=sampler is None, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[Item]:
-        """Return the validation data."""
-        return self._held_out(self.val_set)
+        """Return the loader of the validation set."""
+        return self._loader(self.val_set, max(self.batch_size, 256))
 
     def test_dataloader(self) -> DataLoader[Item]:
-        """Return the test data."""
-        return self._held_out(self.test_set)
-
-    @abstractmethod
-    def _split(self) -> tuple[Dataset[Item], Dataset[Item], Dataset[Item]]:
-        """Return training data that are still balanced, validation and test data."""
-
-    def _held_out(self, dataset: Dataset[Item]) -> DataLoader[Item]:
-        # They need no gradients, so larger batches fit, and they are faster.
-        return self._loader(dataset, max(self.batch_size, 256))
+        """Return the loader of the test set."""
+        return self._loader(self.test_set, max(self.batch_size, 256))
 
     def _loader(self, dataset: Dataset[Item], batch_size: int, **order: Any) -> DataLoader[Item]:
-        return DataLoader(
-            dataset,
-            batch_size=batch_size,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            **order,
-        )
+        workers: dict[str, Any] = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
+        return DataLoader(dataset, batch_size=batch_size, **workers, **order)
 
 
-def moments(dataset: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and standard deviation of each channel of :class:`Images`, or of a subset, float32, shape ``(C,)``.
+def channel_mean_std(dataset: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation of each channel of :class:`Images` or a subset, float32, shape ``(C,)`` each.
 
     Example:
         >>> images = Images(np.array([[[0]], [[2]]], np.uint8), np.zeros(2, np.int64), ["dot"], white=2.0)
-        >>> moments(images)
+        >>> channel_mean_std(images)
         (tensor([0.5000]), tensor([0.5000]))
     """
     kept: NDArray[Any] = np.arange(len(dataset))
     while isinstance(dataset, Subset):
         kept, dataset = np.asarray(dataset.indices)[kept], dataset.dataset
     pixels = dataset.images[torch.from_numpy(kept)].movedim(1, 0).flatten(1)
-    # A channel at a time: as floats they are four times as large.
+    # One channel at a time, because floats take four times the memory of bytes.
     pairs = [torch.std_mean(channel.float() * dataset.scale, correction=0) for channel in pixels]
-    return torch.stack([mean for _, mean in pairs]), torch.stack([deviation for deviation, _ in pairs])
+    std, mean = map(torch.stack, zip(*pairs, strict=True))
+    return mean, std

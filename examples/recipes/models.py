@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import nn
+from torchvision.ops import MLP
 
 
 def small_cnn(
@@ -16,10 +17,10 @@ def small_cnn(
     num_classes: int = 10,
     dropout: float = 0.0,
 ) -> nn.Sequential:
-    """Return a network of two (or more) convolutions and two linear layers.
+    """Return a network of convolutions and two linear layers.
 
-    Each convolution is 3x3 with a ReLU; all but the first end in a 2x2 maximum. Without batch normalisation:
-    its statistics would follow the class mix of the batches, and the comparison of two mixes with it.
+    Each convolution is 3x3 with a ReLU; 2x2 max pooling follows all but the first. There is no batch normalization,
+    because its statistics follow the class mix of the batches and would blur a comparison of two mixes.
 
     Args:
         image_size: Height and width of the images in pixels, divisible by ``2 ** (len(channels) - 1)``.
@@ -40,21 +41,20 @@ def small_cnn(
         >>> small_cnn(image_size=8)(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 10])
     """
-    halvings = len(channels) - 1
-    if halvings < 0 or image_size % 2**halvings:
+    factor = 2 ** max(len(channels) - 1, 0)
+    if not channels or image_size % factor:
         raise ValueError(
-            f"channels={list(channels)} halves the image {max(halvings, 0)} times, so image_size must be divisible "
-            f"by {2 ** max(halvings, 0)} and channels not empty; got image_size={image_size}."
+            f"image_size must be divisible by {factor} for channels={list(channels)}, which must not be empty; got "
+            f"image_size={image_size}."
         )
     layers: list[nn.Module] = []
     for depth, (before, after) in enumerate(pairwise([in_channels, *channels])):
         layers += [nn.Conv2d(before, after, kernel_size=3, padding=1), nn.ReLU()]
         if depth:
             layers.append(nn.MaxPool2d(2))
-    features = channels[-1] * (image_size // 2**halvings) ** 2
+    features = channels[-1] * (image_size // factor) ** 2
     layers += [nn.Flatten(), nn.Dropout(dropout), nn.Linear(features, hidden), nn.ReLU()]
-    layers += [nn.Dropout(dropout), nn.Linear(hidden, num_classes)]
-    return nn.Sequential(*layers)
+    return nn.Sequential(*layers, nn.Dropout(dropout), nn.Linear(hidden, num_classes))
 
 
 def mlp(
@@ -69,7 +69,7 @@ def mlp(
     Args:
         image_size: Height and width of the images in pixels.
         in_channels: Channels of the images.
-        hidden: Units of each hidden layer; empty for a linear classifier.
+        hidden: Units of each hidden layer, at least one layer.
         num_classes: Number of classes ``K``.
         dropout: Dropout after each hidden layer, in ``[0, 1)``.
 
@@ -81,8 +81,5 @@ def mlp(
         >>> mlp(image_size=8)(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 10])
     """
-    sizes = [in_channels * image_size**2, *hidden]
-    layers: list[nn.Module] = [nn.Flatten()]
-    for before, after in pairwise(sizes):
-        layers += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
-    return nn.Sequential(*layers, nn.Linear(sizes[-1], num_classes))
+    hidden_layers = MLP(in_channels * image_size**2, list(hidden), dropout=dropout)
+    return nn.Sequential(nn.Flatten(), hidden_layers, nn.ReLU(), nn.Linear(hidden[-1], num_classes))

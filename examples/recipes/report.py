@@ -1,10 +1,11 @@
-"""What a run did for each class, as data and as a table."""
+"""The outcome of a run for each class, as data and as a table."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,6 +15,16 @@ from rich.text import Text
 from lightning_fair.common.arrays import Floats, Ints
 
 SHOTS = {"many": (101, None), "medium": (20, 100), "few": (0, 19)}  # training images, both ends included
+# The numbers that compare runs, in the order of the columns in tables.
+METRICS = {
+    "balanced_accuracy": "balanced accuracy",
+    "worst_class_recall": "worst-class recall",
+    **{f"{name}_shot_accuracy": f"{name}-shot accuracy" for name in SHOTS},
+    "accuracy": "plain accuracy",
+    "val_balanced_accuracy": "balanced accuracy, validation",
+    "largest_weight": "largest weight",
+    "effective_sample_size": "effective sample size",
+}
 
 
 @dataclass(frozen=True)
@@ -23,7 +34,7 @@ class Best:
     Attributes:
         epoch: From 1.
         accuracy: Balanced accuracy, in [0, 1].
-        on_test: Whether the test set is the validation data, so that the epoch was chosen with it.
+        on_test: Whether the validation data are the test set, so that the epoch was chosen with the test set.
     """
 
     epoch: int
@@ -36,17 +47,17 @@ class Report:
     """The outcome of a run, after its last epoch.
 
     Attributes:
-        classes: Name of each class, ``K`` of them.
+        classes: Names of the ``K`` classes.
         images: Training images of each class, int64, shape ``(K,)``.
-        drawn: Training samples of each class that were drawn, int64, shape ``(K,)``.
-        recall: Share of each class's test images that were recognised, in [0, 1], shape ``(K,)``; NaN for a class
-            without any, which counts in no mean.
-        accuracy: Share of all test images that were recognised, in [0, 1].
+        drawn: Training samples drawn of each class, int64, shape ``(K,)``.
+        recall: Recall of each class in the test, in [0, 1], shape ``(K,)``; NaN for a class without test images, which
+            counts in no mean.
+        accuracy: Accuracy in the test, in [0, 1].
         largest_weight: Largest importance weight of the run; 1 without the plugin.
         effective_sample_size: Mean over the batches, in samples; the batch size without the plugin.
-        val_balanced_accuracy: Balanced accuracy of the last validation, in [0, 1]; None without one, or if it
-            was by the test set.
-        best: The best epoch, to be shown beside the last and never in its place; None without validation.
+        val_balanced_accuracy: Balanced accuracy of the last validation, in [0, 1]; None without a validation, or if
+            the validation data are the test set.
+        best: The best epoch, shown beside the last one; None without validation.
     """
 
     classes: Sequence[str]
@@ -61,36 +72,49 @@ class Report:
 
     @property
     def share_of_draws(self) -> Floats:
-        """Share of each class in all training samples drawn, shape ``(K,)``; zeros before any."""
+        """Share of each class in all training samples drawn, shape ``(K,)``; zeros before the first draw."""
         shares: Floats = self.drawn / max(int(self.drawn.sum()), 1)
         return shares
 
     @property
     def balanced_accuracy(self) -> float:
-        """Mean of the recalls, in [0, 1]: accuracy where every class is equally frequent."""
+        """Mean of the recalls, in [0, 1]."""
         return float(np.nanmean(self.recall))
 
     @property
     def prior_accuracy(self) -> float:
-        """Recalls weighted by the training images, in [0, 1]: accuracy at the training data's own mix.
+        """Recalls weighted by the training images, in [0, 1]: the accuracy at the class mix of the training data.
 
-        A balanced test set hides what balancing costs the frequent classes; this shows it.
+        It shows the cost of balancing for the frequent classes, which a balanced test set hides.
         """
         tested = ~np.isnan(self.recall)
         return float(self.recall[tested] @ self.images[tested] / self.images[tested].sum())
 
     @property
     def shots(self) -> dict[str, float]:
-        """Mean recall of the classes with many, medium and few training images, in [0, 1]; NaN where none was tested.
-
-        Many is more than 100, few is less than 20.
-        """
+        """Mean recall of the classes with many, medium and few training images, in [0, 1]; NaN if none was tested."""
         tested = ~np.isnan(self.recall)
         groups = {name: tested & _within(self.images, *ends) for name, ends in SHOTS.items()}
         return {name: float(self.recall[group].mean()) if group.any() else math.nan for name, group in groups.items()}
 
+    def metrics(self) -> dict[str, float]:
+        """Return the numbers in ``METRICS``; NaN for those that the run does not have.
+
+        Example:
+            >>> report = make_report(["cat", "dog"], [90, 10], [50, 50], [1.0, 0.5], 0.75, 1.0, 32.0)
+            >>> metrics = report.metrics()
+            >>> metrics["balanced_accuracy"], metrics["worst_class_recall"], metrics["few_shot_accuracy"]
+            (0.75, 0.5, 0.5)
+        """
+        numbers = {
+            "worst_class_recall": float(np.nanmin(self.recall)),
+            **{f"{name}_shot_accuracy": recall for name, recall in self.shots.items()},
+        }
+        values = {name: numbers[name] if name in numbers else getattr(self, name) for name in METRICS}
+        return {name: math.nan if value is None else float(value) for name, value in values.items()}
+
     def table(self, title: str = "") -> Table:
-        """Return the report as a rich table; ``rich.print`` shows it."""
+        """Return the report as a rich table, to print with ``rich.print``."""
         table = Table(title=title or None, show_footer=True, title_justify="left")
         table.add_column("class", footer="all")
         table.add_column("training images", footer=str(self.images.sum()), justify="right")
@@ -98,8 +122,8 @@ class Report:
         table.add_column("recall", footer=f"{self.balanced_accuracy:.3f}", justify="right")
         rows = zip(self.classes, self.images, self.share_of_draws, self.recall, strict=True)
         for name, images, share, recall in rows:
-            # As text: a name may be what rich takes for markup, such as [unk] or [/].
-            table.add_row(Text(name), str(images), f"{100 * share:.1f} %", _log_context(recall))
+            # Text, because rich would read a name such as [unk] or [/] as markup.
+            table.add_row(Text(name), str(images), f"{100 * share:.1f} %", _number(recall))
         return table
 
     def summary(self) -> Table:
@@ -110,13 +134,16 @@ class Report:
         for name, value, meaning in (
             ("balanced accuracy", f"{self.balanced_accuracy:.3f}", f"mean of the recalls{which}, after the last epoch"),
             *self._shot_rows(),
-            ("plain accuracy", f"{self.accuracy:.3f}", "over the test set as it is"),
+            ("plain accuracy", f"{self.accuracy:.3f}", "over the whole test set"),
             ("accuracy at prior", f"{self.prior_accuracy:.3f}", "recalls weighted by the training images"),
             ("largest weight", f"{self.largest_weight:.2f}", "of one sample in the loss"),
             ("effective sample size", f"{self.effective_sample_size:.1f}", "samples a batch, mean"),
-            *self._best_rows(),
         ):
             table.add_row(name, value, f"[dim]{meaning}[/dim]")
+        if self.best:
+            chosen = "chosen on the test set itself" if self.best.on_test else "on the validation data"
+            meaning = f"balanced accuracy of epoch {self.best.epoch}, {chosen}; not the result"
+            table.add_row("best epoch", f"{self.best.accuracy:.3f}", f"[dim]{meaning}[/dim]")
         return table
 
     def _shot_rows(self) -> Iterator[tuple[str, str, str]]:
@@ -124,18 +151,30 @@ class Report:
             low, high = SHOTS[name]
             sizes = f"{low} or more" if high is None else f"{low} to {high}" if low else f"{high} or fewer"
             number = int(_within(self.images, low, high).sum())
-            meaning = f"{number} class{'es' * (number != 1)} with {sizes} training images"
-            yield f"  {name}-shot", _log_context(recall), meaning
-
-    def _best_rows(self) -> Iterator[tuple[str, str, str]]:
-        if self.best:
-            chosen = "chosen on the test set itself" if self.best.on_test else "on the validation data"
-            meaning = f"balanced accuracy of epoch {self.best.epoch}, {chosen}; not the result"
-            yield "best epoch", f"{self.best.accuracy:.3f}", meaning
+            yield (
+                f"  {name}-shot",
+                _number(recall),
+                f"{number} class{'es' * (number != 1)} with {sizes} training images",
+            )
 
 
-def _log_context(recall: float) -> str:
-    return "-" if math.isnan(recall) else f"{recall:.3f}"
+def mean_std(values: ArrayLike, digits: int = 3, unit: str = "") -> str:
+    """Return ``mean ± sample standard deviation``; the mean alone if the deviation rounds to 0, nothing for no values.
+
+    Example:
+        >>> mean_std([0.8]), mean_std([0.8, 0.9, 1.0]), mean_std([10.0, 12.0], 1, " %")
+        ('0.800', '0.900 ± 0.100', '11.0 ± 1.4 %')
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    if not numbers.size:
+        return ""
+    deviation = float(np.std(numbers, ddof=1)) if numbers.size > 1 else 0.0
+    shown = f" ± {deviation:.{digits}f}" if deviation >= 0.5 * 10.0**-digits else ""
+    return f"{numbers.mean():.{digits}f}{shown}{unit}"
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
 
 
 def _within(images: Ints, low: int, high: int | None) -> NDArray[np.bool_]:
@@ -143,20 +182,12 @@ def _within(images: Ints, low: int, high: int | None) -> NDArray[np.bool_]:
 
 
 def make_report(
-    classes: Sequence[str],
-    images: ArrayLike,
-    drawn: ArrayLike,
-    recall: ArrayLike,
-    accuracy: float,
-    largest_weight: float,
-    effective_sample_size: float,
-    val_balanced_accuracy: float | None = None,
-    best: Best | None = None,
+    classes: Sequence[str], images: ArrayLike, drawn: ArrayLike, recall: ArrayLike, *numbers: Any, **named: Any
 ) -> Report:
-    """Return the report of these numbers, whatever their containers.
+    """Return a :class:`Report`, with the class counts and recalls converted to arrays.
 
     Raises:
-        ValueError: If the classes, images, draws and recalls are not equally many.
+        ValueError: If classes, images, draws and recalls differ in length.
 
     Example:
         >>> report = make_report(["cat", "dog"], [90, 10], [50, 50], [1.0, 0.5], 0.75, 1.0, 32.0)
@@ -167,15 +198,5 @@ def make_report(
     recalls = np.asarray(recall, dtype=np.float64)
     sizes = [len(classes), counts.size, draws.size, recalls.size]
     if len(set(sizes)) != 1:
-        raise ValueError(f"classes, images, drawn and recall must be equally many, got {sizes}.")
-    return Report(
-        list(classes),
-        counts,
-        draws,
-        recalls,
-        float(accuracy),
-        float(largest_weight),
-        float(effective_sample_size),
-        val_balanced_accuracy,
-        best,
-    )
+        raise ValueError(f"classes, images, drawn and recall must have the same length, got {sizes}.")
+    return Report(list(classes), counts, draws, recalls, *numbers, **named)

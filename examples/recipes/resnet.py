@@ -10,8 +10,8 @@ from torch.nn import functional as F
 class Block(nn.Module):
     """Two 3x3 convolutions around a shortcut without parameters (option A).
 
-    Where the block halves the image or has more channels than its input, the shortcut leaves out every other row
-    and column and pads the channels with zeros, half of them on each side.
+    If the block halves the image or has more channels than its input, the shortcut skips every other row and column
+    and pads the channels with zeros, half of them on each side.
 
     Args:
         before: Channels of the input.
@@ -26,14 +26,14 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(after)
         self.stride = stride
-        self.added = after - before
+        self.padding = after - before
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the features, shape ``(batch, after, H / stride, W / stride)``."""
         out = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
-        if self.stride > 1 or self.added:
-            left = self.added // 2
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, left, self.added - left))
+        if self.stride > 1 or self.padding:
+            left = self.padding // 2
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, left, self.padding - left))
         return F.relu(out + x)
 
 
@@ -41,12 +41,12 @@ def resnet32(in_channels: int = 3, width: int = 16, num_classes: int = 10) -> nn
     """Return a residual network of 32 layers for small images: three stages of five blocks.
 
     The stages have ``width``, ``2 * width`` and ``4 * width`` channels, and the second and the third halve the
-    image. With the width 16 it has 0.46 million parameters. Weights are initialised after Kaiming He (normal).
-    Mind batch normalisation where two class mixes are compared: it also follows the mix.
+    image. With ``width=16`` the network has 0.46 million parameters. Weights have Kaiming initialization (normal).
+    Batch normalization follows the class mix of the batches, which matters for a comparison of two mixes.
 
     Args:
         in_channels: Channels of the images.
-        width: Channels of the first stage, at least 1; smaller ones are for quick trials.
+        width: Channels of the first stage, at least 1; small values are for quick trials.
         num_classes: Number of classes ``K``.
 
     Returns:

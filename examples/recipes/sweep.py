@@ -1,4 +1,4 @@
-"""Sweeps: a run leaves its result, a failed one leaves the others running, and the end is a table and a picture."""
+"""Sweeps: each run writes its result, a failed run does not stop the others, and a table and a picture end it."""
 
 from __future__ import annotations
 
@@ -13,80 +13,62 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 from recipes.configs import has_optuna
-from recipes.report import Report
-from recipes.sweep_results import (
-    METRICS,
-    REPORT,
-    Sweep,
-    markdown,
-    metrics_of,
-    read_sweep,
-    rich_table,
-    runs_in,
-    short,
-    write_csv,
-)
+from recipes.report import METRICS, Report
+from recipes.sweep_table import REPORT, Sweep, chart, markdown, read_sweep, rich_table, rows_of, run_folders
+from recipes.training import quoted
 
 log = logging.getLogger(__name__)
 
-_FILE_WIDTH = 140  # of a table that goes into a file: rich would take 80
+_FILE_WIDTH = 140  # of a table that is printed into a file; rich would take 80
 
 
 def in_sweep() -> bool:
-    """Return whether Hydra runs this as one of several."""
+    """Return whether Hydra runs this as one of several runs."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def recorded(train: Callable[[DictConfig], Report], cfg: DictConfig) -> Report | None:
-    """Train, and leave the result or the error as ``report.json`` in the run's folder.
+def train_and_record(train: Callable[[DictConfig], Report], cfg: DictConfig) -> Report | None:
+    """Train, and write the result or the error to ``report.json`` in the run's folder.
 
     Args:
         train: Called with the config.
         cfg: The config of the run, under ``hydra.main``.
 
     Returns:
-        The report; in a sweep None for a run that failed, so that the next one starts.
+        The report; None for a failed run of a sweep, so that the next run starts.
 
     Raises:
-        Exception: Whatever ``train`` raises, unless the run is one of a sweep.
+        Exception: The exception of ``train``, unless the run is part of a sweep.
     """
     path = Path(HydraConfig.get().runtime.output_dir) / REPORT
-    # A sweep into the folder of an earlier one: its results are not those of this one.
-    path.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)  # of an earlier run in the same folder
     start = time.perf_counter()
     try:
         report = train(cfg)
     except Exception as error:
-        write(path, {"status": "failed", "error": in_words(error), "seconds": time.perf_counter() - start})
+        _write(path, {"status": "failed", "error": error_text(error), "seconds": time.perf_counter() - start})
         if not in_sweep():
             raise
-        # The run's own log file has the traceback.
+        # The traceback goes to the run's own log file.
         log.exception("This run failed; the sweep goes on.")
         return None
-    result = {
-        "status": "done",
-        "metrics": metrics_of(report),
-        "recall": dict(zip(report.classes, report.recall.tolist(), strict=True)),
-        "images": dict(zip(report.classes, report.images.tolist(), strict=True)),
-        "drawn": dict(zip(report.classes, report.drawn.tolist(), strict=True)),
-        "seconds": time.perf_counter() - start,
-    }
-    write(path, result)
+    per_class = {"recall": report.recall, "images": report.images, "drawn": report.drawn}
+    result = {name: dict(zip(report.classes, values.tolist(), strict=True)) for name, values in per_class.items()}
+    _write(path, {"status": "done", "metrics": report.metrics(), **result, "seconds": time.perf_counter() - start})
     return report
 
 
 @rank_zero_only
-def write(path: Path, result: dict[str, Any]) -> None:
-    """Write JSON, all of it or nothing; numbers that JSON does not know become null."""
+def _write(path: Path, result: dict[str, Any]) -> None:
+    """Write a whole JSON file or none; NaN and infinity, which JSON does not have, become null."""
     part = path.with_suffix(".part")
     part.write_text(json.dumps(_finite(result), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(part, path)
@@ -98,11 +80,11 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def in_words(error: BaseException) -> str:
-    """Return an error in one line, without Hydra's wrapping.
+def error_text(error: BaseException) -> str:
+    """Return an error in one line, without Hydra's wrapper.
 
     Example:
-        >>> in_words(ValueError("alpha is too large"))
+        >>> error_text(ValueError("alpha is too large"))
         'ValueError: alpha is too large'
     """
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
@@ -110,129 +92,108 @@ def in_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
 
 
-def show_line(report: Report) -> None:
-    """Print one run of a sweep in a line; the table of all comes at the end."""
-    numbers = metrics_of(report)
+def print_line(report: Report) -> None:
+    """Print one run of a sweep in a line."""
+    metrics = report.metrics()
     names = ("balanced_accuracy", "worst_class_recall", "largest_weight")
-    print(", ".join(f"{METRICS[name]} {numbers[name]:.3f}" for name in names))
+    print(", ".join(f"{METRICS[name]} {metrics[name]:.3f}" for name in names))
 
 
 def objective(report: Report) -> float:
-    """Return what a search maximises: balanced accuracy of the last validation, or of the test if there was none.
+    """Return the number that a search maximizes: balanced accuracy of the last validation, or of the test without one.
 
-    A search that picks by the test set reports a number that it has tuned.
+    A search on the test set reports a number that it has tuned.
     """
-    validated = report.val_balanced_accuracy
-    return report.balanced_accuracy if validated is None else validated
+    return report.balanced_accuracy if report.val_balanced_accuracy is None else report.val_balanced_accuracy
 
 
-def summarise(folder: str | Path, out: str | Path | None = None, metric: str = "balanced_accuracy") -> Sweep:
+def summarize(folder: str | Path, out: str | Path | None = None, metric: str = "balanced_accuracy") -> Sweep:
     """Write ``sweep.csv``, ``sweep.md`` and ``sweep.png`` of a sweep, and print its table.
 
     Args:
         folder: The folder of the sweep.
-        out: Where the files go. Default: into the folder.
-        metric: What the picture shows, one of ``METRICS``.
+        out: Folder of the three files. Default: the sweep's.
+        metric: The metric of the picture, one of ``METRICS``.
 
     Raises:
         FileNotFoundError: If there is no such folder, or no run in it.
-        ValueError: If it is the folder of a single run, or the metric is none.
+        ValueError: If it is the folder of a single run, or the metric is unknown.
     """
-    from recipes.sweep_chart import chart, save
-
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}.")
-    sweep = read_sweep(folder)
+    sweep = read_sweep(Path(folder))
     out = Path(folder if out is None else out)
     out.mkdir(parents=True, exist_ok=True)
-    # Before anything is printed: where that fails, the files are there.
-    write_csv(sweep, out / "sweep.csv")
-    (out / "sweep.md").write_text(markdown(sweep), encoding="utf-8")
+    # The files first: if the table cannot be printed, they exist.
+    sweep.runs.to_csv(out / "sweep.csv", index=False)
+    (out / "sweep.md").write_text(markdown(sweep.table()), encoding="utf-8")
     files = ["sweep.csv", "sweep.md"]
+    (out / "sweep.png").unlink(missing_ok=True)  # of an earlier sweep, if this one has no result
     figure = chart(sweep, metric)
-    (out / "sweep.png").unlink(missing_ok=True)  # without a result there is none, not that of an earlier sweep
     if figure is not None:
-        save(figure, out / "sweep.png")
+        figure.savefig(out / "sweep.png", dpi=160, metadata={"Software": None})  # the same sweep is the same file
         files.append("sweep.png")
-    print()
-    console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = _FILE_WIDTH
-    console.print(rich_table(sweep, console))
-    for run in sweep.bad:
-        print(f"{run.status}: run {run.name}, {run.error}")
-    missing = planned(sweep.folder) - len(sweep.runs)
-    if missing > 0:
-        runs = "run was" if missing == 1 else "runs were"
-        print(f"{missing} more {runs} not begun: the sweep was interrupted, or is still running.")
-    best = sweep.best()
-    if best is not None:
-        group, by = best
-        settings = " ".join(f"{key}={short(value)}" for key, value in group.settings.items())
-        print(f"Best by {METRICS[by]}: {settings}, {group.text(by)}; on the test set {group.text('balanced_accuracy')}")
-    # Plain print: rich would break a long path over two lines.
-    print(f"\nTable and picture: {', '.join(files)} in {_shown(out)}")
-    if any(sweep.folder.rglob("events.out.tfevents.*")):
-        print(f"Compare the runs (tab HParams): tensorboard --logdir {_shown(sweep.folder)}")
+    _print(sweep, out, files)
     return sweep
 
 
-def planned(folder: Path) -> int:
-    """Return how many runs Hydra's own sweeper set out to make in the folder; 0 if that cannot be told."""
-    try:
-        multirun = OmegaConf.load(folder / "multirun.yaml")
-        overrides = OverridesParser.create().parse_overrides(list(multirun.hydra.overrides.task))
-        sweeps = [override for override in overrides if override.is_sweep_override()]
-        return math.prod(len(list(override.sweep_string_iterator())) for override in sweeps)
-    except Exception:  # no such file, a search, or a pattern that only Hydra's loader can expand
-        return 0
+def _print(sweep: Sweep, out: Path, files: list[str]) -> None:
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _FILE_WIDTH
+    console.print("", rich_table(sweep, console))
+    # Plain print below, because rich would break long lines.
+    for run in rows_of(sweep.bad):
+        print(f"{run.status}: run {run.run}, {run.error}")
+    print(sweep.best() or "")
+    print(f"\nTable and picture: {', '.join(files)} in {_relative(out)}")
+    if any(sweep.folder.rglob("events.out.tfevents.*")):
+        print(f"Compare the runs (tab HParams): tensorboard --logdir {_relative(sweep.folder)}")
 
 
-def _shown(path: Path) -> str:
-    text = os.path.relpath(path) if path.resolve().is_relative_to(Path.cwd()) else str(path)
-    return f'"{text}"' if " " in text else text
+def _relative(path: Path) -> str:
+    return quoted(os.path.relpath(path) if path.resolve().is_relative_to(Path.cwd()) else path)
 
 
 class SweepReport(Callback):
-    """Hydra's callback that ends a sweep with its table and picture.
+    """Hydra callback that ends a sweep with its table and picture.
 
-    If a run failed, the exit status of the program is then 1, as that of a single run is. A folder that has runs in it
-    already is refused: they would be taken for this sweep's, or overwritten.
+    If a run has no result, the exit status of the program is 1, as for a single run. A folder that holds runs already
+    is refused, because their results would be mixed with those of the sweep.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
-        """Refuse a folder with runs in it, before anything is written."""
+        """Refuse a folder that holds runs, before anything is written."""
         folder = Path(config.hydra.sweep.dir)
-        if runs_in(folder):
+        if run_folders(folder):
             raise SystemExit(
-                f"hydra.sweep.dir must be a folder without runs, and {folder} holds {len(runs_in(folder))}. Name "
-                "another one, or delete it."
+                f"hydra.sweep.dir must be a folder without runs, and {folder} holds {len(run_folders(folder))}. Name "
+                "another folder, or delete it."
             )
-        # A search in which every trial fails, like an interrupt, ends without `on_multirun_end`.
-        atexit.register(_summarise_rest, folder.absolute())
+        # Without `on_multirun_end` end an interrupted sweep, and a search in which every trial fails.
+        atexit.register(_summarize_rest, folder.absolute())
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
-        """Print the table, draw the picture, and end the program if a run has no result."""
-        atexit.unregister(_summarise_rest)
+        """Print the table, save the picture, and set the exit status."""
+        atexit.unregister(_summarize_rest)
         folder = config.hydra.sweep.dir
-        # Hydra turns the exceptions of a callback into warnings, but lets SystemExit pass.
+        # Hydra turns other exceptions of a callback into warnings.
         try:
-            sweep = summarise(folder)
+            sweep = summarize(folder)
         except Exception as error:
-            log.exception("The sweep's table or picture could not be made.")
-            raise SystemExit(f"`python examples/sweep_report.py {folder}` tries it again.") from error
-        if sweep.bad:
+            log.exception("The sweep's table or picture failed.")
+            raise SystemExit(f"To try again: `python examples/sweep_report.py {folder}`.") from error
+        if len(sweep.bad):
             raise SystemExit(f"{len(sweep.bad)} of {len(sweep.runs)} runs have no result.")
 
 
-def _summarise_rest(folder: Path) -> None:
-    """Print the table of a sweep that broke off, where it came to any run."""
-    if runs_in(folder):
-        summarise(folder)
+def _summarize_rest(folder: Path) -> None:
+    if run_folders(folder):
+        summarize(folder)
 
 
 class NeedsOptuna(Callback):
-    """Refuses ``hparams_search=optuna`` without its extra, before Hydra refuses it in words that help nobody.
+    """Hydra callback that refuses ``hparams_search=optuna`` without its extra, and says how to install it.
 
     Raises:
         ImportError: If the sweeper is not installed.

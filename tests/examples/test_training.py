@@ -1,11 +1,7 @@
-"""The example runs as a user runs it, and shows what it promises."""
+"""Training from a config: reports, checks before anything is written, baselines and schedules."""
 
 import csv
-import logging
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,30 +9,27 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from recipes import configs, run
+from recipe_helpers import ROOT, process_settings_restored, run_script
+from recipes import configs, training
 from recipes.longtail import long_tail_counts
 from recipes.report import Best
 
-ROOT = Path(__file__).parents[2]
+
+@pytest.fixture
+def config(tmp_path):
+    """Compose a short run."""
+    configs.register()
+    GlobalHydra.instance().clear()
+    fast = ["trainer.max_epochs=2", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
+    with process_settings_restored(), initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        yield lambda *overrides: compose("train", overrides=[f"output_dir={tmp_path}", *fast, *overrides])
 
 
-def example(folder, *overrides):
-    """Run examples/train.py in ``folder``, as a user would."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "train.py"), *overrides],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": path, "COLUMNS": "120", "PYTHONIOENCODING": "utf-8"},
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=300,
-    )
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("fair", ["default", "off", "aggressive"])
-def test_the_example_prints_its_table_and_the_tensorboard_command(tmp_path, fair):
-    done = example(tmp_path, f"fair={fair}", "trainer.max_epochs=1", "trainer.accelerator=cpu")
+def test_script_prints_report(tmp_path, fair):
+    """And the command that opens TensorBoard."""
+    done = run_script("train.py", tmp_path, f"fair={fair}", "trainer.max_epochs=1", "trainer.accelerator=cpu")
     assert done.returncode == 0, done.stderr
     for text in ("training images", "share of draws", "recall", "balanced accuracy", "plain accuracy"):
         assert text in done.stdout
@@ -51,30 +44,26 @@ def test_the_example_prints_its_table_and_the_tensorboard_command(tmp_path, fair
     assert "Epoch 0" in done.stdout + done.stderr  # the progress bar
 
 
-def test_a_wrong_key_ends_the_example_and_names_it(tmp_path):
-    done = example(tmp_path, "fair.alpah=1")
+@pytest.mark.slow
+def test_script_names_wrong_key(tmp_path):
+    done = run_script("train.py", tmp_path, "fair.alpah=1")
     assert done.returncode != 0
     assert "fair.alpah" in done.stderr
 
 
-@pytest.fixture
-def config(tmp_path, monkeypatch):
-    """Compose a short run; what the run sets in the process is put back."""
-    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
-        monkeypatch.setenv(name, "0")  # so that the test's end takes away what seed_everything sets
-    logger = logging.getLogger("lightning.pytorch")
-    threads, level = torch.get_num_threads(), logger.level
-    configs.register()
-    GlobalHydra.instance().clear()
-    fast = ["trainer.max_epochs=2", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        yield lambda *overrides: compose("train", overrides=[f"output_dir={tmp_path}", *fast, *overrides])
-    torch.set_num_threads(threads)
-    logger.setLevel(level)
+def test_run_is_reported(config, capsys):
+    """The smallest run, in the fast tier."""
+    cfg = config("logger=none", "trainer.max_epochs=1", "trainer.enable_checkpointing=false", "callbacks=none")
+    report = training.train(cfg)
+    assert int(report.drawn.sum()) == 8 * 32
+    assert report.share_of_draws == pytest.approx([0.1] * 10, abs=0.01)
+    training.show(report, cfg)
+    assert "with FairSampling, seed 1" in capsys.readouterr().out
 
 
-def test_with_and_without_the_plugin_take_the_same_number_of_steps(config):
-    with_it, without = (run.train(config(f"fair={fair}", "logger=none")) for fair in ("default", "off"))
+@pytest.mark.slow
+def test_same_number_of_steps_without_plugin(config):
+    with_it, without = (training.train(config(f"fair={fair}", "logger=none")) for fair in ("default", "off"))
     assert with_it.images.tolist() == without.images.tolist()
     # 8 batches of 32 each epoch; without the plugin the last is what is left of 242 images.
     assert (int(with_it.drawn.sum()), int(without.drawn.sum())) == (2 * 8 * 32, 2 * 242)
@@ -83,6 +72,7 @@ def test_with_and_without_the_plugin_take_the_same_number_of_steps(config):
     assert 0.0 < with_it.effective_sample_size <= 32.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -96,10 +86,10 @@ def test_with_and_without_the_plugin_take_the_same_number_of_steps(config):
         (["data.imbalance_ratio=0.5"], "imbalance_ratio"),
         (["data.seed=-1"], "seed must be at least 0, got -1"),
         (["seed=-1"], "seed must be at least 0, got -1"),
-        (["baseline=drw", "fair=default"], r"A baseline \(DeferredReweighting\) goes with fair=off"),
+        (["baseline=drw", "fair=default"], r"A baseline \(DeferredReweighting\) must be used with fair=off"),
         (["baseline=drw", "baseline.loss.beta=1"], "beta must lie in"),
         (["baseline=balanced_softmax", "baseline.loss.tau=-1"], "tau must be finite and at least 0"),
-        (["experiment=drift", "baseline=weighted_sampler"], "draws by index, and DriftDataModule gives a stream"),
+        (["experiment=drift", "baseline=weighted_sampler"], "draws by index, but DriftDataModule is a stream"),
         (
             ["experiment=drift", "model=resnet32"],
             r"1 x 8 x 8 .* model\.net\.in_channels=1 model\.standardize\.channels=1",
@@ -109,59 +99,69 @@ def test_with_and_without_the_plugin_take_the_same_number_of_steps(config):
             ["model.num_classes=5"],
             r"have 10 classes, .*: model\.num_classes=5, model\.net\.num_classes=5\. Set model\.num_classes=10;",
         ),
-        (["model.net.num_classes=5"], r"number: model\.net\.num_classes=5\. .*follows where it is left out"),
-        (["experiment=drift", "data=digits"], r"DigitsDataModule gives none\. Take data=drift"),
+        (["model.net.num_classes=5"], r"number: model\.net\.num_classes=5\. .*follows unless it is set"),
+        (["experiment=drift", "data=digits"], r"DigitsDataModule has none\. Set data=drift"),
         (["experiment=drift", "fair=deferred"], "A stream has no prior"),
         (["experiment=drift", "trainer.max_epochs=1", "fair=progressive"], "A stream has no prior"),
         (["trainer.max_epochs=1", "fair=deferred"], r"max_epochs=1 a target .*\(fair\.target_probs\).*max_epochs=2 or"),
         (["trainer.max_epochs=1", "fair=progressive"], r"\(fair\.target_probs\) would change nothing"),
-        (["trainer.max_epochs=1", "baseline=drw"], r"a loss from epoch 1 on \(baseline\.loss\.begin\) would change"),
+        (
+            ["trainer.max_epochs=1", "baseline=drw"],
+            r"a loss that changes in epoch 1 \(baseline\.loss\.begin\) would change",
+        ),
         *(
             (
                 [f"trainer.strategy={name}", "trainer.devices=2"],
-                rf"strategy={name} trains in proc.*trainer\.strategy=ddp",
+                rf"strategy={name} trains in other proc.*trainer\.strategy=ddp",
             )
             for name in ("ddp_fork", "ddp_spawn", "ddp_notebook_find_unused_parameters_true")
         ),
         (["trainer.limit_test_batches=0"], r"limit_test_batches must be more than 0, .*got 0"),
     ],
 )
-def test_bad_input_is_an_error_that_names_it_and_writes_nothing(config, tmp_path, overrides, message):
+def test_bad_input_writes_nothing(config, tmp_path, overrides, message):
+    """The error names the setting."""
     with pytest.raises(Exception, match=message):
-        run.train(config("logger=many", *overrides))
+        training.train(config("logger=many", *overrides))
     assert not list(tmp_path.iterdir())  # no logs, no hparams.yaml, no checkpoints
 
 
-def test_overfit_batches_is_reported_as_what_it_is_a_run_without_the_plugin(config, capsys):
+@pytest.mark.slow
+def test_overfit_batches_turns_plugin_off(config, capsys):
     cfg = config("logger=none", "trainer.overfit_batches=1")
     with pytest.warns(UserWarning, match="FairSampling does nothing with overfit_batches"):
-        report = run.train(cfg)
+        report = training.train(cfg)
     assert int(report.drawn.sum()) == 2 * 32
     assert (report.largest_weight, report.effective_sample_size) == (1.0, 32.0)
-    run.show(report, cfg)
+    training.show(report, cfg)
     assert "without FairSampling" in capsys.readouterr().out
 
 
-def test_a_barebones_run_has_its_report_too(config):
+@pytest.mark.slow
+def test_barebones_run_has_report(config):
     bare = ["trainer.barebones=true", "trainer.log_every_n_steps=null", "callbacks=none"]
-    with_logs, without = (run.train(config("logger=none", *overrides)) for overrides in ([], bare))
+    with_logs, without = (training.train(config("logger=none", *overrides)) for overrides in ([], bare))
     assert without.accuracy == with_logs.accuracy
     assert without.recall.tolist() == with_logs.recall.tolist()
 
 
-def test_the_same_seed_gives_the_same_report(config):
-    first, again = (run.train(config("logger=none")) for _ in range(2))
-    assert first.drawn.tolist() == again.drawn.tolist()
-    assert first.recall.tolist() == again.recall.tolist()
+@pytest.mark.slow
+def test_seed_repeats_report(config):
+    first, second = (training.train(config("logger=none")) for _ in range(2))
+    assert first.drawn.tolist() == second.drawn.tolist()
+    assert first.recall.tolist() == second.recall.tolist()
 
 
-def test_a_run_goes_on_from_its_checkpoint(config, tmp_path):
-    run.train(config("logger=none", "callbacks.checkpoint.every_n_epochs=1", "trainer.check_val_every_n_epoch=1"))
-    resumed = run.train(config("logger=none", "trainer.max_epochs=3", f"ckpt_path={tmp_path}/checkpoints/last.ckpt"))
+@pytest.mark.slow
+def test_run_resumes_from_checkpoint(config, tmp_path):
+    training.train(config("logger=none", "callbacks.checkpoint.every_n_epochs=1", "trainer.check_val_every_n_epoch=1"))
+    resumed = training.train(
+        config("logger=none", "trainer.max_epochs=3", f"ckpt_path={tmp_path}/checkpoints/last.ckpt")
+    )
     assert int(resumed.drawn.sum()) == 3 * 8 * 32
 
 
-# -- baselines, and CIFAR-LT -----------------------------------------------------------------------------------
+# -- baselines and CIFAR-LT ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -178,7 +178,8 @@ def own(tmp_path_factory):
     return str(folder / "own.npz")
 
 
-def test_a_class_without_test_images_counts_nowhere(config, own, tmp_path, tmp_path_factory, capsys):
+@pytest.mark.slow
+def test_untested_class_counts_nowhere(config, own, tmp_path, tmp_path_factory, capsys):
     data = dict(np.load(own))
     tested = data["test_labels"] % 3 != 1  # without 1, 4 and 7
     file = tmp_path_factory.mktemp("data") / "own.npz"
@@ -188,23 +189,26 @@ def test_a_class_without_test_images_counts_nowhere(config, own, tmp_path, tmp_p
         *("model.net.width=2", "logger=many", "callbacks=none", "trainer.enable_checkpointing=false"),
     )
     with pytest.warns(UserWarning, match=r"lack 3 of the 10 classes \(1, 4, 7\)"):
-        report = run.train(cfg)
+        report = training.train(cfg)
     assert np.flatnonzero(np.isnan(report.recall)).tolist() == [1, 4, 7]
     assert report.balanced_accuracy == pytest.approx(report.recall[[0, 2, 3, 5, 6, 8, 9]].mean())
-    # Validation is on the test set: one number, however it is come by.
+    # Validation is on the test set: one number, in every log.
     with open(next(tmp_path.rglob("metrics.csv"))) as file:
         logged = list(csv.DictReader(file))
     validated = [float(row["val/balanced_accuracy"]) for row in logged if row["val/balanced_accuracy"]]
     assert validated[-1] == pytest.approx(report.balanced_accuracy)
     assert report.best.accuracy == pytest.approx(max(validated))
     assert float(logged[-1]["test/balanced_accuracy"]) == pytest.approx(report.balanced_accuracy)
-    run.show(report, cfg)
+    training.show(report, cfg)
     assert "nan" not in capsys.readouterr().out
 
 
-def test_two_classes_of_the_drift_are_two_settings(config):
+@pytest.mark.slow
+def test_drift_of_two_classes(config):
     small = ["data.cycles=1", "data.turn_size=64", "trainer.max_epochs=1", "trainer.val_check_interval=1.0"]
-    report = run.train(config("logger=none", "experiment=drift", *small, "data.num_classes=2", "model.num_classes=2"))
+    report = training.train(
+        config("logger=none", "experiment=drift", *small, "data.num_classes=2", "model.num_classes=2")
+    )
     assert report.recall.shape == (2,)
 
 
@@ -222,11 +226,11 @@ def cifar(own, *overrides):
 SMOKE = ["trainer=smoke", "model.net.width=2", "data.batch_size=8"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["resnet32", "mnist", "mlp"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_images_of_other_channels_than_the_model_are_refused_before_anything_is_written(
-    config, own, tmp_path, tmp_path_factory, model, channels
-):
+def test_wrong_channels_are_refused(config, own, tmp_path, tmp_path_factory, model, channels):
+    """Before anything is written."""
     data = dict(np.load(own))
     if channels == 1:
         data = {key: part[..., 0] if part.ndim == 4 else part for key, part in data.items()}
@@ -237,34 +241,37 @@ def test_images_of_other_channels_than_the_model_are_refused_before_anything_is_
     with pytest.raises(
         ValueError, match=rf"^The images are {channels} x 12 x 12 .*Set model\.net\.in_channels={channels}"
     ):
-        # The mistaken one of the two is refused, whichever it is.
-        run.train(config("logger=many", *settings, *size, f"model.net.in_channels={4 - channels}"))
+        training.train(config("logger=many", *settings, *size, f"model.net.in_channels={4 - channels}"))
     assert not list(tmp_path.iterdir())
     right = [f"model.net.in_channels={channels}"]
     if model == "resnet32":
         right += [f"model.standardize.channels={channels}", "model.net.width=2"]
-    run.train(config("logger=none", *settings, *size, *right, "trainer.max_epochs=1", "trainer.limit_train_batches=1"))
+    training.train(
+        config("logger=none", *settings, *size, *right, "trainer.max_epochs=1", "trainer.limit_train_batches=1")
+    )
 
 
-def test_oblong_images_are_refused_by_a_model_for_square_ones(config, tmp_path_factory):
+def test_model_refuses_oblong_images(config, tmp_path_factory):
     file = tmp_path_factory.mktemp("data") / "own.npz"
     images, labels = np.zeros((20, 8, 6), np.uint8), np.arange(20) % 10
     np.savez(file, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
-    with pytest.raises(ValueError, match=r"8 x 6 pixels, but this model is for square ones\. Take model=resnet32"):
-        run.train(config("data=arrays", f"data.path={file}"))
+    with pytest.raises(ValueError, match=r"8 x 6 pixels, but this model is for square ones\. Set model=resnet32"):
+        training.train(config("data=arrays", f"data.path={file}"))
 
 
-def test_the_drifting_stream_trains_the_networks_of_images_too(config):
+@pytest.mark.slow
+def test_drift_trains_resnet32(config):
     small = ["data.cycles=1", "data.turn_size=64", "trainer.max_epochs=1", "trainer.val_check_interval=1.0"]
     resnet = ["model=resnet32", "model.net.width=2", "model.net.in_channels=1", "model.standardize.channels=1"]
-    report = run.train(config("logger=none", "experiment=drift", *small, *resnet))
+    report = training.train(config("logger=none", "experiment=drift", *small, *resnet))
     assert int(report.drawn.sum()) == 128
 
 
-def test_the_smoke_trainer_goes_through_every_phase_of_the_schedule(config, own, tmp_path):
+@pytest.mark.slow
+def test_smoke_runs_every_phase(config, own, tmp_path):
     watch = "+callbacks.rates={_target_: lightning.pytorch.callbacks.LearningRateMonitor}"
     cfg = config(*cifar(own, *SMOKE), "trainer.max_epochs=10", "logger=csv", "callbacks=none", watch)
-    report = run.train(cfg)
+    report = training.train(cfg)
     assert int(report.drawn.sum()) == 10 * 2 * 8
     with open(next(tmp_path.rglob("metrics.csv"))) as file:
         rates = [float(row["lr-SGD"]) for row in csv.DictReader(file) if row["lr-SGD"]]
@@ -274,28 +281,31 @@ def test_the_smoke_trainer_goes_through_every_phase_of_the_schedule(config, own,
     assert list(report.shots) == ["many", "medium", "few"]
 
 
-def test_the_cifar_recipe_learns_and_measures_the_training_images(config, own):
+@pytest.mark.slow
+def test_cifar_settings_learn(config, own):
     small = ["model.net.width=4", "data.batch_size=16", "model.scheduler.warm_up=1", "trainer.max_epochs=12"]
-    report = run.train(config("logger=none", *cifar(own, *small)))
+    report = training.train(config("logger=none", *cifar(own, *small)))
     assert report.images.tolist() == long_tail_counts(10, 40, 40).tolist()
     # Brightness tells the class, but for the crops' black edges; chance is 0.1.
     assert report.balanced_accuracy > 0.3
     assert report.best.accuracy >= report.balanced_accuracy - 1e-6  # the last epoch was validated on the same images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["digits", "cifar"])
 @pytest.mark.parametrize("baseline", ["weighted_sampler", "drw", "balanced_softmax", "logit_adjustment"])
-def test_every_baseline_trains_without_the_plugin(config, own, capsys, baseline, data):
+def test_baseline_trains(config, own, capsys, baseline, data):
     cfg = config("logger=none", f"baseline={baseline}", *(cifar(own, *SMOKE) if data == "cifar" else ()))
-    report = run.train(cfg)
+    report = training.train(cfg)
     assert (report.largest_weight, report.recall.shape) == (1.0, (10,))
-    run.show(report, cfg)
+    training.show(report, cfg)
     assert re.search("with (weighted_sampler|DeferredReweighting|Balanced|Logit)", capsys.readouterr().out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fair", ["default", "aggressive", "deferred", "progressive", "hard_classes"])
-def test_every_setting_of_the_plugin_trains_cifar_through_the_schedule(config, own, fair):
-    report = run.train(config("logger=none", f"fair={fair}", *cifar(own, *SMOKE), "trainer.max_epochs=10"))
+def test_fair_choice_trains_cifar(config, own, fair):
+    report = training.train(config("logger=none", f"fair={fair}", *cifar(own, *SMOKE), "trainer.max_epochs=10"))
     assert int(report.drawn.sum()) == 10 * 2 * 8
     if fair == "default":
         assert report.share_of_draws == pytest.approx([0.1] * 10, abs=1 / 160)
@@ -304,9 +314,10 @@ def test_every_setting_of_the_plugin_trains_cifar_through_the_schedule(config, o
         assert report.drawn[0] == pytest.approx(128 * report.images[0] / report.images.sum() + 32 / 10, abs=4)
 
 
-def test_a_baseline_changes_what_it_says_and_nothing_else(config):
+@pytest.mark.slow
+def test_baselines_change_nothing_else(config):
     def trained(*overrides):
-        return run.train(config("logger=none", "trainer.max_epochs=6", *overrides))
+        return training.train(config("logger=none", "trainer.max_epochs=6", *overrides))
 
     off = trained("fair=off")
     sampler = trained("baseline=weighted_sampler")
@@ -324,9 +335,10 @@ def test_a_baseline_changes_what_it_says_and_nothing_else(config):
         assert trained(*same).recall.tolist() == off.recall.tolist()
 
 
-def test_the_best_epoch_is_that_of_the_validations_and_outlives_a_checkpoint(config, tmp_path):
+@pytest.mark.slow
+def test_best_epoch_is_in_checkpoint(config, tmp_path):
     often = ["trainer.check_val_every_n_epoch=1", "callbacks.checkpoint.every_n_epochs=1"]
-    report = run.train(config("logger=csv", "trainer.max_epochs=5", *often))
+    report = training.train(config("logger=csv", "trainer.max_epochs=5", *often))
     with open(next(tmp_path.rglob("metrics.csv"))) as file:
         rows = [row for row in csv.DictReader(file) if row["val/balanced_accuracy"]]
     accuracies = [float(row["val/balanced_accuracy"]) for row in rows]
@@ -338,4 +350,4 @@ def test_the_best_epoch_is_that_of_the_validations_and_outlives_a_checkpoint(con
     checkpoint["state_dict"] |= {"best_accuracy": torch.tensor(2.0), "best_epoch": torch.tensor(3)}
     torch.save(checkpoint, path)
     more = ["trainer.max_epochs=6", f"ckpt_path={path}"]
-    assert run.train(config("logger=none", *often, *more)).best == Best(3, 2.0, on_test=False)
+    assert training.train(config("logger=none", *often, *more)).best == Best(3, 2.0, on_test=False)

@@ -1,0 +1,179 @@
+"""Train and test a composed config, and show the report."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import rich
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import IterableDataset
+
+from lightning_fair import FairSampling
+from lightning_fair.common.labels import find_labels
+from recipes.checks import baseline_names, check_config, check_model, check_schedules
+from recipes.drift import drift_stream
+from recipes.recovery import Recovery
+from recipes.report import Best, Report, make_report
+
+# The columns of TensorBoard's HParams tab, in addition to the settings on the command line.
+HPARAMS = (
+    *("data", "data.imbalance_ratio", "data.batch_size"),
+    *("fair.alpha", "fair.min_prob", "fair.horizon", "fair.lambda1", "fair.lambda2"),
+    *("fair.target_probs", "fair.reference", "fair.max_weight"),
+    *("model.lr", "trainer.max_epochs", "seed"),
+)
+
+
+def train(cfg: DictConfig, *extra_callbacks: L.Callback) -> Report:
+    """Train and test as the config says.
+
+    Args:
+        cfg: ``conf/train.yaml`` as Hydra composes it; ``output_dir`` set.
+        extra_callbacks: Callbacks in addition to those of the config.
+
+    Raises:
+        TypeError: If ``fair.alpha`` or ``fair.target_probs`` has a wrong type.
+        ValueError: If a value is out of range.
+        InstantiationException: Hydra's wrapper of an error in a constructor; it names the group of the config.
+    """
+    check_config(cfg)
+    _quiet()
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    data, model = instantiate(cfg.data), instantiate(cfg.model, _convert_="all")
+    fair = instantiate(cfg.fair, _convert_="all") if cfg.fair else None
+    # All errors that the data can cause occur here, before a logger or a checkpoint writes anything.
+    data.prepare_data()
+    data.setup("fit")
+    check_model(cfg.model, data)
+    _set_baseline(cfg.baseline, model, data)
+    if fair and isinstance(data.train_set, IterableDataset):
+        fair.settings.make_controller(data.train_set)
+    elif fair:
+        fair.settings.make_sampler(find_labels(data.train_set, fair.settings.labels), data.batch_size)
+    check_schedules(cfg, fair)
+    callbacks = [*(instantiate(callback) for callback in (cfg.callbacks or {}).values()), *extra_callbacks]
+    if cfg.trainer.enable_progress_bar is False:
+        # Lightning refuses a progress bar together with this setting.
+        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
+    if any(isinstance(callback, Recovery) for callback in callbacks):
+        drift_stream(data)
+    loggers = [instantiate(logger) for logger in (cfg.logger or {}).values()]
+    callbacks = [fair, *callbacks] if fair else callbacks
+    trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False, _convert_="all")
+    trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path)
+    # Read before the test overwrites it. A validation on the test set does not count as one.
+    validated = None if data.val_set is data.test_set else trainer.callback_metrics.get("val/balanced_accuracy")
+    trainer.test(model, datamodule=data, verbose=False)
+    report = _report(model, data, fair, None if validated is None else float(validated))
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(hparams(cfg), {f"hp/{name}": value for name, value in report.metrics().items()})
+            logger.finalize("success")
+    return report
+
+
+def show(report: Report, cfg: DictConfig) -> None:
+    """Print the report and the command that opens TensorBoard on the run's logs."""
+    # Lightning's overfit_batches turns the plugin off.
+    fair = "with FairSampling" if cfg.fair and not cfg.trainer.overfit_batches else "without FairSampling"
+    method = ", ".join(f"with {name}" for name in baseline_names(cfg)) or fair
+    rich.print(report.table(title=f"Test after training {method}, seed {cfg.seed}"))
+    rich.print(report.summary())
+    folder = tensorboard_dir(cfg)
+    if folder is None:
+        print("\nNo TensorBoard logs (logger=tensorboard writes them).")
+    else:
+        # Plain print, because rich would break a long command over two lines.
+        print(f"\nCharts: tensorboard --logdir {quoted(folder)}")
+
+
+def tensorboard_dir(cfg: DictConfig) -> str | None:
+    """Return the folder of the run's TensorBoard logs, relative to the working directory; None without such logs."""
+    if cfg.trainer.fast_dev_run:  # Lightning then writes no logs
+        return None
+    for logger in (cfg.logger or {}).values():
+        if logger._target_.rpartition(".")[2] == TensorBoardLogger.__name__:
+            return os.path.relpath(Path(logger.save_dir) / (logger.name or ""))
+    return None
+
+
+def quoted(path: str | Path) -> str:
+    """Return a path for a shell command, in quotes if it has a space."""
+    return f'"{path}"' if " " in str(path) else str(path)
+
+
+def hparams(cfg: DictConfig) -> dict[str, float | str | bool]:
+    """Return the columns of TensorBoard's HParams tab: those of `HPARAMS`, and the settings on the command line.
+
+    TensorBoard takes the columns from the run that it reads first, so every run has all of them; a setting that a run
+    does not have is ``"off"``.
+
+    Example:
+        >>> hparams(OmegaConf.create({"seed": 1, "fair": {"alpha": 8.0}}))["fair.alpha"]
+        8.0
+    """
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    command_line = dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
+    return {key: _hparam(cfg, key, command_line.get(key)) for key in dict.fromkeys((*HPARAMS, *command_line))}
+
+
+def _hparam(cfg: DictConfig, key: str, override: str | None) -> float | str | bool:
+    value = OmegaConf.select(cfg, key)
+    if isinstance(value, DictConfig) and override:
+        return override  # the name of the choice in a group
+    if isinstance(value, DictConfig) and "_target_" in value:
+        return str(value._target_.rpartition(".")[2])
+    if value is None:
+        return override or ("default" if OmegaConf.select(cfg, key.rpartition(".")[0]) else "off")
+    return value if isinstance(value, (int, float, str)) else str(value)
+
+
+def _set_baseline(baseline: DictConfig, model: Any, data: Any) -> None:
+    if baseline.sampler:
+        if not hasattr(data, "make_sampler"):
+            raise ValueError(
+                f"The baseline's sampler draws by index, but {type(data).__name__} is a stream. Choose a baseline that "
+                "changes the loss, or fair=... for a balanced stream."
+            )
+        data.make_sampler = instantiate(baseline.sampler)
+    for part in ("loss", "adjust"):
+        if baseline[part]:
+            setattr(model, part, instantiate(baseline[part])(data.train_set.class_counts))
+
+
+def _report(model: Any, data: Any, fair: FairSampling | None, validated: float | None) -> Report:
+    drawn, counts = model.drawn.cpu().numpy(), data.train_set.class_counts
+    if fair and fair.sampler is None:
+        fair = None  # overfit_batches turned it off
+    best = Best(int(model.best_epoch), float(model.best_accuracy), data.val_set is data.test_set)
+    return make_report(
+        classes=data.train_set.classes or [str(label) for label in range(counts.size)],
+        images=counts,
+        drawn=drawn,
+        recall=model.test_recall.numpy(),
+        accuracy=model.test_accuracy,
+        largest_weight=fair.largest_weight if fair else 1.0,
+        effective_sample_size=fair.effective_sample_size if fair else drawn.sum() / max(int(model.steps), 1),
+        val_balanced_accuracy=validated,
+        best=best if best.epoch else None,
+    )
+
+
+def _quiet() -> None:
+    """Silence Lightning's hardware report and advice."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*treespec.*deprecated.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
