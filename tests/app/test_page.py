@@ -269,22 +269,25 @@ def test_evicted_session_is_reloaded(chromium, folder):
         visitor.close()
 
 
-def test_browser_keeps_the_stated_counts(visitor):
+def test_browser_keeps_the_stated_counts(visitor, tmp_path):
     """As many and as long counts as the browser's copy may hold survive a reload; with one more, none does."""
     numbers = range(-LARGEST_NUMBER, -LARGEST_NUMBER + MAX_COPIED)
     counts = dict.fromkeys(numbers, LARGEST_COUNT)
-    visitor.load_text(dump(counts))
+    fits, too_many = tmp_path / "fits.json", tmp_path / "too_many.json"
+    fits.write_text(dump(counts))
+    too_many.write_text(dump(counts | {1: 1}))
+    visitor.load_file(fits)
     visitor.expect_message("Counts loaded: 100,000")
     with visitor.change():
         visitor.page.click("#generate")
     expect(visitor.locator("#warning .notice")).to_contain_text("at most 100,000 counts over a reload: use Save")
-    visitor.load_text(dump(counts))
+    visitor.load_file(fits)
     visitor.expect_message("Counts loaded: 100,000")
     visitor.reload()
     visitor.expect_rows([(-LARGEST_NUMBER, LARGEST_COUNT, "out of range")])
     visitor.enter(n=7)
     with visitor.change():
-        visitor.load_text(dump(counts | {1: 1}))
+        visitor.load_file(too_many)
     visitor.expect_message("Counts loaded: 100,001")
     visitor.reload()
     visitor.expect_message("The counts were too many for your browser to keep, so all are 0")
