@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any, NamedTuple
 
-from lightning_fair.common.arrays import arrays_to_tensors, tensors_to_arrays
 from lightning_fair.control.draw import Draw
 
 
@@ -79,10 +77,9 @@ def _is_newer(replayed: ReplayedDraw, draw: Draw) -> bool:
 
 
 def _to_state(replayed: ReplayedDraw) -> dict[str, Any]:
-    draw = {each.name: getattr(replayed.draw, each.name) for each in fields(Draw) if each.name != "split"}
-    return {**arrays_to_tensors(draw), "is_trained": replayed.is_trained}
+    return {**replayed.draw.state_dict(), "is_trained": replayed.is_trained}
 
 
 def _from_state(state: Mapping[str, Any]) -> ReplayedDraw:
     draw = {name: value for name, value in state.items() if name != "is_trained"}
-    return ReplayedDraw(Draw(**tensors_to_arrays(draw)), state["is_trained"])
+    return ReplayedDraw(Draw.from_state_dict(draw), state["is_trained"])

@@ -1,0 +1,214 @@
+"""The tab of the fair batch generator.
+
+A visitor's rotation is a ``gr.State`` on the server. A copy in the browser, a ``gr.BrowserState``, survives a reload.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pandas as pd
+
+from lightning_fair.app import session
+from lightning_fair.app.components import QUIET, Update, notice
+from lightning_fair.rotation.fair_rotation import FairRotation
+
+_LARGEST_TEXT = 100_000  # characters of JSON that are shown for copying
+_STORAGE_KEY = "lightning-fair-rotation"  # also the key of the encryption: a new one at each start would lose the copy
+_SESSION_LOST = "The server no longer has your session: reload the page to bring it back from your browser."
+_COPY_CUT = f"Your browser keeps at most {session.MAX_COPIED:,} counts over a reload: use Save."
+_COPY_LOST = "The counts were too many for your browser to keep, so all are 0: load a saved file."
+# One event at a time: two clicks of a visitor change one rotation, and JSON of 32 MB takes hundreds of MB of memory.
+_IN_TURN: dict[str, Any] = QUIET | {"concurrency_id": "rotations", "concurrency_limit": 1}
+
+
+class Generator:
+    """The tab of the fair batch generator."""
+
+    def __init__(self) -> None:
+        self.rotation = gr.State(None)
+        self.copy = gr.BrowserState(None, storage_key=_STORAGE_KEY, secret=_STORAGE_KEY)
+        with gr.Row():
+            with gr.Column():
+                self._add_controls()
+                self._add_files()
+            with gr.Column():
+                self._add_counts()
+        self.outputs = [
+            *(self.rotation, self.copy, *self.inputs, self.batch, self.message, self.warning, self.clean),
+            *(self.plot, self.rows, self.text, self.download, self.upload),
+        ]
+
+    def _add_controls(self) -> None:
+        with gr.Row(elem_classes="inputs"):
+            n = gr.Number(session.DEFAULTS[0], label="N", info="range size", min_width=70, elem_id="n")
+            k = gr.Number(session.DEFAULTS[1], label="k", info="batch size", min_width=70, elem_id="k")
+            start = gr.Number(session.DEFAULTS[2], label="start", info="first number", min_width=70, elem_id="start")
+            self.seed = gr.Textbox(
+                label="seed", info="for Reset", placeholder="any", min_width=70, max_length=20, elem_id="seed"
+            )
+        self.inputs = [n, k, start]
+        self.generate = gr.Button("Generate", variant="primary", elem_id="generate")
+        self.batch = gr.Textbox(label="Batch", interactive=False, max_lines=8, buttons=["copy"], elem_id="batch")
+        self.message = gr.HTML(elem_id="message", visible=False)
+        self.warning = gr.HTML(elem_id="warning", visible=False)
+        with gr.Row():
+            self.clean = gr.Button("Clean counts", interactive=False, size="sm", min_width=100, elem_id="clean")
+            self.reset = gr.Button("Reset", variant="stop", size="sm", min_width=100, elem_id="reset")
+
+    def _add_files(self) -> None:
+        gr.Markdown(
+            "### Save and load\nYour browser keeps the counts over a reload; of two tabs, those of the one that "
+            f"changed last. Limits: N to {session.LARGEST_N:,}, k to {session.LARGEST_K:,}, {session.MAX_COUNTS:,} "
+            f"counts in a file, {session.MAX_COPIED:,} in the browser, {session.LARGEST_FILE // 2**20} MB for a file."
+        )
+        small: dict[str, Any] = {"size": "sm", "min_width": 100}
+        self.counts_only = gr.Checkbox(label="Counts only, without N, k and start", elem_id="counts-only")
+        with gr.Row():
+            self.save = gr.Button("Save", elem_id="save", **small)
+            self.upload = gr.UploadButton("Load ...", elem_id="load", **small)
+        self.download = gr.DownloadButton(visible="hidden", elem_id="download")
+        with gr.Accordion("As text", open=False):
+            self.text = gr.Textbox(
+                label="JSON", lines=4, max_lines=8, placeholder='{"1": 3, "2": 2}', buttons=["copy"], elem_id="text"
+            )
+            with gr.Row():
+                self.show_text = gr.Button("Show", elem_id="show-text", **small)
+                self.load_text = gr.Button("Load text", elem_id="load-text", **small)
+
+    def _add_counts(self) -> None:
+        self.plot = gr.BarPlot(
+            title="Histogram of the counts",
+            x="count",
+            y="numbers",
+            y_title="numbers with that count",
+            y_lim=[0, None],
+            sort="x",
+            height=260,
+            elem_id="histogram",
+        )
+        self.order = gr.Radio(
+            list(session.ORDERS), value=session.ORDERS[0], label="Order of the table", elem_id="order"
+        )
+        self.rows = gr.Dataframe(
+            headers=["Number", "Count", "Remark"],
+            datatype=["number", "number", "str"],
+            interactive=False,
+            max_height=420,
+            elem_id="counts",
+        )
+
+    def connect(self, demo: gr.Blocks) -> None:
+        """Connect the components to their functions."""
+        demo.load(self._restore, [self.copy, self.order], self.outputs, **_IN_TURN)
+        # "always_last": while an answer is under way, only the latest keystroke waits for the next one.
+        self._on([field.input for field in self.inputs], trigger_mode="always_last")
+        self._on(self.order.input, enter=False)
+        self._on(self.generate.click, self._generate)
+        self._on(self.clean.click, self._clean)
+        self._on(self.reset.click, self._reset, [*self.inputs, self.seed], enter=False)
+        self._on(self.upload.upload, self._load_file, [self.upload, self.counts_only], enter=False)
+        self._on(self.load_text.click, self._load_text, [self.text, self.counts_only], enter=False)
+        self._on(self.show_text.click, self._show_text, [self.counts_only])
+        saved = self._on(self.save.click, self._save, [self.counts_only])
+        saved.then(None, js="() => document.querySelector('#download').click()", **QUIET)
+
+    def _on(
+        self,
+        events: Any,
+        change: Callable[..., Update] | None = None,
+        inputs: Sequence[Any] = (),
+        *,
+        enter: bool = True,
+        **options: Any,
+    ) -> Any:
+        """On an event, enter the fields N, k and start, call ``change`` and show the rotation, or show the error."""
+
+        def run(rotation: FairRotation | None, order: str, n: Any, k: Any, start: Any, *values: Any) -> Update:
+            refused = {self.download: None, self.upload: None}
+            if rotation is None:
+                return {self.message: notice(_SESSION_LOST, "bad")} | refused
+            try:
+                if enter:
+                    session.enter(rotation, n, k, start)
+                updates = change(rotation, *values) if change else {}
+            except (ValueError, TypeError) as error:
+                return {self.message: notice(str(error), "bad")} | refused
+            return self._show(updates.get(self.rotation, rotation), order) | updates
+
+        return gr.on(
+            events, run, [self.rotation, self.order, *self.inputs, *inputs], self.outputs, **_IN_TURN | options
+        )
+
+    def _show(self, rotation: FairRotation, order: str) -> Update:
+        """Return the updates that follow from the rotation."""
+        labels, heights = session.histogram(rotation)
+        rows, total = session.table(rotation, order), rotation.n + len(rotation.out_of_range)
+        mismatch, (copy, is_cut) = rotation.mismatch, session.browser_copy(rotation)
+        warnings = [f"{mismatch} Clean counts drops them."] if mismatch else []
+        warnings += [_COPY_CUT] if is_cut else []
+        return {
+            self.copy: [copy, is_cut],
+            self.message: notice(""),
+            self.warning: notice(" ".join(warnings), "warn"),
+            self.clean: gr.update(interactive=bool(mismatch), variant="primary" if mismatch else "secondary"),
+            self.plot: pd.DataFrame({"count": labels, "numbers": heights}),
+            self.rows: gr.update(value=rows, label=f"{len(rows):,} of {total:,} numbers"),
+            self.download: None,
+            self.upload: None,
+        }
+
+    def _fields(self, rotation: FairRotation) -> Update:
+        return dict(zip(self.inputs, (rotation.n, rotation.k, rotation.start), strict=True))
+
+    def _restore(self, saved: Any, order: str) -> Update:
+        """Return the updates of a new or reloaded page; ``saved`` is from the browser and may be anything."""
+        rotation, is_lost = FairRotation(*session.DEFAULTS), False
+        try:
+            copy, is_lost = saved
+            session.load(rotation, copy)
+        except (ValueError, TypeError):
+            pass  # no copy, or a damaged one
+        message = {self.message: notice(_COPY_LOST if is_lost else "", "warn")}
+        return self._show(rotation, order) | self._fields(rotation) | {self.rotation: rotation} | message
+
+    def _generate(self, rotation: FairRotation) -> Update:
+        return {self.batch: ", ".join(map(str, rotation.next_batch(warn=False)))}
+
+    def _clean(self, rotation: FairRotation) -> Update:
+        dropped = len(rotation.out_of_range)
+        rotation.clean()
+        return {self.message: notice(f"Dropped the counts out of range: {dropped:,}.")}
+
+    def _reset(self, _rotation: FairRotation, *fields: Any) -> Update:
+        return {
+            self.rotation: session.new_rotation(*fields),
+            self.batch: "",
+            self.message: notice("All counts are 0."),
+        }
+
+    def _load_file(self, rotation: FairRotation, path: str, counts_only: bool) -> Update:
+        return self._load_text(rotation, session.read_file(path), counts_only)
+
+    def _load_text(self, rotation: FairRotation, text: str, counts_only: bool) -> Update:
+        message = session.load(rotation, text, counts_only=counts_only)
+        return self._fields(rotation) | {self.message: notice(message)}
+
+    def _show_text(self, rotation: FairRotation, counts_only: bool) -> Update:
+        text = rotation.to_json(counts_only=counts_only)
+        if len(text) > _LARGEST_TEXT:
+            raise ValueError(f"Text must have at most {_LARGEST_TEXT:,} characters, got {len(text):,}: use Save.")
+        return {self.text: text}
+
+    def _save(self, rotation: FairRotation, counts_only: bool) -> Update:
+        name = session.file_name(datetime.now(), counts_only=counts_only)
+        os.makedirs(self.download.GRADIO_CACHE, exist_ok=True)
+        path = Path(tempfile.mkdtemp(dir=self.download.GRADIO_CACHE), name)
+        path.write_text(rotation.to_json(counts_only=counts_only), encoding="utf-8")
+        return {self.download: str(path), self.message: notice(f"Saved as {name}.")}

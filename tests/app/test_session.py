@@ -1,0 +1,183 @@
+import json
+from datetime import datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rotation_helpers import BAD_INPUTS, BAD_JSON, in_range, rotations
+
+from lightning_fair.app import session
+from lightning_fair.app.session import LARGEST_FILE, MAX_COUNTS, ORDERS, TABLE_ROWS
+from lightning_fair.rotation.fair_rotation import FairRotation
+from lightning_fair.rotation.serialization import LARGEST_COUNT, LARGEST_NUMBER, dump
+
+BAD_FIELDS = {
+    "k above N": ((2, 3, 1), r"k must lie in \[1, N\]"),
+    "N 0": ((0, 1, 1), r"N must lie in .* got 0"),
+    "fraction": ((2.5, 1, 1), r"N must be a whole number, got 2\.5"),
+    "empty": ((None, 1, 1), r"N must be a whole number, got an empty field"),
+    "NaN": ((5, float("nan"), 1), r"k must be a whole number, got nan"),
+    "infinity": ((5, 1, float("inf")), r"start must be a whole number, got inf"),
+    "large N": ((1_000_001, 1, 1), r"N must be at most 1,000,000 on this page, got 1000001"),
+    "1e300": ((1e300, 1, 1), r"^N must be at most 1,000,000 on this page, got an integer of 997 bits\.$"),
+    "large k": ((20_000, 10_001, 1), r"k must be at most 10,000 on this page"),
+    "HTML": (("<b>", 1, 1), r"N must be a whole number, got '<b>'"),
+    "list": (([1], {}, 1), r"N must be a whole number, got \[1\]"),
+}
+
+
+@pytest.fixture
+def rotation():
+    rotation = FairRotation(6, 2, 1, seed=0)
+    rotation.next_batch()
+    return rotation
+
+
+@pytest.mark.parametrize("name", BAD_FIELDS)
+def test_bad_fields_change_nothing(rotation, name):
+    fields, message = BAD_FIELDS[name]
+    before = rotation.to_json()
+    with pytest.raises((ValueError, TypeError), match=message):
+        session.enter(rotation, *fields)
+    with pytest.raises((ValueError, TypeError), match=message):
+        session.new_rotation(*fields, "")
+    assert rotation.to_json() == before
+
+
+def test_whole_float_fields_are_entered(rotation):
+    counts = rotation.counts
+    session.enter(rotation, 5.0, 3.0, -2)
+    assert (rotation.n, rotation.k, rotation.start, rotation.counts) == (5, 3, -2, counts)
+
+
+@pytest.mark.parametrize("seed", ["-1", "1.5", "x", "<b>", "9" * 21])
+def test_bad_seed_is_refused(seed):
+    with pytest.raises(ValueError, match=r"seed must be a whole number of at least 0, got '.*': leave it empty"):
+        session.new_rotation(10, 3, 1, seed)
+
+
+def test_seed_field_determines_the_batches():
+    batches = [session.new_rotation(100, 5, 1, seed).next_batch() for seed in (" 7", "7", "8", "", "")]
+    assert batches[0] == batches[1]
+    assert len(set(map(tuple, batches))) == 4
+
+
+@pytest.mark.parametrize("name", [*BAD_JSON, *BAD_INPUTS])
+def test_bad_load_changes_nothing(rotation, name):
+    text, message = (BAD_JSON | BAD_INPUTS)[name]
+    before = rotation.to_json()
+    with pytest.raises((ValueError, TypeError), match=message):
+        session.load(rotation, text)
+    assert rotation.to_json() == before
+
+
+def test_load_takes_inputs_if_asked(rotation):
+    text = '{"appearance_counts": {"5": 2, "6": 1}, "N": 4, "k": 2, "start": 5}'
+    assert session.load(rotation, text, counts_only=True) == "Counts loaded: 2."
+    assert (rotation.n, rotation.k, rotation.start, rotation.counts) == (6, 2, 1, {5: 2, 6: 1})
+    message = "Counts loaded: 2. N = 4, k = 2 and start = 5 are loaded, too."
+    assert session.load(rotation, text) == message
+    assert (rotation.n, rotation.k, rotation.start) == (4, 2, 5)
+    assert session.load(rotation, '{"7": 1}') == "Counts loaded: 1."
+    assert (rotation.n, rotation.k, rotation.start, rotation.counts) == (4, 2, 5, {7: 1})
+
+
+def test_load_keeps_the_limits_of_the_page(rotation):
+    """A file may have ``N`` above the page's limit although a rotation may not; nothing is changed then."""
+    before = rotation.to_json()
+    with pytest.raises(ValueError, match="N must be at most 1,000,000 on this page"):
+        session.load(rotation, '{"appearance_counts": {"1": 1}, "N": 2000000, "k": 2, "start": 5}')
+    assert rotation.to_json() == before
+
+
+@pytest.mark.slow
+def test_million_counts_load(rotation):
+    """A million counts with the longest numbers and counts fit a file, and one more is refused."""
+    first = 1 - LARGEST_NUMBER
+    text = dump(dict.fromkeys(range(first, first + MAX_COUNTS), LARGEST_COUNT), (1_000_000, 10_000, -LARGEST_NUMBER))
+    assert len(text) <= LARGEST_FILE
+    session.load(rotation, text)
+    assert len(rotation.counts) == MAX_COUNTS
+    # The earlier app writes every number of its range, with an indent of two spaces.
+    old = {"appearance_counts": dict.fromkeys(range(1, MAX_COUNTS + 1), 1), "N": MAX_COUNTS, "k": 3, "start": 1}
+    session.load(rotation, json.dumps(old, indent=2))
+    assert rotation.n == MAX_COUNTS
+    with pytest.raises(ValueError, match=r"must hold at most 1,000,000 counts, got 1,000,001"):
+        session.load(rotation, dump(dict.fromkeys(range(MAX_COUNTS + 1), 1)))
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        "[" + ",".join(["[]"] * 1_500_000) + "]",
+        "[" + ",".join(["[" * 500 + "]" * 500] * 3_000) + "]",
+        "{" + ",".join(f'"{number}":0' for number in range(1_000_010)) + "}",
+    ],
+    ids=["wide", "deep", "long"],
+)
+def test_junk_is_refused_before_parsing(rotation, junk, monkeypatch):
+    monkeypatch.setattr(session, "parse", lambda text: pytest.fail("parsed"))
+    with pytest.raises(ValueError, match=r"counts of at most 1,000,000 numbers, got more elements"):
+        session.load(rotation, junk)
+
+
+def test_range_is_fixed_with_a_million_outside(rotation, monkeypatch):
+    """With too many counts out of range, the range cannot change until they are dropped; memory stays bounded."""
+    monkeypatch.setattr(session, "MAX_COUNTS", 3)
+    rotation.load_counts(dict.fromkeys(range(10, 14), 1))
+    with pytest.raises(ValueError, match=r"At most 3 numbers out of range .* got 4: press Clean counts"):
+        session.enter(rotation, 7, 2, 1)
+    session.enter(rotation, 6, 2, 1)
+    rotation.clean()
+    session.enter(rotation, 7, 2, 1)
+
+
+def test_file_is_read_and_deleted(tmp_path):
+    path = tmp_path / "counts.json"
+    for content, message in ((b"\xff\xfe", "must be text in UTF-8"), (b" " * (LARGEST_FILE + 1), "at most 32 MB, got")):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            session.read_file(path)
+        assert not path.exists()
+    path.write_text("{}")
+    assert session.read_file(path) == "{}"
+    assert not path.exists()
+
+
+def test_file_name_has_the_date():
+    assert session.file_name(datetime(2025, 12, 1, 8, 5, 9)) == "fair-rotation-full-2025-12-01-080509.json"
+
+
+@given(rotation=rotations(), order=st.sampled_from(ORDERS))
+def test_table_has_every_number(rotation, order):
+    rows = session.table(rotation, order)
+    counts = rotation.counts
+    key = {
+        ORDERS[0]: lambda number: number,
+        ORDERS[1]: lambda number: (counts[number], number),
+        ORDERS[2]: lambda number: (-counts[number], number),
+    }[order]
+    assert [number for number, _, _ in rows] == sorted({*rotation.numbers, *rotation.out_of_range}, key=key)
+    for number, count, remark in rows:
+        assert count == counts[number]
+        assert remark == ("" if number in rotation.numbers else "out of range")
+
+
+def test_table_is_cut_after_ordering():
+    rotation = FairRotation(1_000_000, k=3, seed=0)
+    batch = rotation.next_batch()
+    assert [row[0] for row in session.table(rotation, "Number")] == list(range(1, TABLE_ROWS + 1))
+    assert [row[0] for row in session.table(rotation, "Most used")[:3]] == sorted(batch)
+    assert len(session.table(rotation, "Least used")) == TABLE_ROWS
+
+
+@given(rotation=rotations())
+def test_histogram_counts_the_range(rotation):
+    labels, heights = session.histogram(rotation)
+    counts = list(in_range(rotation).values())
+    assert len(labels) == len(heights) <= 16
+    assert sum(heights) == rotation.n
+    assert labels == sorted(labels)  # the order in which the plot shows them
+    for label, height in zip(labels, heights, strict=True):
+        first, _, last = label.strip().replace(",", "").partition("-")
+        assert height == sum(int(first) <= count <= int(last or first) for count in counts)
