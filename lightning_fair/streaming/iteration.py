@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_fair.common.arrays import Floats, Ints
-from lightning_fair.common.class_mix import apply_floor
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import Draw
+from lightning_fair.control.law import apply_floor
 from lightning_fair.sampling.systematic import Chances, systematic_counts
 from lightning_fair.streaming.buffers import ClassBuffers, cap_mix
 from lightning_fair.streaming.samples import copy_data, owns_memory, stream_labels
