@@ -48,7 +48,7 @@ PATIENCE = 60.0  # seconds
 
 def train(folder: Path) -> Path:
     """Train on a stream that drifts, and return the folder of the logs."""
-    settings = ["experiment=drift", "data.cycles=4", "data.buffer=32", "data.reuse=16"]
+    settings = ["experiment=drift", "data.cycles=4", "data.buffer_size=32", "data.max_reuse=16"]
     settings += ["data.num_classes=2", "data.imbalance_ratio=99", "model.num_classes=2"]
     settings += ["trainer.log_every_n_steps=4", "trainer.enable_progress_bar=false", f"hydra.run.dir={folder}"]
     subprocess.run([sys.executable, HERE / "train.py", *settings], check=True)

@@ -13,7 +13,8 @@ from typing_extensions import override
 
 from lightning_fair.common.labels import Labels
 from lightning_fair.control.controller import FeedbackController
-from lightning_fair.control.draw import Draw, DrawSource
+from lightning_fair.control.draw import Draw
+from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.control.target import Target
 from lightning_fair.integration.run import Run
 from lightning_fair.integration.settings import FairSettings, Reference

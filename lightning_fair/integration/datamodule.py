@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_fair.common.labels import class_names, find_labels
 from lightning_fair.control.controller import FeedbackController
-from lightning_fair.control.draw import DrawSource
+from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.dataloaders.checks import batch_size as batch_size_of
 from lightning_fair.dataloaders.checks import check_loader, is_stream
 from lightning_fair.dataloaders.fair_loader import make_fair

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from lightning_fair.common.arrays import Floats
 from lightning_fair.common.labels import find_labels
-from lightning_fair.control.draw import Draw, DrawSource
+from lightning_fair.control.draw import Draw
+from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.control.weights import weights_of_mixes
 from lightning_fair.dataloaders.fair_loader import DeliveredBatch, FairLoader
 from lightning_fair.dataloaders.stream_tracker import StreamTracker

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.modules.loss import _WeightedLoss
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_fair.control.draw import DrawSource
+from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.dataloaders.checks import batch_size, samplers
 from lightning_fair.monitoring.dashboard import Board, LogContext
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from lightning_fair.common.arrays import Floats, Ints
 from lightning_fair.common.class_mix import total_variation
 from lightning_fair.control.controller import FeedbackController
-from lightning_fair.control.draw import Draw, DrawSource
+from lightning_fair.control.draw import Draw
+from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.monitoring import plots
 from lightning_fair.monitoring.history import DownsampledHistory
 from lightning_fair.monitoring.tensorboard_layout import MAX_NAMED_CLASSES, make_charts, make_layout
