@@ -2,7 +2,6 @@ import importlib
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
 
 # Before torch is imported: the networks here are so small that threads cost more than they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,15 +17,10 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture
-def load(monkeypatch):
-    """Import a script as Python does when it is run: from its own folder."""
-
-    def load(name: str, folder: str = ".") -> ModuleType:
-        monkeypatch.syspath_prepend(str(EXAMPLES / folder))
-        return importlib.import_module(name)
-
+def load():
+    """Import a script anew."""
     before = set(sys.modules)
-    yield load
+    yield importlib.import_module
     for name in set(sys.modules) - before:
         if str(EXAMPLES) in str(getattr(sys.modules[name], "__file__", "")) or name == "benchmarks":
             del sys.modules[name]

@@ -7,16 +7,19 @@ on the seeds and the machine.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of `benchmarks` and `recipes`
+
 import numpy as np
+from benchmarks.systems import machine, markdown
 from hydra import compose, initialize_config_dir
 from recipes import configs
 from recipes.report import Report, mean_std
 from recipes.training import train
-from systems import machine, markdown
 from tqdm import tqdm
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

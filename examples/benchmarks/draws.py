@@ -16,6 +16,7 @@ import importlib.util
 import itertools
 import multiprocessing
 import re
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -25,10 +26,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of `benchmarks` and `recipes`
+
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from systems import (
+from benchmarks.systems import (
     BATCH,
     IID,
     OURS,
@@ -44,6 +46,7 @@ from systems import (
     rebalance,
     spread,
 )
+from numpy.typing import NDArray
 from torch.utils.data import BatchSampler, DataLoader, TensorDataset, WeightedRandomSampler
 from tqdm import tqdm
 

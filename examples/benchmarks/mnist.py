@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of `benchmarks` and `recipes`
+
 import numpy as np
-from digits import CONF, QUIET
+from benchmarks.digits import CONF, QUIET
+from benchmarks.systems import machine, markdown
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from recipes import configs
 from recipes.checks import check_config
 from recipes.report import SHOTS, Best, Report, make_report, mean_std
 from recipes.training import train
-from systems import machine, markdown
 from tqdm import tqdm
 
 METHODS = ("off", "weighted_sampler", "default", "deferred", "hard_classes", "balanced_softmax")

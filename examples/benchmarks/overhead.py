@@ -17,19 +17,23 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of `benchmarks` and `recipes`
 
 import lightning.pytorch as L
 import numpy as np
 import torch
+from benchmarks.systems import long_tail_labels, machine, markdown
 from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 from recipes.resnet import resnet32
-from systems import long_tail_labels, machine, markdown
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler

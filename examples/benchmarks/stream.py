@@ -16,18 +16,22 @@ from __future__ import annotations
 import argparse
 import random
 import resource
+import sys
 import time
 import weakref
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of `benchmarks` and `recipes`
 
 import numpy as np
 import torch
+from benchmarks.systems import machine, markdown
 from numpy.typing import NDArray
 from overhead import quartiles
-from systems import machine, markdown
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm

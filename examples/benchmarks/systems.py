@@ -13,17 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.comparison import CountDeficitController
+from benchmarks.independent_sampler import IndependentBatchSampler
 from numpy.typing import NDArray
 
 from lightning_fair import FeedbackBatchSampler, FeedbackController
 from lightning_fair.control.weights import class_weights
-
-try:  # a script in this folder imports this module as `systems`, one in the folder above as `benchmarks.systems`
-    from comparison import CountDeficitController
-    from independent_sampler import IndependentBatchSampler
-except ModuleNotFoundError:
-    from benchmarks.comparison import CountDeficitController
-    from benchmarks.independent_sampler import IndependentBatchSampler
 
 BATCH = 256
 RARE = 1  # the rare class of the two

@@ -8,7 +8,7 @@ from recipe_helpers import process_settings_restored
 def test_table_of_digits_is_printed(load, capsys):
     short = ["trainer.max_epochs=1", "trainer.accelerator=cpu"]
     with process_settings_restored():
-        load("digits", "benchmarks").main(["--seeds", "1", "--overrides", *short])
+        load("benchmarks.digits").main(["--seeds", "1", "--overrides", *short])
     table = capsys.readouterr().out
     assert "| `fair=off` | `fair=default` |" in table
     assert "four smallest classes (images: 4, 2, 1, 1)" in table

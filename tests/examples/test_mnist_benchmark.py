@@ -10,7 +10,7 @@ from recipe_helpers import fake_mnist, process_settings_restored
 def mnist(load, tmp_path):
     """The benchmark, and a short run of it."""
     fake_mnist(tmp_path, packed=True)
-    script = load("mnist", "benchmarks")
+    script = load("benchmarks.mnist")
     short = ["trainer.accelerator=cpu", "threads=1", "data.largest=20", "data.imbalance_ratio=10"]
     keep = tmp_path / "results" / "mnist.jsonl"
 
@@ -60,13 +60,13 @@ def test_unknown_method_is_named(mnist, capsys):
 
 
 def test_paired_differences(load):
-    script = load("mnist", "benchmarks")
+    script = load("benchmarks.mnist")
     assert script.paired([0.5, 0.9, 0.7], [0.4, 0.7, 0.7]) == "+0.100 ± 0.100, 2 of 3 higher"
     assert script.paired([0.4], [0.7]) == "-0.300, 0 of 1 higher"
 
 
 def test_methods_are_config_choices(load):
-    script = load("mnist", "benchmarks")
+    script = load("benchmarks.mnist")
     assert [script.choice(method) for method in script.METHODS] == [
         "fair=off",
         "baseline=weighted_sampler",

@@ -6,7 +6,7 @@ import torch
 
 @pytest.mark.slow
 def test_table_of_overhead_is_printed(load, capsys, monkeypatch):
-    overhead = load("overhead", "benchmarks")
+    overhead = load("benchmarks.overhead")
     # Process-wide settings of the script: not those of the tests that follow.
     monkeypatch.setattr(overhead, "quiet", lambda: None)
     monkeypatch.setattr(overhead, "BATCH", 8)

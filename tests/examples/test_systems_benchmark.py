@@ -3,7 +3,7 @@
 
 def test_count_deficit_never_settles(load):
     """The relative deficit does."""
-    systems = load("systems", "benchmarks")
+    systems = load("benchmarks.systems")
     after = systems.HISTORY
     ours, count = (systems.rebalance(system, seed=0) for system in (systems.OURS, systems.COUNT))
     assert systems.batches_to_arrive(ours.trained[after:]) in range(10, 15)
@@ -14,6 +14,6 @@ def test_count_deficit_never_settles(load):
 
 
 def test_passing_mix_has_not_arrived(load):
-    systems = load("systems", "benchmarks")
+    systems = load("benchmarks.systems")
     assert systems.batches_to_arrive([0.3, 0.5, *[0.7] * 20]) is None
     assert systems.batches_to_arrive([0.3, 0.4, *[0.5] * 20]) == 3
