@@ -76,7 +76,7 @@ class Recovery(L.Callback):
         self.counts.append(counts)
         # A FairStream reads ahead of the batches; the turn is that of the samples read. All ranks read equally far.
         world_size, before = self.stream.world_size, self.arrived[-1] if self.arrived else 0
-        read = sampler.arrived.sum() * world_size if isinstance(sampler, StreamTracker) else None
+        read = sampler.class_counts.sum() * world_size if isinstance(sampler, StreamTracker) else None
         self.arrived.append(int(before + counts.sum() * world_size if read is None else read))
         while self.arrived[-1] > (len(self.recoveries) + 1) * self.stream.turn_size:
             self._end_turn(trainer)

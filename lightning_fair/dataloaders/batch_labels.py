@@ -17,9 +17,9 @@ _INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 def match_batch_labels(batch: Any, drawn: Tensor, num_classes: int) -> Tensor:
     """Return the class of each sample of a batch.
 
-    These are the labels that were drawn, unless the batch shows that its samples were dropped or reordered: no column
-    of the batch equals the drawn labels, and the column where labels usually stand (the second of a pair, or under a
-    usual key) holds integers, at most as many of each class as were drawn.
+    These are the drawn labels, unless the batch shows that its samples were dropped or reordered: no column of the
+    batch equals the drawn labels, and its usual column of labels (the second, or that of a key such as ``"label"``)
+    holds integers, at most as many of each class as were drawn.
 
     Args:
         batch: The batch, in any structure.

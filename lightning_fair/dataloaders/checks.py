@@ -56,9 +56,8 @@ def check_loader(loader: Any) -> None:
         )
     if isinstance(loader.dataset, IterableDataset):
         raise TypeError(
-            f"The training data set {type(loader.dataset).__name__} is a stream: its samples cannot be drawn "
-            "by index. Use FairStream(dataset, batch_size=...) instead, or a map-style data set (__getitem__ and "
-            "__len__)."
+            f"The training data set {type(loader.dataset).__name__} is a stream: its samples cannot be drawn by index. "
+            "Use FairStream(dataset, batch_size=...) instead, or a map-style data set (__getitem__ and __len__)."
         )
     _check_samplers(loader)
     batch_size(loader)
@@ -93,9 +92,8 @@ def ignored_sampler(loader: DataLoader[Any]) -> str | None:
     # By name, because a stateful loader has its own subclass called BatchSampler.
     if type(loader.batch_sampler).__name__ != BatchSampler.__name__:
         return type(loader.batch_sampler).__name__
-    return next(
-        (type(sampler).__name__ for sampler in samplers(loader) if not isinstance(sampler, _DEFAULT_SAMPLERS)), None
-    )
+    own = [type(sampler).__name__ for sampler in samplers(loader) if not isinstance(sampler, _DEFAULT_SAMPLERS)]
+    return own[0] if own else None
 
 
 def batch_size(loader: DataLoader[Any]) -> int:

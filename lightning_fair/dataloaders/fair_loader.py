@@ -26,35 +26,21 @@ _STATELESS = {"state_dict": lambda _: {}, "load_state_dict": lambda _, state: No
 
 @dataclass(eq=False)
 class DeliveredBatch:
-    """A batch that the loader delivered.
+    """A batch that the loader delivered."""
 
-    Attributes:
-        draw: The record of its draw, a ``BatchDraw`` or a ``StreamDraw``.
-        labels: Class of each of its samples, on the CPU, shape ``(batch,)``; empty if the batch is None.
-        as_drawn: Whether these are the drawn labels, in the drawn order.
-    """
-
-    draw: Any
-    labels: Tensor
-    as_drawn: bool
+    draw: Any  # the record of its draw, a `BatchDraw` or a `StreamDraw`
+    labels: Tensor  # class of each of its samples, on the CPU, shape (batch,); empty if the batch is None
+    as_drawn: bool  # whether these are the drawn labels, in the drawn order
 
 
 class FairLoader:
-    """Base class that a loader gets when it is made fair, in front of its own class.
+    """Base class that a loader gets when it is made fair, in front of its own class."""
 
-    Attributes:
-        batch_sampler: The sampler; for a stream, the loader's own.
-        pending_batches: Delivered batches that nobody has taken yet, oldest first.
-        on_start: Called before the first batch of an iteration is drawn.
-        guess_labels: Whether batches may show their labels; see ``DeliveredBatch.labels``.
-        restart: Set it to start the running iteration again at its next batch.
-    """
-
-    batch_sampler: Any
-    pending_batches: deque[DeliveredBatch]
-    on_start: Callable[[], None] | None
-    guess_labels: bool
-    restart: bool
+    batch_sampler: Any  # for a stream, the loader's own
+    pending_batches: deque[DeliveredBatch]  # delivered batches that nobody has taken yet, oldest first
+    on_start: Callable[[], None] | None  # called before the first batch of an iteration is drawn
+    guess_labels: bool  # whether the labels may be read from the batch; see `match_batch_labels`
+    restart: bool  # set it to start the running iteration again at its next batch
 
     def __iter__(self) -> Iterator[Any]:
         return _FairIterator(self, super().__iter__)  # type: ignore[misc]
@@ -65,14 +51,12 @@ class FairLoader:
 
 
 class _FairIterator:
-    """Delivers the batches of one epoch, and notes each with its draw in ``pending_batches``.
-
-    It starts at its first ``next``, because Lightning creates iterators that it never uses, and restores checkpoints
-    after it has created some.
-    """
+    """Delivers the batches of one epoch, and appends each with its draw to ``pending_batches``."""
 
     def __init__(self, loader: FairLoader, start: Callable[[], Iterator[Any]]) -> None:
         self._loader, self._start = loader, start
+        self._name = type(loader).__name__.removeprefix("Fair")
+        # None before the first `next`: Lightning creates iterators that it never uses, or before it restores a state.
         self._batches: Iterator[Any] | None = None
 
     def __iter__(self) -> _FairIterator:
@@ -91,8 +75,13 @@ class _FairIterator:
             self._warn_of_undelivered()
             raise
         tag, batch = item if isinstance(item, Tagged) else (None, item)
-        draw = tag if isinstance(tag, Draw) else self._deliver(tag)
-        loader.pending_batches.append(_delivered(batch, draw, loader.guess_labels))
+        draw: Any = tag if isinstance(tag, Draw) else self._deliver(tag)
+        drawn = torch.from_numpy(draw.labels)
+        if batch is None:
+            labels = drawn[:0]
+        else:
+            labels = match_batch_labels(batch, drawn, draw.probs.size) if loader.guess_labels else drawn
+        loader.pending_batches.append(DeliveredBatch(draw, labels, as_drawn=labels is drawn))
         return batch
 
     def _begin(self) -> Iterator[Any]:
@@ -107,37 +96,24 @@ class _FairIterator:
 
     def _deliver(self, draw_id: int | None) -> Draw:
         """Return the record of the draw with this number; None: of the oldest one that has not been delivered."""
-        loader, sampler = self._loader, self._loader.batch_sampler
+        sampler = self._loader.batch_sampler
         draw: Draw = sampler.deliver(draw_id)
-        if draw_id is None and sampler.num_undelivered > num_prefetched(loader) + _MAX_HELD_BACK:
+        if draw_id is None and sampler.num_undelivered > num_prefetched(self._loader) + _MAX_HELD_BACK:
             raise RuntimeError(
-                f"{_name(loader)}.__iter__ leaves batches out, or fetches more than {_MAX_HELD_BACK} ahead by itself, "
-                "so its batches cannot be matched with their draws. Deliver every batch, or leave samples out of the "
-                "data set."
+                f"{self._name}.__iter__ leaves batches out, or fetches more than {_MAX_HELD_BACK} ahead by itself: its "
+                "batches cannot be matched with their draws. Deliver every batch, or leave samples out of the data set."
             )
         return draw
 
     def _warn_of_undelivered(self) -> None:
-        loader, sampler = self._loader, self._loader.batch_sampler
-        if not is_stream(loader) and sampler.exhausted and sampler.num_undelivered:
+        sampler = self._loader.batch_sampler
+        if not is_stream(self._loader) and sampler.exhausted and sampler.num_undelivered:
             warnings.warn(
-                f"{_name(loader)}.__iter__ ended with {sampler.num_undelivered} of the drawn batches not delivered. If "
-                "it left out others than the last ones, later batches had the weights of other draws: deliver every "
+                f"{self._name}.__iter__ ended with {sampler.num_undelivered} of the drawn batches not delivered. If it "
+                "left out others than the last ones, later batches had the weights of other draws: deliver every "
                 "batch, or leave samples out of the data set.",
                 stacklevel=3,
             )
-
-
-def _name(loader: FairLoader) -> str:
-    return type(loader).__name__.removeprefix("Fair")
-
-
-def _delivered(batch: Any, draw: Any, guess_labels: bool) -> DeliveredBatch:
-    if batch is None:
-        return DeliveredBatch(draw, torch.zeros(0, dtype=torch.int64), as_drawn=False)
-    drawn = torch.from_numpy(draw.labels)
-    labels = match_batch_labels(batch, drawn, draw.probs.size) if guess_labels else drawn
-    return DeliveredBatch(draw, labels, as_drawn=labels is drawn)
 
 
 def make_fair(
@@ -157,12 +133,10 @@ def make_fair(
         sampler: The source of the batches.
         on_start: Called when the first batch of an iteration is requested, before it is drawn.
         guess_labels: Whether the labels are the data set's own, so that a batch may show them; see
-            ``DeliveredBatch.labels``.
+            :func:`~lightning_fair.dataloaders.batch_labels.match_batch_labels`.
 
     Raises:
-        TypeError: If it is not a ``DataLoader`` over a map-style data set.
-        ValueError: If its batches cannot be drawn from the whole data set; see
-            :func:`~lightning_fair.dataloaders.checks.check_loader`.
+        TypeError, ValueError: See :func:`~lightning_fair.dataloaders.checks.check_loader`.
 
     Example:
         >>> from torch.utils.data import TensorDataset

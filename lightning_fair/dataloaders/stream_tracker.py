@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from lightning_fair.common.arrays import Floats, Ints
+from lightning_fair.common.arrays import Floats, Ints, arrays_to_tensors, tensors_to_arrays
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import Draw
 from lightning_fair.streaming.iteration import StreamDraw
@@ -22,8 +21,7 @@ _STATE_VERSION = 1
 class StreamTracker:
     """Follows the batches of a stream that were trained on, and keeps the controller in the main process up to date.
 
-    It implements :class:`~lightning_fair.control.draw.DrawSource`, as a :class:`~lightning_fair.FeedbackBatchSampler`
-    does for a map-style data set.
+    It is the :class:`~lightning_fair.control.draw_source.DrawSource` of a stream.
 
     Args:
         stream: The stream, with a controller.
@@ -31,10 +29,12 @@ class StreamTracker:
         world_size: Number of processes.
 
     Attributes:
-        stream: The stream.
-        arrived: Samples of each class that this rank read for the batches trained on, int64, shape ``(K,)``.
+        class_counts: Samples of each class that this rank read for the batches trained on, int64, shape ``(K,)``.
         handed_out: Samples of each class in these batches, int64, shape ``(K,)``.
     """
+
+    prior = None  # the class mix of a stream is not known in advance
+    coverage = float("nan")  # a stream has no size
 
     def __init__(self, stream: FairStream, rank: int = 0, world_size: int = 1) -> None:
         self.rank, self.world_size = rank, world_size
@@ -43,14 +43,15 @@ class StreamTracker:
 
     def _clear(self) -> None:
         K = self.controller.num_classes
-        self.arrived: Ints = np.zeros(K, dtype=np.int64)
+        self.class_counts: Ints = np.zeros(K, dtype=np.int64)
         self.handed_out: Ints = np.zeros(K, dtype=np.int64)
         self._arriving: Floats = np.zeros(K)
         self._missing = MissingClassLogger(self.controller)
 
     def follow(self, stream: FairStream) -> None:
         """Follow another stream from now on."""
-        self.stream = stream
+        self.stream, self.batch_size = stream, stream.batch_size
+        self.global_batch_size = self.batch_size * self.world_size
         stream.rank, stream.world_size = self.rank, self.world_size
 
     @property
@@ -59,44 +60,14 @@ class StreamTracker:
         return self.stream.controller
 
     @property
-    def batch_size(self) -> int:
-        """Samples of a batch on each rank."""
-        return self.stream.batch_size
-
-    @property
-    def global_batch_size(self) -> int:
-        """Samples of a batch over all ranks."""
-        return self.batch_size * self.world_size
-
-    @property
-    def class_counts(self) -> Ints:
-        """Samples of each class that have arrived so far, int64, shape ``(K,)``."""
-        return self.arrived
-
-    @property
     def arriving(self) -> Floats:
         """Exponentially weighted class mix that this rank reads, shape ``(K,)``; NaN before the first sample."""
-        total = self._arriving.sum()
-        mix: Floats = self._arriving / total if total else np.full(self._arriving.size, np.nan)
-        return mix
-
-    @property
-    def prior(self) -> None:
-        """None: the class mix of a stream is not known in advance."""
-        return None
-
-    @property
-    def coverage(self) -> float:
-        """NaN: a stream has no size."""
-        return float("nan")
+        return self._arriving / (float(self._arriving.sum()) or np.nan)
 
     @property
     def repeats(self) -> Floats:
         """How often a sample of each class was in a batch, on average, shape ``(K,)``; NaN for a class without any."""
-        has_arrived = self.arrived > 0
-        nan = np.full(has_arrived.size, np.nan)
-        repeats: Floats = np.divide(self.handed_out, self.arrived, out=nan, where=has_arrived)
-        return repeats
+        return self.handed_out / np.where(self.class_counts > 0, self.class_counts, np.nan)
 
     def report(
         self,
@@ -107,14 +78,14 @@ class StreamTracker:
     ) -> None:
         """Report that a batch has been trained on; see :meth:`FeedbackController.report`."""
         controller = self.controller
-        # The draw was made in another process, or with a copy of the controller: here it is a new one.
+        # For this controller the draw is new, because another process or a copy of the controller made it.
         if draw.progress != controller.progress:
             controller.next_probs()  # moves the target to this step's
         controller.report(draw.counts if counts is None else counts, loss_sums, loss_counts)
         self.stream.share()
         rate = 1.0 / controller.horizon
         self._arriving = (1.0 - rate) * self._arriving + rate * draw.arrived
-        self.arrived += draw.arrived
+        self.class_counts += draw.arrived
         self.handed_out += draw.counts
         if not self.rank and not draw.ended:
             self._missing.update(draw.draw_id, draw.available, controller.target_at(draw.progress))
@@ -143,13 +114,9 @@ class StreamTracker:
 
     def capture(self) -> dict[str, Any]:
         """Return the state: the controller's, and the counts. Streams are not resumable, so it has no position."""
-        return {
-            "stream_version": _STATE_VERSION,
-            "controller": self.controller.state_dict(),
-            "arriving": torch.from_numpy(self._arriving.copy()),
-            "arrived": torch.from_numpy(self.arrived.copy()),
-            "handed_out": torch.from_numpy(self.handed_out.copy()),
-        }
+        arrays = {"arriving": self._arriving, "class_counts": self.class_counts, "handed_out": self.handed_out}
+        state = {"stream_version": _STATE_VERSION, "controller": self.controller.state_dict()}
+        return state | arrays_to_tensors(arrays)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over a state that ``capture`` returned. The stream starts from the beginning of its source.
@@ -164,6 +131,7 @@ class StreamTracker:
                 "lightning-fair. Resume with the same kind of training data, or start without the checkpoint."
             )
         self.controller.load_state_dict(state["controller"])
-        self._arriving = state["arriving"].numpy().copy()
-        self.arrived, self.handed_out = state["arrived"].numpy().copy(), state["handed_out"].numpy().copy()
+        arrays = tensors_to_arrays(state)
+        self._arriving, self.class_counts = arrays["arriving"], arrays["class_counts"]
+        self.handed_out = arrays["handed_out"]
         self.stream.share()

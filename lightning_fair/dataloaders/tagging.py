@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch.utils.data import IterableDataset
@@ -14,15 +14,10 @@ from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
 
 
 class Tagged(NamedTuple):
-    """Indices, samples or a batch, with a tag.
+    """Indices, samples or a batch, with a tag."""
 
-    Attributes:
-        tag: Number of the draw, or its record if it was made in a worker.
-        content: The indices, the samples or the batch.
-    """
-
-    tag: Any
-    content: Any
+    tag: Any  # number of the draw, or its record if a worker made it
+    content: Any  # the indices, the samples or the batch
 
 
 @contextmanager
@@ -33,17 +28,14 @@ def tagged_batches(loader: Any) -> Iterator[None]:
     workers, so its tags are the records themselves. Outside of the context the loader has its own settings.
     """
     settings = loader.__dict__
-    changed: dict[str, Any] = {"collate_fn": _TaggedCollate(loader.collate_fn)}
+    changed: dict[str, Any] = {}
     if is_stream(loader):
-        changed |= {
-            "dataset": _TaggedStream(loader.dataset, loader.drop_last),
-            "batch_sampler": None,
-            "batch_size": None,
-        }
+        stream = _TaggedStream(loader.dataset, loader.drop_last)
+        changed = {"dataset": stream, "batch_sampler": None, "batch_size": None}
     elif not keeps_order(loader):
-        changed |= {"dataset": _TaggedDataset(loader.dataset), "batch_sampler": _TaggedSampler(loader.batch_sampler)}
-    else:
-        changed = {}
+        changed = {"dataset": _TaggedDataset(loader.dataset), "batch_sampler": _TaggedSampler(loader.batch_sampler)}
+    if changed:
+        changed["collate_fn"] = partial(_collate_tagged, loader.collate_fn)
     original = {name: settings[name] for name in changed}
     settings.update(changed)
     try:
@@ -104,11 +96,5 @@ class _TaggedStream(_Proxy, IterableDataset[Tagged]):
                 yield Tagged(draw, samples)
 
 
-@dataclass
-class _TaggedCollate:
-    """A ``collate_fn`` that takes tagged samples and returns a tagged batch."""
-
-    collate_fn: Callable[[Any], Any]
-
-    def __call__(self, samples: Tagged) -> Tagged:
-        return Tagged(samples.tag, self.collate_fn(samples.content))
+def _collate_tagged(collate_fn: Callable[[Any], Any], samples: Tagged) -> Tagged:
+    return Tagged(samples.tag, collate_fn(samples.content))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
@@ -71,14 +70,7 @@ def scalars(
     """Return the values to log for a batch that was just trained on, by tag; the table of tags explains each.
 
     Up to 20 classes are logged by name. Of more classes, quantiles are logged, and the trained mix over the target of
-    the ten classes furthest from their target.
-
-    Args:
-        source: The sampler or stream tracker.
-        draw: The draw of the batch.
-        weights: Its importance weights.
-        class_names: Name of each class.
-        separator: String that joins the parts of a tag (a logger's ``group_separator``).
+    the ten classes furthest from their target. The separator joins the parts of a tag.
     """
     controller = source.controller
     q, trained_mix = controller.q, controller.trained_mix
@@ -129,8 +121,7 @@ def target_band(controller: FeedbackController, batch_size: int) -> tuple[Floats
 def over_target(controller: FeedbackController) -> Floats:
     """Return trained mix over target, shape ``(K,)``; NaN for a class with target 0."""
     q = controller.q
-    relative: Floats = np.divide(controller.trained_mix, q, out=np.full(q.size, np.nan), where=q > 0)
-    return relative
+    return controller.trained_mix / np.where(q > 0, q, np.nan)
 
 
 def _furthest_classes(relative: Floats) -> Ints:
@@ -226,7 +217,7 @@ class Dashboard:
 
     def end_epoch(self, context: LogContext, epoch: int) -> None:
         """Plot the mix after the epochs 1, 2, 4, 8 and so on; ``epoch`` counts from 0."""
-        if (epoch + 1) & epoch == 0:
+        if (epoch + 1) & epoch == 0:  # epoch + 1 is a power of two
             self._plot_mix(context)
 
     def end(self, context: LogContext, metrics: Mapping[str, Any]) -> None:
@@ -239,25 +230,25 @@ class Dashboard:
         source, names = context.source, context.class_names
         recall = find_recalls(metrics, names, stage[:3]) if context.boards else None
         if recall is not None:
-            plot = partial(plots.plot_recall, recall, source.class_counts, names, stage)
-            self._add_figure(context, f"fair/recall/{stage}", plot)
+            tag = f"fair/recall/{stage}"
+            self._add_figure(context, tag, plots.plot_recall, recall, source.class_counts, names, stage)
 
     def _plot_mix(self, context: LogContext) -> None:
         history, source, names = self._history, context.source, context.class_names
-        if history is None or not history.steps.size or context.step == self._last_plot:
+        if history is None or context.step == self._last_plot:
             return
         self._last_plot = context.step
-        plot = partial(plots.plot_mix, history.steps, history.rows, source.class_counts, names)
-        self._add_figure(context, "fair/mix", plot)
+        steps, rows = np.array(history.steps), np.stack(history.rows)
+        self._add_figure(context, "fair/mix", plots.plot_mix, steps, rows, source.class_counts, names)
         if len(names) > MAX_NAMED_CLASSES:
             for logger, prefix in context.boards:
                 logger.experiment.add_text(f"{prefix}fair/furthest", furthest_table(source, names), context.step)
 
-    def _add_figure(self, context: LogContext, tag: str, plot: Callable[[], Figure]) -> None:
+    def _add_figure(self, context: LogContext, tag: str, plot: Callable[..., Figure], *values: Any) -> None:
         if find_spec("matplotlib") is None:
             return
         try:
-            image = plots.to_pixels(plot())
+            image = plots.to_pixels(plot(*values))
         except Exception as error:  # a figure must not end a training
             rank_zero_warn(f"The figure {tag} could not be plotted: {type(error).__name__}: {error}")
             return

@@ -17,41 +17,33 @@ class DownsampledHistory:
 
     Args:
         width: Numbers in a row, at least 1.
-        max_rows: Largest number of rows, even. None: 256, or fewer if a row has more than 15,000 numbers.
+        max_rows: Largest number of rows. None: 256, or fewer if a row has more than 15,000 numbers.
+
+    Attributes:
+        steps: Step of each row.
+        rows: The rows, each float32, shape ``(width,)``.
 
     Example:
         >>> history = DownsampledHistory(width=1, max_rows=4)
         >>> for step in range(9):
         ...     history.add(step, lambda: [step / 8])
-        >>> history.steps.tolist(), history.rows.ravel().tolist()
-        ([0, 4, 8], [0.0, 0.5, 1.0])
+        >>> history.steps, [row.tolist() for row in history.rows]
+        ([0, 4, 8], [[0.0], [0.5], [1.0]])
     """
 
     def __init__(self, width: int, max_rows: int | None = None) -> None:
         self.width = width
-        self._max_rows = max_rows or 2 * (min(max(_MAX_NUMBERS // width, _MIN_ROWS), _MAX_ROWS) // 2)
-        self._rows = np.empty((self._max_rows, width), dtype=np.float32)
-        self._steps = np.empty(self._max_rows, dtype=np.int64)
-        self._num_kept = self._num_added = 0
-        self._stride = 1
+        self.steps: list[int] = []
+        self.rows: list[NDArray[np.float32]] = []
+        self._max_rows = max_rows or min(max(_MAX_NUMBERS // width, _MIN_ROWS), _MAX_ROWS)
+        self._num_added, self._stride = 0, 1
 
     def add(self, step: int, make_row: Callable[[], ArrayLike]) -> None:
         """Add the row of the next step; ``make_row`` is called only if the row is kept."""
         if self._num_added % self._stride == 0:
-            self._steps[self._num_kept], self._rows[self._num_kept] = step, make_row()
-            self._num_kept += 1
-            if self._num_kept == self._max_rows:
-                self._num_kept = half = self._num_kept // 2
-                self._steps[:half], self._rows[:half] = self._steps[::2], self._rows[::2].copy()
+            self.steps.append(step)
+            self.rows.append(np.array(make_row(), dtype=np.float32))
+            if len(self.rows) == self._max_rows:
+                del self.steps[1::2], self.rows[1::2]
                 self._stride *= 2
         self._num_added += 1
-
-    @property
-    def steps(self) -> NDArray[np.int64]:
-        """Steps of the rows, int64, shape ``(T,)``."""
-        return self._steps[: self._num_kept]
-
-    @property
-    def rows(self) -> NDArray[np.float32]:
-        """The rows, float32, shape ``(T, width)``."""
-        return self._rows[: self._num_kept]

@@ -38,28 +38,20 @@ def plot_mix(
         doublings = np.log2(over_target[:, order].T)
     finite = np.abs(doublings[np.isfinite(doublings)])
     span = float(np.clip(np.percentile(finite, 99), _MIN_SPAN, 1.0)) if finite.size else 1.0
-    figure, axes = _new_figure(min(max(2.2 + 0.2 * K, 3.2), 5.0))
+    height = min(max(2.2 + 0.2 * K, 3.2), 5.0)
+    figure, axes = _new_figure(height, "Trained mix over its target", "step", "class (training samples)")
     axes.set_facecolor("#d0d0d0")
     half = (steps[-1] - steps[0]) / max(2 * (steps.size - 1), 1) or 0.5
-    image = axes.imshow(
-        np.clip(doublings, -span, span),
-        aspect="auto",
-        cmap="RdBu_r",
-        vmin=-span,
-        vmax=span,
-        extent=(steps[0] - half, steps[-1] + half, K - 0.5, -0.5),
-        interpolation="nearest" if K <= _MAX_ROWS else "antialiased",
-        interpolation_stage="data",
-    )
+    extent = steps[0] - half, steps[-1] + half, K - 0.5, -0.5
+    interpolation = "nearest" if K <= _MAX_ROWS else "antialiased"
+    image = axes.imshow(np.clip(doublings, -span, span), "RdBu_r", aspect="auto", vmin=-span, vmax=span, extent=extent)
+    image.set(interpolation=interpolation, interpolation_stage="data")
     bar = figure.colorbar(image, ax=axes, ticks=[-span, 0.0, span], pad=0.02)
     ends = f"{2**-span:.2g} times\nor less", "on\ntarget", f"{2**span:.2g} times\nor more"
     bar.ax.set_yticklabels(ends, fontsize=10)
     bar.outline.set_visible(False)
     rows = np.arange(K) if K <= _MAX_ROWS else np.linspace(0, K - 1, 6).round().astype(int)
     axes.set_yticks(rows, [f"{_to_label(class_names[c])} ({class_counts[c]:,})" for c in order[rows].tolist()])
-    axes.set_ylabel("class (training samples)", color=_INK)
-    axes.set_xlabel("step", color=_INK)
-    axes.set_title("Trained mix over its target", loc="left", fontsize=12, color=_INK)
     return figure
 
 
@@ -75,7 +67,7 @@ def plot_recall(recall: Floats, class_counts: NDArray[Any], class_names: Sequenc
     from matplotlib.ticker import LogLocator, NullFormatter
 
     K = len(class_names)
-    figure, axes = _new_figure(3.6)
+    figure, axes = _new_figure(3.6, f"Recall of each class, {stage}", "training samples of the class", "recall")
     tested = np.flatnonzero(~np.isnan(recall))
     tested = tested[np.argsort(class_counts[tested], kind="stable")]
     x, y = np.maximum(class_counts[tested], 0.5), recall[tested]
@@ -92,16 +84,13 @@ def plot_recall(recall: Floats, class_counts: NDArray[Any], class_names: Sequenc
     else:  # beside the points the names would cover each other
         lowest = ", ".join(_to_label(names[i], 12) for i in y.argsort(kind="stable")[:5].tolist())
         axes.text(0.99, 0.02, f"lowest: {lowest}", transform=axes.transAxes, ha="right", fontsize=9, color=_INK)
-    line, window = "", max(5, tested.size // 20)
-    if tested.size > max(window, _MAX_ROWS):
+    if tested.size > _MAX_ROWS:
+        window = max(5, tested.size // 20)
         kernel = np.ones(window) / window
         middle = np.exp(np.convolve(np.log(x), kernel, "valid"))
         axes.plot(middle, np.convolve(y, kernel, "valid"), color=_INK, linewidth=1.6, zorder=4)
-        line = f"; line: mean of {window} neighbors"
+        axes.set_xlabel(f"{axes.get_xlabel()}; line: mean of {window} neighbors")
     axes.set_ylim(-0.03, 1.03)
-    axes.set_xlabel(f"training samples of the class{line}", color=_INK)
-    axes.set_ylabel("recall", color=_INK)
-    axes.set_title(f"Recall of each class, {stage}", loc="left", fontsize=12, color=_INK)
     axes.grid(axis="y", color="#e5e5e5", linewidth=0.8, zorder=0)
     axes.set_axisbelow(True)
     return figure
@@ -116,10 +105,9 @@ def _mark_mean(axes: Axes, mean: float) -> None:
 def _name_points(axes: Axes, x: NDArray[Any], y: NDArray[Any], names: Sequence[str]) -> None:
     for i, name in enumerate(names):
         above = i % 2 == 0 and y[i] < 0.95
-        place: dict[str, Any] = {"xytext": (0, 7 if above else -7), "va": "bottom" if above else "top"}
-        axes.annotate(
-            _to_label(name), (x[i], y[i]), textcoords="offset points", ha="center", fontsize=10, color=_INK, **place
-        )
+        place: dict[str, Any] = {"xytext": (0, 7 if above else -7), "textcoords": "offset points", "ha": "center"}
+        place["va"] = "bottom" if above else "top"
+        axes.annotate(_to_label(name), (x[i], y[i]), fontsize=10, color=_INK, **place)
 
 
 def to_pixels(figure: Figure) -> NDArray[np.uint8]:
@@ -134,11 +122,14 @@ def to_pixels(figure: Figure) -> NDArray[np.uint8]:
     return pixels
 
 
-def _new_figure(height: float) -> tuple[Figure, Axes]:
+def _new_figure(height: float, title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.8, height), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
+    axes.set_title(title, loc="left", fontsize=12, color=_INK)
+    axes.set_xlabel(xlabel, color=_INK)
+    axes.set_ylabel(ylabel, color=_INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_FAINT)
     axes.tick_params(colors=_INK, labelsize=10, length=3, color=_FAINT)

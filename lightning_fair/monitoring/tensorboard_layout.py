@@ -12,10 +12,10 @@ MAX_NAMED_CLASSES = 20  # with more classes, quantiles over the classes are show
 
 
 class Lines(NamedTuple):
-    """A chart of all scalars whose tag begins with one of these."""
+    """A chart of all scalars whose tag begins with this one."""
 
     title: str
-    tags: tuple[str, ...]
+    tag: str
 
 
 class Bands(NamedTuple):
@@ -34,42 +34,39 @@ def make_charts(class_names: Sequence[str], targets: Sequence[Floats], *, weight
     Args:
         class_names: Name of each class.
         targets: First and last target, each of shape ``(K,)``.
-        weighted: Whether the loss has importance weights, so that the losses of the classes are known.
+        weighted: Whether importance weights, and so the losses of the classes, are logged.
         arriving: Whether the class mix that is read from a stream is logged.
     """
     by_name = len(class_names) <= MAX_NAMED_CLASSES
     # TensorBoard puts charts with bands after all others, so the two mixes stand side by side.
-    mix: list[Lines | Bands] = [Lines("Distance of the trained mix from the target", ("fair/distance",))]
+    mix: list[Lines | Bands] = [Lines("Distance of the trained mix from the target", "fair/distance")]
     if arriving:
         mix.append(_class_chart("Mix that arrives", "arriving", by_name))
     if by_name:
         mix.append(Bands("Trained mix, and the band of its target", _named_series(class_names, targets)))
     else:
+        title = "Trained mix over target"
         mix += [
-            Bands(
-                "Trained mix over target: median, and from least to most", (_quantiles("over_target", "min", "max"),)
-            ),
-            Bands(
-                "Trained mix over target: median, and 80 % of the classes", (_quantiles("over_target", "p10", "p90"),)
-            ),
-            Lines("Trained mix over target: the ten classes furthest from it", ("fair/furthest/",)),
+            _class_chart(title, "over_target", by_name),
+            Bands(f"{title}: median, and 80 % of the classes", (_quantiles("over_target", "p10", "p90"),)),
+            Lines(f"{title}: the ten classes furthest from it", "fair/furthest/"),
         ]
     charts: Charts = {
         "Is the mix where it should be?": mix,
         "How hard is it steered?": [
-            Lines("Largest deficit", ("fair/deficit_max",)),
-            Lines("Alpha", ("fair/alpha",)),
+            Lines("Largest deficit", "fair/deficit_max"),
+            Lines("Alpha", "fair/alpha"),
             _class_chart("Probabilities of the draws", "prob", by_name),
         ],
     }
     if weighted:
         charts["What do the weights cost?"] = [
-            Lines("Importance weights: mean, 95th percentile, largest", ("fair/weight_",)),
-            Lines("Effective sample size, as a fraction of the batch", ("fair/effective_sample_size",)),
+            Lines("Importance weights: mean, 95th percentile, largest", "fair/weight_"),
+            Lines("Effective sample size, as a fraction of the batch", "fair/effective_sample_size"),
         ]
     charts["Which classes suffer?"] = [
         *([_class_chart("Loss of each class", "loss", by_name)] if weighted else []),
-        Lines("Repeats of the rarest class", ("fair/repeats_rarest",)),
+        Lines("Repeats of the rarest class", "fair/repeats_rarest"),
     ]
     return charts
 
@@ -91,7 +88,7 @@ def _named_series(class_names: Sequence[str], targets: Sequence[Floats]) -> tupl
 
 def _class_chart(title: str, group: str, by_name: bool) -> Lines | Bands:
     if by_name:
-        return Lines(title, (f"fair/{group}/",))
+        return Lines(title, f"fair/{group}/")
     return Bands(f"{title}: median, and from least to most", (_quantiles(group, "min", "max"),))
 
 
@@ -104,25 +101,22 @@ def make_layout(charts: Mapping[str, Sequence[Lines | Bands]], prefix: str = "")
     # `SummaryWriter.add_custom_scalars` takes only one band per chart.
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.compat.proto.tensor_pb2 import TensorProto
-    from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
     from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 
     def to_chart(chart: Lines | Bands) -> Any:
         if isinstance(chart, Lines):
-            patterns = [f"^{re.escape(prefix + tag)}" for tag in chart.tags]
-            return layout_pb2.Chart(title=chart.title, multiline=layout_pb2.MultilineChartContent(tag=patterns))
+            lines = layout_pb2.MultilineChartContent(tag=[f"^{re.escape(prefix + chart.tag)}"])
+            return layout_pb2.Chart(title=chart.title, multiline=lines)
         series = [
             layout_pb2.MarginChartContent.Series(value=prefix + value, lower=prefix + low, upper=prefix + high)
             for value, low, high in chart.series
         ]
         return layout_pb2.Chart(title=chart.title, margin=layout_pb2.MarginChartContent(series=series))
 
-    categories = [
-        layout_pb2.Category(title=title, chart=[to_chart(chart) for chart in inside])
-        for title, inside in charts.items()
-    ]
-    layout = layout_pb2.Layout(category=categories)
+    layout = layout_pb2.Layout()
+    for title, category in charts.items():
+        layout.category.add(title=title, chart=[to_chart(chart) for chart in category])
     plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME)
-    content = TensorProto(dtype="DT_STRING", string_val=[layout.SerializeToString()], tensor_shape=TensorShapeProto())
+    content = TensorProto(dtype="DT_STRING", string_val=[layout.SerializeToString()])
     value = Summary.Value(tag=metadata.CONFIG_SUMMARY_TAG, tensor=content, metadata=SummaryMetadata(plugin_data=plugin))
     return Summary(value=[value])

@@ -79,7 +79,7 @@ def test_batch_has_weights_of_its_draw(settings):
     assert sum(not np.allclose(acted, drawn, rtol=1e-5) for acted, drawn in module.steps) == 0
     assert np.ptp([drawn.max() for _, drawn in module.steps]) > 0.1
     assert callback.controller.draws == 300
-    assert callback.sampler.arrived.sum() == 2400
+    assert callback.sampler.class_counts.sum() == 2400
     assert not np.isnan(callback.controller.ema_loss).any()
 
 
@@ -125,7 +125,7 @@ def test_checkpoint_has_controller_not_position(tmp_path):
     seen = first.controller.state_dict()
     module, second, _ = run(tmp_path / "a.ckpt", max_steps=60, max_epochs=2)
     assert second.controller.draws == 30 + len(module.steps) > 40
-    assert second.sampler.arrived.sum() > first.sampler.arrived.sum()
+    assert second.sampler.class_counts.sum() > first.sampler.class_counts.sum()
     # The first batch of the resumed stream continues from the trained mix.
     tracker = StreamTracker(mixed(80, FeedbackController(4, TARGET, lambda2=0.3, loss_ema_decay=0.0)))
     tracker.restore(first.sampler.capture())
