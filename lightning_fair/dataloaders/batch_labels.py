@@ -35,9 +35,9 @@ def match_batch_labels(batch: Any, drawn: Tensor, num_classes: int) -> Tensor:
         tensor([2, 0, 0])
     """
     labels = extract_labels(batch)
-    if not _can_be_labels(labels) or torch.equal(labels.long(), drawn):
+    if not _can_be_labels(labels):
         return drawn
-    columns = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
+    columns = [labels, *(batch.values() if isinstance(batch, Mapping) else batch)]
     if any(_can_be_labels(column) and torch.equal(column.long(), drawn) for column in columns):
         return drawn
     y = labels.long()

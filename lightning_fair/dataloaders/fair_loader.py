@@ -151,11 +151,7 @@ def make_fair(
 
 
 def make_stream_fair(loader: DataLoader[Any], *, on_start: Callable[[], None] | None = None) -> DataLoader[Any]:
-    """Return a copy of a loader over a ``FairStream`` whose ``pop_pending`` returns the record of each batch in turn.
-
-    Args:
-        loader: The loader to copy; it does not change.
-        on_start: Called when the first batch of an iteration is requested.
+    """Return a fair copy of a loader over a ``FairStream``; see :func:`make_fair`.
 
     Raises:
         ValueError: If its batch size is not the stream's.

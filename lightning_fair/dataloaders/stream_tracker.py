@@ -27,10 +27,6 @@ class StreamTracker:
         stream: The stream, with a controller.
         rank: This process's rank.
         world_size: Number of processes.
-
-    Attributes:
-        class_counts: Samples of each class that this rank read for the batches trained on, int64, shape ``(K,)``.
-        handed_out: Samples of each class in these batches, int64, shape ``(K,)``.
     """
 
     prior = None  # the class mix of a stream is not known in advance
@@ -43,8 +39,8 @@ class StreamTracker:
 
     def _clear(self) -> None:
         K = self.controller.num_classes
-        self.class_counts: Ints = np.zeros(K, dtype=np.int64)
-        self.handed_out: Ints = np.zeros(K, dtype=np.int64)
+        self.class_counts: Ints = np.zeros(K, dtype=np.int64)  # samples that this rank read for its batches
+        self.handed_out: Ints = np.zeros(K, dtype=np.int64)  # samples in these batches
         self._arriving: Floats = np.zeros(K)
         self._missing = MissingClassLogger(self.controller)
 

@@ -19,10 +19,6 @@ class DownsampledHistory:
         width: Numbers in a row, at least 1.
         max_rows: Largest number of rows. None: 256, or fewer if a row has more than 15,000 numbers.
 
-    Attributes:
-        steps: Step of each row.
-        rows: The rows, each float32, shape ``(width,)``.
-
     Example:
         >>> history = DownsampledHistory(width=1, max_rows=4)
         >>> for step in range(9):
@@ -33,8 +29,8 @@ class DownsampledHistory:
 
     def __init__(self, width: int, max_rows: int | None = None) -> None:
         self.width = width
-        self.steps: list[int] = []
-        self.rows: list[NDArray[np.float32]] = []
+        self.steps: list[int] = []  # step of each row
+        self.rows: list[NDArray[np.float32]] = []  # each of shape (width,)
         self._max_rows = max_rows or min(max(_MAX_NUMBERS // width, _MIN_ROWS), _MAX_ROWS)
         self._num_added, self._stride = 0, 1
 

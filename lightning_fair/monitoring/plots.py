@@ -56,17 +56,12 @@ def plot_mix(
 
 
 def plot_recall(recall: Floats, class_counts: NDArray[Any], class_names: Sequence[str], stage: str) -> Figure:
-    """Plot the recall of each class over its training samples.
+    """Plot the recall of each class, shape ``(K,)``, over its training samples; see :func:`plot_mix`.
 
-    Args:
-        recall: Recall of each class, in [0, 1], shape ``(K,)``; NaN for a class that was not tested.
-        class_counts: Training samples of each class, shape ``(K,)``.
-        class_names: Name of each class.
-        stage: Stage that the recall is of, such as "test".
+    A recall is in [0, 1], or NaN for a class that was not tested. The stage is in the title, for example "test".
     """
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    K = len(class_names)
     figure, axes = _new_figure(3.6, f"Recall of each class, {stage}", "training samples of the class", "recall")
     tested = np.flatnonzero(~np.isnan(recall))
     tested = tested[np.argsort(class_counts[tested], kind="stable")]
@@ -75,9 +70,12 @@ def plot_recall(recall: Floats, class_counts: NDArray[Any], class_names: Sequenc
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(lambda x, _: "0" if x == 0.5 else f"{x:,.0f}" if abs(x - round(x)) < 1e-6 else "")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.plot(x, y, "o", color=_BLUE, markersize=6 if K <= _MAX_ROWS else 3.5, alpha=0.8, clip_on=False, zorder=3)
+    size = 6 if recall.size <= _MAX_ROWS else 3.5
+    axes.plot(x, y, "o", color=_BLUE, markersize=size, alpha=0.8, clip_on=False, zorder=3)
     if tested.size:
-        _mark_mean(axes, float(y.mean()))
+        mean, to_right = y.mean(), axes.get_yaxis_transform()
+        axes.axhline(mean, color=_FAINT, linewidth=1.0, linestyle=(0, (4, 3)))
+        axes.text(1.01, mean, f"mean {mean:.3f}", transform=to_right, va="center", fontsize=10, color=_FAINT)
     names = [class_names[c] for c in tested.tolist()]
     if tested.size <= _MAX_NAMES:
         _name_points(axes, x, y, names)
@@ -91,15 +89,8 @@ def plot_recall(recall: Floats, class_counts: NDArray[Any], class_names: Sequenc
         axes.plot(middle, np.convolve(y, kernel, "valid"), color=_INK, linewidth=1.6, zorder=4)
         axes.set_xlabel(f"{axes.get_xlabel()}; line: mean of {window} neighbors")
     axes.set_ylim(-0.03, 1.03)
-    axes.grid(axis="y", color="#e5e5e5", linewidth=0.8, zorder=0)
-    axes.set_axisbelow(True)
+    axes.grid(axis="y", color="#e5e5e5", linewidth=0.8)
     return figure
-
-
-def _mark_mean(axes: Axes, mean: float) -> None:
-    axes.axhline(mean, color=_FAINT, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
-    place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "xytext": (4, 0), "textcoords": "offset points"}
-    axes.annotate(f"mean {mean:.3f}", (1.0, mean), va="center", fontsize=10, color=_FAINT, **place)
 
 
 def _name_points(axes: Axes, x: NDArray[Any], y: NDArray[Any], names: Sequence[str]) -> None:

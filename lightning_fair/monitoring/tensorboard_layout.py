@@ -29,13 +29,9 @@ Charts = dict[str, list[Lines | Bands]]
 
 
 def make_charts(class_names: Sequence[str], targets: Sequence[Floats], *, weighted: bool, arriving: bool) -> Charts:
-    """Return the charts, by category.
+    """Return the charts, by category, for the first and the last target, each of shape ``(K,)``.
 
-    Args:
-        class_names: Name of each class.
-        targets: First and last target, each of shape ``(K,)``.
-        weighted: Whether importance weights, and so the losses of the classes, are logged.
-        arriving: Whether the class mix that is read from a stream is logged.
+    If ``weighted``, weights and losses are logged. If ``arriving``, the class mix that a stream reads is logged.
     """
     by_name = len(class_names) <= MAX_NAMED_CLASSES
     # TensorBoard puts charts with bands after all others, so the two mixes stand side by side.
