@@ -186,7 +186,7 @@ class Run:
         if self.class_weights is None:
             weights = BatchWeights.all_one(self.source.global_batch_size)
         else:
-            weights = BatchWeights.of(self.class_weights, draw.counts, normalize=self.settings.normalize)
+            weights = BatchWeights.summarize(self.class_weights, draw.counts, normalize=self.settings.normalize)
         self.totals.steps += 1
         self.totals.effective_sample_size_sum += weights.effective_sample_size
         self.totals.largest_weight = max(self.totals.largest_weight, weights.largest)

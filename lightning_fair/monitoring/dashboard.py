@@ -43,7 +43,7 @@ class BatchWeights:
     per_class: tuple[Floats, NDArray[Any]] | None = None  # weights and counts, shape (K,); None if all weights are one
 
     @classmethod
-    def of(cls, weights: Floats, counts: NDArray[Any], *, normalize: bool) -> BatchWeights:
+    def summarize(cls, weights: Floats, counts: NDArray[Any], *, normalize: bool) -> BatchWeights:
         """Summarize class weights, shape ``(K,)``, of a batch with these class counts, shape ``(K,)``."""
         size, total, squares = int(counts.sum()), float(weights @ counts), float(weights**2 @ counts)
         mean, largest = total / size, float(weights[counts > 0].max())

@@ -290,7 +290,7 @@ def test_class_names_of_data_set(wrap):
 @pytest.mark.parametrize("normalize", [False, True])
 def test_batch_weights(normalize):
     """The statistics of the weights are those of the samples."""
-    statistics = BatchWeights.of(np.array([0.5, 2.0, 9.0]), np.array([3, 1, 0]), normalize=normalize)
+    statistics = BatchWeights.summarize(np.array([0.5, 2.0, 9.0]), np.array([3, 1, 0]), normalize=normalize)
     each = [0.5, 0.5, 0.5, 2.0]
     scale = np.mean(each) if normalize else 1.0
     assert statistics.mean == pytest.approx(np.mean(each) / scale)
