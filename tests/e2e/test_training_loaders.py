@@ -460,7 +460,7 @@ def test_lightning_cli_creates_the_callback(tmp_path, monkeypatch):
     cli = LightningCLI(Weighted, Sized, args=["fit", "--config", str(config)], save_config_callback=None)
     (fair,) = [c for c in cli.trainer.callbacks if type(c).__name__ == "FairSampling"]
     assert fair.sampler.drawn.sum() == len(Indexed())
-    assert fair.max_weight == 20
+    assert fair.settings.max_weight == 20
     assert np.allclose(fair.controller.q, [0.4, 0.3, 0.2, 0.1])
 
 
