@@ -27,10 +27,15 @@ def rotations(draw):
     return rotation
 
 
+def numbers_of(rotation):
+    """The range that the rotation draws from."""
+    return range(rotation.start, rotation.start + rotation.n)
+
+
 def in_range(rotation):
     """Count of each number of the range."""
     counts = rotation.counts
-    return {number: counts[number] for number in rotation.numbers}
+    return {number: counts[number] for number in numbers_of(rotation)}
 
 
 BAD_JSON = {

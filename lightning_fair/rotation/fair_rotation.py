@@ -5,23 +5,12 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lightning_fair.common.arrays import Ints
-from lightning_fair.rotation.serialization import (
-    LARGEST_COUNT,
-    LARGEST_NUMBER,
-    check_counts,
-    dump,
-    parse,
-    show,
-    whole_number,
-)
-
-LARGEST_N = 10_000_000
+from lightning_fair.rotation.serialization import LARGEST_COUNT, check_inputs, dump, parse, read_counts
 
 
 class FairRotation:
@@ -67,11 +56,6 @@ class FairRotation:
     def __repr__(self) -> str:
         used = np.count_nonzero(self._counts) + len(self._outside_numbers)
         return f"<FairRotation n={self.n}, k={self.k}, start={self.start}: {used:,} with a count>"
-
-    @property
-    def numbers(self) -> range:
-        """The range that batches are drawn from."""
-        return range(self.start, self.start + self.n)
 
     @property
     def counts(self) -> Counter[int]:
@@ -137,22 +121,21 @@ class FairRotation:
             TypeError: If a value is not an integer. Nothing is changed then.
         """
         current = (self.n, self.k, self.start)
-        n, k, start = (old if new is None else new for new, old in zip((n, k, start), current, strict=True))
-        n, k, start = check_inputs(n, k, start)
-        saved = self.to_arrays()
-        self.n, self.k, self.start = n, k, start
-        self._set_counts(*saved)
+        inputs = (old if new is None else new for new, old in zip((n, k, start), current, strict=True))
+        counts = self.to_arrays()
+        self.n, self.k, self.start = check_inputs(*inputs)
+        self._set_counts(*counts)
 
     def load_counts(self, counts: Mapping[int, int] | str) -> None:
         """Replace all counts.
 
         Args:
-            counts: Count of each number, in ``[0, 10**9]``; other numbers have 0. Or the text of ``to_json``, whose
-                ``N``, ``k`` and ``start`` are ignored.
+            counts: Count of each number, in ``[0, 10**9]``; any other number has 0. The text of :meth:`to_json` is
+                accepted, too; its ``N``, ``k`` and ``start`` are ignored.
 
         Raises:
-            ValueError: If a number or a count is not an integer or out of its range, or the text is not such
-                JSON. Nothing is changed then.
+            ValueError: If a number or a count is not an integer or out of its range, or the text is not JSON of
+                :meth:`to_json`. Nothing is changed then.
             TypeError: If ``counts`` is neither a mapping nor text. Nothing is changed then.
 
         Example:
@@ -161,12 +144,7 @@ class FairRotation:
             >>> rotation.next_batch()
             [3, 1]
         """
-        if isinstance(counts, str):
-            checked = parse(counts).counts
-        elif hasattr(counts, "items"):
-            checked = check_counts(counts.items())
-        else:
-            raise TypeError(f"counts must be a mapping such as {{1: 3, 2: 2}} or its JSON, got {show(counts)}.")
+        checked = read_counts(counts)
         self._set_counts(np.array([*checked], np.int64), np.array([*checked.values()], np.int32))
 
     def clean(self) -> None:
@@ -218,18 +196,3 @@ class FairRotation:
             raise ValueError(str(error)) from error
         rotation.load_counts(saved.counts)
         return rotation
-
-
-def check_inputs(n: Any, k: Any, start: Any) -> tuple[int, int, int]:
-    """Return ``n``, ``k`` and ``start`` as plain integers; raise the errors of :class:`FairRotation`."""
-    n, k, start = whole_number("N", n), whole_number("k", k), whole_number("start", start)
-    if not 1 <= n <= LARGEST_N:
-        raise ValueError(f"N must lie in [1, {LARGEST_N:,}], got {show(n)}: a count is held for every number.")
-    if not 1 <= k <= n:
-        raise ValueError(f"k must lie in [1, N], got k = {show(k)} for N = {n}: no number occurs twice in a batch.")
-    if max(abs(start), abs(start + n - 1)) > LARGEST_NUMBER:
-        raise ValueError(
-            f"start to start + N - 1 must lie within ±{LARGEST_NUMBER}, got {show(start)} to {show(start + n - 1)}: "
-            "programs that read JSON may round integers beyond that."
-        )
-    return n, k, start

@@ -1,4 +1,4 @@
-"""JSON text of a rotation, and the checks of numbers that come from outside."""
+"""JSON text of a rotation, and the checks of arguments and of loaded numbers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal, ExtendedContext
 from typing import Any, NamedTuple
 
+LARGEST_N = 10_000_000
 LARGEST_NUMBER = 2**53 - 1  # JavaScript and other readers of JSON round integers beyond it
 LARGEST_COUNT = 10**9
 
@@ -54,45 +55,45 @@ def parse(text: str) -> Saved:
         raise ValueError(f"The text is not JSON that can be loaded: {error}.") from None
     if not isinstance(content, dict):
         raise ValueError(f'The JSON must be an object such as {{"1": 3, "2": 2}}, got {show(content)}.')
-    names = (_COUNTS, *_INPUTS)
-    if not any(name in content for name in names):
+    missing = [name for name in (_COUNTS, *_INPUTS) if name not in content]
+    if len(missing) == 4:
         return Saved(_counts_by_text(content), None)
-    for name in names:
-        if name not in content:
-            raise ValueError(f'The JSON must have "{name}" beside its other keys: add it, or load the counts alone.')
+    if missing:
+        raise ValueError(f'The JSON must have "{missing[0]}" beside its other keys: add it, or load the counts alone.')
     if not isinstance(content[_COUNTS], dict):
         raise ValueError(f'"{_COUNTS}" must be an object of counts by number, got {show(content[_COUNTS])}.')
     n, k, start = (content[name] for name in _INPUTS)
     return Saved(_counts_by_text(content[_COUNTS]), (n, k, start))
 
 
-def check_counts(counts: Iterable[tuple[Any, Any]]) -> dict[int, int]:
-    """Return the counts of pairs of a number, within ``±(2**53 - 1)``, and its count, in ``[0, 10**9]``.
-
-    Raises:
-        ValueError: If a number or a count is not an integer or out of its range, or a number occurs twice.
-    """
-    checked: dict[int, int] = {}
-    for number, count in counts:
-        if type(number) is not int or type(count) is not int:  # skipped for speed with most files
-            try:
-                number, count = whole_number("A number", number), whole_number("A count", count)
-            except TypeError as error:  # a wrong type in a mapping or a file is a wrong value
-                raise ValueError(str(error)) from None
-        if abs(number) > LARGEST_NUMBER:
-            raise ValueError(f"Numbers must lie within ±{LARGEST_NUMBER}, got {show(number)}.")
-        if not 0 <= count <= LARGEST_COUNT:
-            raise ValueError(f"Counts must lie in [0, {LARGEST_COUNT:,}], got {show(count)} for number {number}.")
-        if number in checked:
-            raise ValueError(f"The number {number} must occur once in the counts, got it twice: keep one of them.")
-        checked[number] = count
-    return checked
+def read_counts(counts: Mapping[int, int] | str) -> dict[int, int]:
+    """Return the checked counts of a mapping or a saved text; raise the errors of ``FairRotation.load_counts``."""
+    if isinstance(counts, str):
+        return parse(counts).counts
+    if not hasattr(counts, "items"):
+        raise TypeError(f"counts must be a mapping such as {{1: 3, 2: 2}} or its JSON, got {show(counts)}.")
+    return _check_counts(counts.items())
 
 
-def whole_number(name: str, value: Any) -> int:
-    """Return ``value`` as a plain ``int``; raise a ``TypeError`` about ``name`` if it is not one. ``True`` is not."""
+def check_inputs(n: Any, k: Any, start: Any) -> tuple[int, int, int]:
+    """Return ``n``, ``k`` and ``start`` as plain integers; raise the errors of ``FairRotation``."""
+    n, k, start = whole_number("N", n), whole_number("k", k), whole_number("start", start)
+    if not 1 <= n <= LARGEST_N:
+        raise ValueError(f"N must lie in [1, {LARGEST_N:,}], got {show(n)}: a count is held for every number.")
+    if not 1 <= k <= n:
+        raise ValueError(f"k must lie in [1, N], got k = {show(k)} for N = {n}: no number occurs twice in a batch.")
+    if max(abs(start), abs(start + n - 1)) > LARGEST_NUMBER:
+        raise ValueError(
+            f"start to start + N - 1 must lie within ±{LARGEST_NUMBER}, got {show(start)} to {show(start + n - 1)}: "
+            "programs that read JSON may round integers beyond that."
+        )
+    return n, k, start
+
+
+def whole_number(name: str, value: Any, error: type[Exception] = TypeError) -> int:
+    """Return ``value`` as a plain ``int``; raise ``error`` about ``name`` if it is not an integer. A bool is not."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be a whole number, got {show(value)}.")
+        raise error(f"{name} must be a whole number, got {show(value)}.")
     return operator.index(value)
 
 
@@ -107,7 +108,23 @@ def _counts_by_text(content: dict[str, Any]) -> dict[int, int]:
     for key in content:
         if not _INTEGER.fullmatch(key):
             raise ValueError(f"The keys must be integers of at most 16 digits, got {show(key)}.")
-    return check_counts((int(key), count) for key, count in content.items())
+    return _check_counts((int(key), count) for key, count in content.items())
+
+
+def _check_counts(counts: Iterable[tuple[Any, Any]]) -> dict[int, int]:
+    """Return the counts of pairs of a number and its count. A wrong type in a mapping or a file is a wrong value."""
+    checked: dict[int, int] = {}
+    for number, count in counts:
+        if type(number) is not int or type(count) is not int:  # skipped for speed with most files
+            number, count = whole_number("A number", number, ValueError), whole_number("A count", count, ValueError)
+        if abs(number) > LARGEST_NUMBER:
+            raise ValueError(f"Numbers must lie within ±{LARGEST_NUMBER}, got {show(number)}.")
+        if not 0 <= count <= LARGEST_COUNT:
+            raise ValueError(f"Counts must lie in [0, {LARGEST_COUNT:,}], got {show(count)} for number {number}.")
+        if number in checked:
+            raise ValueError(f"The number {number} must occur once in the counts, got it twice: keep one of them.")
+        checked[number] = count
+    return checked
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

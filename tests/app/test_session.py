@@ -4,7 +4,7 @@ from datetime import datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rotation_helpers import BAD_INPUTS, BAD_JSON, in_range, rotations
+from rotation_helpers import BAD_INPUTS, BAD_JSON, in_range, numbers_of, rotations
 
 from lightning_fair.app import session
 from lightning_fair.app.session import LARGEST_FILE, MAX_COUNTS, ORDERS, TABLE_ROWS
@@ -157,10 +157,10 @@ def test_table_has_every_number(rotation, order):
         ORDERS[1]: lambda number: (counts[number], number),
         ORDERS[2]: lambda number: (-counts[number], number),
     }[order]
-    assert [number for number, _, _ in rows] == sorted({*rotation.numbers, *rotation.out_of_range}, key=key)
+    assert [number for number, _, _ in rows] == sorted({*numbers_of(rotation), *rotation.out_of_range}, key=key)
     for number, count, remark in rows:
         assert count == counts[number]
-        assert remark == ("" if number in rotation.numbers else "out of range")
+        assert remark == ("" if number in numbers_of(rotation) else "out of range")
 
 
 def test_table_is_cut_after_ordering():

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rotation_helpers import in_range, rotations, seeds, sizes
+from rotation_helpers import in_range, numbers_of, rotations, seeds, sizes
 
-from lightning_fair.rotation.fair_rotation import LARGEST_N, FairRotation
-from lightning_fair.rotation.serialization import LARGEST_COUNT, LARGEST_NUMBER
+from lightning_fair.rotation.fair_rotation import FairRotation
+from lightning_fair.rotation.serialization import LARGEST_COUNT, LARGEST_N, LARGEST_NUMBER
 
 
 @given(size=sizes(), seed=seeds, batches=st.integers(1, 30))
@@ -116,7 +116,7 @@ def test_counts_are_a_copy():
 def test_arrays_hold_all_counts(rotation):
     """``to_arrays`` lists the range and the counted numbers outside, ascending, with their counts."""
     numbers, counts = rotation.to_arrays()
-    assert numbers.tolist() == sorted({*rotation.numbers, *rotation.out_of_range})
+    assert numbers.tolist() == sorted({*numbers_of(rotation), *rotation.out_of_range})
     assert Counter(dict(zip(numbers.tolist(), counts.tolist(), strict=True))) == rotation.counts
 
 
@@ -126,8 +126,8 @@ def test_resize_keeps_counts(rotation, size):
     rotation.resize(*size)
     assert (rotation.n, rotation.k, rotation.start) == size
     assert rotation.counts == before
-    assert rotation.out_of_range == sorted(number for number in before if number not in rotation.numbers)
-    assert set(rotation.next_batch(warn=False)) <= set(rotation.numbers)
+    assert rotation.out_of_range == sorted(number for number in before if number not in numbers_of(rotation))
+    assert set(rotation.next_batch(warn=False)) <= set(numbers_of(rotation))
 
 
 def test_resize_changes_only_given_values():
@@ -142,7 +142,7 @@ def test_resize_changes_only_given_values():
 @given(rotation=rotations(), size=sizes())
 def test_clean_drops_counts_out_of_range(rotation, size):
     rotation.resize(*size)
-    kept = {number: count for number, count in rotation.counts.items() if number in rotation.numbers}
+    kept = {number: count for number, count in rotation.counts.items() if number in numbers_of(rotation)}
     rotation.clean()
     assert rotation.counts == kept
     assert rotation.out_of_range == []
