@@ -5,9 +5,9 @@ A visitor's rotation is a ``gr.State`` on the server. A copy in the browser, a `
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -93,13 +93,10 @@ class Generator:
             height=260,
             elem_id="histogram",
         )
-        self.order = gr.Radio(
-            list(session.ORDERS), value=session.ORDERS[0], label="Order of the table", elem_id="order"
-        )
+        self.order = gr.Radio([*session.ORDERS], value="Number", label="Order of the table", elem_id="order")
         self.rows = gr.Dataframe(
             headers=["Number", "Count", "Remark"],
             datatype=["number", "number", "str"],
-            interactive=False,
             max_height=420,
             elem_id="counts",
         )
@@ -112,39 +109,32 @@ class Generator:
         self._on(self.order.input, enter=False)
         self._on(self.generate.click, self._generate)
         self._on(self.clean.click, self._clean)
-        self._on(self.reset.click, self._reset, [*self.inputs, self.seed], enter=False)
-        self._on(self.upload.upload, self._load_file, [self.upload, self.counts_only], enter=False)
-        self._on(self.load_text.click, self._load_text, [self.text, self.counts_only], enter=False)
-        self._on(self.show_text.click, self._show_text, [self.counts_only])
-        saved = self._on(self.save.click, self._save, [self.counts_only])
+        self._on(self.reset.click, self._reset, *self.inputs, self.seed, enter=False)
+        self._on(self.upload.upload, self._load_file, self.upload, self.counts_only, enter=False)
+        self._on(self.load_text.click, self._load_text, self.text, self.counts_only, enter=False)
+        self._on(self.show_text.click, self._show_text, self.counts_only)
+        saved = self._on(self.save.click, self._save, self.counts_only)
         saved.then(None, js="() => document.querySelector('#download').click()", **QUIET)
 
     def _on(
-        self,
-        events: Any,
-        change: Callable[..., Update] | None = None,
-        inputs: Sequence[Any] = (),
-        *,
-        enter: bool = True,
-        **options: Any,
+        self, events: Any, change: Callable[..., Update] | None = None, *inputs: Any, enter: bool = True, **options: Any
     ) -> Any:
         """On an event, enter the fields N, k and start, call ``change`` and show the rotation, or show the error."""
 
         def run(rotation: FairRotation | None, order: str, n: Any, k: Any, start: Any, *values: Any) -> Update:
-            refused = {self.download: None, self.upload: None}
+            no_files: Update = {self.download: None, self.upload: None}
             if rotation is None:
-                return {self.message: notice(_SESSION_LOST, "bad")} | refused
+                return no_files | {self.message: notice(_SESSION_LOST, "bad")}
             try:
                 if enter:
                     session.enter(rotation, n, k, start)
                 updates = change(rotation, *values) if change else {}
             except (ValueError, TypeError) as error:
-                return {self.message: notice(str(error), "bad")} | refused
-            return self._show(updates.get(self.rotation, rotation), order) | updates
+                return no_files | {self.message: notice(str(error), "bad")}
+            return no_files | self._show(updates.get(self.rotation, rotation), order) | updates
 
-        return gr.on(
-            events, run, [self.rotation, self.order, *self.inputs, *inputs], self.outputs, **_IN_TURN | options
-        )
+        components = [self.rotation, self.order, *self.inputs, *inputs]
+        return gr.on(events, run, components, self.outputs, **_IN_TURN | options)
 
     def _show(self, rotation: FairRotation, order: str) -> Update:
         """Return the updates that follow from the rotation."""
@@ -160,8 +150,6 @@ class Generator:
             self.clean: gr.update(interactive=bool(mismatch), variant="primary" if mismatch else "secondary"),
             self.plot: pd.DataFrame({"count": labels, "numbers": heights}),
             self.rows: gr.update(value=rows, label=f"{len(rows):,} of {total:,} numbers"),
-            self.download: None,
-            self.upload: None,
         }
 
     def _fields(self, rotation: FairRotation) -> Update:
@@ -170,11 +158,9 @@ class Generator:
     def _restore(self, saved: Any, order: str) -> Update:
         """Return the updates of a new or reloaded page; ``saved`` is from the browser and may be anything."""
         rotation, is_lost = FairRotation(*session.DEFAULTS), False
-        try:
+        with suppress(ValueError, TypeError):  # no copy, or a damaged one
             copy, is_lost = saved
             session.load(rotation, copy)
-        except (ValueError, TypeError):
-            pass  # no copy, or a damaged one
         message = {self.message: notice(_COPY_LOST if is_lost else "", "warn")}
         return self._show(rotation, order) | self._fields(rotation) | {self.rotation: rotation} | message
 
@@ -187,11 +173,8 @@ class Generator:
         return {self.message: notice(f"Dropped the counts out of range: {dropped:,}.")}
 
     def _reset(self, _rotation: FairRotation, *fields: Any) -> Update:
-        return {
-            self.rotation: session.new_rotation(*fields),
-            self.batch: "",
-            self.message: notice("All counts are 0."),
-        }
+        rotation = session.new_rotation(*fields)
+        return {self.rotation: rotation, self.batch: "", self.message: notice("All counts are 0.")}
 
     def _load_file(self, rotation: FairRotation, path: str, counts_only: bool) -> Update:
         return self._load_text(rotation, session.read_file(path), counts_only)
@@ -208,7 +191,8 @@ class Generator:
 
     def _save(self, rotation: FairRotation, counts_only: bool) -> Update:
         name = session.file_name(datetime.now(), counts_only=counts_only)
-        os.makedirs(self.download.GRADIO_CACHE, exist_ok=True)
-        path = Path(tempfile.mkdtemp(dir=self.download.GRADIO_CACHE), name)
+        folder = Path(self.download.GRADIO_CACHE)  # the folder whose old files Gradio deletes
+        folder.mkdir(parents=True, exist_ok=True)
+        path = Path(tempfile.mkdtemp(dir=folder), name)
         path.write_text(rotation.to_json(counts_only=counts_only), encoding="utf-8")
         return {self.download: str(path), self.message: notice(f"Saved as {name}.")}

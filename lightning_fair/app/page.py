@@ -1,4 +1,4 @@
-"""The page in Gradio, and its server. The rules are in ``session`` and ``simulation``, which know no Gradio."""
+"""The page in Gradio, and its server. The modules ``session`` and ``simulation`` hold the rules, without Gradio."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 try:
     import gradio as gr
@@ -31,8 +30,7 @@ _CSS = """
 .notice.good { border-color: #009e73; background: #009e7318; }
 .notice.bad { border-color: #d55e00; background: #d55e0018; }
 .notice.warn { border-color: #e69f00; background: #e69f0020; }
-#message, #warning, #feedback-message { padding: 0 !important; }
-#message .html-container, #warning .html-container, #feedback-message .html-container { padding: 0 !important; }
+.html-container:has(.notice) { padding: 0 !important; }
 #batch textarea { font-size: 1.5rem; font-weight: 600; line-height: 1.5; }
 /* The number of every slider is below its name, also if there is room beside the name. */
 .sliders .head label { flex-basis: 100%; }
@@ -46,9 +44,9 @@ _CSS = """
 
 
 def build() -> gr.Blocks:
-    """Return the page, ready for ``demo.launch(**launch_options())``."""
-    demo: gr.Blocks
-    with gr.Blocks(title="Fair batches", analytics_enabled=False, delete_cache=(_FILE_SECONDS, _FILE_SECONDS)) as demo:
+    """Return the page without its server."""
+    demo = gr.Blocks(title="Fair batches", analytics_enabled=False, delete_cache=(_FILE_SECONDS, _FILE_SECONDS))
+    with demo:
         gr.Markdown("# Fair batches\nBatches of numbers from a range, so that all numbers are used equally often.")
         with gr.Tab("Generator"):
             Generator().connect(demo)
@@ -57,22 +55,15 @@ def build() -> gr.Blocks:
     return demo
 
 
-def launch_options() -> dict[str, Any]:
-    """Return the arguments of ``launch`` besides the address: the theme and the limits."""
-    return {
-        # Fonts of the visitor's system: Gradio would download those of the theme.
-        "theme": gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=_FONTS, font_mono=("monospace",)),
-        "css": _CSS,
-        "footer_links": [],
-        "app_kwargs": {"middleware": [Middleware(_LimitUploads)]},
-        "state_session_capacity": _SESSIONS,
-        "ssr_mode": False,
-        "quiet": True,
-    }
+def main(argv: Sequence[str] | None = None) -> None:
+    """Serve the page until interrupted.
 
+    Args:
+        argv: Command line, without the program's name; None for the process's own.
 
-def serve(argv: Sequence[str] | None = None) -> None:
-    """Serve the page until interrupted; ``argv`` is the command line without the program's name."""
+    Raises:
+        SystemExit: If the address is not free, with one sentence; or as ``argparse`` does.
+    """
     parser = argparse.ArgumentParser("lightning-fair-app", description="Fair batches of integers, as a web page.")
     parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), help="%(default)s")
     parser.add_argument("--port", type=int, default=os.environ.get("GRADIO_SERVER_PORT", "7860"), help="%(default)s")
@@ -85,9 +76,16 @@ def serve(argv: Sequence[str] | None = None) -> None:
             server_name=options.host,
             server_port=options.port,
             inbrowser=options.open,
+            # Fonts of the visitor's system: Gradio would download those of the theme.
+            theme=gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=_FONTS, font_mono=("monospace",)),
+            css=_CSS,
+            footer_links=[],
+            app_kwargs={"middleware": [Middleware(_LimitUploads)]},
+            state_session_capacity=_SESSIONS,
             share=False,
+            ssr_mode=False,
+            quiet=True,
             prevent_thread_lock=True,
-            **launch_options(),
         )
     except (OSError, OverflowError):
         sys.exit(f"The page cannot be served at {address}: choose a free one with --port, or another --host.")
@@ -105,8 +103,7 @@ class _LimitUploads:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = dict(scope.get("headers", ()))
-        app = self.app
+        headers, app = dict(scope.get("headers", ())), self.app
         if b"multipart" in headers.get(b"content-type", b"").lower():
             length = headers.get(b"content-length", b"")
             if not length.isdigit() or int(length) > LARGEST_FILE + _UPLOAD_OVERHEAD:

@@ -19,7 +19,7 @@ MAX_COUNTS = 1_000_000  # numbers with a count in a file, and counted numbers ou
 MAX_COPIED = 100_000  # counts in the browser's copy: at most 4.4 of the 5 million characters that a site may store
 TABLE_ROWS = 1_000
 DEFAULTS = (10, 3, 1)
-ORDERS = ("Number", "Least used", "Most used")
+ORDERS = {"Number": 0, "Least used": 1, "Most used": -1}  # factor of the counts that the table is sorted by
 
 _MAX_BARS = 16
 
@@ -31,7 +31,7 @@ def enter(rotation: FairRotation, n: Any, k: Any, start: Any) -> None:
         ValueError: If a value is out of its range, or too many counts are out of range already.
         TypeError: If a value is not an integer.
     """
-    inputs = check_entered(_integer("N", n), _integer("k", k), _integer("start", start))
+    inputs = check_fields(n, k, start)
     if inputs == (rotation.n, rotation.k, rotation.start):
         return
     if len(rotation.out_of_range) > MAX_COUNTS:
@@ -42,29 +42,20 @@ def enter(rotation: FairRotation, n: Any, k: Any, start: Any) -> None:
     rotation.resize(*inputs)
 
 
-def check_entered(n: Any, k: Any, start: Any) -> tuple[int, int, int]:
-    """Return inputs that a rotation accepts and that are within the limits of the page.
-
-    Raises:
-        ValueError: If a value is out of its range.
-        TypeError: If a value is not an integer.
-    """
+def check_fields(*fields: Any) -> tuple[int, int, int]:
+    """Return ``N``, ``k`` and ``start`` as integers within the limits of the page; raise the errors of ``enter``."""
+    n, k, start = map(_integer, ("N", "k", "start"), fields)
     for name, value, largest in (("N", n, LARGEST_N), ("k", k, LARGEST_K)):
-        if whole_number(name, value) > largest:
+        if value > largest:
             raise ValueError(f"{name} must be at most {largest:,} on this page, got {show(value)}.")
     return check_inputs(n, k, start)
 
 
 def new_rotation(n: Any, k: Any, start: Any, seed: str) -> FairRotation:
-    """Return a rotation without counts, from the fields of the page; an empty seed is a random one.
-
-    Raises:
-        ValueError: If a value is out of its range, or the seed is not an integer of at least 0.
-        TypeError: If ``n``, ``k`` or ``start`` is not an integer.
-    """
-    inputs = check_entered(_integer("N", n), _integer("k", k), _integer("start", start))
+    """Return a rotation without counts; an empty seed is a random one. Raise the errors of ``enter``."""
+    inputs = check_fields(n, k, start)
     seed = seed.strip()
-    if seed and not re.fullmatch("[0-9]{1,20}", seed, re.ASCII):
+    if not re.fullmatch("[0-9]{0,20}", seed):
         raise ValueError(
             f"seed must be a whole number of at least 0, got {show(seed)}: leave it empty for a random one."
         )
@@ -76,7 +67,7 @@ def load(rotation: FairRotation, text: str, *, counts_only: bool = False) -> str
 
     Args:
         rotation: Rotation whose counts are replaced.
-        text: What ``to_json`` returns, with or without ``N``, ``k`` and ``start``.
+        text: JSON text of ``to_json``, with or without ``N``, ``k`` and ``start``.
         counts_only: Ignore ``N``, ``k`` and ``start`` of the text.
 
     Raises:
@@ -97,7 +88,7 @@ def load(rotation: FairRotation, text: str, *, counts_only: bool = False) -> str
         raise ValueError(f"The JSON must hold at most {MAX_COUNTS:,} counts, got {len(saved.counts):,}.")
     message = f"Counts loaded: {len(saved.counts):,}."
     if saved.inputs is not None and not counts_only:
-        rotation.resize(*check_entered(*saved.inputs))
+        rotation.resize(*check_fields(*saved.inputs))
         message += f" N = {rotation.n:,}, k = {rotation.k:,} and start = {rotation.start:,} are loaded, too."
     rotation.load_counts(saved.counts)
     return message
@@ -111,11 +102,7 @@ def browser_copy(rotation: FairRotation) -> tuple[str, bool]:
 
 
 def read_file(path: str | Path) -> str:
-    """Return the text of a file, and delete the file.
-
-    Raises:
-        ValueError: If it is longer than 32 MB or not UTF-8.
-    """
+    """Return the text of a file, and delete the file; raise a ``ValueError`` if it is over 32 MB or not UTF-8."""
     file = Path(path)
     try:
         if (size := file.stat().st_size) > LARGEST_FILE:
@@ -128,12 +115,7 @@ def read_file(path: str | Path) -> str:
 
 
 def file_name(now: datetime, *, counts_only: bool = False) -> str:
-    """Return the name of a saved file.
-
-    Example:
-        >>> file_name(datetime(2025, 1, 31, 12, 0, 5), counts_only=True)
-        'fair-rotation-counts-2025-01-31-120005.json'
-    """
+    """Return the name of a saved file, for example ``fair-rotation-full-2025-01-31-120005.json``."""
     return f"fair-rotation-{'counts' if counts_only else 'full'}-{now:%Y-%m-%d-%H%M%S}.json"
 
 
@@ -158,7 +140,7 @@ def histogram(rotation: FairRotation) -> tuple[list[str], list[int]]:
     return [label.rjust(longest) for label in labels], np.bincount((counts - low) // width).tolist()
 
 
-def table(rotation: FairRotation, order: str = ORDERS[0]) -> list[tuple[int, int, str]]:
+def table(rotation: FairRotation, order: str) -> list[tuple[int, int, str]]:
     """Return the first 1,000 rows of number, count and remark, in one of the ``ORDERS``; ties by number.
 
     Example:
@@ -168,10 +150,8 @@ def table(rotation: FairRotation, order: str = ORDERS[0]) -> list[tuple[int, int
         [(2, 4, ''), (9, 1, 'out of range')]
     """
     numbers, counts = rotation.to_arrays()
-    if order in ORDERS[1:]:
-        rank = np.argsort(counts if order == ORDERS[1] else -counts, kind="stable")
-        numbers, counts = numbers[rank[:TABLE_ROWS]], counts[rank[:TABLE_ROWS]]
-    numbers, counts = numbers[:TABLE_ROWS], counts[:TABLE_ROWS]
+    shown = np.argsort(ORDERS[order] * counts, kind="stable")[:TABLE_ROWS]  # stable: ties stay in ascending order
+    numbers, counts = numbers[shown], counts[shown]
     remarks = np.where(_in_range(rotation, numbers), "", "out of range")
     return list(zip(numbers.tolist(), counts.tolist(), remarks.tolist(), strict=True))
 

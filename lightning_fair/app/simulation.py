@@ -20,25 +20,6 @@ _LOSS_NOISE = 0.05
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Settings of the simulation.
-
-    Attributes:
-        imbalance: Samples of the most frequent class for each sample of the rarest, at least 1.
-        alpha: Gain of the feedback, no unit, at least 0; 0 switches the feedback off.
-        floor: Lowest probability of a class, in ``[0, 1/4)``.
-        horizon: Memory of the trained mix, in batches, at least 1.
-        loss_emphasis: Weight ``lambda2`` of the standardized loss, at least 0.
-    """
-
-    imbalance: float = 8.0
-    alpha: float = 8.0
-    floor: float = 0.01
-    horizon: float = 16.0
-    loss_emphasis: float = 0.0
-
-
-@dataclass(frozen=True)
 class Trace:
     """Course of the simulation, batch by batch.
 
@@ -47,7 +28,6 @@ class Trace:
         arrived: Class mix of the samples that were trained on, shape ``(batches, 4)``; NaN for an empty batch.
         trained: Trained mix ``r`` of the controller, shape ``(batches, 4)``.
         weights: Importance weight ``q / p`` of each class, shape ``(batches, 4)``.
-        target: Target class mix ``q``, shape ``(4,)``.
         unsteered: Expected class mix without feedback, shape ``(batches, 4)``.
     """
 
@@ -55,7 +35,6 @@ class Trace:
     arrived: Floats
     trained: Floats
     weights: Floats
-    target: Floats
     unsteered: Floats
 
 
@@ -72,7 +51,15 @@ def survival(imbalance: float, is_reversed: bool = False) -> Floats:
     return falling[::-1] if is_reversed else falling
 
 
-def simulate(settings: Settings, reversals: int = 0, seed: int = 0) -> Trace:
+def simulate(
+    imbalance: float = 8.0,
+    alpha: float = 8.0,
+    floor: float = 0.01,
+    horizon: float = 16.0,
+    loss_emphasis: float = 0.0,
+    *,
+    reversals: int = 0,
+) -> Trace:
     """Run the loop: draw a batch, lose a part of it, report the rest.
 
     A :class:`~lightning_fair.sampling.batch_sampler.FeedbackBatchSampler` draws batches of 256 samples from four
@@ -81,29 +68,34 @@ def simulate(settings: Settings, reversals: int = 0, seed: int = 0) -> Trace:
     classes have higher losses. Every 60 batches the stream is reversed: the most frequent class becomes the rarest.
 
     Args:
-        settings: Settings of the stream and the controller.
+        imbalance: Samples of the most frequent class for each sample of the rarest, at least 1.
+        alpha: Gain of the feedback, no unit, at least 0; 0 switches the feedback off.
+        floor: Lowest probability of a class, in ``[0, 1/4)``.
+        horizon: Memory of the trained mix, in batches, at least 1.
+        loss_emphasis: Weight ``lambda2`` of the standardized loss, at least 0.
         reversals: Number of reversals so far, at least 0. The last 180 batches are returned.
-        seed: Seed of the draws and the losses.
 
     Raises:
         ValueError: If a setting is out of range, or alpha is too high to be stable.
 
     Example:
-        >>> trace = simulate(Settings(imbalance=4.0, alpha=8.0))
+        >>> trace = simulate(imbalance=4.0)
         >>> trace.unsteered[0].round(2), trace.trained[-1].round(2)
         (array([0.44, 0.28, 0.17, 0.11]), array([0.27, 0.25, 0.24, 0.23]))
     """
-    controller = _controller(settings)
+    if not imbalance >= 1:
+        raise ValueError(f"imbalance must be at least 1, got {imbalance}.")
+    controller = _controller(alpha, floor, horizon, loss_emphasis)
     # Earlier spans than those shown and one more are forgotten, so the cost does not grow with the reversals.
     begin = max(0, reversals + 1 - _SHOWN_SPANS - _WARM_UP_SPANS)
     spans = range(begin, reversals + 1)
     sampler = FeedbackBatchSampler(
-        np.arange(_ITEMS) % CLASSES, BATCH_SIZE, steps_per_epoch=SPAN * len(spans), controller=controller, seed=seed
+        np.arange(_ITEMS) % CLASSES, BATCH_SIZE, steps_per_epoch=SPAN * len(spans), controller=controller, seed=0
     )
     arrived, trained, weights, unsteered = (np.empty((len(sampler), CLASSES)) for _ in range(4))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     for step, _ in enumerate(sampler):
-        kept = survival(settings.imbalance, is_reversed=spans[step // SPAN] % 2 == 1)
+        kept = survival(imbalance, is_reversed=spans[step // SPAN] % 2 == 1)
         draw = sampler.deliver()
         counts = rng.binomial(draw.counts, kept)
         losses = 2.0 - kept + _LOSS_NOISE * rng.standard_normal(CLASSES)
@@ -114,24 +106,16 @@ def simulate(settings: Settings, reversals: int = 0, seed: int = 0) -> Trace:
         unsteered[step] = controller.q * kept / (controller.q * kept).sum()
     shown = slice(-_SHOWN_SPANS * SPAN, None)
     first_batch = begin * SPAN + max(0, len(sampler) - _SHOWN_SPANS * SPAN)
-    return Trace(first_batch, arrived[shown], trained[shown], weights[shown], controller.q, unsteered[shown])
+    return Trace(first_batch, arrived[shown], trained[shown], weights[shown], unsteered[shown])
 
 
-def _controller(settings: Settings) -> FeedbackController:
-    if not settings.imbalance >= 1:
-        raise ValueError(f"imbalance must be at least 1, got {settings.imbalance}.")
+def _controller(alpha: float, floor: float, horizon: float, loss_emphasis: float) -> FeedbackController:
     try:
-        return FeedbackController(
-            CLASSES,
-            alpha=settings.alpha,
-            lambda2=settings.loss_emphasis,
-            min_prob=settings.floor,
-            horizon=settings.horizon,
-        )
+        return FeedbackController(CLASSES, alpha=alpha, lambda2=loss_emphasis, min_prob=floor, horizon=horizon)
     except ValueError as error:
         if "oscillates" not in str(error):
             raise
         raise ValueError(  # the controller's message names arguments that are not settings here
-            f"Alpha {settings.alpha:g} is too high for horizon {settings.horizon:g} and loss emphasis "
-            f"{settings.loss_emphasis:g}, the class mix oscillates: lower alpha or the emphasis, or raise the horizon."
+            f"Alpha {alpha:g} is too high for horizon {horizon:g} and loss emphasis {loss_emphasis:g}, the class mix "
+            "oscillates: lower alpha or the emphasis, or raise the horizon."
         ) from error

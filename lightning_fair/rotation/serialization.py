@@ -55,8 +55,9 @@ def parse(text: str) -> Saved:
         raise ValueError(f"The text is not JSON that can be loaded: {error}.") from None
     if not isinstance(content, dict):
         raise ValueError(f'The JSON must be an object such as {{"1": 3, "2": 2}}, got {show(content)}.')
-    missing = [name for name in (_COUNTS, *_INPUTS) if name not in content]
-    if len(missing) == 4:
+    names = (_COUNTS, *_INPUTS)
+    missing = [name for name in names if name not in content]
+    if len(missing) == len(names):
         return Saved(_counts_by_text(content), None)
     if missing:
         raise ValueError(f'The JSON must have "{missing[0]}" beside its other keys: add it, or load the counts alone.')

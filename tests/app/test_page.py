@@ -255,7 +255,7 @@ def test_counts_outlive_the_server(chromium, folder):
 
 def test_evicted_session_is_reloaded(chromium, folder):
     """A server that holds one session drops it for the next visitor; nothing is drawn or saved without it."""
-    code = "from lightning_fair.app import page; page._SESSIONS = 1; page.serve([])"
+    code = "from lightning_fair.app import page; page._SESSIONS = 1; page.main([])"
     with serve(["-c", code], folder) as address:
         visitor = Visitor(chromium, address)
         batch = visitor.generate()

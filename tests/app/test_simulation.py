@@ -1,33 +1,33 @@
 import numpy as np
 import pytest
 
-from lightning_fair.app.simulation import CLASSES, Settings, simulate, survival
+from lightning_fair.app.simulation import CLASSES, simulate, survival
 
 
 def test_feedback_holds_the_rare_class():
     """Without feedback the trained mix is that of the stream; with feedback the rarest class is near its target."""
-    free = simulate(Settings(imbalance=8.0, alpha=0.0))
+    free = simulate(imbalance=8.0, alpha=0.0)
     np.testing.assert_allclose(free.trained[-20:].mean(0), survival(8.0) / survival(8.0).sum(), atol=0.03)
     np.testing.assert_allclose(free.weights, 1.0)
-    held = simulate(Settings(imbalance=8.0, alpha=8.0), reversals=1)
+    held = simulate(imbalance=8.0, alpha=8.0, reversals=1)
     for rarest, batches in ((3, slice(30, 60)), (0, slice(90, 120))):
         assert held.trained[batches, rarest].mean() > 0.2 > 2 * held.unsteered[batches, rarest].mean()
         assert held.weights[batches, rarest].max() < 1.0  # drawn more often than its target
 
 
 def test_floor_bounds_the_weights():
-    trace = simulate(Settings(imbalance=50.0, alpha=30.0, horizon=32.0, floor=0.1))
+    trace = simulate(imbalance=50.0, alpha=30.0, horizon=32.0, floor=0.1)
     assert trace.weights.max() <= 0.25 / 0.1 + 1e-9
 
 
 def test_loss_emphasis_favors_high_losses():
-    without, emphasized = (simulate(Settings(loss_emphasis=value)).trained[-60:].mean(0) for value in (0.0, 0.5))
+    without, emphasized = (simulate(loss_emphasis=value).trained[-60:].mean(0) for value in (0.0, 0.5))
     assert emphasized[3] > without[3] + 0.05  # the rarest class has the highest loss
 
 
 @pytest.mark.parametrize("reversals", [0, 1, 2, 3, 10, 1001])
 def test_last_batches_are_returned(reversals):
-    trace = simulate(Settings(), reversals)
+    trace = simulate(reversals=reversals)
     assert trace.first_batch == max(0, reversals - 2) * 60
     assert trace.arrived.shape == trace.weights.shape == (60 * min(reversals + 1, 3), CLASSES)
     assert int(trace.unsteered[-1].argmin()) == (0 if reversals % 2 else 3)
@@ -36,15 +36,15 @@ def test_last_batches_are_returned(reversals):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (Settings(imbalance=0.5), r"imbalance must be at least 1, got 0\.5"),
+        ({"imbalance": 0.5}, r"imbalance must be at least 1, got 0\.5"),
         (
-            Settings(alpha=31.0, horizon=16.0, loss_emphasis=0.5),
+            {"alpha": 31.0, "horizon": 16.0, "loss_emphasis": 0.5},
             r"^Alpha 31 is too high for horizon 16 and loss emphasis 0\.5, the class mix oscillates: lower alpha",
         ),
-        (Settings(floor=0.25), r"min_prob must lie in"),
+        ({"floor": 0.25}, r"min_prob must lie in"),
     ],
     ids=["imbalance", "alpha", "floor"],
 )
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        simulate(settings)
+        simulate(**settings)
