@@ -23,19 +23,17 @@ class Feedback:
         self.reversals = gr.State(0)
         gr.Markdown(
             "The sampler of the library draws batches from four classes, and the target is a quarter of each. Then "
-            "samples are lost: all samples of the most frequent class arrive at the trainer, and of the rarest class "
-            "only one in as many as the imbalance says. The sampler learns only which samples were trained on, and "
-            "draws more of the classes that are short. Reverse the stream, and the most frequent class becomes the "
-            "rarest."
+            "samples are lost: the most frequent class loses none, and the rarest keeps one in eight if the imbalance "
+            "is 8. The sampler learns only which samples were trained on, and draws more of the classes that are "
+            "short. When the stream is reversed, the most frequent class becomes the rarest."
         )
         with gr.Row(elem_classes="sliders"):
-            width: dict[str, Any] = {"min_width": 190}
             self.sliders = [
-                gr.Slider(1, 50, 8, step=1, label="Imbalance", info="most frequent : rarest", **width),
-                gr.Slider(0, 40, 8, step=0.5, label="Alpha", info="gain; 0: no feedback", **width),
-                gr.Slider(0, 0.2, 0.01, step=0.005, label="Floor", info="lowest probability", **width),
-                gr.Slider(2, 64, 16, step=1, label="Horizon", info="memory, in batches", **width),
-                gr.Slider(0, 1, 0, step=0.05, label="Loss emphasis", info="lambda2", **width),
+                gr.Slider(1, 50, 8, step=1, label="Imbalance", info="most frequent : rarest", min_width=190),
+                gr.Slider(0, 40, 8, step=0.5, label="Alpha", info="gain; 0: no feedback", min_width=190),
+                gr.Slider(0, 0.2, 0.01, step=0.005, label="Floor", info="lowest probability", min_width=190),
+                gr.Slider(2, 64, 16, step=1, label="Horizon", info="memory, in batches", min_width=190),
+                gr.Slider(0, 1, 0, step=0.05, label="Loss emphasis", info="lambda2", min_width=190),
             ]
         self.reverse = gr.Button("Reverse the stream", variant="primary", elem_id="reverse")
         self.message = gr.HTML(elem_id="feedback-message")

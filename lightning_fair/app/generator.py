@@ -97,6 +97,7 @@ class Generator:
         self.rows = gr.Dataframe(
             headers=["Number", "Count", "Remark"],
             datatype=["number", "number", "str"],
+            interactive=False,
             max_height=420,
             elem_id="counts",
         )

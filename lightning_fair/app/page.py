@@ -103,7 +103,8 @@ class _LimitUploads:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers, app = dict(scope.get("headers", ())), self.app
+        headers = dict(scope.get("headers", ()))
+        app = self.app
         if b"multipart" in headers.get(b"content-type", b"").lower():
             length = headers.get(b"content-length", b"")
             if not length.isdigit() or int(length) > LARGEST_FILE + _UPLOAD_OVERHEAD:

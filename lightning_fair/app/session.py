@@ -19,9 +19,8 @@ MAX_COUNTS = 1_000_000  # numbers with a count in a file, and counted numbers ou
 MAX_COPIED = 100_000  # counts in the browser's copy: at most 4.4 of the 5 million characters that a site may store
 TABLE_ROWS = 1_000
 DEFAULTS = (10, 3, 1)
-ORDERS = {"Number": 0, "Least used": 1, "Most used": -1}  # factor of the counts that the table is sorted by
-
 _MAX_BARS = 16
+ORDERS = {"Number": 0, "Least used": 1, "Most used": -1}  # factor of the counts that the table is sorted by
 
 
 def enter(rotation: FairRotation, n: Any, k: Any, start: Any) -> None:
@@ -52,7 +51,7 @@ def check_fields(*fields: Any) -> tuple[int, int, int]:
 
 
 def new_rotation(n: Any, k: Any, start: Any, seed: str) -> FairRotation:
-    """Return a rotation without counts; an empty seed is a random one. Raise the errors of ``enter``."""
+    """Return a rotation without counts; an empty seed is random. Raise the errors of ``enter``, also for a seed."""
     inputs = check_fields(n, k, start)
     seed = seed.strip()
     if not re.fullmatch("[0-9]{0,20}", seed):

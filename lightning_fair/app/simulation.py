@@ -14,7 +14,7 @@ from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
 CLASSES = 4
 BATCH_SIZE = 256
 SPAN = 60  # batches between two reversals of the stream
-_SHOWN_SPANS, _WARM_UP_SPANS = 3, 1
+_SHOWN_SPANS = 3
 _ITEMS = 8_000
 _LOSS_NOISE = 0.05
 
@@ -86,9 +86,9 @@ def simulate(
     if not imbalance >= 1:
         raise ValueError(f"imbalance must be at least 1, got {imbalance}.")
     controller = _controller(alpha, floor, horizon, loss_emphasis)
-    # Earlier spans than those shown and one more are forgotten, so the cost does not grow with the reversals.
-    begin = max(0, reversals + 1 - _SHOWN_SPANS - _WARM_UP_SPANS)
-    spans = range(begin, reversals + 1)
+    first_shown = max(0, reversals + 1 - _SHOWN_SPANS)
+    # The simulation begins one span before, with a new controller, so the cost does not grow with the reversals.
+    spans = range(max(0, first_shown - 1), reversals + 1)
     sampler = FeedbackBatchSampler(
         np.arange(_ITEMS) % CLASSES, BATCH_SIZE, steps_per_epoch=SPAN * len(spans), controller=controller, seed=0
     )
@@ -104,9 +104,8 @@ def simulate(
         trained[step] = controller.trained_mix
         weights[step] = class_weights(controller.q, draw.probs)
         unsteered[step] = controller.q * kept / (controller.q * kept).sum()
-    shown = slice(-_SHOWN_SPANS * SPAN, None)
-    first_batch = begin * SPAN + max(0, len(sampler) - _SHOWN_SPANS * SPAN)
-    return Trace(first_batch, arrived[shown], trained[shown], weights[shown], unsteered[shown])
+    shown = slice((first_shown - spans[0]) * SPAN, None)
+    return Trace(first_shown * SPAN, arrived[shown], trained[shown], weights[shown], unsteered[shown])
 
 
 def _controller(alpha: float, floor: float, horizon: float, loss_emphasis: float) -> FeedbackController:
