@@ -14,7 +14,7 @@ from lightning_fair.common.arrays import Floats, Ints
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import Draw
 from lightning_fair.control.law import apply_floor
-from lightning_fair.sampling.systematic import Chances, systematic_counts
+from lightning_fair.sampling.systematic import DrawRandomness, systematic_counts
 from lightning_fair.streaming.buffers import ClassBuffers, cap_mix
 from lightning_fair.streaming.samples import copy_data, owns_memory, stream_labels
 from lightning_fair.streaming.worker_balancing import WorkerBalancing, WorkerTarget
@@ -80,7 +80,7 @@ class StreamIteration:
         self._read = self._handed_out = 0
         self._ended = False
         seed = int(np.random.SeedSequence([stream.seed, stream.rank, worker]).generate_state(1)[0])
-        self._random = Chances(seed, controller.num_classes, stream.batch_size)
+        self._randomness = DrawRandomness(seed, controller.num_classes, stream.batch_size)
 
     def read(self) -> tuple[Ints, int]:
         """Read the samples for the next batch.
@@ -134,7 +134,7 @@ class StreamIteration:
         available = stock > 0
         if self._balancing:
             available = self._balancing.publish(stock, size, target.mix if target else controller.q, probs)
-        order, start, shuffle = self._random(draw_id)
+        order, start, shuffle = self._randomness(draw_id)
         if size < shuffle.size:
             shuffle = shuffle[shuffle < size]
         counts = systematic_counts(probs, size, order, start).to_dense(stock.size)
