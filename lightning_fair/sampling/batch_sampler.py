@@ -136,8 +136,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     @property
     def prior(self) -> Floats:
         """Class mix of the data, shape ``(K,)``."""
-        prior: Floats = self.class_counts / self.labels.size
-        return prior
+        return np.asarray(self.class_counts / self.labels.size)
 
     @property
     def arriving(self) -> None:
@@ -153,8 +152,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     def repeats(self) -> Floats:
         """Mean number of uses of a sample of each class, without those in flight, shape ``(K,)``; NaN if empty."""
         sizes = self.class_counts
-        repeats: Floats = np.divide(self.trained, sizes, out=np.full(sizes.size, np.nan), where=sizes > 0)
-        return repeats
+        return np.divide(self.trained, sizes, out=np.full(sizes.size, np.nan), where=sizes > 0)
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch."""
@@ -226,7 +224,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
     def _draw(self, draw_id: int, probs: Floats, trained_mix: Floats, alpha: float, progress: float) -> BatchDraw:
         split, shuffle = self._draw_counts(draw_id, probs)
-        drawn_before = self._pools.drawn
+        drawn_before = self._pools.drawn  # so that a withdrawn draw finds its items, whatever was drawn since
         indices = self._pools.draw(split)[self._rank_slice].take(shuffle).tolist()
         record = draw_id, probs, split.to_dense(probs.size), trained_mix, alpha, indices, self._rank_slice, shuffle
         return BatchDraw(*record, progress=progress, drawn_before=drawn_before, split=split)
@@ -249,8 +247,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
     def clip_counts(self, counts: NDArray[Any], draw: Draw) -> NDArray[Any]:
         """Return class counts of the samples that were trained on, shape ``(K,)``, at most those that were drawn."""
-        clipped: NDArray[Any] = np.minimum(counts, draw.counts) if counts.sum() > draw.counts.sum() else counts
-        return clipped
+        return np.asarray(np.minimum(counts, draw.counts)) if counts.sum() > draw.counts.sum() else counts
 
     def end_epoch(self) -> None:
         """End the epoch, whether or not all of its batches were used."""

@@ -68,8 +68,7 @@ class ClassPools:
     @property
     def drawn(self) -> Ints:
         """Number of items drawn of each class so far, int64, shape ``(K,)``. Set it to restore a position."""
-        drawn: Ints = (self._blocks + 1) * self._lengths - (self._ends - self._next)
-        return drawn
+        return np.asarray((self._blocks + 1) * self._lengths - (self._ends - self._next))
 
     @drawn.setter
     def drawn(self, drawn: Ints) -> None:

@@ -48,16 +48,11 @@ class StreamDraw(Draw):
 
 
 class StreamIteration:
-    """Reads a source into class buffers, and draws batches from them.
+    """Reads a source into class buffers, and draws batches from them with the settings of a stream.
 
-    Args:
-        stream: The settings.
-        source: The samples of this process.
-        controller: Gives the class mix of each draw; each draw is recorded in it.
-        buffers: The buffers.
-        worker: Number of this worker; it selects the random numbers.
-        in_flight: Leave each draw in flight until it is reported. If not, it counts as trained on at once.
-        balancing: The link to the other workers; None if there are none.
+    The controller gives the class mix of each draw and records the draw. With ``in_flight`` the draw stays in flight
+    until it is reported; otherwise it counts as trained on at once. The number of the worker selects the random
+    numbers. ``balancing`` is the link to the other workers; None if there are none.
     """
 
     def __init__(
@@ -83,11 +78,7 @@ class StreamIteration:
         self._randomness = DrawRandomness(seed, controller.num_classes, stream.batch_size)
 
     def read(self) -> tuple[Ints, int]:
-        """Read the samples for the next batch.
-
-        Returns:
-            Samples read of each class, int64, shape ``(K,)``, and the size of the batch: 0 if none is left.
-        """
+        """Read the samples for the next batch; return how many of each class, and the batch size, 0 if none is left."""
         B, reads_per_sample = self._stream.batch_size, self._stream.reads_per_sample
         arrived: Ints = np.zeros(self._controller.num_classes, dtype=np.int64)
         due = self._stream.buffer_size + (self._handed_out + B) * reads_per_sample - self._read
@@ -111,8 +102,7 @@ class StreamIteration:
 
     def _read_into_buffers(self, number: int) -> Ints:
         """Read up to ``number`` samples; return how many of each class were read."""
-        num_classes = self._controller.num_classes
-        samples = list(islice(self._source, number))
+        samples, num_classes = list(islice(self._source, number)), self._controller.num_classes
         if not samples:
             return np.zeros(num_classes, dtype=np.int64)
         labels = stream_labels(samples, num_classes, self._stream.label_fn)
@@ -123,8 +113,7 @@ class StreamIteration:
             if label in self._wanted:
                 by_class.setdefault(label, []).append(sample)
         self._buffers.add(by_class)
-        counts: Ints = np.bincount(labels, minlength=num_classes)
-        return counts
+        return np.asarray(np.bincount(labels, minlength=num_classes))
 
     def draw(self, size: int, arrived: Ints) -> tuple[StreamDraw, list[Any]]:
         """Draw a batch of ``size`` samples; ``arrived`` becomes a part of its record."""

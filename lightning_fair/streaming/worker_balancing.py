@@ -23,7 +23,7 @@ _ROUNDS, _TOLERANCE, _POSITIVE = 24, 1e-3, 1e-9  # of balance_mixes
 
 
 class WorkerTarget(NamedTuple):
-    """What one worker draws while the workers balance each other.
+    """The target of one worker while the workers balance each other.
 
     Attributes:
         mix: Class mix that the worker steers to, shape ``(K,)``.
@@ -84,16 +84,13 @@ class WorkerBalancing:
             self._table[self._worker, _ITERATION] = 0.0
 
     def publish(self, stock: Ints, size: int, target: Floats, probs: Floats) -> NDArray[np.bool_]:
-        """Publish a draw to the other workers.
+        """Publish a draw, and return whether some worker has a sample of each class; all shapes are ``(K,)``.
 
         Args:
-            stock: Samples of each class that were available for the draw, shape ``(K,)``.
+            stock: Samples of each class that were available for the draw.
             size: Samples in the batch.
-            target: Mix that the worker steered to, shape ``(K,)``.
-            probs: Mix of the draw, shape ``(K,)``.
-
-        Returns:
-            Whether some worker has a sample of each class, shape ``(K,)``.
+            target: Mix that the worker steered to.
+            probs: Mix of the draw.
         """
         self._draws += 1
         rate = max(1.0 / self._horizon, 1.0 / self._draws)
