@@ -152,7 +152,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     def repeats(self) -> Floats:
         """Mean number of uses of a sample of each class, without those in flight, shape ``(K,)``; NaN if empty."""
         sizes = self.class_counts
-        return np.divide(self.trained, sizes, out=np.full(sizes.size, np.nan), where=sizes > 0)
+        return np.asarray(np.divide(self.trained, sizes, out=np.full(sizes.size, np.nan), where=sizes > 0))
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch."""
@@ -208,23 +208,21 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     def _next_draw(self) -> BatchDraw:
         controller = self.controller
         if self._withdrawn:
-            return self._redraw(self._withdrawn.popleft())
+            old, newest = self._withdrawn.popleft(), self._pools.drawn
+            self._pools.drawn = old.drawn_before
+            draw = self._draw(old.draw_id, old.probs, old.trained_mix, old.alpha, old.progress)
+            self._pools.drawn = newest
+            controller.record_draw(draw, redrawn=True)
+            return draw
         probs, draw_id = controller.next_probs(), controller.draws
         alpha = controller.alpha(draw_id, controller.epoch)
         draw = self._draw(draw_id, probs, controller.trained_mix, alpha, controller.progress)
         controller.record_draw(draw)
         return draw
 
-    def _redraw(self, old: Draw) -> BatchDraw:
-        newest, self._pools.drawn = self._pools.drawn, old.drawn_before
-        draw = self._draw(old.draw_id, old.probs, old.trained_mix, old.alpha, old.progress)
-        self._pools.drawn = newest
-        self.controller.record_draw(draw, redrawn=True)
-        return draw
-
     def _draw(self, draw_id: int, probs: Floats, trained_mix: Floats, alpha: float, progress: float) -> BatchDraw:
         split, shuffle = self._draw_counts(draw_id, probs)
-        drawn_before = self._pools.drawn  # so that a withdrawn draw finds its items, whatever was drawn since
+        drawn_before = self._pools.drawn  # if the draw is withdrawn, it finds its items again
         indices = self._pools.draw(split)[self._rank_slice].take(shuffle).tolist()
         record = draw_id, probs, split.to_dense(probs.size), trained_mix, alpha, indices, self._rank_slice, shuffle
         return BatchDraw(*record, progress=progress, drawn_before=drawn_before, split=split)
@@ -334,8 +332,8 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
     @cached_property  # not computed before it is used, and in parts: the labels can be a large memory map
     def _fingerprint(self) -> dict[str, Any]:
-        size, checksum = self.labels.size, 0
-        for first in range(0, size, 2**20):
+        checksum = 0
+        for first in range(0, self.labels.size, 2**20):
             checksum = zlib.crc32(np.ascontiguousarray(self.labels[first : first + 2**20], np.int64).data, checksum)
-        counts = {"number of samples": int(size), "number of classes": self.controller.num_classes}
-        return {**counts, "labels' checksum": checksum, "seed": self.seed}
+        sizes = {"number of samples": self.labels.size, "number of classes": self.controller.num_classes}
+        return {**sizes, "labels' checksum": checksum, "seed": self.seed}

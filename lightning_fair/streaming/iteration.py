@@ -124,8 +124,7 @@ class StreamIteration:
         if self._balancing:
             available = self._balancing.publish(stock, size, target.mix if target else controller.q, probs)
         order, start, shuffle = self._randomness(draw_id)
-        if size < shuffle.size:
-            shuffle = shuffle[shuffle < size]
+        shuffle = shuffle[shuffle < size]  # the last batches can be smaller
         counts = systematic_counts(probs, size, order, start).to_dense(stock.size)
         if (counts > stock).any():
             counts = _limit_counts(counts, stock)

@@ -18,8 +18,7 @@ def stream_labels(samples: Sequence[Any], num_classes: int, label_fn: Callable[[
     Args:
         samples: Samples of one kind, at least one.
         num_classes: Number of classes ``K``.
-        label_fn: Takes a sample and returns its class. Default: the second element of a pair, or the value under a
-            usual key (``"label"``, ``"target"``, ``"y"``).
+        label_fn: Takes a sample and returns its class; see :class:`~lightning_fair.FairStream` for the default.
 
     Raises:
         TypeError: If a class is not one integer.

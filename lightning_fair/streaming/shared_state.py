@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 
+import numpy as np
 import torch
 
 from lightning_fair.common.arrays import Floats
@@ -33,12 +34,12 @@ class SharedState:
     @property
     def loss_score(self) -> Floats:
         """The controller's ``loss_score``, shape ``(K,)``."""
-        return self._vectors[0].copy()
+        return np.array(self._vectors[0])
 
     @property
     def _vectors(self) -> Floats:
         """The loss score and the trained mix, shape ``(2, K)``."""
-        return self._values.numpy()[_HEADER:].reshape(2, -1)
+        return np.asarray(self._values.numpy()[_HEADER:].reshape(2, -1))
 
     def publish(self, controller: FeedbackController) -> None:
         """Write the controller's step, target progress, loss score and trained mix."""

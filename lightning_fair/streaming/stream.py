@@ -26,11 +26,10 @@ class FairStream(IterableDataset[Any]):
 
     Samples wait in one buffer per class. For each batch the stream reads ``batch_size * reads_per_sample`` samples, and
     draws the batch from the buffers in the controller's mix ``p``: the count of a class is the floor or the ceiling of
-    ``batch_size * p``, with expectation ``batch_size * p``. A class never gets more samples than its buffer can supply;
-    the others get the rest in proportion. The record of the draw holds the mix after this step, so the weights
-    ``w = q[y] / p[y]`` are correct. A class without available samples has ``p = 0``: the weighted loss then represents
-    the other classes only, and the log reports once that the class is missing, and once that it is back. The catch-up
-    is bounded by the controller's horizon.
+    ``batch_size * p``, with expectation ``batch_size * p``. If a buffer cannot supply its class, ``p`` is capped for
+    it, and the other classes get the rest in proportion; the weights ``w = q[y] / p[y]`` use this ``p``. A class
+    without available samples has ``p = 0``: the weighted loss then represents the other classes only, and the log
+    reports once that the class is missing, and once that it is back.
 
     Use the stream as the data set of a ``DataLoader`` **with the same batch size**: it yields single samples, and each
     run of ``batch_size`` samples is one draw::
@@ -43,14 +42,11 @@ class FairStream(IterableDataset[Any]):
             ...
             stream.step_update(y, losses)
 
-    Workers draw in other processes, ahead of training. With ``return_weights=True`` each sample has its own weight,
-    ``(x, y, w)``. Under Lightning, :class:`~lightning_fair.FairSampling` and ``weighted_loss`` need neither, because
-    the record of each draw travels with its batch.
-
-    Each process that iterates (the main process or a worker) has its own buffers and its own copy of the controller.
-    The copy starts from the mix trained on so far and follows the draws of its process, so prefetching adds no delay to
-    the feedback loop. Losses, steps and epochs reach the copies through shared memory. The controller in the main
-    process follows the batches that were trained on.
+    With workers, pass ``return_weights=True``: each sample then has its own weight, ``(x, y, w)``. Under Lightning this
+    is not needed, because the record of each draw travels with its batch. Each worker has its own buffers and its own
+    copy of the controller. The copy starts from the mix trained on so far and follows the draws of its process, so
+    prefetching adds no delay to the feedback loop. Losses, steps and epochs reach the copies through shared memory. The
+    controller in the main process follows the batches that were trained on.
 
     **Workers whose shards differ.** If a worker is short of a class in most draws of a horizon, the other workers draw
     more of it. Each worker steers to its own mix; the mean of these mixes is the target as nearly as the buffers allow.
@@ -61,8 +57,7 @@ class FairStream(IterableDataset[Any]):
     only if no worker has it.
 
     **Limits.** A rare class can have at most the share ``reads_per_sample * max_reuse * (share in the source)`` of the
-    batches. If the source stops sending a class, its buffer repeats the samples that it holds, each up to ``max_reuse``
-    times. Streams are not resumable: a resumed run has the controller's state, and starts with empty buffers from the
+    batches. Streams are not resumable: a resumed run has the controller's state, and starts with empty buffers from the
     beginning of its source.
 
     Args:

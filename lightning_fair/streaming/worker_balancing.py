@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from lightning_fair.common.arrays import Floats, Ints
 
 _MAX_WORKERS, _MAX_TABLE_SIZE = 64, 2**20  # rows of the table, and numbers in it
-_ITERATION, _ANY_SHORT, _HEADER = 0, 1, 2  # columns of the table, and how many come before the vectors
+_ITERATION, _HEADER = 0, 1  # the first column of the table, and how many come before the vectors
 # Fraction of recent draws with too few samples of a class: up to _AMPLE the worker can supply more, above _SHORT it is
 # short. Between them neither holds, so that workers whose shards change together do not act on who noticed first.
 _AMPLE, _SHORT = 0.25, 0.5
@@ -54,8 +54,9 @@ class WorkerBalancing:
         self._horizon = horizon
         K = (table.shape[1] - _HEADER) // 3
         # Columns: whether the class is available, how often the worker is short of it, and the mix it draws.
-        columns = [slice(_HEADER + i * K, _HEADER + (i + 1) * K) for i in range(3)]
-        self._available, self._shortage, self._supply = columns
+        self._available, self._shortage, self._supply = (
+            slice(_HEADER + i * K, _HEADER + (i + 1) * K) for i in range(3)
+        )
         self._draws = 0
         self._short_rate: Floats = np.zeros(K)
         self._is_short = np.zeros(K, dtype=bool)
@@ -102,7 +103,6 @@ class WorkerBalancing:
         row = self._table[self._worker]
         row[self._available], row[self._supply] = stock > 0, self._mix
         row[self._shortage] = np.where(self._is_short, 1.0, np.minimum(self._short_rate, _SHORT))
-        row[_ANY_SHORT] = self._is_short.any()
         row[_ITERATION] = self._iteration
         return np.asarray(self._table[self._active, self._available].any(axis=0))
 
@@ -114,11 +114,10 @@ class WorkerBalancing:
 
     def _compute_target(self, q: Floats) -> WorkerTarget | None:
         active = self._active
-        if not active[self._worker] or not self._table[active, _ANY_SHORT].any():
-            return None
-        rows = self._table[active]
-        shortage, supply = rows[:, self._shortage], rows[:, self._supply]
+        shortage, supply = self._table[active, self._shortage], self._table[active, self._supply]
         short = shortage > _SHORT
+        if not active[self._worker] or not short.any():
+            return None
         needs = short & (_MARGIN * supply < q)
         can_supply = (shortage <= _AMPLE) | (supply > _MARGIN * q)
         if not (needs.any(axis=0) & can_supply.any(axis=0)).any():
