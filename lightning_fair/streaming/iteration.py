@@ -81,15 +81,14 @@ class StreamIteration:
         """Read the samples for the next batch; return how many of each class, and the batch size, 0 if none is left."""
         B, reads_per_sample = self._stream.batch_size, self._stream.reads_per_sample
         arrived: Ints = np.zeros(self._controller.num_classes, dtype=np.int64)
-        due = self._stream.buffer_size + (self._handed_out + B) * reads_per_sample - self._read
-        # Beyond that, read only if the buffers cannot fill a batch: the samples had no target, or are used up.
-        while not self._ended and (due > 0 or self._num_available < B):
-            counts = self._read_into_buffers(min(self._max_unsorted, due if due > 0 else B))
-            number = int(counts.sum())
-            self._ended = number == 0
+        quota = self._stream.buffer_size + (self._handed_out + B) * reads_per_sample
+        # Beyond it, read only if the buffers cannot fill a batch: the samples had no target, or are used up.
+        while not self._ended and (self._read < quota or self._num_available < B):
+            due = quota - self._read if self._read < quota else B
+            counts = self._read_into_buffers(min(self._max_unsorted, due))
+            self._ended = not counts.any()
+            self._read += int(counts.sum())
             arrived += counts
-            self._read += number
-            due -= number
         size = min(B, self._num_available)
         if self._ended:
             size = max(min(size, self._read // reads_per_sample - self._handed_out), 0)

@@ -32,13 +32,10 @@ class MissingClassLogger:
         self._all_available = False
 
     def update(self, draw_id: int, available: NDArray[np.bool_], target: Floats, *, log: bool = True) -> None:
-        """Update with one draw.
+        """Update with the number and the target of one draw.
 
-        Args:
-            draw_id: Number of the draw.
-            available: Whether any process that reads had a sample of each class, shape ``(K,)``.
-            target: Target of the draw, shape ``(K,)``.
-            log: Whether to write the messages. If several processes track the same draws, only one should.
+        ``available`` says whether any process that reads had a sample of each class, shape ``(K,)``. If several
+        processes track the same draws, only one should ``log``.
         """
         if self._all_available and available.all():
             return

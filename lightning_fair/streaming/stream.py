@@ -29,7 +29,7 @@ class FairStream(IterableDataset[Any]):
     ``batch_size * p``, with expectation ``batch_size * p``. If a buffer cannot supply its class, ``p`` is capped for
     it, and the other classes get the rest in proportion; the weights ``w = q[y] / p[y]`` use this ``p``. A class
     without available samples has ``p = 0``: the weighted loss then represents the other classes only, and the log
-    reports once that the class is missing, and once that it is back.
+    reports once that the class is missing, and once that it is back. Its catch-up is bounded by the horizon.
 
     Use the stream as the data set of a ``DataLoader`` **with the same batch size**: it yields single samples, and each
     run of ``batch_size`` samples is one draw::
@@ -194,9 +194,8 @@ class FairStream(IterableDataset[Any]):
     def batches(self, *, in_flight: bool = False) -> Iterator[tuple[StreamDraw, list[Any]]]:
         """Yield the batches, each as the record of its draw and its samples.
 
-        Args:
-            in_flight: Draw with the controller itself, and leave each draw in flight until it is reported. If not,
-                draw with a copy of the controller, in which each draw counts as trained on at once.
+        With ``in_flight`` the controller itself draws, and each draw stays in flight until it is reported. Otherwise a
+        copy of the controller draws, in which each draw counts as trained on at once.
         """
         yield from self._batches(in_flight, self._balancing())
 
@@ -207,8 +206,8 @@ class FairStream(IterableDataset[Any]):
             return None
         # One number for all workers of an iteration on one rank.
         iteration = float((info.seed - info.id) % 2**32 + 2**32 * (self.rank + 1))
-        table, horizon = self._balancing_table.numpy(), self.controller.horizon
-        return WorkerBalancing(table, info.id, info.num_workers, iteration, horizon)
+        table = self._balancing_table.numpy()
+        return WorkerBalancing(table, info.id, info.num_workers, iteration, self.controller.horizon)
 
     def _batches(self, in_flight: bool, balancing: WorkerBalancing | None) -> Iterator[tuple[StreamDraw, list[Any]]]:
         info = get_worker_info()
@@ -219,9 +218,8 @@ class FairStream(IterableDataset[Any]):
         else:
             controller = self._shared.copy_controller(self.controller)
         source = self._open_source(worker, num_workers)
-        buffers, self._buffers = self._buffers, None  # two simultaneous iterations share nothing
-        if buffers is None:
-            buffers = ClassBuffers(controller.num_classes, self.buffer_size, self.max_reuse)
+        buffers = self._buffers or ClassBuffers(controller.num_classes, self.buffer_size, self.max_reuse)
+        self._buffers = None  # two simultaneous iterations share nothing
         iteration = StreamIteration(self, source, controller, buffers, worker, in_flight=in_flight, balancing=balancing)
         try:
             for draw_id in count(controller.draws + worker, num_workers):

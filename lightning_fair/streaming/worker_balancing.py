@@ -54,9 +54,8 @@ class WorkerBalancing:
         self._horizon = horizon
         K = (table.shape[1] - _HEADER) // 3
         # Columns: whether the class is available, how often the worker is short of it, and the mix it draws.
-        self._available, self._shortage, self._supply = (
-            slice(_HEADER + i * K, _HEADER + (i + 1) * K) for i in range(3)
-        )
+        columns = [slice(_HEADER + i * K, _HEADER + (i + 1) * K) for i in range(3)]
+        self._available, self._shortage, self._supply = columns
         self._draws = 0
         self._short_rate: Floats = np.zeros(K)
         self._is_short = np.zeros(K, dtype=bool)
@@ -85,13 +84,10 @@ class WorkerBalancing:
             self._table[self._worker, _ITERATION] = 0.0
 
     def publish(self, stock: Ints, size: int, target: Floats, probs: Floats) -> NDArray[np.bool_]:
-        """Publish a draw, and return whether some worker has a sample of each class; all shapes are ``(K,)``.
+        """Publish a draw, and return whether some worker has a sample of each class.
 
-        Args:
-            stock: Samples of each class that were available for the draw.
-            size: Samples in the batch.
-            target: Mix that the worker steered to.
-            probs: Mix of the draw.
+        For a batch of ``size`` samples the worker had ``stock`` samples of each class, steered to the mix ``target``,
+        and drew from the mix ``probs``. All of them have the shape ``(K,)``.
         """
         self._draws += 1
         rate = max(1.0 / self._horizon, 1.0 / self._draws)
@@ -165,8 +161,6 @@ def balance_mixes(q: Floats, caps: Floats) -> Floats:
 
 def _reachable(q: Floats, caps: Floats, capped: NDArray[np.bool_]) -> Floats:
     """Lower the classes that every worker caps to what they can have; the others get the rest in proportion."""
-    if not capped.any():
-        return q
     limited = np.minimum(q[capped], caps[:, capped].mean(axis=0))
     others = q[~capped].sum()
     reachable = q * ((1.0 - limited.sum()) / others if others > 0 else 1.0)
