@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
+
 from lightning_fair.common.arrays import Floats, Ints, arrays_to_tensors, tensors_to_arrays
 
 
@@ -20,6 +22,7 @@ class Draw:
         trained_mix: The trained mix ``r`` before the draw, shape ``(K,)``.
         alpha: Gain at the draw.
         progress: How far the target had moved, in [0, 1]; 0 for a fixed one.
+        drawn_before: Samples of each class drawn before, int64, shape ``(K,)``; empty for a stream.
     """
 
     draw_id: int
@@ -28,6 +31,7 @@ class Draw:
     trained_mix: Floats
     alpha: float
     progress: float = field(default=0.0, kw_only=True)
+    drawn_before: Ints = field(default_factory=lambda: np.zeros(0, np.int64), kw_only=True)
 
     def reference(self, mix: Floats) -> Floats:
         """Return the class mix that the weighted loss of this batch has to stand for.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import deque
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from itertools import takewhile
@@ -20,12 +21,11 @@ from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import Draw
 from lightning_fair.sampling.batch_draw import BatchDraw
 from lightning_fair.sampling.class_pools import ClassPools
-from lightning_fair.sampling.replay import Replay
-from lightning_fair.sampling.systematic import Chances, systematic_counts
+from lightning_fair.sampling.systematic import DrawRandomness, systematic_counts
 
 EmptyClasses: TypeAlias = Literal["error", "skip"]
 
-_STATE_VERSION = 4
+_STATE_VERSION = 5
 
 
 class FeedbackBatchSampler(Sampler[list[int]]):
@@ -97,11 +97,11 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self.controller = controller
         self.drop_last = False  # every batch is full; Lightning and others read the attribute
         self._pools = ClassPools(self.labels, controller.num_classes, self.seed)
-        self._chances = Chances(self.seed, controller.num_classes, self.batch_size)
+        self._randomness = DrawRandomness(self.seed, controller.num_classes, self.batch_size)
         # The global batch is ordered by class, so a stride gives each rank about the same class counts.
         self._rank_slice = slice(self.rank, None, self.world_size)
         self._handle_empty_classes(empty_classes)
-        self._replay = Replay()
+        self._withdrawn: deque[Draw] = deque()  # in the order of their numbers; they are drawn again first
         self.epoch, self.exhausted = 0, False
         self._position = 0  # batches of this epoch that have been reported
         self._has_begun = False  # whether this epoch has been iterated over
@@ -126,7 +126,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     @property
     def drawn(self) -> Ints:
         """Samples of each class drawn so far over all ranks, including those in flight, int64, shape ``(K,)``."""
-        return self._pools.drawn
+        return self._pools.drawn - sum(draw.counts for draw in self._withdrawn)
 
     @property
     def trained(self) -> Ints:
@@ -136,8 +136,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     @property
     def prior(self) -> Floats:
         """Class mix of the data, shape ``(K,)``."""
-        prior: Floats = self.class_counts / self.labels.size
-        return prior
+        return np.asarray(self.class_counts / self.labels.size)
 
     @property
     def arriving(self) -> None:
@@ -153,8 +152,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     def repeats(self) -> Floats:
         """Mean number of uses of a sample of each class, without those in flight, shape ``(K,)``; NaN if empty."""
         sizes = self.class_counts
-        repeats: Floats = np.divide(self.trained, sizes, out=np.full(sizes.size, np.nan), where=sizes > 0)
-        return repeats
+        return np.asarray(np.divide(self.trained, sizes, out=np.full(sizes.size, np.nan), where=sizes > 0))
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch."""
@@ -168,7 +166,6 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         """Iterate over the same batches, each with the number of its draw."""
         if not self._keeps_in_flight:
             self.controller.withdraw()  # the draws that an abandoned iteration left in flight count as trained on
-            self._replay.forget_completed()
         num_in_flight = len(self.controller.in_flight)
         if self._has_begun:
             self.end_epoch()
@@ -210,14 +207,13 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
     def _next_draw(self) -> BatchDraw:
         controller = self.controller
-        while self._replay:
-            old, is_trained = self._replay.pop()
-            if not is_trained:
-                draw = self._draw(old.draw_id, old.probs, old.trained_mix, old.alpha, old.progress)
-                controller.record_draw(draw, redrawn=True)
-                return draw
-            self._pools.drawn += old.counts
-            self._replay.record_completed(old, controller.oldest)
+        if self._withdrawn:
+            old, newest = self._withdrawn.popleft(), self._pools.drawn
+            self._pools.drawn = old.drawn_before
+            draw = self._draw(old.draw_id, old.probs, old.trained_mix, old.alpha, old.progress)
+            self._pools.drawn = newest
+            controller.record_draw(draw, redrawn=True)
+            return draw
         probs, draw_id = controller.next_probs(), controller.draws
         alpha = controller.alpha(draw_id, controller.epoch)
         draw = self._draw(draw_id, probs, controller.trained_mix, alpha, controller.progress)
@@ -226,13 +222,14 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
     def _draw(self, draw_id: int, probs: Floats, trained_mix: Floats, alpha: float, progress: float) -> BatchDraw:
         split, shuffle = self._draw_counts(draw_id, probs)
+        drawn_before = self._pools.drawn  # if the draw is withdrawn, it finds its items again
         indices = self._pools.draw(split)[self._rank_slice].take(shuffle).tolist()
         record = draw_id, probs, split.to_dense(probs.size), trained_mix, alpha, indices, self._rank_slice, shuffle
-        return BatchDraw(*record, progress=progress, split=split)
+        return BatchDraw(*record, progress=progress, drawn_before=drawn_before, split=split)
 
     def _draw_counts(self, draw_id: int, probs: Floats) -> tuple[ClassCounts, Ints]:
         """Return the class counts of the batch of all ranks, and a shuffle of this rank's batch."""
-        order, start, shuffle = self._chances(draw_id)
+        order, start, shuffle = self._randomness(draw_id)
         return systematic_counts(probs, self.global_batch_size, order, start), shuffle
 
     def report(
@@ -245,12 +242,10 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         """Report that a batch has been trained on, by default as drawn; see :meth:`FeedbackController.report`."""
         self._position += 1
         self.controller.report(draw.counts if counts is None else counts, loss_sums, loss_counts, draw=draw)
-        self._replay.record_completed(draw, self.controller.oldest)
 
     def clip_counts(self, counts: NDArray[Any], draw: Draw) -> NDArray[Any]:
         """Return class counts of the samples that were trained on, shape ``(K,)``, at most those that were drawn."""
-        clipped: NDArray[Any] = np.minimum(counts, draw.counts) if counts.sum() > draw.counts.sum() else counts
-        return clipped
+        return np.asarray(np.minimum(counts, draw.counts)) if counts.sum() > draw.counts.sum() else counts
 
     def end_epoch(self) -> None:
         """End the epoch, whether or not all of its batches were used."""
@@ -266,7 +261,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         """Forget all draws and the state of the controller; the settings stay."""
         self.controller.reset()
         self._pools.drawn = np.zeros_like(self.class_counts)
-        self._replay = Replay()
+        self._withdrawn.clear()
         self.epoch, self._position, self._has_begun = 0, 0, False
 
     def start_iteration(self, epoch: int, *, within_epoch: bool, keep_delivered: bool) -> None:  # noqa: ARG002
@@ -283,13 +278,8 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self._has_begun = False
         if undelivered_only and not self.num_undelivered:
             self._keeps_in_flight = bool(self.controller.in_flight)
-        elif self.controller.in_flight:
-            self._pools.drawn = self._drawn_before_in_flight()
-            self._replay.put_back(self.controller.withdraw())
-
-    def _drawn_before_in_flight(self) -> Ints:
-        """Return the samples of each class drawn before the oldest draw in flight, shape ``(K,)``."""
-        return self.drawn - sum(draw.counts for draw, _ in self._replay.made_since(self.controller.in_flight))
+        else:
+            self._withdrawn.extendleft(reversed(self.controller.withdraw()))
 
     # Not called `state_dict`: a stateful loader would save the sampler a second time, with prefetched draws.
     def capture(self) -> dict[str, Any]:
@@ -301,9 +291,9 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             "world_size": self.world_size,
             "epoch": self.epoch,
             "position": self._position,
-            "drawn": torch.from_numpy(self._drawn_before_in_flight()),
+            "drawn": torch.from_numpy(self._pools.drawn),
             "controller": self.controller.state_dict(),
-            **self._replay.state_dict(),
+            "withdrawn": [draw.state_dict() for draw in self._withdrawn],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -332,18 +322,18 @@ class FeedbackBatchSampler(Sampler[list[int]]):
                 )
         self.controller.load_state_dict(state["controller"])
         self.epoch, self._position, self._has_begun = int(state["epoch"]), int(state["position"]), False
-        self._pools.drawn = state["drawn"].numpy().copy()
-        self._replay.load_state_dict(state)
-        self._replay.put_back(self.controller.withdraw())
-        if not has_same_draws and self._replay:
-            first = self._replay.pop().draw
+        self._pools.drawn = state["drawn"].numpy()
+        self._withdrawn = deque([*self.controller.withdraw(), *map(Draw.from_state_dict, state["withdrawn"])])
+        if not has_same_draws and self._withdrawn:
+            first = self._withdrawn[0]
             self.controller.rewind(first.draw_id, first.trained_mix, first.progress)
-            self._replay = Replay()
+            self._pools.drawn = first.drawn_before
+            self._withdrawn.clear()
 
     @cached_property  # not computed before it is used, and in parts: the labels can be a large memory map
     def _fingerprint(self) -> dict[str, Any]:
-        size, checksum = self.labels.size, 0
-        for first in range(0, size, 2**20):
+        checksum = 0
+        for first in range(0, self.labels.size, 2**20):
             checksum = zlib.crc32(np.ascontiguousarray(self.labels[first : first + 2**20], np.int64).data, checksum)
-        counts = {"number of samples": int(size), "number of classes": self.controller.num_classes}
-        return {**counts, "labels' checksum": checksum, "seed": self.seed}
+        sizes = {"number of samples": self.labels.size, "number of classes": self.controller.num_classes}
+        return {**sizes, "labels' checksum": checksum, "seed": self.seed}

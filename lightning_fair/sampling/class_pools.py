@@ -68,8 +68,7 @@ class ClassPools:
     @property
     def drawn(self) -> Ints:
         """Number of items drawn of each class so far, int64, shape ``(K,)``. Set it to restore a position."""
-        drawn: Ints = (self._blocks + 1) * self._lengths - (self._ends - self._next)
-        return drawn
+        return np.asarray((self._blocks + 1) * self._lengths - (self._ends - self._next))
 
     @drawn.setter
     def drawn(self, drawn: Ints) -> None:
@@ -80,13 +79,9 @@ class ClassPools:
         self._shuffle(moved[blocks[moved] >= 0])
 
     def draw(self, split: ClassCounts) -> NDArray[Any]:
-        """Draw the next items of some classes.
+        """Return the indices of the next items, in the order of ``split.labels``, int32 or int64, shape ``(batch,)``.
 
-        Args:
-            split: Number of items of each class, 0 for a class without items.
-
-        Returns:
-            Indices of the items in the order of ``split.labels``, int32 or int64, shape ``(batch,)``.
+        The count of a class without items must be 0.
         """
         classes, counts = split
         after, last = self._next[classes], counts.cumsum()
@@ -95,15 +90,13 @@ class ClassPools:
         places = (after - last).repeat(counts)
         places += np.arange(places.size)
         items: NDArray[Any] = self._items.take(places, mode="clip")
-        missing = after - self._ends[classes]
-        if (missing > 0).any():
-            self._draw_missing(items, classes, missing, last)
+        self._draw_missing(items, classes, after - self._ends[classes], last)
         return items
 
     def _draw_missing(self, items: NDArray[Any], classes: Ints, missing: Ints, last: Ints) -> None:
         """Write the last items of classes that have used up both blocks into the batch ``items``.
 
-        The items of each class end at ``last`` in the batch, and the final ``missing`` ones of them are to be drawn.
+        The items of each class end at ``last`` in the batch. If ``missing`` is positive, that many of them are missing.
         """
         while (missing > 0).any():
             is_short = missing > 0

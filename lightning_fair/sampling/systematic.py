@@ -7,7 +7,7 @@ import numpy as np
 from lightning_fair.common.arrays import Floats, Ints
 from lightning_fair.common.class_counts import ClassCounts
 
-_BLOCK = 64  # draws
+_BLOCK = 64  # draws; see DrawRandomness
 
 
 def systematic_counts(probs: Floats, size: int, order: Ints, start: float) -> ClassCounts:
@@ -47,12 +47,13 @@ def systematic_counts(probs: Floats, size: int, order: Ints, start: float) -> Cl
     return ClassCounts(order.take(drawn), counts.take(drawn))
 
 
-class Chances:
+class DrawRandomness:
     """The random numbers of each draw, a function of the seed and the number of the draw alone.
 
-    They are generated for a block of draws at once, because a new generator takes a fifth of the time of a draw. The
-    draws of a block share the order of the classes. Each has its own start and its own shuffle, so the distribution of
-    a single draw is the same as with an order of its own.
+    They are generated for a block of 64 draws at once, because for a single draw a new generator and an order of 1,000
+    classes would each take a fifth of its time. The draws of a block share the order of the classes: it only decides
+    which classes tend to be rounded up together. Each draw has its own start and its own shuffle, so the distribution
+    of a single draw is the same as with an order of its own.
 
     Args:
         seed: Seed, at least 0.
@@ -60,7 +61,7 @@ class Chances:
         size: Length of the shuffle.
 
     Example:
-        >>> order, start, shuffle = Chances(seed=0, num_classes=3, size=4)(7)
+        >>> order, start, shuffle = DrawRandomness(seed=0, num_classes=3, size=4)(7)
         >>> sorted(order.tolist()), 0.0 < start < 1.0, sorted(shuffle.tolist())
         ([0, 1, 2], True, [0, 1, 2, 3])
     """

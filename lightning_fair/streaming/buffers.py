@@ -37,10 +37,6 @@ class ClassBuffers:
         self._levels: list[dict[int, list[Any]]] = [{} for _ in range(num_classes)]
         self.available: Ints = np.zeros(num_classes, dtype=np.int64)
 
-    def samples(self, label: int) -> list[Any]:
-        """Return the samples held of a class."""
-        return [sample for level in self._levels[label].values() for sample in level]
-
     def add(self, by_class: Mapping[int, list[Any]]) -> None:
         """Hold these samples of each class, given from oldest to newest; of more than the limit, the newest."""
         for label, samples in by_class.items():
@@ -73,12 +69,10 @@ class ClassBuffers:
 
 def _pop_oldest(levels: dict[int, list[Any]], uses: int, count: int) -> list[Any]:
     """Remove and return up to ``count`` samples, the oldest of those used ``uses`` times."""
-    level = levels[uses]
-    if count >= len(level):
-        return levels.pop(uses)
-    oldest = level[:count]
-    del level[:count]
-    return oldest
+    level = levels.pop(uses)
+    if count < len(level):
+        levels[uses] = level[count:]
+    return level[:count]
 
 
 def cap_mix(probs: Floats, caps: Floats) -> Floats:

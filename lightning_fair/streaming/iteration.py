@@ -14,7 +14,7 @@ from lightning_fair.common.arrays import Floats, Ints
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import Draw
 from lightning_fair.control.law import apply_floor
-from lightning_fair.sampling.systematic import Chances, systematic_counts
+from lightning_fair.sampling.systematic import DrawRandomness, systematic_counts
 from lightning_fair.streaming.buffers import ClassBuffers, cap_mix
 from lightning_fair.streaming.samples import copy_data, owns_memory, stream_labels
 from lightning_fair.streaming.worker_balancing import WorkerBalancing, WorkerTarget
@@ -48,16 +48,11 @@ class StreamDraw(Draw):
 
 
 class StreamIteration:
-    """Reads a source into class buffers, and draws batches from them.
+    """Reads a source into class buffers, and draws batches from them with the settings of a stream.
 
-    Args:
-        stream: The settings.
-        source: The samples of this process.
-        controller: Gives the class mix of each draw; each draw is recorded in it.
-        buffers: The buffers.
-        worker: Number of this worker; it selects the random numbers.
-        in_flight: Leave each draw in flight until it is reported. If not, it counts as trained on at once.
-        balancing: The link to the other workers; None if there are none.
+    The controller gives the class mix of each draw and records the draw. With ``in_flight`` the draw stays in flight
+    until it is reported; otherwise it counts as trained on at once. The number of the worker selects the random
+    numbers. ``balancing`` is the link to the other workers; None if there are none.
     """
 
     def __init__(
@@ -80,25 +75,20 @@ class StreamIteration:
         self._read = self._handed_out = 0
         self._ended = False
         seed = int(np.random.SeedSequence([stream.seed, stream.rank, worker]).generate_state(1)[0])
-        self._random = Chances(seed, controller.num_classes, stream.batch_size)
+        self._randomness = DrawRandomness(seed, controller.num_classes, stream.batch_size)
 
     def read(self) -> tuple[Ints, int]:
-        """Read the samples for the next batch.
-
-        Returns:
-            Samples read of each class, int64, shape ``(K,)``, and the size of the batch: 0 if none is left.
-        """
+        """Read the samples for the next batch; return how many of each class, and the batch size, 0 if none is left."""
         B, reads_per_sample = self._stream.batch_size, self._stream.reads_per_sample
         arrived: Ints = np.zeros(self._controller.num_classes, dtype=np.int64)
-        due = self._stream.buffer_size + (self._handed_out + B) * reads_per_sample - self._read
-        # Beyond that, read only if the buffers cannot fill a batch: the samples had no target, or are used up.
-        while not self._ended and (due > 0 or self._num_available < B):
-            counts = self._read_into_buffers(min(self._max_unsorted, due if due > 0 else B))
-            number = int(counts.sum())
-            self._ended = number == 0
+        quota = self._stream.buffer_size + (self._handed_out + B) * reads_per_sample
+        # Beyond it, read only if the buffers cannot fill a batch: the samples had no target, or are used up.
+        while not self._ended and (self._read < quota or self._num_available < B):
+            due = quota - self._read if self._read < quota else B
+            counts = self._read_into_buffers(min(self._max_unsorted, due))
+            self._ended = not counts.any()
+            self._read += int(counts.sum())
             arrived += counts
-            self._read += number
-            due -= number
         size = min(B, self._num_available)
         if self._ended:
             size = max(min(size, self._read // reads_per_sample - self._handed_out), 0)
@@ -111,8 +101,7 @@ class StreamIteration:
 
     def _read_into_buffers(self, number: int) -> Ints:
         """Read up to ``number`` samples; return how many of each class were read."""
-        num_classes = self._controller.num_classes
-        samples = list(islice(self._source, number))
+        samples, num_classes = list(islice(self._source, number)), self._controller.num_classes
         if not samples:
             return np.zeros(num_classes, dtype=np.int64)
         labels = stream_labels(samples, num_classes, self._stream.label_fn)
@@ -123,8 +112,7 @@ class StreamIteration:
             if label in self._wanted:
                 by_class.setdefault(label, []).append(sample)
         self._buffers.add(by_class)
-        counts: Ints = np.bincount(labels, minlength=num_classes)
-        return counts
+        return np.asarray(np.bincount(labels, minlength=num_classes))
 
     def draw(self, size: int, arrived: Ints) -> tuple[StreamDraw, list[Any]]:
         """Draw a batch of ``size`` samples; ``arrived`` becomes a part of its record."""
@@ -134,9 +122,8 @@ class StreamIteration:
         available = stock > 0
         if self._balancing:
             available = self._balancing.publish(stock, size, target.mix if target else controller.q, probs)
-        order, start, shuffle = self._random(draw_id)
-        if size < shuffle.size:
-            shuffle = shuffle[shuffle < size]
+        order, start, shuffle = self._randomness(draw_id)
+        shuffle = shuffle[shuffle < size]  # the last batches can be smaller
         counts = systematic_counts(probs, size, order, start).to_dense(stock.size)
         if (counts > stock).any():
             counts = _limit_counts(counts, stock)

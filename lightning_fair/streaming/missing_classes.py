@@ -26,31 +26,27 @@ class MissingClassLogger:
     def __init__(self, controller: FeedbackController) -> None:
         K = controller.num_classes
         self._patience = math.ceil(controller.horizon)
-        self._absent_for = np.zeros(K, dtype=np.int64)  # batches
-        self._absent_since = np.zeros(K, dtype=np.int64)  # number of the first of them
+        self._absent_since = np.full(K, -1)  # number of the first batch without the class; -1: it is not absent
         self._reported = np.zeros(K, dtype=bool)
         self._seen = np.zeros(K, dtype=bool)
         self._all_available = False
 
     def update(self, draw_id: int, available: NDArray[np.bool_], target: Floats, *, log: bool = True) -> None:
-        """Update with one draw.
+        """Update with the number and the target of one draw.
 
-        Args:
-            draw_id: Number of the draw.
-            available: Whether any process that reads had a sample of each class, shape ``(K,)``.
-            target: Target of the draw, shape ``(K,)``.
-            log: Whether to write the messages. If several processes track the same draws, only one should.
+        ``available`` says whether any process that reads had a sample of each class, shape ``(K,)``. If several
+        processes track the same draws, only one should ``log``.
         """
         if self._all_available and available.all():
             return
         absent = (target > 0) & ~available
         back = available & self._reported
         self._reported &= absent  # a moving target may also stop asking for a class
-        self._absent_since[absent & (self._absent_for == 0)] = draw_id
-        self._absent_for = np.where(absent, np.maximum(draw_id + 1 - self._absent_since, 1), 0)
-        missing = absent & ~self._reported & (self._absent_for >= self._patience)
+        self._absent_since[absent & (self._absent_since < 0)] = draw_id
+        missing = absent & ~self._reported & (draw_id + 1 - self._absent_since >= self._patience)
         if log:
             self._log(back, missing, draw_id)
+        self._absent_since[~absent] = -1
         self._reported |= missing
         self._seen |= available
         self._all_available = not absent.any()
@@ -58,10 +54,10 @@ class MissingClassLogger:
     def _log(self, back: NDArray[np.bool_], missing: NDArray[np.bool_], draw_id: int) -> None:
         for y in np.flatnonzero(back).tolist():
             event = "is back in the stream" if self._seen[y] else "has arrived"
-            absent_for = draw_id - self._absent_since[y]
-            _log.warning("Class %d %s: in batch %d, after %d without it.", y, event, draw_id, absent_for)
+            num_absent = draw_id - self._absent_since[y]
+            _log.warning("Class %d %s: in batch %d, after %d without it.", y, event, draw_id, num_absent)
         for y in np.flatnonzero(missing).tolist():
             event = "is missing from the stream" if self._seen[y] else "has not arrived yet"
             message = "Class %d %s: not available for %d batches, the last being batch %d. %s"
             remark = "Its share goes to the other classes in proportion."
-            _log.warning(message, y, event, self._absent_for[y], draw_id, remark)
+            _log.warning(message, y, event, draw_id + 1 - self._absent_since[y], draw_id, remark)

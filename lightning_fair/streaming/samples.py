@@ -11,8 +11,6 @@ import torch
 
 from lightning_fair.common.labels import LABEL_KEYS, extract_labels
 
-_CONTAINERS = (torch.Tensor, np.ndarray, tuple, list, dict)
-
 
 def stream_labels(samples: Sequence[Any], num_classes: int, label_fn: Callable[[Any], Any] | None = None) -> list[int]:
     """Return the class of each sample of a stream.
@@ -20,8 +18,7 @@ def stream_labels(samples: Sequence[Any], num_classes: int, label_fn: Callable[[
     Args:
         samples: Samples of one kind, at least one.
         num_classes: Number of classes ``K``.
-        label_fn: Takes a sample and returns its class. Default: the second element of a pair, or the value under a
-            usual key (``"label"``, ``"target"``, ``"y"``).
+        label_fn: Takes a sample and returns its class; see :class:`~lightning_fair.FairStream` for the default.
 
     Raises:
         TypeError: If a class is not one integer.
@@ -38,10 +35,11 @@ def stream_labels(samples: Sequence[Any], num_classes: int, label_fn: Callable[[
         values = [sample[1] for sample in samples]
     else:
         values = [extract_labels(sample) for sample in samples]
+    labels: list[int] = []
     try:
-        labels = list(map(operator.index, values))
+        for value in values:
+            labels.append(operator.index(value))
     except TypeError as error:
-        value = next(value for value in values if not _is_integer(value))
         raise TypeError(
             "The class of a stream's sample is its second element, or stands under a key "
             f"{' or '.join(map(repr, LABEL_KEYS))}, and is one integer; got {value!r} in a {type(first).__name__}. "
@@ -59,19 +57,8 @@ def stream_labels(samples: Sequence[Any], num_classes: int, label_fn: Callable[[
     return labels
 
 
-def _is_integer(value: Any) -> bool:
-    try:
-        operator.index(value)
-    except TypeError:
-        return False
-    return True
-
-
 def owns_memory(sample: Any) -> bool:
-    """Return whether a sample keeps no memory alive beyond its own data.
-
-    For example, a slice of a block of images keeps the whole block alive.
-    """
+    """Return whether a sample keeps only its own data alive. A slice of a block of images keeps the block alive."""
     if isinstance(sample, torch.Tensor):
         return sample.untyped_storage().nbytes() <= sample.numel() * sample.element_size()
     if isinstance(sample, np.ndarray):
@@ -87,10 +74,8 @@ def copy_data(sample: Any) -> Any:
         return sample.clone()
     if isinstance(sample, np.ndarray):
         return sample.copy()
-    if type(sample) is tuple:
-        return tuple([copy_data(part) if isinstance(part, _CONTAINERS) else part for part in sample])
-    if type(sample) is list:
-        return list(map(copy_data, sample))
+    if type(sample) in (tuple, list):
+        return type(sample)(map(copy_data, sample))
     if type(sample) is dict:
         return {key: copy_data(part) for key, part in sample.items()}
     if isinstance(sample, tuple) and hasattr(sample, "_fields"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, islice
+from itertools import chain, count, islice
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,10 @@ class FairStream(IterableDataset[Any]):
 
     Samples wait in one buffer per class. For each batch the stream reads ``batch_size * reads_per_sample`` samples, and
     draws the batch from the buffers in the controller's mix ``p``: the count of a class is the floor or the ceiling of
-    ``batch_size * p``, with expectation ``batch_size * p``. A class never gets more samples than its buffer can supply;
-    the others get the rest in proportion. The record of the draw holds the mix after this step, so the weights
-    ``w = q[y] / p[y]`` are correct. A class without available samples has ``p = 0``: the weighted loss then represents
-    the other classes only, and the log reports once that the class is missing, and once that it is back. The catch-up
-    is bounded by the controller's horizon.
+    ``batch_size * p``, with expectation ``batch_size * p``. If a buffer cannot supply its class, ``p`` is capped for
+    it, and the other classes get the rest in proportion; the weights ``w = q[y] / p[y]`` use this ``p``. A class
+    without available samples has ``p = 0``: the weighted loss then represents the other classes only, and the log
+    reports once that the class is missing, and once that it is back. Its catch-up is bounded by the horizon.
 
     Use the stream as the data set of a ``DataLoader`` **with the same batch size**: it yields single samples, and each
     run of ``batch_size`` samples is one draw::
@@ -43,27 +42,22 @@ class FairStream(IterableDataset[Any]):
             ...
             stream.step_update(y, losses)
 
-    Workers draw in other processes, ahead of training. With ``return_weights=True`` each sample has its own weight,
-    ``(x, y, w)``. Under Lightning, :class:`~lightning_fair.FairSampling` and ``weighted_loss`` need neither, because
-    the record of each draw travels with its batch.
-
-    Each process that iterates (the main process or a worker) has its own buffers and its own copy of the controller.
-    The copy starts from the mix trained on so far and follows the draws of its process, so prefetching adds no delay to
-    the feedback loop. Losses, steps and epochs reach the copies through shared memory. The controller in the main
-    process follows the batches that were trained on.
+    With workers, pass ``return_weights=True``: each sample then has its own weight, ``(x, y, w)``. Under Lightning this
+    is not needed, because the record of each draw travels with its batch. Each worker has its own buffers and its own
+    copy of the controller. The copy starts from the mix trained on so far and follows the draws of its process, so
+    prefetching adds no delay to the feedback loop. Losses, steps and epochs reach the copies through shared memory. The
+    controller in the main process follows the batches that were trained on.
 
     **Workers whose shards differ.** If a worker is short of a class in most draws of a horizon, the other workers draw
-    more of it. The workers share through shared memory which classes each is short of and how much each can draw, and
-    each steers to its own mix, such that their mean is the target as nearly as the buffers allow. The weights of these
-    draws are scaled by the worker's share of the class, so that the losses of all workers together represent the
-    target. Such draws depend on the timing of the workers, and differ between runs. As long as no worker is short of a
-    class that another could supply, balancing is off, and each draw depends only on the seed and the worker's own
-    shard. Up to 64 workers are balanced, fewer above 5,000 classes. The log reports a class as missing only if no
-    worker has it.
+    more of it. Each worker steers to its own mix; the mean of these mixes is the target as nearly as the buffers allow.
+    The weights of the draws are scaled by the worker's share of the class, so that the losses of all workers together
+    represent the target. Such draws depend on the timing of the workers, and differ between runs. As long as no worker
+    is short of a class that another could supply, balancing is off, and each draw depends only on the seed and the
+    worker's own shard. Up to 64 workers are balanced, fewer above 5,000 classes. The log reports a class as missing
+    only if no worker has it.
 
     **Limits.** A rare class can have at most the share ``reads_per_sample * max_reuse * (share in the source)`` of the
-    batches. If the source stops sending a class, its buffer repeats the samples that it holds, each up to ``max_reuse``
-    times. Streams are not resumable: a resumed run has the controller's state, and starts with empty buffers from the
+    batches. Streams are not resumable: a resumed run has the controller's state, and starts with empty buffers from the
     beginning of its source.
 
     Args:
@@ -72,11 +66,10 @@ class FairStream(IterableDataset[Any]):
             sample, beginning with number ``r``, and its workers split these in the same way.
         controller: The controller. None: :class:`~lightning_fair.FairSampling` creates one.
         batch_size: Samples in a batch on each rank, at least 1.
-        buffer_size: Largest number of samples held of a class in each process that iterates, at least
-            ``batch_size / max_reuse``. In total the buffers hold at most ``K * buffer_size`` samples, counting the
-            classes with a target. In addition the current batch is alive, and while samples are sorted into the
-            buffers, a tenth of ``K * buffer_size`` samples (at least one). A sample that is a slice of a larger block
-            is copied, so that the block can be freed.
+        buffer_size: Largest number of samples held of a class with a target in each process that iterates, at least
+            ``batch_size / max_reuse``. In addition the current batch is alive, and while samples are sorted into the
+            buffers, up to a tenth of the buffers' size (at least one sample). A sample that is a slice of a larger
+            block is copied, so that the block can be freed.
         max_reuse: Largest number of times that a sample is handed out, at least 1; the least used come first. A sample
             is the same object each time, so a ``collate_fn`` must not change it in place.
         reads_per_sample: Samples read for each sample handed out, at least 1. Larger values drop more samples of the
@@ -163,8 +156,6 @@ class FairStream(IterableDataset[Any]):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_buffers": None}  # each process has its own
 
-    # -- shared with the processes that iterate ----------------------------------------------------------
-
     def bind(self, controller: FeedbackController) -> None:
         """Follow this controller from now on, with empty buffers."""
         self._controller = controller
@@ -187,8 +178,6 @@ class FairStream(IterableDataset[Any]):
         """Publish the controller's state to the processes that iterate."""
         self._shared.publish(self.controller)
 
-    # -- batches ---------------------------------------------------------------------------------------
-
     def __iter__(self) -> Iterator[Any]:
         """Yield single samples; each run of ``batch_size`` samples is one draw."""
         return chain.from_iterable(self._logged_batches())
@@ -205,9 +194,8 @@ class FairStream(IterableDataset[Any]):
     def batches(self, *, in_flight: bool = False) -> Iterator[tuple[StreamDraw, list[Any]]]:
         """Yield the batches, each as the record of its draw and its samples.
 
-        Args:
-            in_flight: Draw with the controller itself, and leave each draw in flight until it is reported. If not,
-                draw with a copy of the controller, in which each draw counts as trained on at once.
+        With ``in_flight`` the controller itself draws, and each draw stays in flight until it is reported. Otherwise a
+        copy of the controller draws, in which each draw counts as trained on at once.
         """
         yield from self._batches(in_flight, self._balancing())
 
@@ -218,8 +206,8 @@ class FairStream(IterableDataset[Any]):
             return None
         # One number for all workers of an iteration on one rank.
         iteration = float((info.seed - info.id) % 2**32 + 2**32 * (self.rank + 1))
-        table, horizon = self._balancing_table.numpy(), self.controller.horizon
-        return WorkerBalancing(table, info.id, info.num_workers, iteration, horizon)
+        table = self._balancing_table.numpy()
+        return WorkerBalancing(table, info.id, info.num_workers, iteration, self.controller.horizon)
 
     def _batches(self, in_flight: bool, balancing: WorkerBalancing | None) -> Iterator[tuple[StreamDraw, list[Any]]]:
         info = get_worker_info()
@@ -230,22 +218,19 @@ class FairStream(IterableDataset[Any]):
         else:
             controller = self._shared.copy_controller(self.controller)
         source = self._open_source(worker, num_workers)
-        buffers, self._buffers = self._buffers, None  # two simultaneous iterations share nothing
-        if buffers is None:
-            buffers = ClassBuffers(controller.num_classes, self.buffer_size, self.max_reuse)
+        buffers = self._buffers or ClassBuffers(controller.num_classes, self.buffer_size, self.max_reuse)
+        self._buffers = None  # two simultaneous iterations share nothing
         iteration = StreamIteration(self, source, controller, buffers, worker, in_flight=in_flight, balancing=balancing)
-        next_draw = controller.draws + worker
         try:
-            while True:
+            for draw_id in count(controller.draws + worker, num_workers):
                 arrived, size = iteration.read()
                 if not size:
                     return
                 if not in_flight:
                     # The loader takes batches from the workers in turn, so this is the step that gets the batch.
-                    controller.draws = next_draw
+                    controller.draws = draw_id
                     if controller.lambda2:
                         controller.loss_score = self._shared.loss_score
-                    next_draw += num_workers
                 yield self._weighted(*iteration.draw(size, arrived))
         finally:
             self._buffers = buffers
@@ -257,7 +242,7 @@ class FairStream(IterableDataset[Any]):
         if epoch is not None and hasattr(self.source, "set_epoch"):
             self.source.set_epoch(epoch)
         if isinstance(self.source, IterableDataset):
-            return _never_restarted(iter(self.source))
+            return (sample for sample in self.source)  # a generator: `islice` would restart some iterators
         # The numbers of samples of two ranks differ by at most one, because ranks train in step.
         return islice(self.source, worker * self.world_size + self.rank, None, num_workers * self.world_size)
 
@@ -267,13 +252,3 @@ class FairStream(IterableDataset[Any]):
         q, p = draw.reference(self.controller.target_at(draw.progress)), draw.probs
         weights = np.divide(q, p, out=np.zeros_like(p), where=p > 0).astype(np.float32)[draw.labels]
         return draw, [add_weight(sample, weight) for sample, weight in zip(samples, weights, strict=True)]
-
-
-def _never_restarted(source: Iterator[Any]) -> Iterator[Any]:
-    """Yield the rest of an iterator: the ``__iter__`` of some iterators, which ``islice`` calls, restarts them."""
-    while True:
-        try:
-            sample = next(source)
-        except StopIteration:
-            return
-        yield sample

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from lightning_fair.common.arrays import Floats, Ints
 
 _MAX_WORKERS, _MAX_TABLE_SIZE = 64, 2**20  # rows of the table, and numbers in it
-_ITERATION, _ANY_SHORT, _HEADER = 0, 1, 2  # columns of the table, and how many come before the vectors
+_ITERATION, _HEADER = 0, 1  # the first column of the table, and how many come before the vectors
 # Fraction of recent draws with too few samples of a class: up to _AMPLE the worker can supply more, above _SHORT it is
 # short. Between them neither holds, so that workers whose shards change together do not act on who noticed first.
 _AMPLE, _SHORT = 0.25, 0.5
@@ -23,7 +23,7 @@ _ROUNDS, _TOLERANCE, _POSITIVE = 24, 1e-3, 1e-9  # of balance_mixes
 
 
 class WorkerTarget(NamedTuple):
-    """What one worker draws while the workers balance each other.
+    """The target of one worker while the workers balance each other.
 
     Attributes:
         mix: Class mix that the worker steers to, shape ``(K,)``.
@@ -84,16 +84,10 @@ class WorkerBalancing:
             self._table[self._worker, _ITERATION] = 0.0
 
     def publish(self, stock: Ints, size: int, target: Floats, probs: Floats) -> NDArray[np.bool_]:
-        """Publish a draw to the other workers.
+        """Publish a draw, and return whether some worker has a sample of each class.
 
-        Args:
-            stock: Samples of each class that were available for the draw, shape ``(K,)``.
-            size: Samples in the batch.
-            target: Mix that the worker steered to, shape ``(K,)``.
-            probs: Mix of the draw, shape ``(K,)``.
-
-        Returns:
-            Whether some worker has a sample of each class, shape ``(K,)``.
+        For a batch of ``size`` samples the worker had ``stock`` samples of each class, steered to the mix ``target``,
+        and drew from the mix ``probs``. All of them have the shape ``(K,)``.
         """
         self._draws += 1
         rate = max(1.0 / self._horizon, 1.0 / self._draws)
@@ -105,7 +99,6 @@ class WorkerBalancing:
         row = self._table[self._worker]
         row[self._available], row[self._supply] = stock > 0, self._mix
         row[self._shortage] = np.where(self._is_short, 1.0, np.minimum(self._short_rate, _SHORT))
-        row[_ANY_SHORT] = self._is_short.any()
         row[_ITERATION] = self._iteration
         return np.asarray(self._table[self._active, self._available].any(axis=0))
 
@@ -117,11 +110,10 @@ class WorkerBalancing:
 
     def _compute_target(self, q: Floats) -> WorkerTarget | None:
         active = self._active
-        if not active[self._worker] or not self._table[active, _ANY_SHORT].any():
-            return None
-        rows = self._table[active]
-        shortage, supply = rows[:, self._shortage], rows[:, self._supply]
+        shortage, supply = self._table[active, self._shortage], self._table[active, self._supply]
         short = shortage > _SHORT
+        if not active[self._worker] or not short.any():
+            return None
         needs = short & (_MARGIN * supply < q)
         can_supply = (shortage <= _AMPLE) | (supply > _MARGIN * q)
         if not (needs.any(axis=0) & can_supply.any(axis=0)).any():
@@ -169,8 +161,6 @@ def balance_mixes(q: Floats, caps: Floats) -> Floats:
 
 def _reachable(q: Floats, caps: Floats, capped: NDArray[np.bool_]) -> Floats:
     """Lower the classes that every worker caps to what they can have; the others get the rest in proportion."""
-    if not capped.any():
-        return q
     limited = np.minimum(q[capped], caps[:, capped].mean(axis=0))
     others = q[~capped].sum()
     reachable = q * ((1.0 - limited.sum()) / others if others > 0 else 1.0)

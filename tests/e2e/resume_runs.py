@@ -473,9 +473,9 @@ def _at_rest(callback: dict[str, Any]) -> dict[str, Any]:
     sampler, controller = callback["sampler"], callback["sampler"]["controller"]
     owed = [
         {key: draw[key] for key in ("draw_id", "probs", "trained_mix", "alpha")}
-        for draw in [*controller["in_flight"], *sampler["replay"]]
+        for draw in [*controller["in_flight"], *sampler["withdrawn"]]
     ]
-    place = {"epoch": None, "position": None, "replay": None}
+    place = {"epoch": None, "position": None, "withdrawn": None}
     return {**callback, "sampler": {**sampler, **place, "controller": {**controller, "in_flight": owed}}}
 
 

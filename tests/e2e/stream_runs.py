@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 import lightning_fair.streaming.stream as stream_module
 from lightning_fair import FairSampling, FairStream, FeedbackController
+from lightning_fair.streaming.buffers import ClassBuffers
 
 
 def stream(labels: Iterable[int], controller: FeedbackController | None = None, **settings: Any) -> FairStream:
@@ -25,6 +26,11 @@ def stream(labels: Iterable[int], controller: FeedbackController | None = None, 
     labels = list(labels)
     controller = controller or FeedbackController(max(labels) + 1)
     return FairStream(list(enumerate(labels)), controller, **{"batch_size": 8, **settings})
+
+
+def held_samples(buffers: ClassBuffers, label: int) -> list[Any]:
+    """Return the samples that the buffer of a class holds."""
+    return [sample for level in buffers._levels[label].values() for sample in level]
 
 
 def long_tail(size: int, shares: Sequence[float] = (0.8, 0.12, 0.05, 0.03), seed: int = 0) -> list[int]:

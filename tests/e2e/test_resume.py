@@ -59,7 +59,9 @@ def test_batches_overtake_each_other(tmp_path):
     (whole,) = in_new_processes([Job("any order, 2 workers", tmp_path)])
     assert whole.serials != sorted(whole.serials)
     states = [torch.load(path, weights_only=True)["callbacks"]["FairSampling"] for path in tmp_path.glob("*.ckpt")]
-    assert any(state["sampler"]["completed_out_of_order"] for state in states)
+    controllers = [state["sampler"]["controller"] for state in states]
+    in_flight = [[draw["draw_id"] for draw in controller["in_flight"]] for controller in controllers]
+    assert any(ids and ids[0] + len(ids) < each["draws"] for ids, each in zip(in_flight, controllers, strict=True))
 
 
 # -- what a checkpoint holds -----------------------------------------------------------------------------------

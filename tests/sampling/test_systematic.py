@@ -4,7 +4,7 @@ import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_fair.sampling.systematic import Chances, systematic_counts
+from lightning_fair.sampling.systematic import DrawRandomness, systematic_counts
 
 ROUNDING = 1e-9  # of size * p: sums of up to 1000 doubles below 1000 are exact to about 1e-10
 
@@ -105,23 +105,23 @@ def test_any_two_classes_can_meet():
 
 
 @pytest.mark.parametrize(("K", "size"), [(10, 256), (1, 1), (3, 2000), (5000, 64)])
-def test_chances_depend_on_seed_and_number(K, size):
-    chances = Chances(3, K, size)
+def test_randomness_depends_on_seed_and_number(K, size):
+    randomness = DrawRandomness(3, K, size)
     for draw_id in [0, 1, 63, 64, 500, 1, 10**9]:
-        order, start, shuffle = chances(draw_id)
+        order, start, shuffle = randomness(draw_id)
         assert sorted(order.tolist()) == list(range(K))
         assert 0.0 < start < 1.0
         assert sorted(shuffle.tolist()) == list(range(size))
-        same, other = Chances(3, K, size)(draw_id), Chances(4, K, size)(draw_id)
+        same, other = DrawRandomness(3, K, size)(draw_id), DrawRandomness(4, K, size)(draw_id)
         assert (order.tolist(), start, shuffle.tolist()) == (same[0].tolist(), same[1], same[2].tolist())
         assert start != other[1]
         if K > 5:
             assert order.tolist() != other[0].tolist()
 
 
-def test_chances_are_uniform_and_independent():
-    chances = Chances(0, 4, 64)
-    draws = [chances(draw_id) for draw_id in range(4096)]
+def test_randomness_is_uniform_and_independent():
+    randomness = DrawRandomness(0, 4, 64)
+    draws = [randomness(draw_id) for draw_id in range(4096)]
     starts = np.array([start for _, start, _ in draws])
     firsts = np.array([shuffle[0] for _, _, shuffle in draws])
     assert {order[0] for order, _, _ in draws} == {0, 1, 2, 3}

@@ -7,7 +7,7 @@ from itertools import cycle, islice
 import numpy as np
 import pytest
 import torch
-from stream_runs import TARGET, interrupted, long_tail, mixed, stream, turning
+from stream_runs import TARGET, held_samples, interrupted, long_tail, mixed, stream, turning
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lightning_fair import FairStream, FeedbackController, importance_weights, schedules
@@ -157,7 +157,7 @@ def test_buffers_keep_no_block_alive():
     source = FairStream(blocks(), FeedbackController(4), batch_size=32, buffer_size=50)
     for _ in source.batches():
         pass
-    held = [source._buffers.samples(y) for y in range(4)]
+    held = [held_samples(source._buffers, y) for y in range(4)]
     assert max(map(len, held)) == 50  # the limit was reached
     storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for samples in held for x, _ in samples}
     assert sum(storages.values()) <= 1.1 * 4 * 50 * 28 * 28 * 4
@@ -173,7 +173,7 @@ def test_pickled_stream_has_empty_buffers():
 def test_class_without_target_is_not_held():
     source = stream(long_tail(800), FeedbackController(4, [0.5, 0.5, 0.0, 0.0]))
     assert {y for _, y in source} == {0, 1}
-    assert source._buffers.samples(2) == source._buffers.samples(3) == []
+    assert held_samples(source._buffers, 2) == held_samples(source._buffers, 3) == []
 
 
 def test_next_iteration_keeps_buffers():

@@ -228,7 +228,7 @@ def test_balancing_waits_for_a_horizon():
 @pytest.mark.slow
 def test_more_workers_than_table_rows():
     """With more workers than rows in the table, each draws for itself."""
-    assert WorkerBalancing.table_shape(2) == (64, 8)
+    assert WorkerBalancing.table_shape(2) == (64, 7)
     rows, width = WorkerBalancing.table_shape(100_000)
     assert rows == 3
     assert rows * width <= 2**20
