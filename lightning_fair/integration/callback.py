@@ -16,19 +16,11 @@ from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import Draw
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.control.target import Target
+from lightning_fair.integration import trainer_internals
 from lightning_fair.integration.run import Run
 from lightning_fair.integration.settings import FairSettings, Reference
 from lightning_fair.integration.sources import make_loader_fair
 from lightning_fair.integration.step_weights import StepWeights
-from lightning_fair.integration.trainer_internals import (
-    check_trainer,
-    check_training_step,
-    intercept_train_dataloader,
-    log_context,
-    should_log,
-    train_data_source,
-    warn_of_class_weights,
-)
 from lightning_fair.monitoring.dashboard import LogContext, show_distance
 from lightning_fair.sampling.batch_sampler import EmptyClasses
 from lightning_fair.schedules import Schedule, Shift
@@ -136,16 +128,15 @@ class FairSampling(L.Callback):
         totals = self._run.totals
         return totals.effective_sample_size_sum / totals.steps if totals.steps else float("nan")
 
-    # -- set-up and clean-up -----------------------------------------------------------------------------------
-
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._stage = stage
         if stage != "fit":
             return
-        check_trainer(trainer)
+        trainer_internals.check_trainer(trainer)
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
-        if self._installed_by_datamodule and getattr(train_data_source(trainer), "_own", None) is not self:
+        data_source = trainer_internals.train_data_source(trainer)
+        if self._installed_by_datamodule and getattr(data_source, "_own", None) is not self:
             trainer.callbacks = others  # type: ignore[attr-defined]  # the Trainer has another data module now
             return
         # First of all, so that a callback that saves a checkpoint after a batch finds the batch reported.
@@ -157,12 +148,12 @@ class FairSampling(L.Callback):
         if trainer.overfit_batches:  # type: ignore[attr-defined]
             rank_zero_warn("FairSampling is off with overfit_batches: Lightning needs the same batches in each epoch.")
             return
-        check_training_step(pl_module)
+        trainer_internals.check_training_step(pl_module)
         if self.settings.reference != "prior" and not self.settings.steers_to_prior:
-            warn_of_class_weights(pl_module)
-        self._stop_intercepting = intercept_train_dataloader(
-            trainer, self.settings.dataloader, partial(make_loader_fair, self._run, trainer)
-        )
+            trainer_internals.warn_of_class_weights(pl_module)
+        replace = partial(make_loader_fair, self._run, trainer)
+        key = self.settings.dataloader
+        self._stop_intercepting = trainer_internals.intercept_train_dataloader(trainer, key, replace)
 
     @override
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -180,8 +171,6 @@ class FairSampling(L.Callback):
         self._run.loader = None
         if hasattr(pl_module, "_step_weights"):
             pl_module._step_weights = None  # type: ignore[assignment]
-
-    # -- training ----------------------------------------------------------------------------------------------
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -219,7 +208,7 @@ class FairSampling(L.Callback):
     def _log(self, trainer: L.Trainer, pl_module: L.LightningModule, draw: Draw) -> None:
         weights, context = self._run.add_to_totals(draw), self._log_context(trainer)
         self._run.dashboard.record(context)
-        if should_log(trainer):
+        if trainer_internals.should_log(trainer):
             show_distance(pl_module, context.source.controller)
             self._run.dashboard.write_scalars(context, draw, weights)
 
@@ -244,9 +233,9 @@ class FairSampling(L.Callback):
     def _log_context(self, trainer: L.Trainer) -> LogContext:
         run = self._run
         assert run.source is not None
-        return log_context(trainer, run.source, run.class_names, weighted=run.step_weights is not None)
-
-    # -- checkpoints -------------------------------------------------------------------------------------------
+        return trainer_internals.log_context(
+            trainer, run.source, run.class_names, weighted=run.step_weights is not None
+        )
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -6,15 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as L
-from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_fair.common.labels import class_names, find_labels
+from lightning_fair.common.labels import find_labels
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw_source import DrawSource
-from lightning_fair.dataloaders.checks import batch_size as batch_size_of
-from lightning_fair.dataloaders.checks import check_loader, is_stream
+from lightning_fair.dataloaders import checks
 from lightning_fair.dataloaders.fair_loader import make_fair
 from lightning_fair.integration.callback import FairSampling
 from lightning_fair.integration.trainer_internals import check_trainer, forward_hyperparameters
@@ -89,7 +87,7 @@ class FairDataModule(L.LightningDataModule):
         elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):
             if batch_size is None:
                 raise ValueError("FairDataModule around a data set needs batch_size, for example batch_size=128.")
-            self.wrapped = _DatasetModule(data, val, test, batch_size, loader)
+            self.wrapped = _DatasetModule(data, val, test, {"batch_size": batch_size, **loader})
         else:
             raise TypeError(
                 f"FairDataModule wraps a LightningDataModule or a map-style data set, got {type(data).__name__}."
@@ -140,27 +138,23 @@ class FairDataModule(L.LightningDataModule):
             theirs = None
         if theirs is None:
             self._own._installed_by_datamodule = True
-            first = next((i for i, c in enumerate(callbacks) if isinstance(c, Checkpoint)), len(callbacks))
-            callbacks.insert(first, self._own)
+            callbacks.append(self._own)
         elif self.fair is not None and theirs is not self.fair:
             raise ValueError(
-                "Both Trainer(callbacks=[...]) and FairDataModule(fair=...) have a FairSampling. Keep one: "
-                "it owns the state."
+                "Both Trainer(callbacks=[...]) and FairDataModule(fair=...) have a FairSampling. Keep one: it owns the "
+                "state."
             )
 
     def train_dataloader(self) -> Any:
         """Return the training loader: fair, or in a Trainer the wrapped module's, which the callback makes fair."""
         loader, settings = self.wrapped.train_dataloader(), self._own.settings
-        if self._callback() is not None or is_stream(loader):  # a FairStream is fair by itself
+        if self._callback() is not None or checks.is_stream(loader):  # a FairStream is fair by itself
             return loader
-        check_loader(loader)
+        checks.check_loader(loader)
         if self._sampler is None:
-            self._sampler = settings.make_sampler(
-                find_labels(loader.dataset, settings.labels),
-                batch_size_of(loader),
-                settings.steps_per_epoch or len(loader),
-                num_named=len(class_names(loader.dataset) or ()),
-            )
+            labels, size = find_labels(loader.dataset, settings.labels), checks.batch_size(loader)
+            steps = settings.steps_per_epoch or len(loader)
+            self._sampler = settings.make_sampler(labels, size, steps, dataset=loader.dataset)
         return make_fair(loader, self._sampler, guess_labels=settings.labels is None)
 
     def __getattr__(self, name: str) -> Any:
@@ -176,12 +170,10 @@ class FairDataModule(L.LightningDataModule):
 class _DatasetModule(L.LightningDataModule):
     """Plain loaders over plain data sets."""
 
-    def __init__(
-        self, train: Any, val: Dataset[Any] | None, test: Dataset[Any] | None, batch_size: int, loader: dict[str, Any]
-    ) -> None:
+    def __init__(self, train: Any, val: Dataset[Any] | None, test: Dataset[Any] | None, loader: dict[str, Any]) -> None:
         super().__init__()
         loader.pop("shuffle", None)  # FairSampling shuffles the training data, and the others keep their order
-        self._train, self._loader = train, {"batch_size": batch_size, **loader}
+        self._train, self._loader = train, loader
         for name, dataset in (("val_dataloader", val), ("test_dataloader", test)):
             if dataset is not None:
                 setattr(self, name, self._in_order(dataset))

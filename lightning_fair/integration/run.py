@@ -72,8 +72,6 @@ class Run:
         """The sampler or the stream tracker; None before the loader is known."""
         return self.sampler if self.sampler is not None else self.tracker
 
-    # -- set-up ------------------------------------------------------------------------------------------------
-
     def next_fit(self, trainer: L.Trainer) -> Run:
         """Return the run of the fit that begins; it continues this one if the Trainer continues its training."""
         if self.source is None or self.trainer_id != id(trainer) or not trainer.global_step:
@@ -90,22 +88,6 @@ class Run:
             self.scanned_labels = dataset, find_labels(dataset, self.settings.labels)
         return self.scanned_labels[1]
 
-    def set_feedback_delay(self) -> None:
-        """Set the delay of the settings or the checkpoint, else the default or the smallest that the loader allows."""
-        if self.min_delay is None or self.source is None:
-            return
-        wanted = self.settings.feedback_delay or self.checkpoint_delay
-        delay = self.settings.feedback_delay or max(wanted or _DEFAULT_DELAY, self.min_delay)
-        self.source.controller.feedback_delay = delay
-        if wanted and wanted < self.min_delay:
-            rank_zero_warn(
-                f"feedback_delay={wanted} is less than the {self.min_delay} batches after which losses are known with "
-                "this loader, so the batches will differ from those with fewer workers. Set "
-                f"feedback_delay={self.min_delay} or more, or use fewer workers."
-            )
-
-    # -- the life of a draw ------------------------------------------------------------------------------------
-
     def start_drawing(self, trainer: L.Trainer) -> None:
         """Withdraw the draws that were not trained on, and begin an epoch if Lightning does."""
         assert self.source is not None
@@ -120,9 +102,9 @@ class Run:
 
     def deliver(self) -> None:
         """Take the batch of the training step that begins, and set its importance weights."""
+        self.class_weights = None
         self.delivered = self.loader.pop_pending() if self.loader is not None else None
         if self.delivered is None or self.step_weights is None or self.source is None:
-            self.class_weights = None
             return
         draw, settings = self.delivered.draw, self.settings
         by_target = settings.reference == "target"
@@ -134,9 +116,7 @@ class Run:
     def end_step(self, *, has_loss: bool, device: torch.device) -> Draw | None:
         """Prepare the report of the batch, and return its draw; None if the batch was not trained on.
 
-        Args:
-            has_loss: Whether the training step may have had a loss.
-            device: Device of sums over ranks.
+        Every rank takes part in one sum per step, whatever its batch was. The ``device`` is that of the sum.
         """
         if self.delivered is None and self.loader is not None:
             self.delivered = self.loader.pop_pending()  # a batch that is None has no `on_train_batch_start`
@@ -144,13 +124,11 @@ class Run:
         if delivered is None or self.source is None:
             return None
         draw, trained = delivered.draw, has_loss and len(delivered.labels) > 0
-        # Every rank takes part in one sum per step, whatever its batch was.
         sums = None
         if self.step_weights is not None:
             sums = self.step_weights.finish(trained=trained)
         elif not (trained and delivered.as_drawn and self.source.world_size == 1):
-            counts = np.bincount(delivered.labels, minlength=draw.counts.size) * trained
-            sums = torch.from_numpy(counts).to(device)
+            sums = torch.from_numpy(np.bincount(delivered.labels, minlength=draw.counts.size) * trained).to(device)
         self.unreported.append((draw, None if sums is None else copy_to_host(sum_over_ranks(sums))))
         self.report(keep=self.steps_on_device)
         return draw if trained else None
@@ -201,8 +179,6 @@ class Run:
             self.step_weights.is_open = False
         self.source.end_epoch()
 
-    # -- checkpoints -------------------------------------------------------------------------------------------
-
     def state_dict(self) -> dict[str, Any]:
         """Return the state as of the last batch that was trained on."""
         self.report()
@@ -219,11 +195,24 @@ class Run:
         if self.checkpoint is None:
             self.source.reset()  # Lightning's tuner restores a checkpoint that is older than the source
         self.restore_source()
-        self.set_feedback_delay()
         self.loader.restart = True  # some versions of Lightning continue with the old iterator
 
     def restore_source(self) -> None:
-        """Restore the source from the checkpoint that has waited for it, if there is one."""
+        """Set the feedback delay of the source, and restore the checkpoint that has waited for it, if there is one."""
+        assert self.source is not None
         checkpoint, self.checkpoint = self.checkpoint, None  # if it is refused, nothing of it stays
-        if checkpoint is not None and self.source is not None:
+        if self.min_delay is not None:
+            self.source.controller.feedback_delay = self._choose_delay(self.min_delay)
+        if checkpoint is not None:
             self.source.restore(checkpoint)
+
+    def _choose_delay(self, min_delay: int) -> int:
+        """Return the delay of the settings or the checkpoint, else the default or the smallest of the loader."""
+        wanted = self.settings.feedback_delay or self.checkpoint_delay
+        if wanted and wanted < min_delay:
+            rank_zero_warn(
+                f"feedback_delay={wanted} is less than the {min_delay} batches after which losses are known with this "
+                "loader, so the batches will differ from those with fewer workers. Set "
+                f"feedback_delay={min_delay} or more, or use fewer workers."
+            )
+        return self.settings.feedback_delay or max(wanted or _DEFAULT_DELAY, min_delay)

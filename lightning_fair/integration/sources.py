@@ -10,15 +10,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
-from lightning_fair.common.labels import class_names
-from lightning_fair.dataloaders.checks import (
-    batch_size,
-    check_loader,
-    ignored_sampler,
-    is_fair,
-    is_stream,
-    num_prefetched,
-)
+from lightning_fair.dataloaders import checks
 from lightning_fair.dataloaders.fair_loader import make_fair, make_stream_fair
 from lightning_fair.dataloaders.stream_tracker import StreamTracker
 from lightning_fair.integration.run import Run, RunTotals
@@ -34,36 +26,33 @@ def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[An
         TypeError: If the loader cannot be made fair.
         ValueError: If the loader is fair already, or does not fit the settings or a checkpoint.
     """
-    if is_fair(loader):
+    if checks.is_fair(loader):
         raise ValueError(
             "The training DataLoader is fair already, with settings of its own. Give the Trainer the plain loader, "
             "or the FairDataModule it comes from."
         )
     # Not the module's device: the module may not have been moved yet.
     run.steps_on_device = 0 if trainer.strategy.root_device.type == "cpu" else 1
-    fair: Any = (_make_stream_fair if is_stream(loader) else _make_data_set_fair)(run, trainer, loader)
+    is_reload, is_stream = run.loader is not None, checks.is_stream(loader)
+    fair: Any = (_make_stream_fair if is_stream else _make_data_set_fair)(run, trainer, loader)
     assert run.source is not None
     controller = run.source.controller
-    run.set_feedback_delay()
-    if run.loader is None:
+    run.loader, run.class_names = fair, run.settings.names_for(controller.num_classes, loader.dataset)
+    run.restore_source()
+    if not is_reload:
         rank_zero_info(
             f"FairSampling steers {controller.num_classes} classes in batches of {run.source.batch_size}; horizon "
             f"{controller.horizon:g} batches, feedback delay {controller.feedback_delay}."
         )
-    run.loader, run.class_names = fair, run.settings.names_for(controller.num_classes, loader.dataset)
-    run.restore_source()
-    return run.loader  # type: ignore[return-value]
-
-
-# -- a data set --------------------------------------------------------------------------------------------
+    return fair  # type: ignore[no-any-return]
 
 
 def _make_data_set_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> DataLoader[Any]:
-    check_loader(loader)
+    checks.check_loader(loader)
     run.sampler, run.tracker = _find_sampler(run, trainer, loader), None
     # Lightning fetches one batch ahead if a loader beside this one has no length.
     several = run.settings.dataloader is not None
-    run.min_delay = num_prefetched(loader) + 1 + run.steps_on_device + several
+    run.min_delay = checks.num_prefetched(loader) + 1 + run.steps_on_device + several
     on_start, guess_labels = partial(run.start_drawing, trainer), run.settings.labels is None
     return make_fair(loader, run.sampler, on_start=on_start, guess_labels=guess_labels)
 
@@ -71,7 +60,7 @@ def _make_data_set_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -
 def _find_sampler(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> FeedbackBatchSampler:
     """Return the run's sampler if the loader has the same data as before, else a new one."""
     settings, sampler = run.settings, run.sampler
-    labels, size = run.find_labels(loader.dataset), batch_size(loader)
+    labels, size = run.find_labels(loader.dataset), checks.batch_size(loader)
     steps = settings.steps_per_epoch or steps_per_epoch(loader, trainer.world_size)
     if sampler is not None and sampler.batch_size == size and np.array_equal(labels, sampler.labels):
         sampler.steps_per_epoch = steps
@@ -82,7 +71,7 @@ def _find_sampler(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> Feed
     if sampler is not None and sampler.controller.draws and not is_tuning:
         rank_zero_warn("The training data or the batch size have changed: FairSampling starts anew.")
         run.totals, run.has_warned = RunTotals(), False
-    if (ignored := ignored_sampler(loader)) is not None:
+    if (ignored := checks.ignored_sampler(loader)) is not None:
         rank_zero_warn(
             f"FairSampling draws the batches, so the {ignored} of the training DataLoader has no effect. "
             "Set the class mix with target_probs."
@@ -91,18 +80,21 @@ def _find_sampler(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> Feed
         labels,
         size,
         steps,
+        dataset=loader.dataset,
+        seed=trainer.strategy.broadcast(settings.draw_seed),  # each rank may have called seed_everything with its own
         rank=trainer.global_rank,
         world_size=trainer.world_size,
-        num_named=len(class_names(loader.dataset) or ()),
-        seed=trainer.strategy.broadcast(settings.draw_seed),  # each rank may have called seed_everything with its own
     )
 
 
-# -- a stream ----------------------------------------------------------------------------------------------
-
-
 def _make_stream_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> DataLoader[Any]:
-    _check_stream_settings(run.settings)
+    for name, default, remedy in (
+        ("labels", None, "FairStream(label_fn=...) takes a sample and returns its class"),
+        ("steps_per_epoch", None, "Trainer(limit_train_batches=...) ends its epochs"),
+        ("reference", "target", "a stream has no prior. Set reference='target'"),
+    ):
+        if (value := getattr(run.settings, name)) is not default and value != default:
+            raise ValueError(f"{name} is for data sets with a length, and this one is a stream: {remedy}.")
     run.sampler, run.tracker, run.min_delay = None, _find_tracker(run, trainer, loader.dataset), None
     return make_stream_fair(loader, on_start=partial(run.start_drawing, trainer))
 
@@ -119,16 +111,6 @@ def _find_tracker(run: Run, trainer: L.Trainer, stream: Any) -> StreamTracker:
     if not stream.brings_controller:
         stream.bind(run.settings.make_controller(stream))
     return StreamTracker(stream, trainer.global_rank, trainer.world_size)
-
-
-def _check_stream_settings(settings: FairSettings) -> None:
-    for name, default, remedy in (
-        ("labels", None, "FairStream(label_fn=...) takes a sample and returns its class"),
-        ("steps_per_epoch", None, "Trainer(limit_train_batches=...) ends its epochs"),
-        ("reference", "target", "a stream has no prior. Set reference='target'"),
-    ):
-        if (value := getattr(settings, name)) is not default and value != default:
-            raise ValueError(f"{name} is for data sets with a length, and this one is a stream: {remedy}.")
 
 
 def _warn_of_stream_settings(settings: FairSettings, brings_controller: bool) -> None:

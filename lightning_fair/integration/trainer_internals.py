@@ -20,8 +20,6 @@ from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.dataloaders.checks import batch_size, samplers
 from lightning_fair.monitoring.dashboard import Board, LogContext
 
-# -- the state of a Trainer --------------------------------------------------------------------------------
-
 
 def train_data_source(trainer: L.Trainer) -> object:
     """Return the object whose ``train_dataloader`` Lightning calls, for example the data module."""
@@ -56,13 +54,10 @@ def forward_hyperparameters(wrapper: L.LightningDataModule) -> None:
     del wrapper._log_hyperparams  # the only attribute of them that the constructor sets
 
 
-# -- the training loader -----------------------------------------------------------------------------------
-
-
 def intercept_train_dataloader(
     trainer: L.Trainer, key: str | int | None, replace: Callable[[Any], Any]
 ) -> Callable[[], None]:
-    """Let ``replace`` exchange one training loader whenever Lightning asks for the loaders.
+    """Let ``replace`` exchange the user's training loader whenever Lightning asks for it.
 
     Args:
         trainer: The Trainer, before its loaders are made.
@@ -160,9 +155,6 @@ def steps_per_epoch(loader: DataLoader[Any], world_size: int) -> int:
     if getattr(loader.batch_sampler, "drop_last", False):
         return max(len(loader) // world_size, 1)
     return -(-len(loader) // world_size)
-
-
-# -- checks ------------------------------------------------------------------------------------------------
 
 
 def check_trainer(trainer: object) -> None:
