@@ -9,7 +9,6 @@ from typing import Any
 import lightning.pytorch as L
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from typing_extensions import override
 
 from lightning_fair.common.labels import Labels
 from lightning_fair.control.controller import FeedbackController
@@ -17,9 +16,8 @@ from lightning_fair.control.draw import Draw
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.control.target import Target
 from lightning_fair.integration import trainer_internals
-from lightning_fair.integration.run import Run
+from lightning_fair.integration.run import Run, make_loader_fair
 from lightning_fair.integration.settings import FairSettings, Reference
-from lightning_fair.integration.sources import make_loader_fair
 from lightning_fair.integration.step_weights import StepWeights
 from lightning_fair.monitoring.dashboard import LogContext, show_distance
 from lightning_fair.sampling.batch_sampler import EmptyClasses
@@ -128,7 +126,6 @@ class FairSampling(L.Callback):
         totals = self._run.totals
         return totals.effective_sample_size_sum / totals.steps if totals.steps else float("nan")
 
-    @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._stage = stage
         if stage != "fit":
@@ -155,12 +152,10 @@ class FairSampling(L.Callback):
         key = self.settings.dataloader
         self._stop_intercepting = trainer_internals.intercept_train_dataloader(trainer, key, replace)
 
-    @override
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
             self._detach(pl_module)
 
-    @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._detach(pl_module)  # Lightning calls no teardown after an exception
 
@@ -172,7 +167,6 @@ class FairSampling(L.Callback):
         if hasattr(pl_module, "_step_weights"):
             pl_module._step_weights = None  # type: ignore[assignment]
 
-    @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         source = self._run.source
         if self._run.loader is None or source is None:
@@ -189,13 +183,11 @@ class FairSampling(L.Callback):
                 'reduction="none".'
             )
 
-    @override
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._run.deliver()
 
-    @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
@@ -212,7 +204,6 @@ class FairSampling(L.Callback):
             show_distance(pl_module, context.source.controller)
             self._run.dashboard.write_scalars(context, draw, weights)
 
-    @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._run.loader is not None:
             self._run.end_epoch()
@@ -220,12 +211,10 @@ class FairSampling(L.Callback):
             show_distance(pl_module, context.source.controller)
             self._run.dashboard.end_epoch(context, trainer.current_epoch)
 
-    @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._run.loader is not None:
             self._run.dashboard.end(self._log_context(trainer), trainer.callback_metrics)
 
-    @override
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.sampler is not None:
             self._run.dashboard.plot_recall(self._log_context(trainer), trainer.callback_metrics, "test")
@@ -237,11 +226,9 @@ class FairSampling(L.Callback):
             trainer, run.source, run.class_names, weighted=run.step_weights is not None
         )
 
-    @override
     def state_dict(self) -> dict[str, Any]:
         return self._run.state_dict()
 
-    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self._stage == "fit":  # `validate(ckpt_path=...)` and the like leave the run as it is
             self._run.load_state_dict(state_dict)

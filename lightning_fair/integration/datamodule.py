@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as L
+from lightning.pytorch.core.hooks import DataHooks
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, Dataset
 
@@ -19,20 +20,7 @@ from lightning_fair.integration.trainer_internals import check_trainer, forward_
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
 
 _ATTRIBUTES = ("prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices")
-# Lightning asks whether a data module overrides these, so the wrapped module's are shown only if it does.
-_HOOKS = (
-    "prepare_data",
-    "teardown",
-    "state_dict",
-    "load_state_dict",
-    "val_dataloader",
-    "test_dataloader",
-    "predict_dataloader",
-    "on_before_batch_transfer",
-    "transfer_batch_to_device",
-    "on_after_batch_transfer",
-    "on_exception",
-)
+_HOOKS = {name for name in vars(DataHooks) if name[0] != "_"} | {"state_dict", "load_state_dict", "on_exception"}
 
 
 class FairDataModule(L.LightningDataModule):
@@ -95,8 +83,10 @@ class FairDataModule(L.LightningDataModule):
         self.fair = fair
         self._own = fair or FairSampling()
         self._sampler: FeedbackBatchSampler | None = None
-        hooks = [name for name in _HOOKS if is_overridden(name, self.wrapped, L.LightningDataModule)]
-        for name in (*_ATTRIBUTES, *hooks):
+        # Lightning asks whether a data module overrides a hook, so the wrapped module's are shown only if it does.
+        hooks = _HOOKS - vars(FairDataModule).keys()
+        overridden = [name for name in hooks if is_overridden(name, self.wrapped, L.LightningDataModule)]
+        for name in (*_ATTRIBUTES, *overridden):
             setattr(self, name, getattr(self.wrapped, name))
         forward_hyperparameters(self)
 

@@ -1,30 +1,33 @@
-"""The state of one fit: its loader, its draws on their way, and its statistics."""
+"""The state of one fit: its fair loader, its draws on their way, and its statistics."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as L
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from lightning_fair.common.arrays import Floats
 from lightning_fair.common.labels import find_labels
 from lightning_fair.control.draw import Draw
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.control.weights import weights_of_mixes
-from lightning_fair.dataloaders.fair_loader import DeliveredBatch, FairLoader
+from lightning_fair.dataloaders import checks
+from lightning_fair.dataloaders.fair_loader import DeliveredBatch, FairLoader, make_fair, make_stream_fair
 from lightning_fair.dataloaders.stream_tracker import StreamTracker
 from lightning_fair.integration.distributed import sum_over_ranks
 from lightning_fair.integration.settings import FairSettings
 from lightning_fair.integration.step_weights import StepWeights, copy_to_host
-from lightning_fair.integration.trainer_internals import is_within_epoch
+from lightning_fair.integration.trainer_internals import is_within_epoch, steps_per_epoch
 from lightning_fair.monitoring.dashboard import BatchWeights, Dashboard
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
 
@@ -148,15 +151,12 @@ class Run:
                 self.source.report(draw, self.source.clip_counts(counts, draw), losses, num_finite)
             else:
                 self.source.report(draw)
-                self._warn_unweighted()
-
-    def _warn_unweighted(self) -> None:
-        if not self.has_warned:
-            rank_zero_warn(
-                "training_step did not call self.weighted_loss(losses), so its loss has no importance weights and is "
-                "not fed back."
-            )
-        self.has_warned = True
+                if not self.has_warned:
+                    rank_zero_warn(
+                        "training_step did not call self.weighted_loss(losses), so its loss has no importance weights "
+                        "and is not fed back."
+                    )
+                self.has_warned = True
 
     def add_to_totals(self, draw: Draw) -> BatchWeights:
         """Count a batch that was trained on, and return the statistics of its weights."""
@@ -216,3 +216,105 @@ class Run:
                 f"feedback_delay={min_delay} or more, or use fewer workers."
             )
         return self.settings.feedback_delay or max(wanted or _DEFAULT_DELAY, min_delay)
+
+
+def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[Any]:
+    """Return the fair loader for the user's training loader, and let the run train on it.
+
+    Raises:
+        TypeError: If the loader cannot be made fair.
+        ValueError: If the loader is fair already, or does not fit the settings or a checkpoint.
+    """
+    if checks.is_fair(loader):
+        raise ValueError(
+            "The training DataLoader is fair already, with settings of its own. Give the Trainer the plain loader, "
+            "or the FairDataModule it comes from."
+        )
+    # Not the module's device: the module may not have been moved yet.
+    run.steps_on_device = 0 if trainer.strategy.root_device.type == "cpu" else 1
+    fair: Any = (_make_stream_fair if checks.is_stream(loader) else _make_data_set_fair)(run, trainer, loader)
+    assert run.source is not None
+    controller = run.source.controller
+    run.restore_source()
+    if run.loader is None:
+        rank_zero_info(
+            f"FairSampling steers {controller.num_classes} classes in batches of {run.source.batch_size}; horizon "
+            f"{controller.horizon:g} batches, feedback delay {controller.feedback_delay}."
+        )
+    run.loader, run.class_names = fair, run.settings.names_for(controller.num_classes, loader.dataset)
+    return run.loader  # type: ignore[return-value]
+
+
+def _make_data_set_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> DataLoader[Any]:
+    checks.check_loader(loader)
+    run.sampler, run.tracker = _find_sampler(run, trainer, loader), None
+    # Lightning fetches one batch ahead if a loader beside this one has no length.
+    several = run.settings.dataloader is not None
+    run.min_delay = checks.num_prefetched(loader) + 1 + run.steps_on_device + several
+    on_start, guess_labels = partial(run.start_drawing, trainer), run.settings.labels is None
+    return make_fair(loader, run.sampler, on_start=on_start, guess_labels=guess_labels)
+
+
+def _find_sampler(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> FeedbackBatchSampler:
+    """Return the run's sampler if the loader has the same data as before, else a new one."""
+    settings, sampler = run.settings, run.sampler
+    labels, size = run.find_labels(loader.dataset), checks.batch_size(loader)
+    steps = settings.steps_per_epoch or steps_per_epoch(loader, trainer.world_size)
+    if sampler is not None and sampler.batch_size == size and np.array_equal(labels, sampler.labels):
+        sampler.steps_per_epoch = steps
+        return sampler
+    # The tuner tries batch sizes without the callbacks, and then restores the state.
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    is_tuning = not any(getattr(callback, "_run", None) is run for callback in callbacks)
+    if sampler is not None and sampler.controller.draws and not is_tuning:
+        rank_zero_warn("The training data or the batch size have changed: FairSampling starts anew.")
+        run.totals, run.has_warned = RunTotals(), False
+    if (ignored := checks.ignored_sampler(loader)) is not None:
+        rank_zero_warn(
+            f"FairSampling draws the batches, so the {ignored} of the training DataLoader has no effect. "
+            "Set the class mix with target_probs."
+        )
+    seed = trainer.strategy.broadcast(settings.draw_seed)  # each rank may have called seed_everything with its own
+    ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
+    return settings.make_sampler(labels, size, steps, dataset=loader.dataset, seed=seed, **ranks)
+
+
+def _make_stream_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> DataLoader[Any]:
+    for name, default, remedy in (
+        ("labels", None, "FairStream(label_fn=...) takes a sample and returns its class"),
+        ("steps_per_epoch", None, "Trainer(limit_train_batches=...) ends its epochs"),
+        ("reference", "target", "a stream has no prior. Set reference='target'"),
+    ):
+        if (value := getattr(run.settings, name)) is not default and value != default:
+            raise ValueError(f"{name} is for data sets with a length, and this one is a stream: {remedy}.")
+    run.sampler, run.tracker, run.min_delay = None, _find_tracker(run, trainer, loader.dataset), None
+    return make_stream_fair(loader, on_start=partial(run.start_drawing, trainer))
+
+
+def _find_tracker(run: Run, trainer: L.Trainer, stream: Any) -> StreamTracker:
+    """Return the run's tracker if the stream can follow its controller, else a new one."""
+    tracker = run.tracker
+    if tracker is not None and (tracker.stream is stream or not stream.brings_controller):
+        if tracker.stream is not stream:
+            stream.bind(tracker.controller)
+            tracker.follow(stream)
+        return tracker
+    _warn_of_stream_settings(run.settings, stream.brings_controller)
+    if not stream.brings_controller:
+        stream.bind(run.settings.make_controller(stream))
+    return StreamTracker(stream, trainer.global_rank, trainer.world_size)
+
+
+def _warn_of_stream_settings(settings: FairSettings, brings_controller: bool) -> None:
+    for name, default, reason in (
+        ("seed", None, f"set FairStream(seed={settings.seed!r})"),
+        ("feedback_delay", None, "each process that reads the stream applies losses as soon as they are known"),
+        ("empty_classes", "error", "the share of a class without samples goes to the others, and the log says so"),
+    ):
+        if (value := getattr(settings, name)) != default:
+            rank_zero_warn(f"{name}={value!r} has no effect on a FairStream: {reason}.")
+    if brings_controller and not settings.has_default_law:
+        rank_zero_warn(
+            "The FairStream has a controller of its own, so FairSampling's settings of the law and the target have "
+            "no effect. Set them there, or make the FairStream without a controller."
+        )

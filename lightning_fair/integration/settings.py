@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -29,17 +29,8 @@ _LAW = ("alpha", "lambda1", "lambda2", "min_prob", "horizon", "loss_ema_decay")
 class FairSettings:
     """All settings of :class:`~lightning_fair.FairSampling`, which documents each of them.
 
-    What depends on the data is checked by ``make_sampler`` and ``make_controller``.
-
-    Raises:
-        ValueError: If a value is out of range.
-        TypeError: If ``alpha`` is neither a number nor a schedule.
-
-    Example:
-        >>> settings = FairSettings(alpha=4.0)
-        >>> sampler = settings.make_sampler([0] * 98 + [1] * 2, batch_size=4)
-        >>> sampler.controller.q
-        array([0.5, 0.5])
+    The constructor checks every value. Settings that have to fit the data are checked when a sampler or a controller is
+    made.
     """
 
     alpha: float | Schedule = 8.0
@@ -78,6 +69,8 @@ class FairSettings:
                 check_integer(name, value, minimum)
         if self.class_names is not None:
             object.__setattr__(self, "class_names", [str(name) for name in self.class_names])
+            if len(set(self.class_names)) != len(self.class_names):
+                raise ValueError("class_names must differ: classes of one name would share their tags.")
         self._check_law()
 
     @property
@@ -88,9 +81,8 @@ class FairSettings:
     @property
     def has_default_law(self) -> bool:
         """Whether the law and the target are the defaults."""
-        defaults = {field.name: field.default for field in fields(self)}
-        uniform = isinstance(self.target_probs, str) and self.target_probs == defaults["target_probs"]
-        return uniform and all(getattr(self, name) == defaults[name] for name in _LAW)
+        names = ("target_probs", *_LAW)
+        return all(np.array_equal(getattr(self, name), getattr(FairSettings, name)) for name in names)
 
     @property
     def draw_seed(self) -> int:
@@ -100,9 +92,7 @@ class FairSettings:
     def names_for(self, num_classes: int, dataset: Any) -> Sequence[str]:
         """Return a name for each class: from the settings, or the data set's ``classes``, or the class numbers."""
         named = self.class_names or class_names(dataset)
-        if named and len(set(named)) == num_classes:
-            return named
-        return [str(label) for label in range(num_classes)]
+        return named if named and len(set(named)) == num_classes else [str(label) for label in range(num_classes)]
 
     def make_sampler(
         self,
@@ -169,14 +159,8 @@ class FairSettings:
         return any(isinstance(end, str) and end in ("prior", "sqrt") for end in target_endpoints(self.target_probs))
 
     def _check_names(self, num_classes: int) -> None:
-        if self.class_names is None:
-            return
-        if len(set(self.class_names)) != len(self.class_names):
-            raise ValueError("class_names must differ: classes of one name would share their tags.")
-        if len(self.class_names) != num_classes:
-            raise ValueError(
-                f"class_names must name every class: got {len(self.class_names)} names for {num_classes} classes."
-            )
+        if self.class_names is not None and (number := len(self.class_names)) != num_classes:
+            raise ValueError(f"class_names must name every class: got {number} names for {num_classes} classes.")
 
     def _check_law(self) -> None:
         """Check the law as far as the number of classes and the target are known without the data."""

@@ -36,11 +36,7 @@ class StepWeights:
         self.is_open = True
 
     def mean(self, losses: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the mean of ``w[y] * losses``, and add the losses to the sums of their classes.
-
-        Raises:
-            ValueError: If losses or labels have the wrong shape, or labels are not integers in ``[0, K)``.
-        """
+        """Return the mean of ``w[y] * losses``, and add the losses to the sums of their classes."""
         if losses.ndim != 1:
             raise ValueError(
                 f"weighted_loss needs one loss per sample, shape (batch,), got shape {tuple(losses.shape)}. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from copy import copy
 from typing import Any
 
@@ -37,7 +38,7 @@ def should_log(trainer: L.Trainer) -> bool:
 
 
 def log_context(trainer: L.Trainer, source: DrawSource, class_names: Sequence[str], *, weighted: bool) -> LogContext:
-    """Return what the dashboard needs to know about this moment of the training."""
+    """Return what the dashboard has to know about this moment of the training."""
     boards = [x for x in trainer.loggers if isinstance(x, TensorBoardLogger)] if trainer.is_global_zero else []
     return LogContext(
         source=source,
@@ -57,15 +58,9 @@ def forward_hyperparameters(wrapper: L.LightningDataModule) -> None:
 def intercept_train_dataloader(
     trainer: L.Trainer, key: str | int | None, replace: Callable[[Any], Any]
 ) -> Callable[[], None]:
-    """Let ``replace`` exchange the user's training loader whenever Lightning asks for it.
+    """Let Lightning train on ``replace(loader)`` in place of the user's loader. Return a function that ends this.
 
-    Args:
-        trainer: The Trainer, before its loaders are made.
-        key: Key or position of the loader if there are several; a wrong one raises when Lightning asks for them.
-        replace: Takes the user's loader, and returns the loader to train on.
-
-    Returns:
-        A function that ends the interception.
+    If there are several loaders, ``key`` chooses one. A wrong key raises when Lightning asks for the loaders.
     """
     source, strategy = trainer.fit_loop._data_source, trainer.strategy
     request, process = source.dataloader, strategy.process_dataloader
@@ -91,14 +86,10 @@ def intercept_train_dataloader(
     # calls `process_dataloader` once per loader. With several ranks the changed loader hides the user's sampler and may
     # have another batch size. FairSampling splits the batches over the ranks itself, so `replace` gets the user's own
     # loader.
-    undo_request = _patch_method(source, "dataloader", request_loaders)
-    undo_process = _patch_method(strategy, "process_dataloader", process_loader)
-
-    def undo() -> None:
-        undo_request()
-        undo_process()
-
-    return undo
+    undo = ExitStack()
+    undo.callback(_patch_method(source, "dataloader", request_loaders))
+    undo.callback(_patch_method(strategy, "process_dataloader", process_loader))
+    return undo.close
 
 
 def _find_loader(loaders: Any, key: str | int | None) -> tuple[int, Any]:
