@@ -64,13 +64,12 @@ class FairDataModule(L.LightningDataModule):
         **loader: Any,
     ) -> None:
         super().__init__()
+        arguments = {"batch_size": batch_size, "val": val, "test": test}
         if isinstance(data, L.LightningDataModule):
-            given = [k for k, v in {"batch_size": batch_size, "val": val, "test": test}.items() if v is not None]
-            if given or loader:
-                raise TypeError(
-                    f"{type(data).__name__} makes its own loaders: set {', '.join([*given, *loader])} there, "
-                    "not in FairDataModule."
-                )
+            given = {name: value for name, value in arguments.items() if value is not None} | loader
+            if given:
+                kind, names = type(data).__name__, ", ".join(given)
+                raise TypeError(f"{kind} makes its own loaders: set {names} there, not in FairDataModule.")
             self.wrapped = data
         elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):
             if batch_size is None:
@@ -107,7 +106,7 @@ class FairDataModule(L.LightningDataModule):
     def sampler(self) -> DrawSource | None:
         """The sampler of the training loader, in a Trainer the callback's; None before the loader is made."""
         callback = self._callback()
-        return callback.sampler if callback and callback.sampler is not None else self._sampler
+        return self._sampler if callback is None or callback.sampler is None else callback.sampler
 
     @property
     def controller(self) -> FeedbackController | None:
@@ -121,18 +120,13 @@ class FairDataModule(L.LightningDataModule):
         self.wrapped.setup(stage)
 
     def _install(self, trainer: L.Trainer) -> None:
-        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         theirs = self._callback()
-        if theirs is not None and theirs is not self._own and theirs._installed_by_datamodule:
-            callbacks.remove(theirs)  # of another FairDataModule
-            theirs = None
         if theirs is None:
             self._own._installed_by_datamodule = True
-            callbacks.append(self._own)
+            trainer.callbacks.append(self._own)  # type: ignore[attr-defined]
         elif self.fair is not None and theirs is not self.fair:
             raise ValueError(
-                "Both Trainer(callbacks=[...]) and FairDataModule(fair=...) have a FairSampling. Keep one: it owns the "
-                "state."
+                "Both Trainer(callbacks=[...]) and FairDataModule(fair=...) have a FairSampling. Keep one."
             )
 
     def train_dataloader(self) -> Any:
@@ -154,7 +148,9 @@ class FairDataModule(L.LightningDataModule):
 
     def _callback(self) -> FairSampling | None:
         callbacks = self.trainer.callbacks if self.trainer is not None else []  # type: ignore[attr-defined]
-        return next((c for c in callbacks if isinstance(c, FairSampling)), None)
+        fair = (callback for callback in callbacks if isinstance(callback, FairSampling))
+        # The callback of another FairDataModule removes itself in its `setup`.
+        return next((c for c in fair if c is self._own or not c._installed_by_datamodule), None)
 
 
 class _DatasetModule(L.LightningDataModule):

@@ -12,7 +12,10 @@ from lightning_fair.integration.callback import FairSampling, find_callback
 from lightning_fair.integration.step_weights import StepWeights
 from lightning_fair.integration.trainer_internals import check_trainer
 
-_Base = L.LightningModule if TYPE_CHECKING else object
+if TYPE_CHECKING:
+    _Base = L.LightningModule
+else:
+    _Base = object
 
 
 class ImportanceWeightedMixin(_Base):

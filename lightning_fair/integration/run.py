@@ -117,16 +117,14 @@ class Run:
         self.class_weights = weights
 
     def end_step(self, *, has_loss: bool, device: torch.device) -> Draw | None:
-        """Prepare the report of the batch, and return its draw; None if the batch was not trained on.
-
-        Every rank takes part in one sum per step, whatever its batch was. The ``device`` is that of the sum.
-        """
+        """Prepare the report of the batch, and return its draw; None if the batch was not trained on."""
         if self.delivered is None and self.loader is not None:
             self.delivered = self.loader.pop_pending()  # a batch that is None has no `on_train_batch_start`
         delivered, self.delivered = self.delivered, None
         if delivered is None or self.source is None:
             return None
         draw, trained = delivered.draw, has_loss and len(delivered.labels) > 0
+        # Every rank takes part in one sum per step, whatever its batch was.
         sums = None
         if self.step_weights is not None:
             sums = self.step_weights.finish(trained=trained)
@@ -141,9 +139,7 @@ class Run:
         while len(self.unreported) > keep and self.source is not None:
             draw, read_sums = self.unreported.popleft()
             sums = None if read_sums is None else read_sums().double().numpy()
-            if sums is None:
-                self.source.report(draw)
-            elif sums.ndim == 1:  # samples of each class, without losses
+            if sums is None or sums.ndim == 1:  # samples of each class, without losses
                 self.source.report(draw, sums)
             elif sums[0, -1]:
                 counts, num_finite, losses = sums[:, :-1]
@@ -219,12 +215,7 @@ class Run:
 
 
 def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[Any]:
-    """Return the fair loader for the user's training loader, and let the run train on it.
-
-    Raises:
-        TypeError: If the loader cannot be made fair.
-        ValueError: If the loader is fair already, or does not fit the settings or a checkpoint.
-    """
+    """Return the fair loader for the user's training loader, and let the run train on it."""
     if checks.is_fair(loader):
         raise ValueError(
             "The training DataLoader is fair already, with settings of its own. Give the Trainer the plain loader, "
@@ -263,9 +254,8 @@ def _find_sampler(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> Feed
     if sampler is not None and sampler.batch_size == size and np.array_equal(labels, sampler.labels):
         sampler.steps_per_epoch = steps
         return sampler
-    # The tuner tries batch sizes without the callbacks, and then restores the state.
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    is_tuning = not any(getattr(callback, "_run", None) is run for callback in callbacks)
+    # The tuner tries batch sizes without callbacks, and then restores the state.
+    is_tuning = not trainer.callbacks  # type: ignore[attr-defined]
     if sampler is not None and sampler.controller.draws and not is_tuning:
         rank_zero_warn("The training data or the batch size have changed: FairSampling starts anew.")
         run.totals, run.has_warned = RunTotals(), False
@@ -275,8 +265,8 @@ def _find_sampler(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> Feed
             "Set the class mix with target_probs."
         )
     seed = trainer.strategy.broadcast(settings.draw_seed)  # each rank may have called seed_everything with its own
-    ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
-    return settings.make_sampler(labels, size, steps, dataset=loader.dataset, seed=seed, **ranks)
+    options = {"rank": trainer.global_rank, "world_size": trainer.world_size, "seed": seed}
+    return settings.make_sampler(labels, size, steps, dataset=loader.dataset, **options)
 
 
 def _make_stream_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> DataLoader[Any]:

@@ -95,43 +95,24 @@ class FairSettings:
         return named if named and len(set(named)) == num_classes else [str(label) for label in range(num_classes)]
 
     def make_sampler(
-        self,
-        labels: Any,
-        batch_size: int,
-        steps_per_epoch: int | None = None,
-        *,
-        dataset: Any = None,
-        seed: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
+        self, labels: Any, batch_size: int, steps_per_epoch: int | None = None, *, dataset: Any = None, **options: int
     ) -> FeedbackBatchSampler:
         """Return the sampler for a data set; the arguments are those of :class:`~lightning_fair.FeedbackBatchSampler`.
 
-        With ``dataset``, classes that the data set names count even if none of the labels is as large.
-
-        Raises:
-            ValueError: If a setting does not fit the labels.
+        With ``dataset``, classes that the data set names count even if none of the labels is as large. The ``options``
+        are ``rank``, ``world_size`` and ``seed``.
         """
         labels = find_labels(labels)
         num_classes = self._known_num_classes or max(int(labels.max()) + 1, len(class_names(dataset) or ()))
         counts = np.bincount(labels, minlength=num_classes)
+        controller = self._make_controller(num_classes, counts[:num_classes])
+        options.setdefault("seed", self.draw_seed)
         return FeedbackBatchSampler(
-            labels,
-            batch_size,
-            steps_per_epoch,
-            self._make_controller(num_classes, counts[:num_classes]),
-            seed=self.draw_seed if seed is None else seed,
-            rank=rank,
-            world_size=world_size,
-            empty_classes=self.empty_classes,
+            labels, batch_size, steps_per_epoch, controller, empty_classes=self.empty_classes, **options
         )
 
     def make_controller(self, stream: FairStream) -> FeedbackController:
-        """Return the controller for a stream.
-
-        Raises:
-            ValueError: If the number of classes is unknown, or a setting needs the class mix of the data.
-        """
+        """Return the controller for a stream, which may name its classes."""
         num_classes = self._known_num_classes or len(class_names(stream) or ())
         if not num_classes:
             raise ValueError(

@@ -64,8 +64,7 @@ class StepWeights:
     def _check_labels(self, losses: Tensor, labels: Tensor, y: Tensor) -> None:
         if y.shape != losses.shape:
             raise ValueError(
-                f"weighted_loss got {losses.shape[0]} losses, but labels of shape {tuple(y.shape)}. Pass one label "
-                "per loss."
+                f"weighted_loss got {len(losses)} losses, but labels of shape {tuple(y.shape)}. Pass one each."
             )
         if labels.dtype.is_floating_point:
             raise ValueError(f"weighted_loss needs integer labels, got {labels.dtype}.")
