@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import lightning.pytorch as L
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from typing_extensions import override
 
 from lightning_fair.common.labels import Labels
 from lightning_fair.control.controller import FeedbackController
-from lightning_fair.control.draw import Draw
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.control.target import Target
-from lightning_fair.integration.run import Run
+from lightning_fair.integration import trainer_internals
+from lightning_fair.integration.run import Run, make_loader_fair
 from lightning_fair.integration.settings import FairSettings, Reference
-from lightning_fair.integration.sources import make_loader_fair
 from lightning_fair.integration.step_weights import StepWeights
-from lightning_fair.integration.trainer_internals import (
-    check_trainer,
-    check_training_step,
-    intercept_train_dataloader,
-    log_context,
-    should_log,
-    train_data_source,
-    warn_of_class_weights,
-)
 from lightning_fair.monitoring.dashboard import LogContext, show_distance
 from lightning_fair.sampling.batch_sampler import EmptyClasses
 from lightning_fair.schedules import Schedule, Shift
@@ -43,13 +33,12 @@ class FairSampling(L.Callback):
     the mixin the loss is the module's own, so the objective is the risk under the class mix that is drawn.
 
     Args:
-        alpha: Gain of the feedback, at least 0, or a schedule (:mod:`lightning_fair.schedules`).
+        alpha: Gain of the feedback, at least 0, or a schedule (:mod:`lightning_fair.schedules`). The first seven
+            arguments are those of :class:`~lightning_fair.FeedbackController`, which has the formulas.
         target_probs: Class mix that batches are steered to: ``"uniform"``, ``"prior"``, ``"sqrt"``, a vector of shape
-            ``(K,)``, or a mapping from class to probability; or a :class:`~lightning_fair.schedules.Shift` from one of
-            them to another, for example from the prior to uniform after some epochs.
+            ``(K,)``, a mapping from class to probability, or a :class:`~lightning_fair.schedules.Shift` between two.
         lambda1: Weight of the deficit, at least 0.
-        lambda2: Weight of the class losses, at least 0. It needs the mixin. See
-            :class:`~lightning_fair.FeedbackController` for when it helps.
+        lambda2: Weight of the class losses, at least 0. It needs the mixin.
         min_prob: Smallest probability of a class, in ``[0, 1/K)``.
         horizon: Memory of the trained mix in batches, at least 1. None: chosen from the target.
         loss_ema_decay: Memory of the class losses, in ``[0, 1)``.
@@ -64,10 +53,9 @@ class FairSampling(L.Callback):
         dataloader: Key or position of the loader to make fair, if there are several training loaders.
         steps_per_epoch: Batches of an epoch. None: the length of the loader.
         empty_classes: If a class with a target has no samples: ``"error"``, or ``"skip"`` to draw the others.
-        feedback_delay: Batches after which a loss takes effect, at least 1. None: 16, or more if the loader draws
-            further ahead. The same delay gives the same batches with any number of workers, if it is larger than
-            the number of batches drawn ahead (``num_workers * prefetch_factor``). On resume the delay of the
-            checkpoint is kept.
+        feedback_delay: Batches after which a loss takes effect, at least 1. If it is larger than the number of batches
+            drawn ahead (``num_workers * prefetch_factor``), the batches do not depend on that number. None: the delay
+            of the checkpoint on resume, else 16, or more if the loader draws further ahead.
         seed: Seed of the draws, at least 0. None: that of ``seed_everything``, or else 0.
 
     Attributes:
@@ -109,11 +97,11 @@ class FairSampling(L.Callback):
         self.settings = FairSettings(**{name: value for name, value in locals().items() if name != "self"})
         self._run = Run(self.settings)
         self._stage = "fit"
-        self._stop_intercepting: Callable[[], None] | None = None
+        self._patches = ExitStack()  # of Lightning's methods, during a fit
         self._installed_by_datamodule = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_stop_intercepting": None}  # a copy has no part in the fit
+        return {**self.__dict__, "_patches": ExitStack()}  # a copy has no part in the fit
 
     @property
     def sampler(self) -> DrawSource | None:
@@ -136,16 +124,14 @@ class FairSampling(L.Callback):
         totals = self._run.totals
         return totals.effective_sample_size_sum / totals.steps if totals.steps else float("nan")
 
-    # -- set-up and clean-up -----------------------------------------------------------------------------------
-
-    @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._stage = stage
         if stage != "fit":
             return
-        check_trainer(trainer)
+        trainer_internals.check_trainer(trainer)
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
-        if self._installed_by_datamodule and getattr(train_data_source(trainer), "_own", None) is not self:
+        data_source = trainer_internals.train_data_source(trainer)
+        if self._installed_by_datamodule and getattr(data_source, "_own", None) is not self:
             trainer.callbacks = others  # type: ignore[attr-defined]  # the Trainer has another data module now
             return
         # First of all, so that a callback that saves a checkpoint after a batch finds the batch reported.
@@ -157,73 +143,57 @@ class FairSampling(L.Callback):
         if trainer.overfit_batches:  # type: ignore[attr-defined]
             rank_zero_warn("FairSampling is off with overfit_batches: Lightning needs the same batches in each epoch.")
             return
-        check_training_step(pl_module)
+        trainer_internals.check_training_step(pl_module)
         if self.settings.reference != "prior" and not self.settings.steers_to_prior:
-            warn_of_class_weights(pl_module)
-        self._stop_intercepting = intercept_train_dataloader(
-            trainer, self.settings.dataloader, partial(make_loader_fair, self._run, trainer)
-        )
+            trainer_internals.warn_of_class_weights(pl_module)
+        make_fair, key = partial(make_loader_fair, self._run, trainer), self.settings.dataloader
+        self._patches = trainer_internals.intercept_train_dataloader(trainer, key, make_fair)
 
-    @override
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
             self._detach(pl_module)
 
-    @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._detach(pl_module)  # Lightning calls no teardown after an exception
 
     def _detach(self, pl_module: L.LightningModule) -> None:
-        if self._stop_intercepting is not None:
-            self._stop_intercepting()
-        self._stop_intercepting = None
+        self._patches.close()
         self._run.loader = None
         if hasattr(pl_module, "_step_weights"):
             pl_module._step_weights = None  # type: ignore[assignment]
 
-    # -- training ----------------------------------------------------------------------------------------------
-
-    @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        source = self._run.source
-        if self._run.loader is None or source is None:
+        if self._run.loader is None or self.controller is None:
             return
         if hasattr(pl_module, "_step_weights"):
-            K, normalize = source.controller.num_classes, self.settings.normalize
-            self._run.step_weights = StepWeights(K, pl_module.device, normalize=normalize)
-            pl_module._step_weights = self._run.step_weights  # type: ignore[assignment]
+            weights = StepWeights(self.controller.num_classes, pl_module.device, normalize=self.settings.normalize)
+            self._run.step_weights = pl_module._step_weights = weights  # type: ignore[assignment]
         else:
             rank_zero_warn(
                 f"{type(pl_module).__name__} has no importance weights, so its loss stands for the class mix that is "
-                "drawn, and no losses are fed back. To add weights, inherit from "
-                "lightning_fair.ImportanceWeightedMixin and return self.weighted_loss(losses), with the losses of "
-                'reduction="none".'
+                "drawn, and no losses are fed back. To add weights, inherit from ImportanceWeightedMixin and return "
+                'self.weighted_loss(losses), with the losses of reduction="none".'
             )
 
-    @override
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._run.deliver()
 
-    @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
         # Under automatic optimization a step that returned None was skipped.
         has_loss = bool(outputs) or not pl_module.automatic_optimization
         draw = self._run.end_step(has_loss=has_loss, device=trainer.strategy.root_device)
-        if draw is not None:
-            self._log(trainer, pl_module, draw)
-
-    def _log(self, trainer: L.Trainer, pl_module: L.LightningModule, draw: Draw) -> None:
+        if draw is None:
+            return
         weights, context = self._run.add_to_totals(draw), self._log_context(trainer)
         self._run.dashboard.record(context)
-        if should_log(trainer):
+        if trainer_internals.should_log(trainer):
             show_distance(pl_module, context.source.controller)
             self._run.dashboard.write_scalars(context, draw, weights)
 
-    @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._run.loader is not None:
             self._run.end_epoch()
@@ -231,28 +201,22 @@ class FairSampling(L.Callback):
             show_distance(pl_module, context.source.controller)
             self._run.dashboard.end_epoch(context, trainer.current_epoch)
 
-    @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._run.loader is not None:
             self._run.dashboard.end(self._log_context(trainer), trainer.callback_metrics)
 
-    @override
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.sampler is not None:
             self._run.dashboard.plot_recall(self._log_context(trainer), trainer.callback_metrics, "test")
 
     def _log_context(self, trainer: L.Trainer) -> LogContext:
-        run = self._run
-        assert run.source is not None
-        return log_context(trainer, run.source, run.class_names, weighted=run.step_weights is not None)
+        assert self.sampler is not None
+        weighted = self._run.step_weights is not None
+        return trainer_internals.log_context(trainer, self.sampler, self._run.class_names, weighted=weighted)
 
-    # -- checkpoints -------------------------------------------------------------------------------------------
-
-    @override
     def state_dict(self) -> dict[str, Any]:
         return self._run.state_dict()
 
-    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self._stage == "fit":  # `validate(ckpt_path=...)` and the like leave the run as it is
             self._run.load_state_dict(state_dict)

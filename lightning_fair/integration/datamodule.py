@@ -6,35 +6,21 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as L
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.core.hooks import DataHooks
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_fair.common.labels import class_names, find_labels
+from lightning_fair.common.labels import find_labels
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw_source import DrawSource
-from lightning_fair.dataloaders.checks import batch_size as batch_size_of
-from lightning_fair.dataloaders.checks import check_loader, is_stream
+from lightning_fair.dataloaders import checks
 from lightning_fair.dataloaders.fair_loader import make_fair
 from lightning_fair.integration.callback import FairSampling
 from lightning_fair.integration.trainer_internals import check_trainer, forward_hyperparameters
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
 
 _ATTRIBUTES = ("prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices")
-# Lightning asks whether a data module overrides these, so the wrapped module's are shown only if it does.
-_HOOKS = (
-    "prepare_data",
-    "teardown",
-    "state_dict",
-    "load_state_dict",
-    "val_dataloader",
-    "test_dataloader",
-    "predict_dataloader",
-    "on_before_batch_transfer",
-    "transfer_batch_to_device",
-    "on_after_batch_transfer",
-    "on_exception",
-)
+_HOOKS = {name for name in vars(DataHooks) if name[0] != "_"} | {"state_dict", "load_state_dict", "on_exception"}
 
 
 class FairDataModule(L.LightningDataModule):
@@ -78,18 +64,17 @@ class FairDataModule(L.LightningDataModule):
         **loader: Any,
     ) -> None:
         super().__init__()
+        arguments = {"batch_size": batch_size, "val": val, "test": test}
         if isinstance(data, L.LightningDataModule):
-            given = [k for k, v in {"batch_size": batch_size, "val": val, "test": test}.items() if v is not None]
-            if given or loader:
-                raise TypeError(
-                    f"{type(data).__name__} makes its own loaders: set {', '.join([*given, *loader])} there, "
-                    "not in FairDataModule."
-                )
+            given = {name: value for name, value in arguments.items() if value is not None} | loader
+            if given:
+                kind, names = type(data).__name__, ", ".join(given)
+                raise TypeError(f"{kind} makes its own loaders: set {names} there, not in FairDataModule.")
             self.wrapped = data
         elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):
             if batch_size is None:
                 raise ValueError("FairDataModule around a data set needs batch_size, for example batch_size=128.")
-            self.wrapped = _DatasetModule(data, val, test, batch_size, loader)
+            self.wrapped = _DatasetModule(data, val, test, {"batch_size": batch_size, **loader})
         else:
             raise TypeError(
                 f"FairDataModule wraps a LightningDataModule or a map-style data set, got {type(data).__name__}."
@@ -97,8 +82,10 @@ class FairDataModule(L.LightningDataModule):
         self.fair = fair
         self._own = fair or FairSampling()
         self._sampler: FeedbackBatchSampler | None = None
-        hooks = [name for name in _HOOKS if is_overridden(name, self.wrapped, L.LightningDataModule)]
-        for name in (*_ATTRIBUTES, *hooks):
+        # Lightning asks whether a data module overrides a hook, so the wrapped module's are shown only if it does.
+        hooks = _HOOKS - vars(FairDataModule).keys()
+        overridden = [name for name in hooks if is_overridden(name, self.wrapped, L.LightningDataModule)]
+        for name in (*_ATTRIBUTES, *overridden):
             setattr(self, name, getattr(self.wrapped, name))
         forward_hyperparameters(self)
 
@@ -119,7 +106,7 @@ class FairDataModule(L.LightningDataModule):
     def sampler(self) -> DrawSource | None:
         """The sampler of the training loader, in a Trainer the callback's; None before the loader is made."""
         callback = self._callback()
-        return callback.sampler if callback and callback.sampler is not None else self._sampler
+        return self._sampler if callback is None or callback.sampler is None else callback.sampler
 
     @property
     def controller(self) -> FeedbackController | None:
@@ -133,34 +120,25 @@ class FairDataModule(L.LightningDataModule):
         self.wrapped.setup(stage)
 
     def _install(self, trainer: L.Trainer) -> None:
-        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         theirs = self._callback()
-        if theirs is not None and theirs is not self._own and theirs._installed_by_datamodule:
-            callbacks.remove(theirs)  # of another FairDataModule
-            theirs = None
         if theirs is None:
             self._own._installed_by_datamodule = True
-            first = next((i for i, c in enumerate(callbacks) if isinstance(c, Checkpoint)), len(callbacks))
-            callbacks.insert(first, self._own)
+            trainer.callbacks.append(self._own)  # type: ignore[attr-defined]
         elif self.fair is not None and theirs is not self.fair:
             raise ValueError(
-                "Both Trainer(callbacks=[...]) and FairDataModule(fair=...) have a FairSampling. Keep one: "
-                "it owns the state."
+                "Both Trainer(callbacks=[...]) and FairDataModule(fair=...) have a FairSampling. Keep one."
             )
 
     def train_dataloader(self) -> Any:
         """Return the training loader: fair, or in a Trainer the wrapped module's, which the callback makes fair."""
         loader, settings = self.wrapped.train_dataloader(), self._own.settings
-        if self._callback() is not None or is_stream(loader):  # a FairStream is fair by itself
+        if self._callback() is not None or checks.is_stream(loader):  # a FairStream is fair by itself
             return loader
-        check_loader(loader)
+        checks.check_loader(loader)
         if self._sampler is None:
-            self._sampler = settings.make_sampler(
-                find_labels(loader.dataset, settings.labels),
-                batch_size_of(loader),
-                settings.steps_per_epoch or len(loader),
-                num_named=len(class_names(loader.dataset) or ()),
-            )
+            labels, size = find_labels(loader.dataset, settings.labels), checks.batch_size(loader)
+            steps = settings.steps_per_epoch or len(loader)
+            self._sampler = settings.make_sampler(labels, size, steps, dataset=loader.dataset)
         return make_fair(loader, self._sampler, guess_labels=settings.labels is None)
 
     def __getattr__(self, name: str) -> Any:
@@ -170,18 +148,18 @@ class FairDataModule(L.LightningDataModule):
 
     def _callback(self) -> FairSampling | None:
         callbacks = self.trainer.callbacks if self.trainer is not None else []  # type: ignore[attr-defined]
-        return next((c for c in callbacks if isinstance(c, FairSampling)), None)
+        fair = (callback for callback in callbacks if isinstance(callback, FairSampling))
+        # The callback of another FairDataModule removes itself in its `setup`.
+        return next((c for c in fair if c is self._own or not c._installed_by_datamodule), None)
 
 
 class _DatasetModule(L.LightningDataModule):
     """Plain loaders over plain data sets."""
 
-    def __init__(
-        self, train: Any, val: Dataset[Any] | None, test: Dataset[Any] | None, batch_size: int, loader: dict[str, Any]
-    ) -> None:
+    def __init__(self, train: Any, val: Dataset[Any] | None, test: Dataset[Any] | None, loader: dict[str, Any]) -> None:
         super().__init__()
         loader.pop("shuffle", None)  # FairSampling shuffles the training data, and the others keep their order
-        self._train, self._loader = train, {"batch_size": batch_size, **loader}
+        self._train, self._loader = train, loader
         for name, dataset in (("val_dataloader", val), ("test_dataloader", test)):
             if dataset is not None:
                 setattr(self, name, self._in_order(dataset))

@@ -9,11 +9,10 @@ import lightning.pytorch as L
 from torch import Tensor
 
 from lightning_fair.integration.callback import FairSampling, find_callback
+from lightning_fair.integration.step_weights import StepWeights
 from lightning_fair.integration.trainer_internals import check_trainer
 
 if TYPE_CHECKING:
-    from lightning_fair.integration.step_weights import StepWeights
-
     _Base = L.LightningModule
 else:
     _Base = object
@@ -72,7 +71,6 @@ class ImportanceWeightedMixin(_Base):
         """Add the callback if there is none yet. Lightning calls this."""
         check_trainer(self.trainer)
         callbacks = super().configure_callbacks()
-        callbacks = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
         own, theirs = self.fair_sampling, find_callback(self.trainer)
         if isinstance(own, FairSampling) and theirs not in (None, own):
             raise ValueError(
@@ -81,4 +79,5 @@ class ImportanceWeightedMixin(_Base):
             )
         if not own or theirs is not None:
             return callbacks
-        return [*callbacks, own if isinstance(own, FairSampling) else FairSampling()]
+        mine = own if isinstance(own, FairSampling) else FairSampling()
+        return [*callbacks, mine] if isinstance(callbacks, Sequence) else [callbacks, mine]

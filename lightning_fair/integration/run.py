@@ -1,30 +1,33 @@
-"""The state of one fit: its loader, its draws on their way, and its statistics."""
+"""The state of one fit: its fair loader, its draws on their way, and its statistics."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as L
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from lightning_fair.common.arrays import Floats
 from lightning_fair.common.labels import find_labels
 from lightning_fair.control.draw import Draw
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.control.weights import weights_of_mixes
-from lightning_fair.dataloaders.fair_loader import DeliveredBatch, FairLoader
+from lightning_fair.dataloaders import checks
+from lightning_fair.dataloaders.fair_loader import DeliveredBatch, FairLoader, make_fair, make_stream_fair
 from lightning_fair.dataloaders.stream_tracker import StreamTracker
 from lightning_fair.integration.distributed import sum_over_ranks
 from lightning_fair.integration.settings import FairSettings
 from lightning_fair.integration.step_weights import StepWeights, copy_to_host
-from lightning_fair.integration.trainer_internals import is_within_epoch
+from lightning_fair.integration.trainer_internals import is_within_epoch, steps_per_epoch
 from lightning_fair.monitoring.dashboard import BatchWeights, Dashboard
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
 
@@ -72,8 +75,6 @@ class Run:
         """The sampler or the stream tracker; None before the loader is known."""
         return self.sampler if self.sampler is not None else self.tracker
 
-    # -- set-up ------------------------------------------------------------------------------------------------
-
     def next_fit(self, trainer: L.Trainer) -> Run:
         """Return the run of the fit that begins; it continues this one if the Trainer continues its training."""
         if self.source is None or self.trainer_id != id(trainer) or not trainer.global_step:
@@ -90,22 +91,6 @@ class Run:
             self.scanned_labels = dataset, find_labels(dataset, self.settings.labels)
         return self.scanned_labels[1]
 
-    def set_feedback_delay(self) -> None:
-        """Set the delay of the settings or the checkpoint, else the default or the smallest that the loader allows."""
-        if self.min_delay is None or self.source is None:
-            return
-        wanted = self.settings.feedback_delay or self.checkpoint_delay
-        delay = self.settings.feedback_delay or max(wanted or _DEFAULT_DELAY, self.min_delay)
-        self.source.controller.feedback_delay = delay
-        if wanted and wanted < self.min_delay:
-            rank_zero_warn(
-                f"feedback_delay={wanted} is less than the {self.min_delay} batches after which losses are known with "
-                "this loader, so the batches will differ from those with fewer workers. Set "
-                f"feedback_delay={self.min_delay} or more, or use fewer workers."
-            )
-
-    # -- the life of a draw ------------------------------------------------------------------------------------
-
     def start_drawing(self, trainer: L.Trainer) -> None:
         """Withdraw the draws that were not trained on, and begin an epoch if Lightning does."""
         assert self.source is not None
@@ -120,9 +105,9 @@ class Run:
 
     def deliver(self) -> None:
         """Take the batch of the training step that begins, and set its importance weights."""
+        self.class_weights = None
         self.delivered = self.loader.pop_pending() if self.loader is not None else None
         if self.delivered is None or self.step_weights is None or self.source is None:
-            self.class_weights = None
             return
         draw, settings = self.delivered.draw, self.settings
         by_target = settings.reference == "target"
@@ -132,12 +117,7 @@ class Run:
         self.class_weights = weights
 
     def end_step(self, *, has_loss: bool, device: torch.device) -> Draw | None:
-        """Prepare the report of the batch, and return its draw; None if the batch was not trained on.
-
-        Args:
-            has_loss: Whether the training step may have had a loss.
-            device: Device of sums over ranks.
-        """
+        """Prepare the report of the batch, and return its draw; None if the batch was not trained on."""
         if self.delivered is None and self.loader is not None:
             self.delivered = self.loader.pop_pending()  # a batch that is None has no `on_train_batch_start`
         delivered, self.delivered = self.delivered, None
@@ -149,8 +129,7 @@ class Run:
         if self.step_weights is not None:
             sums = self.step_weights.finish(trained=trained)
         elif not (trained and delivered.as_drawn and self.source.world_size == 1):
-            counts = np.bincount(delivered.labels, minlength=draw.counts.size) * trained
-            sums = torch.from_numpy(counts).to(device)
+            sums = torch.from_numpy(np.bincount(delivered.labels, minlength=draw.counts.size) * trained).to(device)
         self.unreported.append((draw, None if sums is None else copy_to_host(sum_over_ranks(sums))))
         self.report(keep=self.steps_on_device)
         return draw if trained else None
@@ -160,9 +139,7 @@ class Run:
         while len(self.unreported) > keep and self.source is not None:
             draw, read_sums = self.unreported.popleft()
             sums = None if read_sums is None else read_sums().double().numpy()
-            if sums is None:
-                self.source.report(draw)
-            elif sums.ndim == 1:  # samples of each class, without losses
+            if sums is None or sums.ndim == 1:  # samples of each class, without losses
                 self.source.report(draw, sums)
             elif sums[0, -1]:
                 counts, num_finite, losses = sums[:, :-1]
@@ -170,15 +147,12 @@ class Run:
                 self.source.report(draw, self.source.clip_counts(counts, draw), losses, num_finite)
             else:
                 self.source.report(draw)
-                self._warn_unweighted()
-
-    def _warn_unweighted(self) -> None:
-        if not self.has_warned:
-            rank_zero_warn(
-                "training_step did not call self.weighted_loss(losses), so its loss has no importance weights and is "
-                "not fed back."
-            )
-        self.has_warned = True
+                if not self.has_warned:
+                    rank_zero_warn(
+                        "training_step did not call self.weighted_loss(losses), so its loss has no importance weights "
+                        "and is not fed back."
+                    )
+                self.has_warned = True
 
     def add_to_totals(self, draw: Draw) -> BatchWeights:
         """Count a batch that was trained on, and return the statistics of its weights."""
@@ -201,8 +175,6 @@ class Run:
             self.step_weights.is_open = False
         self.source.end_epoch()
 
-    # -- checkpoints -------------------------------------------------------------------------------------------
-
     def state_dict(self) -> dict[str, Any]:
         """Return the state as of the last batch that was trained on."""
         self.report()
@@ -219,11 +191,120 @@ class Run:
         if self.checkpoint is None:
             self.source.reset()  # Lightning's tuner restores a checkpoint that is older than the source
         self.restore_source()
-        self.set_feedback_delay()
         self.loader.restart = True  # some versions of Lightning continue with the old iterator
 
     def restore_source(self) -> None:
-        """Restore the source from the checkpoint that has waited for it, if there is one."""
+        """Set the feedback delay of the source, and restore the checkpoint that has waited for it, if there is one."""
+        assert self.source is not None
         checkpoint, self.checkpoint = self.checkpoint, None  # if it is refused, nothing of it stays
-        if checkpoint is not None and self.source is not None:
+        if self.min_delay is not None:
+            self.source.controller.feedback_delay = self._choose_delay(self.min_delay)
+        if checkpoint is not None:
             self.source.restore(checkpoint)
+
+    def _choose_delay(self, min_delay: int) -> int:
+        """Return the delay of the settings or the checkpoint, else the default or the smallest of the loader."""
+        wanted = self.settings.feedback_delay or self.checkpoint_delay
+        if wanted and wanted < min_delay:
+            rank_zero_warn(
+                f"feedback_delay={wanted} is less than the {min_delay} batches after which losses are known with this "
+                "loader, so the batches will differ from those with fewer workers. Set "
+                f"feedback_delay={min_delay} or more, or use fewer workers."
+            )
+        return self.settings.feedback_delay or max(wanted or _DEFAULT_DELAY, min_delay)
+
+
+def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[Any]:
+    """Return the fair loader for the user's training loader, and let the run train on it."""
+    if checks.is_fair(loader):
+        raise ValueError(
+            "The training DataLoader is fair already, with settings of its own. Give the Trainer the plain loader, "
+            "or the FairDataModule it comes from."
+        )
+    # Not the module's device: the module may not have been moved yet.
+    run.steps_on_device = 0 if trainer.strategy.root_device.type == "cpu" else 1
+    fair: Any = (_make_stream_fair if checks.is_stream(loader) else _make_data_set_fair)(run, trainer, loader)
+    assert run.source is not None
+    controller = run.source.controller
+    run.restore_source()
+    if run.loader is None:
+        rank_zero_info(
+            f"FairSampling steers {controller.num_classes} classes in batches of {run.source.batch_size}; horizon "
+            f"{controller.horizon:g} batches, feedback delay {controller.feedback_delay}."
+        )
+    run.loader, run.class_names = fair, run.settings.names_for(controller.num_classes, loader.dataset)
+    return run.loader  # type: ignore[return-value]
+
+
+def _make_data_set_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> DataLoader[Any]:
+    checks.check_loader(loader)
+    run.sampler, run.tracker = _find_sampler(run, trainer, loader), None
+    # Lightning fetches one batch ahead if a loader beside this one has no length.
+    several = run.settings.dataloader is not None
+    run.min_delay = checks.num_prefetched(loader) + 1 + run.steps_on_device + several
+    on_start, guess_labels = partial(run.start_drawing, trainer), run.settings.labels is None
+    return make_fair(loader, run.sampler, on_start=on_start, guess_labels=guess_labels)
+
+
+def _find_sampler(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> FeedbackBatchSampler:
+    """Return the run's sampler if the loader has the same data as before, else a new one."""
+    settings, sampler = run.settings, run.sampler
+    labels, size = run.find_labels(loader.dataset), checks.batch_size(loader)
+    steps = settings.steps_per_epoch or steps_per_epoch(loader, trainer.world_size)
+    if sampler is not None and sampler.batch_size == size and np.array_equal(labels, sampler.labels):
+        sampler.steps_per_epoch = steps
+        return sampler
+    # The tuner tries batch sizes without callbacks, and then restores the state.
+    is_tuning = not trainer.callbacks  # type: ignore[attr-defined]
+    if sampler is not None and sampler.controller.draws and not is_tuning:
+        rank_zero_warn("The training data or the batch size have changed: FairSampling starts anew.")
+        run.totals, run.has_warned = RunTotals(), False
+    if (ignored := checks.ignored_sampler(loader)) is not None:
+        rank_zero_warn(
+            f"FairSampling draws the batches, so the {ignored} of the training DataLoader has no effect. "
+            "Set the class mix with target_probs."
+        )
+    seed = trainer.strategy.broadcast(settings.draw_seed)  # each rank may have called seed_everything with its own
+    options = {"rank": trainer.global_rank, "world_size": trainer.world_size, "seed": seed}
+    return settings.make_sampler(labels, size, steps, dataset=loader.dataset, **options)
+
+
+def _make_stream_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> DataLoader[Any]:
+    for name, default, remedy in (
+        ("labels", None, "FairStream(label_fn=...) takes a sample and returns its class"),
+        ("steps_per_epoch", None, "Trainer(limit_train_batches=...) ends its epochs"),
+        ("reference", "target", "a stream has no prior. Set reference='target'"),
+    ):
+        if (value := getattr(run.settings, name)) is not default and value != default:
+            raise ValueError(f"{name} is for data sets with a length, and this one is a stream: {remedy}.")
+    run.sampler, run.tracker, run.min_delay = None, _find_tracker(run, trainer, loader.dataset), None
+    return make_stream_fair(loader, on_start=partial(run.start_drawing, trainer))
+
+
+def _find_tracker(run: Run, trainer: L.Trainer, stream: Any) -> StreamTracker:
+    """Return the run's tracker if the stream can follow its controller, else a new one."""
+    tracker = run.tracker
+    if tracker is not None and (tracker.stream is stream or not stream.brings_controller):
+        if tracker.stream is not stream:
+            stream.bind(tracker.controller)
+            tracker.follow(stream)
+        return tracker
+    _warn_of_stream_settings(run.settings, stream.brings_controller)
+    if not stream.brings_controller:
+        stream.bind(run.settings.make_controller(stream))
+    return StreamTracker(stream, trainer.global_rank, trainer.world_size)
+
+
+def _warn_of_stream_settings(settings: FairSettings, brings_controller: bool) -> None:
+    for name, default, reason in (
+        ("seed", None, f"set FairStream(seed={settings.seed!r})"),
+        ("feedback_delay", None, "each process that reads the stream applies losses as soon as they are known"),
+        ("empty_classes", "error", "the share of a class without samples goes to the others, and the log says so"),
+    ):
+        if (value := getattr(settings, name)) != default:
+            rank_zero_warn(f"{name}={value!r} has no effect on a FairStream: {reason}.")
+    if brings_controller and not settings.has_default_law:
+        rank_zero_warn(
+            "The FairStream has a controller of its own, so FairSampling's settings of the law and the target have "
+            "no effect. Set them there, or make the FairStream without a controller."
+        )

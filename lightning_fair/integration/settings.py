@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lightning_fair.common.arrays import check_at_least_zero, check_integer
 from lightning_fair.common.labels import Labels, class_names, find_labels
 from lightning_fair.control import law
 from lightning_fair.control.controller import FeedbackController
@@ -28,17 +29,8 @@ _LAW = ("alpha", "lambda1", "lambda2", "min_prob", "horizon", "loss_ema_decay")
 class FairSettings:
     """All settings of :class:`~lightning_fair.FairSampling`, which documents each of them.
 
-    What depends on the data is checked by ``make_sampler`` and ``make_controller``.
-
-    Raises:
-        ValueError: If a value is out of range.
-        TypeError: If ``alpha`` is neither a number nor a schedule.
-
-    Example:
-        >>> settings = FairSettings(alpha=4.0)
-        >>> sampler = settings.make_sampler([0] * 98 + [1] * 2, batch_size=4)
-        >>> sampler.controller.q
-        array([0.5, 0.5])
+    The constructor checks every value. Settings that have to fit the data are checked when a sampler or a controller is
+    made.
     """
 
     alpha: float | Schedule = 8.0
@@ -72,13 +64,13 @@ class FairSettings:
             raise ValueError(f"exponent must lie in [0, 1], got {self.exponent}.")
         if isinstance(self.labels, (str, bytes)) and self.labels != "scan":
             raise ValueError(f"labels must be one class per sample, 'scan' or None, got {self.labels!r}.")
-        for name, least in (("num_classes", 1), ("steps_per_epoch", 1), ("feedback_delay", 1), ("seed", 0)):
-            value = getattr(self, name)
-            whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-            if value is not None and not (whole and value >= least):
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+        for name, minimum in (("num_classes", 1), ("steps_per_epoch", 1), ("feedback_delay", 1), ("seed", 0)):
+            if (value := getattr(self, name)) is not None:
+                check_integer(name, value, minimum)
         if self.class_names is not None:
             object.__setattr__(self, "class_names", [str(name) for name in self.class_names])
+            if len(set(self.class_names)) != len(self.class_names):
+                raise ValueError("class_names must differ: classes of one name would share their tags.")
         self._check_law()
 
     @property
@@ -89,9 +81,8 @@ class FairSettings:
     @property
     def has_default_law(self) -> bool:
         """Whether the law and the target are the defaults."""
-        defaults = {field.name: field.default for field in fields(self)}
-        uniform = isinstance(self.target_probs, str) and self.target_probs == defaults["target_probs"]
-        return uniform and all(getattr(self, name) == defaults[name] for name in _LAW)
+        names = ("target_probs", *_LAW)
+        return all(np.array_equal(getattr(self, name), getattr(FairSettings, name)) for name in names)
 
     @property
     def draw_seed(self) -> int:
@@ -101,58 +92,27 @@ class FairSettings:
     def names_for(self, num_classes: int, dataset: Any) -> Sequence[str]:
         """Return a name for each class: from the settings, or the data set's ``classes``, or the class numbers."""
         named = self.class_names or class_names(dataset)
-        if named and len(set(named)) == num_classes:
-            return named
-        return [str(label) for label in range(num_classes)]
+        return named if named and len(set(named)) == num_classes else [str(label) for label in range(num_classes)]
 
     def make_sampler(
-        self,
-        labels: Any,
-        batch_size: int,
-        steps_per_epoch: int | None = None,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        num_named: int = 0,
-        seed: int | None = None,
+        self, labels: Any, batch_size: int, steps_per_epoch: int | None = None, *, dataset: Any = None, **options: int
     ) -> FeedbackBatchSampler:
-        """Return the sampler for a data set with these ``labels``.
+        """Return the sampler for a data set; the arguments are those of :class:`~lightning_fair.FeedbackBatchSampler`.
 
-        Args:
-            labels: Class of each sample, shape ``(N,)``, or a data set.
-            batch_size: Samples of a batch on each rank, at least 1.
-            steps_per_epoch: Batches of an epoch on each rank. None: once through the data.
-            rank: This process's rank.
-            world_size: Number of processes.
-            num_named: Number of classes that the data set names; the last of them may have no samples.
-            seed: Seed of the draws. None: ``draw_seed``.
-
-        Raises:
-            ValueError: If a setting does not fit the labels.
+        With ``dataset``, classes that the data set names count even if none of the labels is as large. The ``options``
+        are ``rank``, ``world_size`` and ``seed``.
         """
         labels = find_labels(labels)
-        num_classes = self._known_num_classes or max(int(labels.max()) + 1, num_named)
+        num_classes = self._known_num_classes or max(int(labels.max()) + 1, len(class_names(dataset) or ()))
         counts = np.bincount(labels, minlength=num_classes)
+        controller = self._make_controller(num_classes, counts[:num_classes])
+        options.setdefault("seed", self.draw_seed)
         return FeedbackBatchSampler(
-            labels,
-            batch_size,
-            steps_per_epoch,
-            self._make_controller(num_classes, counts[:num_classes]),
-            seed=self.draw_seed if seed is None else seed,
-            rank=rank,
-            world_size=world_size,
-            empty_classes=self.empty_classes,
+            labels, batch_size, steps_per_epoch, controller, empty_classes=self.empty_classes, **options
         )
 
     def make_controller(self, stream: FairStream) -> FeedbackController:
-        """Return the controller for a stream.
-
-        Args:
-            stream: The stream, which may name its classes.
-
-        Raises:
-            ValueError: If the number of classes is unknown, or a setting needs the class mix of the data.
-        """
+        """Return the controller for a stream, which may name its classes."""
         num_classes = self._known_num_classes or len(class_names(stream) or ())
         if not num_classes:
             raise ValueError(
@@ -160,10 +120,7 @@ class FairSettings:
                 "FairStream with a controller."
             )
         if self._is_computed_from_data:
-            raise ValueError(
-                "A stream has no prior, because its class mix is not known in advance. Set target_probs to "
-                "probabilities."
-            )
+            raise ValueError("A stream has no prior: its class mix is not known. Set target_probs to probabilities.")
         return self._make_controller(num_classes)
 
     def _make_controller(self, num_classes: int, class_counts: ArrayLike | None = None) -> FeedbackController:
@@ -183,25 +140,18 @@ class FairSettings:
         return any(isinstance(end, str) and end in ("prior", "sqrt") for end in target_endpoints(self.target_probs))
 
     def _check_names(self, num_classes: int) -> None:
-        if self.class_names is None:
-            return
-        if len(set(self.class_names)) != len(self.class_names):
-            raise ValueError("class_names must differ: classes of one name would share their tags.")
-        if len(self.class_names) != num_classes:
-            raise ValueError(
-                f"class_names must name every class: got {len(self.class_names)} names for {num_classes} classes."
-            )
+        if self.class_names is not None and (number := len(self.class_names)) != num_classes:
+            raise ValueError(f"class_names must name every class: got {number} names for {num_classes} classes.")
 
     def _check_law(self) -> None:
         """Check the law as far as the number of classes and the target are known without the data."""
-        alpha, K = as_schedule(self.alpha), self._known_num_classes
+        alpha, K, horizon = as_schedule(self.alpha), self._known_num_classes, self.horizon
         for name, value in (("alpha", alpha.trough), ("lambda1", self.lambda1), ("lambda2", self.lambda2)):
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be finite and at least 0, got {value}.")
+            check_at_least_zero(name, value)
         if not 0.0 <= self.loss_ema_decay < 1.0:
             raise ValueError(f"loss_ema_decay must lie in [0, 1), got {self.loss_ema_decay}.")
-        if self.horizon is not None and not (math.isfinite(self.horizon) and self.horizon >= 1):
-            raise ValueError(f"horizon must be at least 1 batch, got {self.horizon}.")
+        if horizon is not None and not 1 <= horizon < math.inf:
+            raise ValueError(f"horizon must be at least 1 batch, got {horizon}.")
         if not 0.0 <= self.min_prob < 1.0 / (K or 1):
             raise ValueError(f"min_prob must lie in [0, 1/K), got {self.min_prob} for K = {K or 'any number'}.")
         if K is not None:
@@ -210,7 +160,6 @@ class FairSettings:
         ends = [end for end in target_endpoints(self.target_probs) if K or isinstance(end, str)]
         mixes = [resolve_target(end, K or 1, np.ones(K or 1)) for end in ends]
         min_target = min((float(mix[mix > 0].min()) for mix in mixes), default=1.0)
-        horizon = self.horizon
         if horizon is None and K is not None and not self._is_computed_from_data:
             horizon = law.default_horizon(min_target)
         if horizon is not None:  # else the default, and with it the largest stable alpha, depend on the data

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,14 +18,11 @@ class StepWeights:
         num_classes: Number of classes ``K``.
         device: Device of the losses.
         normalize: Divide the weights by their mean over the batch.
-
-    Attributes:
-        is_open: Whether a training step is in progress.
     """
 
     def __init__(self, num_classes: int, device: torch.device, *, normalize: bool = False) -> None:
         self.normalize = normalize
-        self.is_open = False
+        self.is_open = False  # whether a training step is in progress
         self._weights = torch.ones(num_classes, device=device)
         # Rows: samples, samples with a finite loss, sum of the finite losses. The last column counts calls of `mean`.
         self._sums = torch.zeros(3, num_classes + 1, device=device)
@@ -41,29 +36,20 @@ class StepWeights:
         self.is_open = True
 
     def mean(self, losses: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the mean of ``w[y] * losses``, and add the losses to the sums of their classes.
-
-        Raises:
-            ValueError: If losses or labels have the wrong shape, or labels are not integers in ``[0, K)``.
-        """
+        """Return the mean of ``w[y] * losses``, and add the losses to the sums of their classes."""
         if losses.ndim != 1:
             raise ValueError(
                 f"weighted_loss needs one loss per sample, shape (batch,), got shape {tuple(losses.shape)}. "
                 'Compute it with reduction="none", and average further dimensions: losses.flatten(1).mean(1).'
             )
         y = self._labels if labels is None else labels.to(self._weights.device, torch.int64)
-        if y.shape != losses.shape:
-            raise ValueError(
-                f"weighted_loss got {losses.shape[0]} losses, but "
-                + (
-                    f"{y.shape[0]} samples were drawn. If samples are dropped or added after the draw, "
-                    "pass their labels: weighted_loss(losses, labels)."
-                    if labels is None
-                    else f"labels of shape {tuple(y.shape)}. Pass one label per loss."
-                )
-            )
         if labels is not None:
-            self._check_labels(labels, y)
+            self._check_labels(losses, labels, y)
+        elif y.shape != losses.shape:
+            raise ValueError(
+                f"weighted_loss got {losses.shape[0]} losses, but {y.shape[0]} samples were drawn. If samples are "
+                "dropped or added after the draw, pass their labels: weighted_loss(losses, labels)."
+            )
         weights = self._weights[y]
         if self.normalize:
             weights = weights / weights.mean()
@@ -75,7 +61,11 @@ class StepWeights:
         self._sums[0, -1] += 1
         return (weights * losses).mean()
 
-    def _check_labels(self, labels: Tensor, y: Tensor) -> None:
+    def _check_labels(self, losses: Tensor, labels: Tensor, y: Tensor) -> None:
+        if y.shape != losses.shape:
+            raise ValueError(
+                f"weighted_loss got {len(losses)} losses, but labels of shape {tuple(y.shape)}. Pass one each."
+            )
         if labels.dtype.is_floating_point:
             raise ValueError(f"weighted_loss needs integer labels, got {labels.dtype}.")
         if y.device.type != "cpu" or torch.compiler.is_compiling():
@@ -98,20 +88,16 @@ class StepWeights:
 
 
 def copy_to_host(value: Tensor) -> Callable[[], Tensor]:
-    """Start to copy ``value`` to the host, and return a function that waits for the copy and returns it.
-
-    On a GPU the copy runs beside the computation.
-    """
+    """Start to copy ``value`` to the host, on a GPU beside the computation. Return a function that waits for it."""
     if not value.is_cuda:
-        return partial(_read, value, None)
+        return value.cpu
     copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
     copy.copy_(value, non_blocking=True)
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record()
-    return partial(_read, copy, event)
 
-
-def _read(copy: Tensor, event: Any) -> Tensor:
-    if event is not None:
+    def wait() -> Tensor:
         event.synchronize()
-    return copy.cpu()
+        return copy
+
+    return wait

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from copy import copy
 from typing import Any
 
@@ -19,8 +20,6 @@ from torch.utils.data import DataLoader, DistributedSampler
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.dataloaders.checks import batch_size, samplers
 from lightning_fair.monitoring.dashboard import Board, LogContext
-
-# -- the state of a Trainer --------------------------------------------------------------------------------
 
 
 def train_data_source(trainer: L.Trainer) -> object:
@@ -39,16 +38,11 @@ def should_log(trainer: L.Trainer) -> bool:
 
 
 def log_context(trainer: L.Trainer, source: DrawSource, class_names: Sequence[str], *, weighted: bool) -> LogContext:
-    """Return what the dashboard needs to know about this moment of the training."""
-    boards = [x for x in trainer.loggers if isinstance(x, TensorBoardLogger)] if trainer.is_global_zero else []
-    return LogContext(
-        source=source,
-        class_names=class_names,
-        weighted=weighted,
-        step=trainer.fit_loop.epoch_loop._batches_that_stepped,
-        loggers=trainer.loggers,
-        boards=[Board(x, f"{x._prefix}{x.LOGGER_JOIN_CHAR}" if x._prefix else "") for x in boards],
-    )
+    """Return what the dashboard has to know about this moment of the training."""
+    writers = [x for x in trainer.loggers if isinstance(x, TensorBoardLogger)] if trainer.is_global_zero else []
+    boards = [Board(x, f"{x._prefix}{x.LOGGER_JOIN_CHAR}" if x._prefix else "") for x in writers]
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped
+    return LogContext(source, class_names, weighted, step, trainer.loggers, boards)
 
 
 def forward_hyperparameters(wrapper: L.LightningDataModule) -> None:
@@ -56,21 +50,10 @@ def forward_hyperparameters(wrapper: L.LightningDataModule) -> None:
     del wrapper._log_hyperparams  # the only attribute of them that the constructor sets
 
 
-# -- the training loader -----------------------------------------------------------------------------------
+def intercept_train_dataloader(trainer: L.Trainer, key: str | int | None, replace: Callable[[Any], Any]) -> ExitStack:
+    """Let Lightning train on ``replace(loader)`` in place of the user's loader, until the returned stack is closed.
 
-
-def intercept_train_dataloader(
-    trainer: L.Trainer, key: str | int | None, replace: Callable[[Any], Any]
-) -> Callable[[], None]:
-    """Let ``replace`` exchange one training loader whenever Lightning asks for the loaders.
-
-    Args:
-        trainer: The Trainer, before its loaders are made.
-        key: Key or position of the loader if there are several; a wrong one raises when Lightning asks for them.
-        replace: Takes the user's loader, and returns the loader to train on.
-
-    Returns:
-        A function that ends the interception.
+    If there are several loaders, ``key`` chooses one. A wrong key raises when Lightning asks for the loaders.
     """
     source, strategy = trainer.fit_loop._data_source, trainer.strategy
     request, process = source.dataloader, strategy.process_dataloader
@@ -96,14 +79,10 @@ def intercept_train_dataloader(
     # calls `process_dataloader` once per loader. With several ranks the changed loader hides the user's sampler and may
     # have another batch size. FairSampling splits the batches over the ranks itself, so `replace` gets the user's own
     # loader.
-    undo_request = _patch_method(source, "dataloader", request_loaders)
-    undo_process = _patch_method(strategy, "process_dataloader", process_loader)
-
-    def undo() -> None:
-        undo_request()
-        undo_process()
-
-    return undo
+    patches = ExitStack()
+    _patch_method(patches, source, "dataloader", request_loaders)
+    _patch_method(patches, strategy, "process_dataloader", process_loader)
+    return patches
 
 
 def _find_loader(loaders: Any, key: str | int | None) -> tuple[int, Any]:
@@ -130,26 +109,19 @@ def _find_loader(loaders: Any, key: str | int | None) -> tuple[int, Any]:
     return positions[key], flat[positions[key]]
 
 
-def _patch_method(owner: Any, name: str, method: Callable[..., Any]) -> Callable[[], None]:
-    """Replace a method of this one object by an instance attribute, and return a function that undoes it."""
-    before = owner.__dict__.get(name)
+def _patch_method(patches: ExitStack, owner: Any, name: str, method: Callable[..., Any]) -> None:
+    """Replace a method of this one object by an instance attribute, until ``patches`` is closed."""
+    before = {name: owner.__dict__[name]} if name in owner.__dict__ else {}
     setattr(owner, name, method)
-
-    def undo() -> None:
-        owner.__dict__.pop(name, None)
-        if before is not None:
-            setattr(owner, name, before)
-
-    return undo
+    patches.callback(owner.__dict__.update, before)
+    patches.callback(owner.__dict__.pop, name, None)  # callbacks run in reverse order
 
 
 def steps_per_epoch(loader: DataLoader[Any], world_size: int) -> int:
     """Return the batches of an epoch on this rank: the length of the user's loader, split over the ranks."""
     if not hasattr(loader.batch_sampler, "__len__"):
-        raise ValueError(
-            f"The batch sampler {type(loader.batch_sampler).__name__} has no length. Set "
-            "FairSampling(steps_per_epoch=...)."
-        )
+        kind = type(loader.batch_sampler).__name__
+        raise ValueError(f"The batch sampler {kind} has no length. Set FairSampling(steps_per_epoch=...).")
     if not len(loader):
         raise ValueError(
             "The training DataLoader has no batch: its data set has fewer samples than "
@@ -160,9 +132,6 @@ def steps_per_epoch(loader: DataLoader[Any], world_size: int) -> int:
     if getattr(loader.batch_sampler, "drop_last", False):
         return max(len(loader) // world_size, 1)
     return -(-len(loader) // world_size)
-
-
-# -- checks ------------------------------------------------------------------------------------------------
 
 
 def check_trainer(trainer: object) -> None:
@@ -186,10 +155,7 @@ def check_training_step(pl_module: L.LightningModule) -> None:
 def warn_of_class_weights(pl_module: L.LightningModule) -> None:
     """Warn if a loss of the module has class weights: together with fair batches they correct twice."""
     for name, module in pl_module.named_modules():
-        if not isinstance(module, (_WeightedLoss, torch.nn.BCEWithLogitsLoss)):
-            continue
-        weight, positive = getattr(module, "weight", None), getattr(module, "pos_weight", None)
-        if _is_uneven(weight) or (isinstance(positive, Tensor) and bool((positive != 1).any())):
+        if isinstance(module, (_WeightedLoss, torch.nn.BCEWithLogitsLoss)) and _has_class_weights(module):
             rank_zero_warn(
                 f"{name or type(module).__name__} has class weights, and FairSampling balances the batches: "
                 "together they correct twice. Remove the weights, or set target_probs='prior'."
@@ -197,5 +163,7 @@ def warn_of_class_weights(pl_module: L.LightningModule) -> None:
             return
 
 
-def _is_uneven(weight: Tensor | None) -> bool:
-    return isinstance(weight, Tensor) and bool((weight != weight.flatten()[0]).any())
+def _has_class_weights(loss: torch.nn.Module) -> bool:
+    weight, positive = getattr(loss, "weight", None), getattr(loss, "pos_weight", None)
+    is_uneven = isinstance(weight, Tensor) and bool((weight != weight.flatten()[0]).any())
+    return is_uneven or (isinstance(positive, Tensor) and bool((positive != 1).any()))
