@@ -35,6 +35,13 @@ def test_unit_chooses_the_clock(ramp):
     assert ramp(0.0, 4.0, 2, unit="step")(step=1, epoch=1000) == pytest.approx(2.0)
 
 
+def test_by_epoch_is_that_of_any_part():
+    by_step, by_epoch = Linear(0.0, 1.0, 3), Step(0.0, 1.0, at=3, unit="epoch")
+    assert (Constant(1.0).by_epoch, by_step.by_epoch, by_epoch.by_epoch) == (False, False, True)
+    assert Join([by_step, by_epoch], [5]).by_epoch
+    assert not Join([by_step, by_step], [5]).by_epoch
+
+
 def test_step_jumps_once():
     assert [Step(1.0, 5.0, at=3)(step=t, epoch=9) for t in (0, 2, 3, 99)] == [1.0, 1.0, 5.0, 5.0]
     assert [Step(1.0, 5.0, at=3, unit="epoch")(step=99, epoch=e) for e in (2, 3)] == [1.0, 5.0]

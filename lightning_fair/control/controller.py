@@ -119,7 +119,6 @@ class FeedbackController:
         if not 1.0 <= self.horizon < np.inf:
             raise ValueError(f"horizon must be at least 1 batch, got {horizon}.")
         self._check_gain()
-        self._logits_are_bounded = law.logits_are_bounded(self.alpha.peak, self.lambda1, self.lambda2)
         self.epoch = 0
         self.reset()
 
@@ -160,17 +159,12 @@ class FeedbackController:
     @property
     def deficits(self) -> Floats:
         """Relative deficit ``1 - r / q`` of each class, at most 1; 0 for a class with target 0."""
-        return law.relative_deficit(self.trained_mix, self._target.q, self._target.inverse_q)
+        return law.relative_deficit(self.trained_mix, self.q, self._target.inverse_q)
 
     @property
     def in_flight(self) -> tuple[Draw, ...]:
         """The draws that have not been trained on yet, oldest first."""
         return tuple(self._in_flight)
-
-    @property
-    def by_epoch(self) -> bool:
-        """Whether draws depend on the epoch."""
-        return self.alpha.by_epoch or self._target.by_epoch
 
     @property
     def oldest(self) -> Draw | None:
@@ -211,9 +205,8 @@ class FeedbackController:
             self.trained_mix = law.rescale_mix(self.trained_mix, old_q, target.q)
         logits = self._logits(self.alpha(self.draws, self.epoch))
         if available is None:
-            return law.softmax_with_floor(logits, target.floor, target.free, are_bounded=self._logits_are_bounded)
-        logits[~available] = -np.inf
-        return law.softmax_with_floor(logits, np.where(available, target.floor, 0.0))
+            return law.softmax_with_floor(logits, target.floor)
+        return law.softmax_with_floor(np.where(available, logits, -np.inf), np.where(available, target.floor, 0.0))
 
     def record_draw(self, draw: Draw, *, redrawn: bool = False) -> None:
         """Count a draw as in flight. Its samples enter the trained mix, unless it is redrawn after it was withdrawn."""
@@ -221,10 +214,11 @@ class FeedbackController:
             self._enter_trained_mix(draw.counts)
         self._in_flight.append(draw)
 
-    def withdraw(self, newest: int | None = None) -> list[Draw]:
-        """Remove the ``newest`` draws in flight, or all, and return them, oldest first. The trained mix stays."""
-        number = len(self._in_flight) if newest is None else newest
-        return [self._in_flight.pop() for _ in range(number)][::-1]
+    def withdraw(self) -> list[Draw]:
+        """Remove the draws in flight and return them, oldest first. The trained mix stays."""
+        draws = list(self._in_flight)
+        self._in_flight.clear()
+        return draws
 
     def rewind(self, draw_id: int, trained_mix: Floats, progress: float = 0.0) -> None:
         """Return to the state before draw ``draw_id``, with the trained mix and the target's progress at that time."""

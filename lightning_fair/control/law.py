@@ -26,7 +26,6 @@ _EXPECTED_SAMPLES, _ASSUMED_BATCH_SIZE, _MIN_HORIZON, _MAX_HORIZON = 24, 64, 16,
 _MAX_Z = 3.0
 # Clipping moves their mean by at most 1 / 3, because sum(q * |z| for |z| > c) <= sum(q * z**2) / c.
 _MAX_Z_FROM_MEAN = _MAX_Z + 1.0 / _MAX_Z
-_MAX_LOGIT = 500.0  # exp(500) is finite, and so is its sum over any number of classes
 _MIN_TARGET = 1e-300  # its reciprocal is finite
 
 
@@ -53,35 +52,22 @@ def draw_logits(
     log_q: Floats, deficit: Floats, loss_score: Floats, alpha: float, lambda1: float, lambda2: float
 ) -> Floats:
     """Return ``log q + alpha * (lambda1 * deficit + lambda2 * e)``; minus infinity for a class with target 0."""
-    logits = (alpha * lambda1) * deficit
-    logits += log_q
-    if lambda2:
-        logits += (alpha * lambda2) * loss_score
-    return logits
+    logits = log_q + (alpha * lambda1) * deficit
+    return logits + (alpha * lambda2) * loss_score if lambda2 else logits
 
 
-def softmax_with_floor(
-    logits: Floats, floor: Floats, free: float | None = None, *, are_bounded: bool = False
-) -> Floats:
-    """Return ``p = (1 - sum(floor)) * softmax(logits) + floor``.
-
-    Args:
-        logits: Logit of each class, overwritten.
-        floor: Smallest probability of each class, with a sum below one.
-        free: ``1 - sum(floor)``, if it is known.
-        are_bounded: Whether the logits are bounded, and need no shift (:func:`logits_are_bounded`).
+def softmax_with_floor(logits: Floats, floor: Floats) -> Floats:
+    """Return ``p = (1 - sum(floor)) * softmax(logits) + floor``, for a floor with a sum below one.
 
     Example:
         >>> softmax_with_floor(np.log([1.0, 3.0]), np.array([0.1, 0.1])).round(3)
         array([0.3, 0.7])
     """
-    if not are_bounded:
-        logits -= np.maximum.reduce(logits)
-    return apply_floor(np.exp(logits, out=logits), floor, free)
+    return apply_floor(np.exp(logits - logits.max()), floor)
 
 
-def apply_floor(shares: Floats, floor: Floats, free: float | None = None) -> Floats:
-    """Return ``(1 - sum(floor)) * shares / sum(shares) + floor``; overwrites ``shares``.
+def apply_floor(shares: Floats, floor: Floats) -> Floats:
+    """Return ``(1 - sum(floor)) * shares / sum(shares) + floor``.
 
     The floor holds exactly and the order of the classes stays, unlike with clipping followed by a division.
 
@@ -89,19 +75,8 @@ def apply_floor(shares: Floats, floor: Floats, free: float | None = None) -> Flo
         >>> apply_floor(np.array([5.0, 0.0, 0.0]), np.array([0.1, 0.1, 0.0]))
         array([0.9, 0.1, 0. ])
     """
-    if free is None:
-        free = 1.0 - np.add.reduce(floor)
-    shares *= free / np.add.reduce(shares)
-    shares += floor
-    return shares
-
-
-def logits_are_bounded(max_alpha: float, lambda1: float, lambda2: float) -> bool:
-    """Return whether ``exp`` of no logit overflows, for any gain up to ``max_alpha``.
-
-    No deficit is above 1. The largest logit is not far below zero either, because some class has ``r <= q``.
-    """
-    return max_alpha * (lambda1 + _MAX_Z_FROM_MEAN * lambda2) <= _MAX_LOGIT
+    scale: float = (1.0 - np.add.reduce(floor)) / np.add.reduce(shares)
+    return scale * shares + floor
 
 
 # -- from a batch to the next state ------------------------------------------------------------------
