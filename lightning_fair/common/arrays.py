@@ -11,8 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 Floats: TypeAlias = NDArray[np.float64]
-
-
 Ints: TypeAlias = NDArray[np.int64]
 
 
@@ -55,7 +53,7 @@ def to_numpy(values: Any) -> Any:
     return values.float().numpy() if values.dtype is torch.bfloat16 else values.numpy()  # NumPy has no bfloat16
 
 
-def arrays_to_tensors(values: Mapping[str, Any]) -> dict[str, Any]:
+def to_tensors(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``values`` with every array copied to a tensor, so that a checkpoint loads with ``weights_only=True``."""
     return {
         name: torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
@@ -63,6 +61,6 @@ def arrays_to_tensors(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def tensors_to_arrays(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``values`` with every tensor copied to an array: the inverse of :func:`arrays_to_tensors`."""
+def to_arrays(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``values`` with every tensor copied to an array: the inverse of :func:`to_tensors`."""
     return {name: value.numpy().copy() if isinstance(value, torch.Tensor) else value for name, value in values.items()}

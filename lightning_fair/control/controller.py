@@ -11,13 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lightning_fair.common.arrays import (
-    Floats,
-    arrays_to_tensors,
-    check_at_least_zero,
-    check_integer,
-    tensors_to_arrays,
-)
+from lightning_fair.common.arrays import Floats, check_at_least_zero, check_integer, to_arrays, to_tensors
 from lightning_fair.common.labels import check_labels
 from lightning_fair.control import law
 from lightning_fair.control.draw import Draw, Report
@@ -54,10 +48,11 @@ class FeedbackController:
 
     Args:
         num_classes: Number of classes ``K``, at least 1.
-        target_probs: Class mix ``q`` that batches are steered to: ``"uniform"`` (or None), ``"prior"``, ``"sqrt"``, a
-            vector of ``K`` probabilities, or a mapping from class to probability (the other classes share the rest); or
-            a :class:`~lightning_fair.schedules.Shift` from one to another. A class with target 0 is never drawn. If the
-            target changes, the trained mix is rescaled with it, so earlier draws do not count as a deficit.
+        target_probs: Class mix ``q`` that batches are steered to: ``"uniform"`` (or None); ``"prior"``, the data's
+            class mix; ``"sqrt"``, between the two; a vector of ``K`` probabilities; a mapping from class to probability
+            (the other classes share the rest); or a :class:`~lightning_fair.schedules.Shift` from one to another. A
+            class with target 0 is never drawn. If the target changes, the trained mix is rescaled with it, so earlier
+            draws do not count as a deficit.
         alpha: Gain, no unit, at least 0, or a schedule of it. 0 draws from the target and ignores feedback.
         lambda1: Weight of the deficit, at least 0.
         lambda2: Weight of the loss score ``e``, at least 0. 0 ignores the losses.
@@ -124,14 +119,13 @@ class FeedbackController:
 
     def reset(self) -> None:
         """Forget every draw and every report; the settings stay."""
-        K = self.num_classes
         self.draws = 0
         self._target.reset()
         self.trained_mix: Floats = self._target.q.copy()  # so the first batch is drawn from the target
-        self.ema_loss: Floats = np.full(K, np.nan)
-        self.loss_score: Floats = np.zeros(K)
+        self.ema_loss: Floats = np.full(self.num_classes, np.nan)
+        self.loss_score: Floats = np.zeros(self.num_classes)
         # A plain loop that never reports must not keep every record: with more, the oldest counts as trained on.
-        self._in_flight: deque[Draw] = deque(maxlen=min(max(2**21 // K, 512), 4096))
+        self._in_flight: deque[Draw] = deque(maxlen=min(max(2**21 // self.num_classes, 512), 4096))
         self._reports: deque[Report] = deque()
         self._warned = False
 
@@ -180,12 +174,11 @@ class FeedbackController:
 
         If draws are in flight, this is exactly the ``p`` of the oldest one; otherwise the ``p`` of the next draw.
         """
-        probs: Floats = (self._in_flight[0].probs if self._in_flight else self.next_probs()).copy()
-        return probs
+        return np.array(self.oldest.probs if self.oldest else self.next_probs())
 
     def get_target(self) -> Floats:
         """Return the target of the current batch, shape ``(K,)``: that of the draw whose ``p`` is ``get_probs()``."""
-        return self.target_at(self._in_flight[0].progress) if self._in_flight else self.q
+        return self.target_at(self.oldest.progress) if self.oldest else self.q
 
     # -- draws -----------------------------------------------------------------------------------------
 
@@ -256,9 +249,8 @@ class FeedbackController:
             loss_counts: Number of finite losses of each class, shape ``(K,)``.
             draw: The draw. Default: the oldest in flight; if none is in flight, the batch counts as one of its own.
         """
-        if draw is None:
-            draw = self._in_flight.popleft() if self._in_flight else None
-        else:
+        draw = draw or self.oldest
+        if draw:
             self._in_flight.remove(draw)
         report = Report(draw.draw_id if draw else self.draws)
         if draw is None:
@@ -284,9 +276,9 @@ class FeedbackController:
             "draws": self.draws,
             "epoch": self.epoch,
             "target": self._target.state_dict(),
-            **arrays_to_tensors({name: getattr(self, name) for name in _ARRAYS}),
+            **to_tensors({name: getattr(self, name) for name in _ARRAYS}),
             "in_flight": [draw.state_dict() for draw in self._in_flight],
-            "reports": [arrays_to_tensors(vars(report)) for report in self._reports],
+            "reports": [to_tensors(vars(report)) for report in self._reports],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -306,7 +298,7 @@ class FeedbackController:
             setattr(self, name, state[name].numpy().copy())
         self._in_flight.clear()
         self._in_flight.extend(map(Draw.from_state_dict, state["in_flight"]))
-        self._reports = deque(Report(**tensors_to_arrays(report)) for report in state["reports"])
+        self._reports = deque(Report(**to_arrays(report)) for report in state["reports"])
 
     def skip_classes(self, skipped: NDArray[np.bool_]) -> None:
         """Set the target of the ``skipped`` classes to zero, share it out over the others in proportion, and reset.

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lightning_fair.common.arrays import Floats, arrays_to_tensors, to_numpy
+from lightning_fair.common.arrays import Floats, to_numpy, to_tensors
 from lightning_fair.common.class_mix import SUM_TOLERANCE, check_mix
 from lightning_fair.control.law import reciprocal
 from lightning_fair.schedules import Shift
@@ -81,7 +81,7 @@ class MovingTarget:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors and plain numbers."""
-        return arrays_to_tensors({"start": self.start, "end": self.end, "progress": self.progress})
+        return to_tensors({"start": self.start, "end": self.end, "progress": self.progress})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Move the target to its progress in a state that ``state_dict`` returned.

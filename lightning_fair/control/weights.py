@@ -36,11 +36,6 @@ def class_weights(q: ArrayLike, p: ArrayLike, max_w: float | None = None, *, exp
         raise ValueError(f"max_w must be positive, or None for no bound, got {max_w}.")
     if not (math.isfinite(exponent) and 0.0 <= exponent <= 1.0):
         raise ValueError(f"exponent must lie in [0, 1], got {exponent}.")
-    return weights_of_mixes(q, p, max_w, exponent)
-
-
-def weights_of_mixes(q: Floats, p: Floats, max_w: float | None, exponent: float) -> Floats:
-    """Return :func:`class_weights` without checks of the arguments, for every training step."""
     weights = np.divide(q, p, out=np.zeros_like(q), where=p > 0)
     if exponent != 1.0:
         weights = weights**exponent * (p > 0)
