@@ -45,7 +45,7 @@ def test_by_epoch_is_that_of_any_part():
 def test_step_jumps_once():
     assert [Step(1.0, 5.0, at=3)(step=t, epoch=9) for t in (0, 2, 3, 99)] == [1.0, 1.0, 5.0, 5.0]
     assert [Step(1.0, 5.0, at=3, unit="epoch")(step=99, epoch=e) for e in (2, 3)] == [1.0, 5.0]
-    assert (Step(5.0, 1.0, at=3).trough, Step(5.0, 1.0, at=3).peak) == (1.0, 5.0)
+    assert Step(5.0, 1.0, at=3).extremes == (5.0, 1.0)
 
 
 def test_join_changes_at_its_boundaries():
@@ -65,12 +65,13 @@ def test_join_changes_at_its_boundaries():
         max_size=3,
     )
 )
-def test_schedule_stays_between_trough_and_peak(schedules):
+def test_schedule_stays_between_its_extremes(schedules):
     schedule = Join(schedules, [10 * (i + 1) for i in range(len(schedules) - 1)])
     taken = [schedule(step=t, epoch=0) for t in range(40)]
-    slack = 1e-9 * max(1.0, abs(schedule.peak), abs(schedule.trough))
-    assert schedule.trough - slack <= min(taken)
-    assert max(taken) <= schedule.peak + slack
+    low, high = min(schedule.extremes), max(schedule.extremes)
+    slack = 1e-9 * max(1.0, abs(low), abs(high))
+    assert low - slack <= min(taken)
+    assert max(taken) <= high + slack
 
 
 @pytest.mark.parametrize("number", [3, 3.5, np.float64(3.5), np.float32(3.5), np.int64(3)])

@@ -15,19 +15,10 @@ Ints: TypeAlias = NDArray[np.int64]
 
 
 def check_integer(name: str, value: Any, minimum: int) -> int:
-    """Return ``value`` as an ``int``.
-
-    Args:
-        name: Name of the argument, for the message.
-        value: Value of the argument, a Python or NumPy integer.
-        minimum: Smallest allowed value.
+    """Return ``value``, a Python or NumPy integer, as an ``int``. The ``name`` of the argument is for the message.
 
     Raises:
         ValueError: If ``value`` is not an integer (a ``bool`` is not), or is below ``minimum``.
-
-    Example:
-        >>> check_integer("batch_size", 32, minimum=1)
-        32
     """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
         raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}.")
@@ -35,11 +26,7 @@ def check_integer(name: str, value: Any, minimum: int) -> int:
 
 
 def check_at_least_zero(name: str, value: float) -> float:
-    """Return ``value`` as a ``float``.
-
-    Raises:
-        ValueError: If ``value`` is negative or not finite.
-    """
+    """Return ``value`` as a ``float``; refuse one that is negative or not finite."""
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"{name} must be finite and at least 0, got {value}.")
     return float(value)

@@ -26,13 +26,9 @@ def extract_labels(sample: Any) -> Any:
 
 
 def check_labels(labels: Any, num_classes: int | None = None) -> NDArray[Any]:
-    """Return ``labels`` as an integer array of shape ``(N,)``, each in ``[0, num_classes)``.
+    """Return a list, array or tensor as an integer array of shape ``(N,)``, each label in ``[0, num_classes)``.
 
-    An integer array is not copied, so a ``numpy.memmap`` stays one.
-
-    Args:
-        labels: List, array or tensor.
-        num_classes: Number of classes. None: labels have no upper bound.
+    An integer array is not copied, so a ``numpy.memmap`` stays one. Without ``num_classes`` labels have no upper bound.
 
     Raises:
         ValueError: If the labels are not integers, not one-dimensional, or out of range.
@@ -110,14 +106,7 @@ def find_labels(source: Any, labels: Labels = None) -> NDArray[Any]:
 
 
 def class_names(dataset: Any) -> list[str] | None:
-    """Return the class names of a data set, or of the one inside a ``Subset``; None if it has none.
-
-    Example:
-        >>> dataset = TensorDataset()
-        >>> dataset.classes = ["cat", "dog"]
-        >>> class_names(dataset)
-        ['cat', 'dog']
-    """
+    """Return the attribute ``classes`` of a data set, or of the one inside a ``Subset``; None if it has none."""
     while dataset is not None:
         names = getattr(dataset, "classes", None)
         if isinstance(names, Sequence) and not isinstance(names, str):

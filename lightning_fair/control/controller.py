@@ -103,7 +103,7 @@ class FeedbackController:
         self.alpha = as_schedule(alpha)
         self.lambda1 = check_at_least_zero("lambda1", lambda1)
         self.lambda2 = check_at_least_zero("lambda2", lambda2)
-        check_at_least_zero("alpha", self.alpha.trough)
+        check_at_least_zero("alpha", min(self.alpha.extremes))
         if not 0.0 <= loss_ema_decay < 1.0:
             raise ValueError(f"loss_ema_decay must lie in [0, 1), got {loss_ema_decay}.")
         self.loss_ema_decay = float(loss_ema_decay)
@@ -128,8 +128,6 @@ class FeedbackController:
         self._in_flight: deque[Draw] = deque(maxlen=min(max(2**21 // self.num_classes, 512), 4096))
         self._reports: deque[Report] = deque()
         self._warned = False
-
-    # -- reading the state -----------------------------------------------------------------------------
 
     @property
     def q(self) -> Floats:
@@ -180,8 +178,6 @@ class FeedbackController:
         """Return the target of the current batch, shape ``(K,)``: that of the draw whose ``p`` is ``get_probs()``."""
         return self.target_at(self.oldest.progress) if self.oldest else self.q
 
-    # -- draws -----------------------------------------------------------------------------------------
-
     def next_probs(self, available: NDArray[np.bool_] | None = None) -> Floats:
         """Return the class mix ``p`` of the next draw, shape ``(K,)``.
 
@@ -218,8 +214,6 @@ class FeedbackController:
         self._target.move_to(progress)
         self.draws, self.trained_mix = draw_id, trained_mix.copy()
         self._in_flight.clear()
-
-    # -- reports ---------------------------------------------------------------------------------------
 
     def step_update(self, labels: ArrayLike, losses: ArrayLike | None = None) -> None:
         """Report the current batch. Call it once for every batch, in order; for a skipped one with ``labels=[]``.
@@ -267,8 +261,6 @@ class FeedbackController:
             insort(self._reports, report, key=lambda report: report.draw_id)
         self._apply_reports()
 
-    # -- checkpoints -----------------------------------------------------------------------------------
-
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors and plain numbers, so that it loads with ``weights_only=True``."""
         return {
@@ -310,7 +302,7 @@ class FeedbackController:
         self.reset()
 
     def _check_gain(self) -> None:
-        law.check_gain(self.alpha.peak, self.lambda1, self.lambda2, self.horizon, self._target.smallest)
+        law.check_gain(max(self.alpha.extremes), self.lambda1, self.lambda2, self.horizon, self._target.smallest)
 
     def _logits(self, alpha: float) -> Floats:
         """Return the logits of the next draw before the floor, a new array; override it for another law."""

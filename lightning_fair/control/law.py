@@ -29,22 +29,13 @@ _MAX_Z_FROM_MEAN = _MAX_Z + 1.0 / _MAX_Z
 _MIN_TARGET = 1e-300  # its reciprocal is finite
 
 
-# -- from the state to the next class mix ------------------------------------------------------------
-
-
 def reciprocal(q: Floats) -> Floats:
     """Return ``1 / q``, and 0 for a class with target 0, whose deficit is then 0."""
     return np.where(q > 0, 1.0 / np.maximum(q, _MIN_TARGET), 0.0)
 
 
 def relative_deficit(r: Floats, q: Floats, inverse_q: Floats) -> Floats:
-    """Return ``(q - r) / q = 1 - r / q``: how far each class is behind, as a fraction of its target; at most 1.
-
-    Example:
-        >>> q = np.array([0.5, 0.5])
-        >>> relative_deficit(np.array([0.75, 0.25]), q, reciprocal(q))
-        array([-0.5,  0.5])
-    """
+    """Return ``(q - r) / q = 1 - r / q``: how far each class is behind, as a fraction of its target; at most 1."""
     return (q - r) * inverse_q
 
 
@@ -57,12 +48,7 @@ def draw_logits(
 
 
 def softmax_with_floor(logits: Floats, floor: Floats) -> Floats:
-    """Return ``p = (1 - sum(floor)) * softmax(logits) + floor``, for a floor with a sum below one.
-
-    Example:
-        >>> softmax_with_floor(np.log([1.0, 3.0]), np.array([0.1, 0.1])).round(3)
-        array([0.3, 0.7])
-    """
+    """Return ``p = (1 - sum(floor)) * softmax(logits) + floor``, for a floor with a sum below one."""
     return apply_floor(np.exp(logits - logits.max()), floor)
 
 
@@ -79,9 +65,6 @@ def apply_floor(shares: Floats, floor: Floats) -> Floats:
     return scale * shares + floor
 
 
-# -- from a batch to the next state ------------------------------------------------------------------
-
-
 def moving_average(old: Floats, new: Floats, horizon: float) -> Floats:
     """Return ``(1 - 1/H) * old + (1/H) * new``: ``r`` follows the class mix of each batch, and ``e`` follows ``z``."""
     rate = 1.0 / horizon
@@ -91,8 +74,8 @@ def moving_average(old: Floats, new: Floats, horizon: float) -> Floats:
 def mix_correction(trained_counts: NDArray[Any], drawn_counts: NDArray[Any], r_before: Floats) -> Floats:
     """Return the class mix that was trained on minus the one that was drawn, for :func:`correct_mix`.
 
-    For a batch without samples (a skipped step), ``r`` becomes what it would be without the draw. ``r_before`` is the
-    trained mix before the draw.
+    A batch without samples (a skipped step) counts as one with the mix ``r_before``, the trained mix before the draw:
+    it leaves ``r`` as it was.
     """
     total = trained_counts.sum()
     trained = trained_counts / total if total else r_before
@@ -126,11 +109,7 @@ def rescale_mix(r: Floats, old_q: Floats, new_q: Floats) -> Floats:
 def batch_statistics(
     labels: NDArray[Any], losses: Any, num_classes: int
 ) -> tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any] | None]:
-    """Return samples, sum of the finite losses and number of finite losses of each class; without ``losses``, None.
-
-    Raises:
-        ValueError: If ``losses`` does not have the shape of ``labels``.
-    """
+    """Return samples, sum of finite losses and number of finite losses of each class; the last two may be None."""
     counts = np.bincount(labels, minlength=num_classes)
     if losses is None:
         return counts, None, None
@@ -153,12 +132,7 @@ def mean_losses(loss_sums: NDArray[Any], loss_counts: NDArray[Any]) -> Floats:
 
 
 def update_losses(ema_loss: Floats, losses: Floats, decay: float) -> Floats:
-    """Return ``decay * l + (1 - decay) * losses``; the other one of the two, if ``l`` or the loss is NaN.
-
-    Example:
-        >>> update_losses(np.array([np.nan, 1.0, 1.0]), np.array([3.0, 3.0, np.nan]), decay=0.5)
-        array([3., 2., 1.])
-    """
+    """Return ``decay * l + (1 - decay) * losses``; if ``l`` or the loss of a class is NaN, the other one of the two."""
     followed = decay * ema_loss + (1.0 - decay) * losses
     return np.where(np.isnan(losses), ema_loss, np.where(np.isnan(ema_loss), losses, followed))
 
@@ -183,17 +157,10 @@ def standardize_losses(ema_loss: Floats, q: Floats) -> Floats:
     return z
 
 
-# -- settings ----------------------------------------------------------------------------------------
-
-
 def default_horizon(min_target: float) -> float:
-    """Return the horizon within which 24 samples of the rarest class are expected, in [16, 10,000] batches.
+    """Return the horizon within which 24 samples of a class with target ``min_target`` are expected, in batches.
 
-    ``min_target`` is the smallest positive target of a class.
-
-    Example:
-        >>> default_horizon(0.1), default_horizon(0.001)
-        (16.0, 375.0)
+    It is at least 16 and at most 10,000.
     """
     expected = math.ceil(_EXPECTED_SAMPLES / (_ASSUMED_BATCH_SIZE * max(min_target, 1e-12)))
     return float(min(max(expected, _MIN_HORIZON), _MAX_HORIZON))

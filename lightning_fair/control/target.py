@@ -84,11 +84,7 @@ class MovingTarget:
         return to_tensors({"start": self.start, "end": self.end, "progress": self.progress})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Move the target to its progress in a state that ``state_dict`` returned.
-
-        Raises:
-            ValueError: If the state is of another target. Nothing is changed then.
-        """
+        """Move the target to its progress in a state that ``state_dict`` returned; refuse that of another target."""
         start, end = state["start"].numpy(), state["end"].numpy()
         if end.size != self.end.size:
             raise ValueError(
