@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from bisect import insort
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -162,10 +162,6 @@ class FeedbackController:
     def oldest(self) -> Draw | None:
         """The oldest draw in flight, or None."""
         return self._in_flight[0] if self._in_flight else None
-
-    def newest_first(self) -> Iterator[Draw]:
-        """Iterate over the draws in flight, newest first."""
-        return reversed(self._in_flight)
 
     def get_probs(self) -> Floats:
         """Return the class mix of the current batch, shape ``(K,)``, float64, summing to one.

@@ -39,12 +39,10 @@ def relative_deficit(r: Floats, q: Floats, inverse_q: Floats) -> Floats:
     return (q - r) * inverse_q
 
 
-def draw_logits(
-    log_q: Floats, deficit: Floats, loss_score: Floats, alpha: float, lambda1: float, lambda2: float
-) -> Floats:
+def draw_logits(log_q: Floats, deficit: Floats, e: Floats, alpha: float, lambda1: float, lambda2: float) -> Floats:
     """Return ``log q + alpha * (lambda1 * deficit + lambda2 * e)``; minus infinity for a class with target 0."""
     logits = log_q + (alpha * lambda1) * deficit
-    return logits + (alpha * lambda2) * loss_score if lambda2 else logits
+    return logits + (alpha * lambda2) * e if lambda2 else logits
 
 
 def softmax_with_floor(logits: Floats, floor: Floats) -> Floats:
@@ -109,7 +107,7 @@ def rescale_mix(r: Floats, old_q: Floats, new_q: Floats) -> Floats:
 def batch_statistics(
     labels: NDArray[Any], losses: Any, num_classes: int
 ) -> tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any] | None]:
-    """Return samples, sum of finite losses and number of finite losses of each class; the last two may be None."""
+    """Return samples, sum of finite losses and their number for each class; the last two are None without losses."""
     counts = np.bincount(labels, minlength=num_classes)
     if losses is None:
         return counts, None, None
@@ -158,10 +156,7 @@ def standardize_losses(ema_loss: Floats, q: Floats) -> Floats:
 
 
 def default_horizon(min_target: float) -> float:
-    """Return the horizon within which 24 samples of a class with target ``min_target`` are expected, in batches.
-
-    It is at least 16 and at most 10,000.
-    """
+    """Return the batches, from 16 to 10,000, within which 24 samples of a class with this target are expected."""
     expected = math.ceil(_EXPECTED_SAMPLES / (_ASSUMED_BATCH_SIZE * max(min_target, 1e-12)))
     return float(min(max(expected, _MIN_HORIZON), _MAX_HORIZON))
 

@@ -13,10 +13,7 @@ from lightning_fair.common.labels import check_labels
 
 
 def class_weights(q: ArrayLike, p: ArrayLike, max_w: float | None = None, *, exponent: float = 1.0) -> Floats:
-    """Return the importance weight of each class, ``min((q / p) ** exponent, max_w)``, shape ``(K,)``, float64.
-
-    A class with ``p = 0`` is never drawn. Its weight is 0 here. See :func:`importance_weights` for the arguments.
-    """
+    """Return the weight ``min((q / p) ** exponent, max_w)`` of each class, 0 if ``p = 0``; float64, shape ``(K,)``."""
     q, p = (np.asarray(to_numpy(mix), dtype=np.float64) for mix in (q, p))
     if q.shape != p.shape or q.ndim != 1:
         raise ValueError(f"q and p must both have shape (K,), got {q.shape} and {p.shape}.")
