@@ -5,6 +5,7 @@ The algorithm does not depend on Lightning. The names that do are imported when 
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lightning_fair import schedules
@@ -43,8 +44,6 @@ _LIGHTNING = {
 
 def __getattr__(name: str) -> Any:
     if name in _LIGHTNING:
-        from importlib import import_module
-
         return getattr(import_module(f"lightning_fair.{_LIGHTNING[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

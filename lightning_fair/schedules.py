@@ -29,6 +29,13 @@ class Schedule(ABC):
 
     unit: Unit = "epoch"  # the clock that the value depends on
 
+    def __post_init__(self) -> None:
+        if self.unit not in ("step", "epoch"):
+            raise ValueError(f"unit must be 'step' or 'epoch', got {self.unit!r}.")
+        for value in self.extremes:
+            if not math.isfinite(value):
+                raise ValueError(f"{type(self).__name__} needs finite values, got {value}.")
+
     @abstractmethod
     def __call__(self, step: int, epoch: int) -> float:
         """Return the value for the batch drawn at ``step`` (from 0) in ``epoch`` (from 0)."""
@@ -36,17 +43,7 @@ class Schedule(ABC):
     @property
     @abstractmethod
     def extremes(self) -> tuple[float, ...]:
-        """Values that include the smallest and the largest one of the schedule."""
-
-    @property
-    def peak(self) -> float:
-        """Largest value of the schedule. The controller checks its stability for this value."""
-        return max(self.extremes)
-
-    @property
-    def trough(self) -> float:
-        """Smallest value of the schedule."""
-        return min(self.extremes)
+        """Values that include the smallest and the largest one; the controller is checked to be stable for them."""
 
     @property
     def by_epoch(self) -> bool:
@@ -69,9 +66,6 @@ class Constant(Schedule):
     value: float
     unit = "step"
 
-    def __post_init__(self) -> None:
-        _check_finite(self, self.value)
-
     def __call__(self, step: int, epoch: int) -> float:  # noqa: ARG002
         return self.value
 
@@ -89,8 +83,7 @@ class _Ramp(Schedule):
     unit: Unit = "step"
 
     def __post_init__(self) -> None:
-        _check_finite(self, self.start, self.end)
-        _check_unit(self.unit)
+        super().__post_init__()
         if self.duration < 1 or self.begin < 0:
             raise ValueError(
                 f"{type(self).__name__} needs duration >= 1 and begin >= 0 (in {self.unit}s), "
@@ -179,8 +172,7 @@ class Step(Schedule):
     unit: Unit = "step"
 
     def __post_init__(self) -> None:
-        _check_finite(self, self.before, self.after)
-        _check_unit(self.unit)
+        super().__post_init__()
         if self.at < 0:
             raise ValueError(f"Step needs at >= 0 (in {self.unit}s), got {self.at}.")
 
@@ -227,7 +219,7 @@ class Shift:
                 f"Shift's progress must be a lightning_fair.schedules.Schedule, got {self.progress!r}. "
                 "For a step at batch 1000: Step(0.0, 1.0, at=1000)."
             )
-        low, high = self.progress.trough, self.progress.peak
+        low, high = min(self.progress.extremes), max(self.progress.extremes)
         if low < 0 or high > 1:
             raise ValueError(f"Shift's progress must stay in [0, 1], got values from {low:g} to {high:g}.")
 
@@ -255,10 +247,10 @@ class Join(Schedule):
     unit: Unit = "step"
 
     def __post_init__(self) -> None:
-        _check_unit(self.unit)
+        super().__post_init__()
         if len(self.schedules) != len(self.boundaries) + 1:
-            got = f"{len(self.schedules)} schedules and {len(self.boundaries)} boundaries"
-            raise ValueError(f"Join needs one boundary fewer than schedules, got {got}.")
+            counts = f"{len(self.schedules)} schedules and {len(self.boundaries)} boundaries"
+            raise ValueError(f"Join needs one boundary fewer than schedules, got {counts}.")
         if any(b <= a for a, b in zip(self.boundaries, self.boundaries[1:], strict=False)):
             raise ValueError(f"Join's boundaries must increase, got {list(self.boundaries)}.")
 
@@ -284,14 +276,3 @@ def as_schedule(value: float | Schedule) -> Schedule:
             "For a function of the step, subclass Schedule."
         )
     return Constant(float(value))
-
-
-def _check_finite(schedule: Schedule, *values: float) -> None:
-    for value in values:
-        if not math.isfinite(value):
-            raise ValueError(f"{type(schedule).__name__} needs finite values, got {value}.")
-
-
-def _check_unit(unit: str) -> None:
-    if unit not in ("step", "epoch"):
-        raise ValueError(f"unit must be 'step' or 'epoch', got {unit!r}.")

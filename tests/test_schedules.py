@@ -35,10 +35,17 @@ def test_unit_chooses_the_clock(ramp):
     assert ramp(0.0, 4.0, 2, unit="step")(step=1, epoch=1000) == pytest.approx(2.0)
 
 
+def test_by_epoch_is_that_of_any_part():
+    by_step, by_epoch = Linear(0.0, 1.0, 3), Step(0.0, 1.0, at=3, unit="epoch")
+    assert (Constant(1.0).by_epoch, by_step.by_epoch, by_epoch.by_epoch) == (False, False, True)
+    assert Join([by_step, by_epoch], [5]).by_epoch
+    assert not Join([by_step, by_step], [5]).by_epoch
+
+
 def test_step_jumps_once():
     assert [Step(1.0, 5.0, at=3)(step=t, epoch=9) for t in (0, 2, 3, 99)] == [1.0, 1.0, 5.0, 5.0]
     assert [Step(1.0, 5.0, at=3, unit="epoch")(step=99, epoch=e) for e in (2, 3)] == [1.0, 5.0]
-    assert (Step(5.0, 1.0, at=3).trough, Step(5.0, 1.0, at=3).peak) == (1.0, 5.0)
+    assert Step(5.0, 1.0, at=3).extremes == (5.0, 1.0)
 
 
 def test_join_changes_at_its_boundaries():
@@ -58,12 +65,13 @@ def test_join_changes_at_its_boundaries():
         max_size=3,
     )
 )
-def test_schedule_stays_between_trough_and_peak(schedules):
+def test_schedule_stays_between_its_extremes(schedules):
     schedule = Join(schedules, [10 * (i + 1) for i in range(len(schedules) - 1)])
     taken = [schedule(step=t, epoch=0) for t in range(40)]
-    slack = 1e-9 * max(1.0, abs(schedule.peak), abs(schedule.trough))
-    assert schedule.trough - slack <= min(taken)
-    assert max(taken) <= schedule.peak + slack
+    low, high = min(schedule.extremes), max(schedule.extremes)
+    slack = 1e-9 * max(1.0, abs(low), abs(high))
+    assert low - slack <= min(taken)
+    assert max(taken) <= high + slack
 
 
 @pytest.mark.parametrize("number", [3, 3.5, np.float64(3.5), np.float32(3.5), np.int64(3)])

@@ -11,25 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 Floats: TypeAlias = NDArray[np.float64]
-
-
 Ints: TypeAlias = NDArray[np.int64]
 
 
 def check_integer(name: str, value: Any, minimum: int) -> int:
-    """Return ``value`` as an ``int``.
-
-    Args:
-        name: Name of the argument, for the message.
-        value: Value of the argument, a Python or NumPy integer.
-        minimum: Smallest allowed value.
+    """Return ``value``, a Python or NumPy integer, as an ``int``. The ``name`` of the argument is for the message.
 
     Raises:
         ValueError: If ``value`` is not an integer (a ``bool`` is not), or is below ``minimum``.
-
-    Example:
-        >>> check_integer("batch_size", 32, minimum=1)
-        32
     """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
         raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}.")
@@ -37,11 +26,7 @@ def check_integer(name: str, value: Any, minimum: int) -> int:
 
 
 def check_at_least_zero(name: str, value: float) -> float:
-    """Return ``value`` as a ``float``.
-
-    Raises:
-        ValueError: If ``value`` is negative or not finite.
-    """
+    """Return ``value`` as a ``float``; refuse one that is negative or not finite."""
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"{name} must be finite and at least 0, got {value}.")
     return float(value)
@@ -55,7 +40,7 @@ def to_numpy(values: Any) -> Any:
     return values.float().numpy() if values.dtype is torch.bfloat16 else values.numpy()  # NumPy has no bfloat16
 
 
-def arrays_to_tensors(values: Mapping[str, Any]) -> dict[str, Any]:
+def to_tensors(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``values`` with every array copied to a tensor, so that a checkpoint loads with ``weights_only=True``."""
     return {
         name: torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
@@ -63,6 +48,6 @@ def arrays_to_tensors(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def tensors_to_arrays(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``values`` with every tensor copied to an array: the inverse of :func:`arrays_to_tensors`."""
+def to_arrays(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``values`` with every tensor copied to an array: the inverse of :func:`to_tensors`."""
     return {name: value.numpy().copy() if isinstance(value, torch.Tensor) else value for name, value in values.items()}

@@ -13,19 +13,10 @@ SUM_TOLERANCE = 1e-3  # float32 vectors and hand-written decimals pass; a forgot
 def check_mix(values: ArrayLike, num_classes: int, name: str = "target_probs") -> Floats:
     """Return ``values`` as a class mix: float64, shape ``(num_classes,)``, non-negative, summing to one.
 
-    If the sum differs from one by at most 0.001, the values are divided by it.
-
-    Args:
-        values: List, array or tensor of numbers, shape ``(num_classes,)``.
-        num_classes: Number of classes.
-        name: Name of the argument, for the messages.
+    If the sum differs from one by at most 0.001, the values are divided by it. The ``name`` is for the messages.
 
     Raises:
         ValueError: If the shape is wrong, an entry is negative or not finite, or the sum is not one.
-
-    Example:
-        >>> check_mix([0.5, 0.25, 0.25], 3)
-        array([0.5 , 0.25, 0.25])
     """
     try:
         mix = np.array(to_numpy(values), dtype=np.float64)
@@ -45,10 +36,5 @@ def check_mix(values: ArrayLike, num_classes: int, name: str = "target_probs") -
 
 
 def total_variation(a: ArrayLike, b: ArrayLike) -> float:
-    """Return the total variation distance of two class mixes, ``sum|a - b| / 2``, in [0, 1].
-
-    Example:
-        >>> total_variation([0.99, 0.01], [0.5, 0.5])
-        0.49
-    """
+    """Return the total variation distance of two class mixes, ``sum|a - b| / 2``, in [0, 1]."""
     return float(np.abs(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)).sum() / 2.0)

@@ -19,23 +19,16 @@ _REMEDY = "Pass labels=<one class per sample>, or labels='scan' to read every sa
 
 
 def extract_labels(sample: Any) -> Any:
-    """Return the label of a sample, or the labels of a batch: the second element, or the value of a usual key.
-
-    Returns None if there is neither.
-    """
+    """Return the second element, or the value of a usual key, of a sample or batch; None if it has neither."""
     if isinstance(sample, Mapping):
         return next((sample[key] for key in LABEL_KEYS if key in sample), None)
     return sample[1] if isinstance(sample, (tuple, list)) and len(sample) >= 2 else None
 
 
 def check_labels(labels: Any, num_classes: int | None = None) -> NDArray[Any]:
-    """Return ``labels`` as an integer array of shape ``(N,)``, each in ``[0, num_classes)``.
+    """Return a list, array or tensor as an integer array of shape ``(N,)``, each label in ``[0, num_classes)``.
 
-    An integer array is not copied, so a ``numpy.memmap`` stays one.
-
-    Args:
-        labels: List, array or tensor.
-        num_classes: Number of classes. None: labels have no upper bound.
+    An integer array is not copied, so a ``numpy.memmap`` stays one. Without ``num_classes`` labels have no upper bound.
 
     Raises:
         ValueError: If the labels are not integers, not one-dimensional, or out of range.
@@ -100,31 +93,20 @@ def find_labels(source: Any, labels: Labels = None) -> NDArray[Any]:
         if labels != "scan":
             raise ValueError(f"labels must be one class per sample, 'scan' or None, got {labels!r}.")
         y = _scan(source)
-    elif labels is not None:
-        y = check_labels(labels)
-        if hasattr(source, "__getitem__") and hasattr(source, "__len__") and len(source) != len(y):
-            raise ValueError(f"labels must be one per sample: got {len(y)} for {len(source)} samples.")
     else:
-        y = check_labels(_look_up(source))
-        if not _is_array(source) and len(source) != len(y):
-            raise ValueError(
-                f"{type(source).__name__} has {len(y)} labels for {len(source)} samples. "
-                "Pass labels=<one class per sample>."
-            )
+        y = check_labels(_look_up(source) if labels is None else labels)
+    if _is_map_style(source) and len(source) != y.size:
+        raise ValueError(
+            f"labels must be one per sample: got {y.size} for the {len(source)} samples of {type(source).__name__}. "
+            "Pass labels=<one class per sample>."
+        )
     if y.size == 0:
         raise ValueError("The data set is empty: there is nothing to draw from.")
     return y
 
 
 def class_names(dataset: Any) -> list[str] | None:
-    """Return the class names of a data set, or of the one inside a ``Subset``; None if it has none.
-
-    Example:
-        >>> dataset = TensorDataset()
-        >>> dataset.classes = ["cat", "dog"]
-        >>> class_names(dataset)
-        ['cat', 'dog']
-    """
+    """Return the attribute ``classes`` of a data set, or of the one inside a ``Subset``; None if it has none."""
     while dataset is not None:
         names = getattr(dataset, "classes", None)
         if isinstance(names, Sequence) and not isinstance(names, str):
@@ -139,9 +121,9 @@ def _look_up(source: Any) -> Any:
         if labels is not None and not callable(labels):
             return labels
     if isinstance(source, Subset):
-        return _look_up_array(source.dataset)[np.asarray(source.indices, dtype=np.int64)]
+        return check_labels(_look_up(source.dataset))[np.asarray(source.indices, dtype=np.int64)]
     if isinstance(source, ConcatDataset):
-        return np.concatenate([_look_up_array(part) for part in source.datasets])
+        return np.concatenate([check_labels(_look_up(part)) for part in source.datasets])
     if isinstance(source, TensorDataset):
         if len(source.tensors) < 2:
             raise TypeError(f"A TensorDataset of one tensor has no labels. {_REMEDY}")
@@ -151,17 +133,14 @@ def _look_up(source: Any) -> Any:
             f"{type(source).__name__} is a stream: its samples cannot be drawn by index. "
             "FeedbackBatchSampler needs a map-style data set (__getitem__ and __len__)."
         )
-    if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not _is_array(source):
+    is_array = isinstance(source, (list, tuple, range)) or hasattr(source, "__array__")
+    if _is_map_style(source) and not is_array:
         raise TypeError(f"{type(source).__name__} has neither 'targets' nor 'labels'. {_REMEDY}")
     return source
 
 
-def _look_up_array(source: Any) -> NDArray[Any]:
-    return check_labels(_look_up(source))
-
-
-def _is_array(source: Any) -> bool:
-    return isinstance(source, (list, tuple, range)) or hasattr(source, "__array__")
+def _is_map_style(source: Any) -> bool:
+    return hasattr(source, "__getitem__") and hasattr(source, "__len__")
 
 
 def _scan(source: Any) -> NDArray[Any]:

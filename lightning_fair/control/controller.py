@@ -5,19 +5,13 @@ from __future__ import annotations
 import warnings
 from bisect import insort
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lightning_fair.common.arrays import (
-    Floats,
-    arrays_to_tensors,
-    check_at_least_zero,
-    check_integer,
-    tensors_to_arrays,
-)
+from lightning_fair.common.arrays import Floats, check_at_least_zero, check_integer, to_arrays, to_tensors
 from lightning_fair.common.labels import check_labels
 from lightning_fair.control import law
 from lightning_fair.control.draw import Draw, Report
@@ -54,10 +48,11 @@ class FeedbackController:
 
     Args:
         num_classes: Number of classes ``K``, at least 1.
-        target_probs: Class mix ``q`` that batches are steered to: ``"uniform"`` (or None), ``"prior"``, ``"sqrt"``, a
-            vector of ``K`` probabilities, or a mapping from class to probability (the other classes share the rest); or
-            a :class:`~lightning_fair.schedules.Shift` from one to another. A class with target 0 is never drawn. If the
-            target changes, the trained mix is rescaled with it, so earlier draws do not count as a deficit.
+        target_probs: Class mix ``q`` that batches are steered to: ``"uniform"`` (or None); ``"prior"``, the data's
+            class mix; ``"sqrt"``, between the two; a vector of ``K`` probabilities; a mapping from class to probability
+            (the other classes share the rest); or a :class:`~lightning_fair.schedules.Shift` from one to another. A
+            class with target 0 is never drawn. If the target changes, the trained mix is rescaled with it, so earlier
+            draws do not count as a deficit.
         alpha: Gain, no unit, at least 0, or a schedule of it. 0 draws from the target and ignores feedback.
         lambda1: Weight of the deficit, at least 0.
         lambda2: Weight of the loss score ``e``, at least 0. 0 ignores the losses.
@@ -108,7 +103,7 @@ class FeedbackController:
         self.alpha = as_schedule(alpha)
         self.lambda1 = check_at_least_zero("lambda1", lambda1)
         self.lambda2 = check_at_least_zero("lambda2", lambda2)
-        check_at_least_zero("alpha", self.alpha.trough)
+        check_at_least_zero("alpha", min(self.alpha.extremes))
         if not 0.0 <= loss_ema_decay < 1.0:
             raise ValueError(f"loss_ema_decay must lie in [0, 1), got {loss_ema_decay}.")
         self.loss_ema_decay = float(loss_ema_decay)
@@ -119,24 +114,20 @@ class FeedbackController:
         if not 1.0 <= self.horizon < np.inf:
             raise ValueError(f"horizon must be at least 1 batch, got {horizon}.")
         self._check_gain()
-        self._logits_are_bounded = law.logits_are_bounded(self.alpha.peak, self.lambda1, self.lambda2)
         self.epoch = 0
         self.reset()
 
     def reset(self) -> None:
         """Forget every draw and every report; the settings stay."""
-        K = self.num_classes
         self.draws = 0
         self._target.reset()
         self.trained_mix: Floats = self._target.q.copy()  # so the first batch is drawn from the target
-        self.ema_loss: Floats = np.full(K, np.nan)
-        self.loss_score: Floats = np.zeros(K)
+        self.ema_loss: Floats = np.full(self.num_classes, np.nan)
+        self.loss_score: Floats = np.zeros(self.num_classes)
         # A plain loop that never reports must not keep every record: with more, the oldest counts as trained on.
-        self._in_flight: deque[Draw] = deque(maxlen=min(max(2**21 // K, 512), 4096))
+        self._in_flight: deque[Draw] = deque(maxlen=min(max(2**21 // self.num_classes, 512), 4096))
         self._reports: deque[Report] = deque()
         self._warned = False
-
-    # -- reading the state -----------------------------------------------------------------------------
 
     @property
     def q(self) -> Floats:
@@ -160,7 +151,7 @@ class FeedbackController:
     @property
     def deficits(self) -> Floats:
         """Relative deficit ``1 - r / q`` of each class, at most 1; 0 for a class with target 0."""
-        return law.relative_deficit(self.trained_mix, self._target.q, self._target.inverse_q)
+        return law.relative_deficit(self.trained_mix, self.q, self._target.inverse_q)
 
     @property
     def in_flight(self) -> tuple[Draw, ...]:
@@ -168,32 +159,20 @@ class FeedbackController:
         return tuple(self._in_flight)
 
     @property
-    def by_epoch(self) -> bool:
-        """Whether draws depend on the epoch."""
-        return self.alpha.by_epoch or self._target.by_epoch
-
-    @property
     def oldest(self) -> Draw | None:
         """The oldest draw in flight, or None."""
         return self._in_flight[0] if self._in_flight else None
-
-    def newest_first(self) -> Iterator[Draw]:
-        """Iterate over the draws in flight, newest first."""
-        return reversed(self._in_flight)
 
     def get_probs(self) -> Floats:
         """Return the class mix of the current batch, shape ``(K,)``, float64, summing to one.
 
         If draws are in flight, this is exactly the ``p`` of the oldest one; otherwise the ``p`` of the next draw.
         """
-        probs: Floats = (self._in_flight[0].probs if self._in_flight else self.next_probs()).copy()
-        return probs
+        return np.array(self.oldest.probs if self.oldest else self.next_probs())
 
     def get_target(self) -> Floats:
         """Return the target of the current batch, shape ``(K,)``: that of the draw whose ``p`` is ``get_probs()``."""
-        return self.target_at(self._in_flight[0].progress) if self._in_flight else self.q
-
-    # -- draws -----------------------------------------------------------------------------------------
+        return self.target_at(self.oldest.progress) if self.oldest else self.q
 
     def next_probs(self, available: NDArray[np.bool_] | None = None) -> Floats:
         """Return the class mix ``p`` of the next draw, shape ``(K,)``.
@@ -211,9 +190,8 @@ class FeedbackController:
             self.trained_mix = law.rescale_mix(self.trained_mix, old_q, target.q)
         logits = self._logits(self.alpha(self.draws, self.epoch))
         if available is None:
-            return law.softmax_with_floor(logits, target.floor, target.free, are_bounded=self._logits_are_bounded)
-        logits[~available] = -np.inf
-        return law.softmax_with_floor(logits, np.where(available, target.floor, 0.0))
+            return law.softmax_with_floor(logits, target.floor)
+        return law.softmax_with_floor(np.where(available, logits, -np.inf), np.where(available, target.floor, 0.0))
 
     def record_draw(self, draw: Draw, *, redrawn: bool = False) -> None:
         """Count a draw as in flight. Its samples enter the trained mix, unless it is redrawn after it was withdrawn."""
@@ -221,18 +199,17 @@ class FeedbackController:
             self._enter_trained_mix(draw.counts)
         self._in_flight.append(draw)
 
-    def withdraw(self, newest: int | None = None) -> list[Draw]:
-        """Remove the ``newest`` draws in flight, or all, and return them, oldest first. The trained mix stays."""
-        number = len(self._in_flight) if newest is None else newest
-        return [self._in_flight.pop() for _ in range(number)][::-1]
+    def withdraw(self) -> list[Draw]:
+        """Remove the draws in flight and return them, oldest first. The trained mix stays."""
+        draws = list(self._in_flight)
+        self._in_flight.clear()
+        return draws
 
     def rewind(self, draw_id: int, trained_mix: Floats, progress: float = 0.0) -> None:
         """Return to the state before draw ``draw_id``, with the trained mix and the target's progress at that time."""
         self._target.move_to(progress)
         self.draws, self.trained_mix = draw_id, trained_mix.copy()
         self._in_flight.clear()
-
-    # -- reports ---------------------------------------------------------------------------------------
 
     def step_update(self, labels: ArrayLike, losses: ArrayLike | None = None) -> None:
         """Report the current batch. Call it once for every batch, in order; for a skipped one with ``labels=[]``.
@@ -262,9 +239,8 @@ class FeedbackController:
             loss_counts: Number of finite losses of each class, shape ``(K,)``.
             draw: The draw. Default: the oldest in flight; if none is in flight, the batch counts as one of its own.
         """
-        if draw is None:
-            draw = self._in_flight.popleft() if self._in_flight else None
-        else:
+        draw = draw or self.oldest
+        if draw:
             self._in_flight.remove(draw)
         report = Report(draw.draw_id if draw else self.draws)
         if draw is None:
@@ -281,8 +257,6 @@ class FeedbackController:
             insort(self._reports, report, key=lambda report: report.draw_id)
         self._apply_reports()
 
-    # -- checkpoints -----------------------------------------------------------------------------------
-
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors and plain numbers, so that it loads with ``weights_only=True``."""
         return {
@@ -290,9 +264,9 @@ class FeedbackController:
             "draws": self.draws,
             "epoch": self.epoch,
             "target": self._target.state_dict(),
-            **arrays_to_tensors({name: getattr(self, name) for name in _ARRAYS}),
+            **to_tensors({name: getattr(self, name) for name in _ARRAYS}),
             "in_flight": [draw.state_dict() for draw in self._in_flight],
-            "reports": [arrays_to_tensors(vars(report)) for report in self._reports],
+            "reports": [to_tensors(vars(report)) for report in self._reports],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -312,7 +286,7 @@ class FeedbackController:
             setattr(self, name, state[name].numpy().copy())
         self._in_flight.clear()
         self._in_flight.extend(map(Draw.from_state_dict, state["in_flight"]))
-        self._reports = deque(Report(**tensors_to_arrays(report)) for report in state["reports"])
+        self._reports = deque(Report(**to_arrays(report)) for report in state["reports"])
 
     def skip_classes(self, skipped: NDArray[np.bool_]) -> None:
         """Set the target of the ``skipped`` classes to zero, share it out over the others in proportion, and reset.
@@ -324,7 +298,7 @@ class FeedbackController:
         self.reset()
 
     def _check_gain(self) -> None:
-        law.check_gain(self.alpha.peak, self.lambda1, self.lambda2, self.horizon, self._target.smallest)
+        law.check_gain(max(self.alpha.extremes), self.lambda1, self.lambda2, self.horizon, self._target.smallest)
 
     def _logits(self, alpha: float) -> Floats:
         """Return the logits of the next draw before the floor, a new array; override it for another law."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_fair.common.arrays import Floats, Ints, arrays_to_tensors, tensors_to_arrays
+from lightning_fair.common.arrays import Floats, Ints, to_arrays, to_tensors
 
 
 @dataclass(eq=False)
@@ -34,21 +34,17 @@ class Draw:
     drawn_before: Ints = field(default_factory=lambda: np.zeros(0, np.int64), kw_only=True)
 
     def reference(self, mix: Floats) -> Floats:
-        """Return the class mix that the weighted loss of this batch has to stand for.
-
-        Args:
-            mix: Class mix that the weighted loss of all batches together has to stand for, shape ``(K,)``.
-        """
+        """Return the mix that the weighted loss of this batch represents if that of all batches represents ``mix``."""
         return mix
 
     def state_dict(self) -> dict[str, Any]:
         """Return the record as tensors and plain numbers, without the attributes of subclasses."""
-        return arrays_to_tensors({each.name: getattr(self, each.name) for each in fields(Draw)})
+        return to_tensors({each.name: getattr(self, each.name) for each in fields(Draw)})
 
     @staticmethod
     def from_state_dict(state: Mapping[str, Any]) -> Draw:
         """Return the record whose ``state_dict`` is given."""
-        return Draw(**tensors_to_arrays(state))
+        return Draw(**to_arrays(state))
 
 
 @dataclass

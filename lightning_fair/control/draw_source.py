@@ -16,43 +16,37 @@ class DrawSource(Protocol):
 
     Each event in the life of a draw has one verb: a batch is *drawn*, *delivered* by the loader, and *reported* after
     it has been trained on, or *withdrawn* if it never is.
+
+    Attributes:
+        controller: The controller that the draws follow.
+        world_size: Number of processes.
+        batch_size: Samples of a batch on each rank.
+        global_batch_size: Samples of a batch over all ranks.
+        class_counts: Samples of each class in the data, or that a stream has read so far; int64, shape ``(K,)``.
+        prior: Class mix of the data, shape ``(K,)``; None if it is not known in advance.
+        arriving: Class mix that is read from the source, shape ``(K,)``; None if samples are drawn by index.
+        coverage: Fraction of the data that was in a batch at least once, in [0, 1]; NaN if it has no size.
+        repeats: How often a sample of each class was in a batch, on average, shape ``(K,)``.
     """
 
     @property
-    def controller(self) -> FeedbackController:
-        """The controller that the draws follow."""
-
+    def controller(self) -> FeedbackController: ...
     @property
-    def world_size(self) -> int:
-        """Number of processes."""
-
+    def world_size(self) -> int: ...
     @property
-    def batch_size(self) -> int:
-        """Samples of a batch on each rank."""
-
+    def batch_size(self) -> int: ...
     @property
-    def global_batch_size(self) -> int:
-        """Samples of a batch over all ranks."""
-
+    def global_batch_size(self) -> int: ...
     @property
-    def class_counts(self) -> Ints:
-        """Samples of each class in the data, or that a stream has read so far; int64, shape ``(K,)``."""
-
+    def class_counts(self) -> Ints: ...
     @property
-    def prior(self) -> Floats | None:
-        """Class mix of the data, shape ``(K,)``; None if it is not known in advance."""
-
+    def prior(self) -> Floats | None: ...
     @property
-    def arriving(self) -> Floats | None:
-        """Class mix that is read from the source, shape ``(K,)``; None if samples are drawn by index."""
-
+    def arriving(self) -> Floats | None: ...
     @property
-    def coverage(self) -> float:
-        """Fraction of the data that was in a batch at least once, in [0, 1]; NaN if it has no size."""
-
+    def coverage(self) -> float: ...
     @property
-    def repeats(self) -> Floats:
-        """How often a sample of each class was in a batch, on average, shape ``(K,)``."""
+    def repeats(self) -> Floats: ...
 
     def start_iteration(self, epoch: int, *, within_epoch: bool, keep_delivered: bool) -> None:
         """Prepare the next iteration over the loader, before its first batch is drawn."""

@@ -26,11 +26,7 @@ _EXPECTED_SAMPLES, _ASSUMED_BATCH_SIZE, _MIN_HORIZON, _MAX_HORIZON = 24, 64, 16,
 _MAX_Z = 3.0
 # Clipping moves their mean by at most 1 / 3, because sum(q * |z| for |z| > c) <= sum(q * z**2) / c.
 _MAX_Z_FROM_MEAN = _MAX_Z + 1.0 / _MAX_Z
-_MAX_LOGIT = 500.0  # exp(500) is finite, and so is its sum over any number of classes
 _MIN_TARGET = 1e-300  # its reciprocal is finite
-
-
-# -- from the state to the next class mix ------------------------------------------------------------
 
 
 def reciprocal(q: Floats) -> Floats:
@@ -39,49 +35,23 @@ def reciprocal(q: Floats) -> Floats:
 
 
 def relative_deficit(r: Floats, q: Floats, inverse_q: Floats) -> Floats:
-    """Return ``(q - r) / q = 1 - r / q``: how far each class is behind, as a fraction of its target; at most 1.
-
-    Example:
-        >>> q = np.array([0.5, 0.5])
-        >>> relative_deficit(np.array([0.75, 0.25]), q, reciprocal(q))
-        array([-0.5,  0.5])
-    """
+    """Return ``(q - r) / q = 1 - r / q``: how far each class is behind, as a fraction of its target; at most 1."""
     return (q - r) * inverse_q
 
 
-def draw_logits(
-    log_q: Floats, deficit: Floats, loss_score: Floats, alpha: float, lambda1: float, lambda2: float
-) -> Floats:
+def draw_logits(log_q: Floats, deficit: Floats, e: Floats, alpha: float, lambda1: float, lambda2: float) -> Floats:
     """Return ``log q + alpha * (lambda1 * deficit + lambda2 * e)``; minus infinity for a class with target 0."""
-    logits = (alpha * lambda1) * deficit
-    logits += log_q
-    if lambda2:
-        logits += (alpha * lambda2) * loss_score
-    return logits
+    logits = log_q + (alpha * lambda1) * deficit
+    return logits + (alpha * lambda2) * e if lambda2 else logits
 
 
-def softmax_with_floor(
-    logits: Floats, floor: Floats, free: float | None = None, *, are_bounded: bool = False
-) -> Floats:
-    """Return ``p = (1 - sum(floor)) * softmax(logits) + floor``.
-
-    Args:
-        logits: Logit of each class, overwritten.
-        floor: Smallest probability of each class, with a sum below one.
-        free: ``1 - sum(floor)``, if it is known.
-        are_bounded: Whether the logits are bounded, and need no shift (:func:`logits_are_bounded`).
-
-    Example:
-        >>> softmax_with_floor(np.log([1.0, 3.0]), np.array([0.1, 0.1])).round(3)
-        array([0.3, 0.7])
-    """
-    if not are_bounded:
-        logits -= np.maximum.reduce(logits)
-    return apply_floor(np.exp(logits, out=logits), floor, free)
+def softmax_with_floor(logits: Floats, floor: Floats) -> Floats:
+    """Return ``p = (1 - sum(floor)) * softmax(logits) + floor``, for a floor with a sum below one."""
+    return apply_floor(np.exp(logits - logits.max()), floor)
 
 
-def apply_floor(shares: Floats, floor: Floats, free: float | None = None) -> Floats:
-    """Return ``(1 - sum(floor)) * shares / sum(shares) + floor``; overwrites ``shares``.
+def apply_floor(shares: Floats, floor: Floats) -> Floats:
+    """Return ``(1 - sum(floor)) * shares / sum(shares) + floor``.
 
     The floor holds exactly and the order of the classes stays, unlike with clipping followed by a division.
 
@@ -89,22 +59,8 @@ def apply_floor(shares: Floats, floor: Floats, free: float | None = None) -> Flo
         >>> apply_floor(np.array([5.0, 0.0, 0.0]), np.array([0.1, 0.1, 0.0]))
         array([0.9, 0.1, 0. ])
     """
-    if free is None:
-        free = 1.0 - np.add.reduce(floor)
-    shares *= free / np.add.reduce(shares)
-    shares += floor
-    return shares
-
-
-def logits_are_bounded(max_alpha: float, lambda1: float, lambda2: float) -> bool:
-    """Return whether ``exp`` of no logit overflows, for any gain up to ``max_alpha``.
-
-    No deficit is above 1. The largest logit is not far below zero either, because some class has ``r <= q``.
-    """
-    return max_alpha * (lambda1 + _MAX_Z_FROM_MEAN * lambda2) <= _MAX_LOGIT
-
-
-# -- from a batch to the next state ------------------------------------------------------------------
+    scale: float = (1.0 - np.add.reduce(floor)) / np.add.reduce(shares)
+    return scale * shares + floor
 
 
 def moving_average(old: Floats, new: Floats, horizon: float) -> Floats:
@@ -116,8 +72,8 @@ def moving_average(old: Floats, new: Floats, horizon: float) -> Floats:
 def mix_correction(trained_counts: NDArray[Any], drawn_counts: NDArray[Any], r_before: Floats) -> Floats:
     """Return the class mix that was trained on minus the one that was drawn, for :func:`correct_mix`.
 
-    For a batch without samples (a skipped step), ``r`` becomes what it would be without the draw. ``r_before`` is the
-    trained mix before the draw.
+    A batch without samples (a skipped step) counts as one with the mix ``r_before``, the trained mix before the draw:
+    it leaves ``r`` as it was.
     """
     total = trained_counts.sum()
     trained = trained_counts / total if total else r_before
@@ -151,11 +107,7 @@ def rescale_mix(r: Floats, old_q: Floats, new_q: Floats) -> Floats:
 def batch_statistics(
     labels: NDArray[Any], losses: Any, num_classes: int
 ) -> tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any] | None]:
-    """Return samples, sum of the finite losses and number of finite losses of each class; without ``losses``, None.
-
-    Raises:
-        ValueError: If ``losses`` does not have the shape of ``labels``.
-    """
+    """Return samples, sum of finite losses and their number for each class; the last two are None without losses."""
     counts = np.bincount(labels, minlength=num_classes)
     if losses is None:
         return counts, None, None
@@ -178,12 +130,7 @@ def mean_losses(loss_sums: NDArray[Any], loss_counts: NDArray[Any]) -> Floats:
 
 
 def update_losses(ema_loss: Floats, losses: Floats, decay: float) -> Floats:
-    """Return ``decay * l + (1 - decay) * losses``; the other one of the two, if ``l`` or the loss is NaN.
-
-    Example:
-        >>> update_losses(np.array([np.nan, 1.0, 1.0]), np.array([3.0, 3.0, np.nan]), decay=0.5)
-        array([3., 2., 1.])
-    """
+    """Return ``decay * l + (1 - decay) * losses``; if ``l`` or the loss of a class is NaN, the other one of the two."""
     followed = decay * ema_loss + (1.0 - decay) * losses
     return np.where(np.isnan(losses), ema_loss, np.where(np.isnan(ema_loss), losses, followed))
 
@@ -208,18 +155,8 @@ def standardize_losses(ema_loss: Floats, q: Floats) -> Floats:
     return z
 
 
-# -- settings ----------------------------------------------------------------------------------------
-
-
 def default_horizon(min_target: float) -> float:
-    """Return the horizon within which 24 samples of the rarest class are expected, in [16, 10,000] batches.
-
-    ``min_target`` is the smallest positive target of a class.
-
-    Example:
-        >>> default_horizon(0.1), default_horizon(0.001)
-        (16.0, 375.0)
-    """
+    """Return the batches, from 16 to 10,000, within which 24 samples of a class with this target are expected."""
     expected = math.ceil(_EXPECTED_SAMPLES / (_ASSUMED_BATCH_SIZE * max(min_target, 1e-12)))
     return float(min(max(expected, _MIN_HORIZON), _MAX_HORIZON))
 

@@ -8,32 +8,24 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lightning_fair.common.arrays import Floats, arrays_to_tensors, to_numpy
+from lightning_fair.common.arrays import Floats, to_numpy, to_tensors
 from lightning_fair.common.class_mix import SUM_TOLERANCE, check_mix
 from lightning_fair.control.law import reciprocal
 from lightning_fair.schedules import Shift
 
-TargetName: TypeAlias = Literal["uniform", "prior", "sqrt"]
-
-
-Target: TypeAlias = TargetName | Mapping[int, float] | Sequence[float] | ArrayLike | None
+Target: TypeAlias = Literal["uniform", "prior", "sqrt"] | Mapping[int, float] | Sequence[float] | ArrayLike | None
 
 
 class MovingTarget:
     """The target of a controller. A fixed target is one whose start and end are equal.
 
-    Args:
-        target: A target as for :func:`resolve_target`, or a :class:`~lightning_fair.schedules.Shift` of one.
-        num_classes: Number of classes ``K``.
-        class_counts: Samples of each class in the data set, shape ``(K,)``.
-        min_prob: Floor of the probability of each class with a target, in ``[0, 1/K)``.
+    The arguments are those of :class:`~lightning_fair.FeedbackController`.
 
     Attributes:
-        start: Target at progress 0, shape ``(K,)``.
-        end: Target at progress 1, shape ``(K,)``.
+        start, end: Target at progress 0 and at progress 1, shape ``(K,)``.
         progress: How far the target has moved, in [0, 1]; 0 for a fixed one.
         q: Current target, read-only, shape ``(K,)``; ``log_q`` and ``inverse_q`` are its logarithm and reciprocal.
-        floor: Smallest probability of each class, shape ``(K,)``; ``free`` is one minus its sum.
+        floor: Smallest probability of each class, shape ``(K,)``.
     """
 
     def __init__(
@@ -49,11 +41,6 @@ class MovingTarget:
         self.reset()
 
     @property
-    def by_epoch(self) -> bool:
-        """Whether the target depends on the epoch."""
-        return self._schedule is not None and self._schedule.by_epoch
-
-    @property
     def wanted(self) -> NDArray[np.bool_]:
         """Whether each class has a target, at the start or at the end, shape ``(K,)``."""
         return (self.start > 0) | (self.end > 0)
@@ -65,7 +52,7 @@ class MovingTarget:
 
     def mix_at(self, progress: float) -> Floats:
         """Return ``(1 - progress) * start + progress * end``, shape ``(K,)``."""
-        return self.q if progress == self.progress else self._interpolate(progress)
+        return (1.0 - progress) * self.start + progress * self.end
 
     def progress_at(self, step: int, epoch: int) -> float:
         """Return the progress of a draw, in [0, 1]."""
@@ -73,25 +60,19 @@ class MovingTarget:
 
     def move_to(self, progress: float) -> None:
         """Move the target to ``progress``."""
-        self.progress = progress
-        self.q = self._interpolate(progress)
+        self.progress, self.q = progress, self.mix_at(progress)
         self.q.setflags(write=False)
         self.inverse_q = reciprocal(self.q)
         with np.errstate(divide="ignore"):
             self.log_q: Floats = np.log(self.q)
         self.floor: Floats = np.where(self.q > 0, self.min_prob, 0.0)
-        self.free = 1.0 - float(self.floor.sum())
 
     def reset(self) -> None:
         """Move the target to its progress at the first draw."""
         self.move_to(self.progress_at(0, 0))
 
     def skip_classes(self, skipped: NDArray[np.bool_]) -> None:
-        """Set the target of the skipped classes to zero, share it out over the others in proportion, and reset.
-
-        Raises:
-            ValueError: If no class with a target is left.
-        """
+        """See :meth:`~lightning_fair.FeedbackController.skip_classes`."""
         kept = [np.where(skipped, 0.0, mix) for mix in (self.start, self.end)]
         if not all(mix.any() for mix in kept):
             raise ValueError("Every class with a target lacks samples: there is nothing to draw.")
@@ -100,14 +81,10 @@ class MovingTarget:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors and plain numbers."""
-        return arrays_to_tensors({"start": self.start, "end": self.end, "progress": self.progress})
+        return to_tensors({"start": self.start, "end": self.end, "progress": self.progress})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Move the target to its progress in a state that ``state_dict`` returned.
-
-        Raises:
-            ValueError: If the state is of another target. Nothing is changed then.
-        """
+        """Move the target to its progress in a state that ``state_dict`` returned; refuse that of another target."""
         start, end = state["start"].numpy(), state["end"].numpy()
         if end.size != self.end.size:
             raise ValueError(
@@ -121,9 +98,6 @@ class MovingTarget:
             )
         self.move_to(state["progress"])
 
-    def _interpolate(self, progress: float) -> Floats:
-        return (1.0 - progress) * self.start + progress * self.end
-
 
 def _describe(start: Floats, end: Floats) -> str:
     first, last = (np.array2string(mix, precision=4, threshold=10) for mix in (start, end))
@@ -136,22 +110,10 @@ def target_endpoints(target: Target | Shift) -> tuple[Target, Target]:
 
 
 def resolve_target(target: Target, num_classes: int, class_counts: ArrayLike | None = None) -> Floats:
-    """Return the class mix that ``target`` describes.
+    """Return the class mix that ``target`` describes, float64, shape ``(K,)``, summing to one.
 
-    Args:
-        target: One of
-
-            - ``None`` or ``"uniform"``: the same probability for every class, ``1 / K``;
-            - ``"prior"``: the class mix of the data set, ``n / sum(n)``;
-            - ``"sqrt"``: between the two, ``sqrt(n) / sum(sqrt(n))``;
-            - a vector of ``K`` probabilities;
-            - a mapping from class to probability; the other classes share the rest equally.
-        num_classes: Number of classes ``K``.
-        class_counts: ``n``, the samples of each class in the data set, shape ``(K,)``; needed for ``"prior"`` and
-            ``"sqrt"``.
-
-    Returns:
-        Float64 array of shape ``(K,)``, summing to one.
+    With the class counts ``n``, ``"prior"`` is ``n / sum(n)`` and ``"sqrt"`` is ``sqrt(n) / sum(sqrt(n))``.
+    :class:`~lightning_fair.FeedbackController` describes the other values.
 
     Raises:
         ValueError: If the name is unknown, the counts are missing, or the numbers are not a class mix.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -14,18 +13,7 @@ from lightning_fair.common.labels import check_labels
 
 
 def class_weights(q: ArrayLike, p: ArrayLike, max_w: float | None = None, *, exponent: float = 1.0) -> Floats:
-    """Return the importance weight of each class, ``min((q / p) ** exponent, max_w)``, shape ``(K,)``, float64.
-
-    A class with ``p = 0`` is never drawn. Its weight is 0 here.
-
-    Raises:
-        ValueError: If ``q`` and ``p`` differ in shape or have an entry that is negative or not finite, ``max_w`` is not
-            positive, or ``exponent`` is not in ``[0, 1]``.
-
-    Example:
-        >>> class_weights([0.5, 0.5], [0.8, 0.2], max_w=2.0)
-        array([0.625, 2.   ])
-    """
+    """Return the weight ``min((q / p) ** exponent, max_w)`` of each class, 0 if ``p = 0``; float64, shape ``(K,)``."""
     q, p = (np.asarray(to_numpy(mix), dtype=np.float64) for mix in (q, p))
     if q.shape != p.shape or q.ndim != 1:
         raise ValueError(f"q and p must both have shape (K,), got {q.shape} and {p.shape}.")
@@ -34,13 +22,8 @@ def class_weights(q: ArrayLike, p: ArrayLike, max_w: float | None = None, *, exp
             raise ValueError(f"{name} must be probabilities: finite and not negative.")
     if max_w is not None and not max_w > 0:
         raise ValueError(f"max_w must be positive, or None for no bound, got {max_w}.")
-    if not (math.isfinite(exponent) and 0.0 <= exponent <= 1.0):
+    if not 0.0 <= exponent <= 1.0:
         raise ValueError(f"exponent must lie in [0, 1], got {exponent}.")
-    return weights_of_mixes(q, p, max_w, exponent)
-
-
-def weights_of_mixes(q: Floats, p: Floats, max_w: float | None, exponent: float) -> Floats:
-    """Return :func:`class_weights` without checks of the arguments, for every training step."""
     weights = np.divide(q, p, out=np.zeros_like(q), where=p > 0)
     if exponent != 1.0:
         weights = weights**exponent * (p > 0)
@@ -74,8 +57,8 @@ def importance_weights(
         Float32 tensor of shape ``(batch,)``, on the device of ``labels`` if that is a tensor, else on the CPU.
 
     Raises:
-        ValueError: If labels are not integers in ``[0, K)``, a label's class has ``p = 0``, or another argument is out
-            of range.
+        ValueError: If labels are not integers in ``[0, K)``, a label's class has ``p = 0``, ``q`` and ``p`` differ in
+            shape or have an entry that is negative or not finite, or another argument is out of range.
 
     References:
         Importance sampling: D. G. Horvitz and D. J. Thompson (1952). The exponent: T. Schaul et al.,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_fair.common.arrays import Floats, Ints, arrays_to_tensors, tensors_to_arrays
+from lightning_fair.common.arrays import Floats, Ints, to_arrays, to_tensors
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import Draw
 from lightning_fair.streaming.iteration import StreamDraw
@@ -112,7 +112,7 @@ class StreamTracker:
         """Return the state: the controller's, and the counts. Streams are not resumable, so it has no position."""
         arrays = {"arriving": self._arriving, "class_counts": self.class_counts, "handed_out": self.handed_out}
         state = {"stream_version": _STATE_VERSION, "controller": self.controller.state_dict()}
-        return state | arrays_to_tensors(arrays)
+        return state | to_tensors(arrays)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over a state that ``capture`` returned. The stream starts from the beginning of its source.
@@ -127,7 +127,7 @@ class StreamTracker:
                 "lightning-fair. Resume with the same kind of training data, or start without the checkpoint."
             )
         self.controller.load_state_dict(state["controller"])
-        arrays = tensors_to_arrays(state)
+        arrays = to_arrays(state)
         self._arriving, self.class_counts = arrays["arriving"], arrays["class_counts"]
         self.handed_out = arrays["handed_out"]
         self.stream.share()

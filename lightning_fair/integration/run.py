@@ -20,7 +20,7 @@ from lightning_fair.common.arrays import Floats
 from lightning_fair.common.labels import find_labels
 from lightning_fair.control.draw import Draw
 from lightning_fair.control.draw_source import DrawSource
-from lightning_fair.control.weights import weights_of_mixes
+from lightning_fair.control.weights import class_weights
 from lightning_fair.dataloaders import checks
 from lightning_fair.dataloaders.fair_loader import DeliveredBatch, FairLoader, make_fair, make_stream_fair
 from lightning_fair.dataloaders.stream_tracker import StreamTracker
@@ -112,7 +112,7 @@ class Run:
         draw, settings = self.delivered.draw, self.settings
         by_target = settings.reference == "target"
         mix = self.source.controller.target_at(draw.progress) if by_target else self.source.prior
-        weights = weights_of_mixes(draw.reference(mix), draw.probs, settings.max_weight, settings.exponent)
+        weights = class_weights(draw.reference(mix), draw.probs, settings.max_weight, exponent=settings.exponent)
         self.step_weights.start(torch.from_numpy(weights).float(), self.delivered.labels)
         self.class_weights = weights
 

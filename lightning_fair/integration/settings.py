@@ -146,7 +146,7 @@ class FairSettings:
     def _check_law(self) -> None:
         """Check the law as far as the number of classes and the target are known without the data."""
         alpha, K, horizon = as_schedule(self.alpha), self._known_num_classes, self.horizon
-        for name, value in (("alpha", alpha.trough), ("lambda1", self.lambda1), ("lambda2", self.lambda2)):
+        for name, value in (("alpha", min(alpha.extremes)), ("lambda1", self.lambda1), ("lambda2", self.lambda2)):
             check_at_least_zero(name, value)
         if not 0.0 <= self.loss_ema_decay < 1.0:
             raise ValueError(f"loss_ema_decay must lie in [0, 1), got {self.loss_ema_decay}.")
@@ -163,4 +163,4 @@ class FairSettings:
         if horizon is None and K is not None and not self._is_computed_from_data:
             horizon = law.default_horizon(min_target)
         if horizon is not None:  # else the default, and with it the largest stable alpha, depend on the data
-            law.check_gain(alpha.peak, self.lambda1, self.lambda2, horizon, min_target)
+            law.check_gain(max(alpha.extremes), self.lambda1, self.lambda2, horizon, min_target)

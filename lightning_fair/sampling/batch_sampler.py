@@ -203,7 +203,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         return list(takewhile(lambda draw: not draw.is_delivered, self._in_flight()))
 
     def _in_flight(self) -> Iterator[BatchDraw]:
-        return (draw for draw in self.controller.newest_first() if isinstance(draw, BatchDraw))
+        return (draw for draw in reversed(self.controller.in_flight) if isinstance(draw, BatchDraw))
 
     def _next_draw(self) -> BatchDraw:
         controller = self.controller

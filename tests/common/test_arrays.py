@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from lightning_fair.common.arrays import (
-    arrays_to_tensors,
     check_at_least_zero,
     check_integer,
-    tensors_to_arrays,
+    to_arrays,
     to_numpy,
+    to_tensors,
 )
 
 
@@ -46,10 +46,10 @@ def test_other_values_are_unchanged():
 
 def test_state_of_arrays_survives_the_round_trip():
     state = {"mix": np.array([0.25, 0.75]), "count": 3, "missing": None}
-    tensors = arrays_to_tensors(state)
+    tensors = to_tensors(state)
     assert isinstance(tensors["mix"], torch.Tensor)
     state["mix"][0] = 9.0  # the tensor is a copy
-    arrays = tensors_to_arrays(tensors)
+    arrays = to_arrays(tensors)
     assert arrays["mix"].tolist() == [0.25, 0.75]
     assert (arrays["count"], arrays["missing"]) == (3, None)
     assert not np.shares_memory(arrays["mix"], tensors["mix"].numpy())

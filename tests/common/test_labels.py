@@ -178,7 +178,7 @@ def test_data_set_without_labels_is_refused(source, message):
 
 
 def test_labels_argument_must_fit_the_data():
-    with pytest.raises(ValueError, match=r"one per sample: got 3 for 4 samples"):
+    with pytest.raises(ValueError, match=r"one per sample: got 3 for the 4 samples of Untouchable\. Pass labels="):
         find_labels(Untouchable(), labels=[0, 1, 1])
     with pytest.raises(ValueError, match=r"one class per sample, 'scan' or None, got 'read'"):
         find_labels(Untouchable(), labels="read")
@@ -218,5 +218,5 @@ def test_own_labels_must_fit_the_data():
         def __len__(self):
             return 2
 
-    with pytest.raises(ValueError, match="Limited has 3 labels for 2 samples"):
+    with pytest.raises(ValueError, match="one per sample: got 3 for the 2 samples of Limited"):
         find_labels(Limited(targets=[0, 1, 0]))

@@ -352,7 +352,6 @@ def test_equal_losses_change_nothing():
 
 def test_long_absence_does_not_wind_up():
     """The deficit is at most 1, and after 10,000 batches the same as after ten horizons."""
-    # No wind-up: the deficit is at most 1, and away for 10,000 batches is the same as for ten horizons.
     long, short = FeedbackController(2, horizon=16.0), FeedbackController(2, horizon=16.0)
     for batch in range(10_000):
         long.step_update([0])

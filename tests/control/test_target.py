@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from lightning_fair.control.target import MovingTarget, resolve_target, target_endpoints
-from lightning_fair.schedules import Linear, Shift, Step
+from lightning_fair.schedules import Linear, Shift
 
 # -- values of target_probs ------------------------------------------------------------------------
 
@@ -101,19 +101,12 @@ def test_quantities_follow_the_target():
     target.move_to(1.0)
     np.testing.assert_allclose(target.inverse_q, [5.0, 1 / 0.3, 2.0])
     np.testing.assert_allclose(target.log_q, np.log([0.2, 0.3, 0.5]))
-    assert target.free == pytest.approx(0.97)
 
 
 def test_fixed_target_stays():
     target = MovingTarget([0.5, 0.5], 2, None, min_prob=0.0)
     assert target.progress_at(step=100, epoch=100) == 0.0
     assert target.mix_at(1.0).tolist() == [0.5, 0.5]
-    assert not target.by_epoch
-
-
-def test_by_epoch_is_that_of_the_schedule():
-    for unit, by_epoch in (("step", False), ("epoch", True)):
-        assert MovingTarget(Shift(Step(0.0, 1.0, 3, unit), "uniform"), 2, None, 0.0).by_epoch is by_epoch
 
 
 def test_skipped_classes_share_out_their_target():
