@@ -125,9 +125,7 @@ class FairDataModule(L.LightningDataModule):
             self._own._installed_by_datamodule = True
             trainer.callbacks.append(self._own)  # type: ignore[attr-defined]
         elif self.fair is not None and theirs is not self.fair:
-            raise ValueError(
-                "Both Trainer(callbacks=[...]) and FairDataModule(fair=...) have a FairSampling. Keep one."
-            )
+            raise ValueError("Both Trainer(callbacks=[...]) and FairDataModule(fair=...) have FairSampling. Keep one.")
 
     def train_dataloader(self) -> Any:
         """Return the training loader: fair, or in a Trainer the wrapped module's, which the callback makes fair."""

@@ -81,8 +81,8 @@ class FairSettings:
     @property
     def has_default_law(self) -> bool:
         """Whether the law and the target are the defaults."""
-        names = ("target_probs", *_LAW)
-        return all(np.array_equal(getattr(self, name), getattr(FairSettings, name)) for name in names)
+        pairs = ((getattr(self, name), getattr(FairSettings, name)) for name in ("target_probs", *_LAW))
+        return all(np.array_equal(value, default) for value, default in pairs)
 
     @property
     def draw_seed(self) -> int:
@@ -139,9 +139,9 @@ class FairSettings:
     def _is_computed_from_data(self) -> bool:
         return any(isinstance(end, str) and end in ("prior", "sqrt") for end in target_endpoints(self.target_probs))
 
-    def _check_names(self, num_classes: int) -> None:
-        if self.class_names is not None and (number := len(self.class_names)) != num_classes:
-            raise ValueError(f"class_names must name every class: got {number} names for {num_classes} classes.")
+    def _check_names(self, K: int | None) -> None:
+        if self.class_names is not None and K is not None and len(self.class_names) != K:
+            raise ValueError(f"class_names must name every class: got {len(self.class_names)} names for {K} classes.")
 
     def _check_law(self) -> None:
         """Check the law as far as the number of classes and the target are known without the data."""
@@ -154,8 +154,7 @@ class FairSettings:
             raise ValueError(f"horizon must be at least 1 batch, got {horizon}.")
         if not 0.0 <= self.min_prob < 1.0 / (K or 1):
             raise ValueError(f"min_prob must lie in [0, 1/K), got {self.min_prob} for K = {K or 'any number'}.")
-        if K is not None:
-            self._check_names(K)
+        self._check_names(K)
         # A name stands for a target of any length.
         ends = [end for end in target_endpoints(self.target_probs) if K or isinstance(end, str)]
         mixes = [resolve_target(end, K or 1, np.ones(K or 1)) for end in ends]
