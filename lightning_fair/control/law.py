@@ -47,7 +47,7 @@ def draw_logits(log_q: Floats, deficit: Floats, e: Floats, alpha: float, lambda1
 
 def softmax_with_floor(logits: Floats, floor: Floats) -> Floats:
     """Return ``p = (1 - sum(floor)) * softmax(logits) + floor``, for a floor with a sum below one."""
-    return apply_floor(np.exp(logits - logits.max()), floor)
+    return apply_floor(np.exp(logits - np.maximum.reduce(logits)), floor)
 
 
 def apply_floor(shares: Floats, floor: Floats) -> Floats:
@@ -72,8 +72,7 @@ def moving_average(old: Floats, new: Floats, horizon: float) -> Floats:
 def mix_correction(trained_counts: NDArray[Any], drawn_counts: NDArray[Any], r_before: Floats) -> Floats:
     """Return the class mix that was trained on minus the one that was drawn, for :func:`correct_mix`.
 
-    A batch without samples (a skipped step) counts as one with the mix ``r_before``, the trained mix before the draw:
-    it leaves ``r`` as it was.
+    A batch without samples (a skipped step) has the mix ``r_before``, that before the draw: it leaves ``r`` as it was.
     """
     total = trained_counts.sum()
     trained = trained_counts / total if total else r_before

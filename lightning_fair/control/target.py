@@ -17,9 +17,7 @@ Target: TypeAlias = Literal["uniform", "prior", "sqrt"] | Mapping[int, float] | 
 
 
 class MovingTarget:
-    """The target of a controller. A fixed target is one whose start and end are equal.
-
-    The arguments are those of :class:`~lightning_fair.FeedbackController`.
+    """The target of a controller, whose arguments it has. A fixed target is one whose start and end are equal.
 
     Attributes:
         start, end: Target at progress 0 and at progress 1, shape ``(K,)``.
