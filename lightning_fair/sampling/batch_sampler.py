@@ -223,9 +223,8 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
     def _draw(self, draw_id: int, probs: Floats, trained_mix: Floats, alpha: float, progress: float) -> BatchDraw:
         split, shuffle = self._draw_counts(draw_id, probs)
-        # If the draw is withdrawn, it finds its items by the number of samples drawn before.
         drawn_before, counts = self._drawn, split.to_dense(probs.size)
-        self._drawn = drawn_before + counts
+        self._drawn = drawn_before + counts  # a new array: each draw keeps the old one, to be made again
         indices = self._pools.draw(split)[self._rank_slice].take(shuffle).tolist()
         record = draw_id, probs, counts, trained_mix, alpha, indices, self._rank_slice, shuffle
         return BatchDraw(*record, progress=progress, drawn_before=drawn_before, split=split)
