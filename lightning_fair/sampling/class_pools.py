@@ -79,7 +79,7 @@ class ClassPools:
         self._shuffle(moved[blocks[moved] >= 0])
 
     def draw(self, split: ClassCounts) -> NDArray[Any]:
-        """Return the next items in the order of ``split.labels``, shape ``(batch,)``. An empty class has a count of 0."""
+        """Return the next items in the order of ``split.labels``, shape ``(batch,)``; an empty class has count 0."""
         classes, counts = split
         after, last = self._next[classes], counts.cumsum()
         after += counts
