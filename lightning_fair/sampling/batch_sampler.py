@@ -102,6 +102,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self._rank_slice = slice(self.rank, None, self.world_size)
         self._handle_empty_classes(empty_classes)
         self._withdrawn: deque[Draw] = deque()  # in the order of their numbers; they are drawn again first
+        self._drawn: Ints = np.zeros_like(self.class_counts)  # including the withdrawn draws
         self.epoch, self.exhausted = 0, False
         self._position = 0  # batches of this epoch that have been reported
         self._has_begun = False  # whether this epoch has been iterated over
@@ -126,7 +127,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     @property
     def drawn(self) -> Ints:
         """Samples of each class drawn so far over all ranks, including those in flight, int64, shape ``(K,)``."""
-        return self._pools.drawn - sum(draw.counts for draw in self._withdrawn)
+        return self._drawn - sum(draw.counts for draw in self._withdrawn)
 
     @property
     def trained(self) -> Ints:
@@ -208,10 +209,10 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     def _next_draw(self) -> BatchDraw:
         controller = self.controller
         if self._withdrawn:
-            old, newest = self._withdrawn.popleft(), self._pools.drawn
-            self._pools.drawn = old.drawn_before
+            old, newest = self._withdrawn.popleft(), self._drawn
+            self._pools.drawn = self._drawn = old.drawn_before
             draw = self._draw(old.draw_id, old.probs, old.trained_mix, old.alpha, old.progress)
-            self._pools.drawn = newest
+            self._pools.drawn = self._drawn = newest
             controller.record_draw(draw, redrawn=True)
             return draw
         probs, draw_id = controller.next_probs(), controller.draws
@@ -222,9 +223,10 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
     def _draw(self, draw_id: int, probs: Floats, trained_mix: Floats, alpha: float, progress: float) -> BatchDraw:
         split, shuffle = self._draw_counts(draw_id, probs)
-        drawn_before = self._pools.drawn  # if the draw is withdrawn, it finds its items again
+        drawn_before, counts = self._drawn, split.to_dense(probs.size)
+        self._drawn = drawn_before + counts  # a new array: each draw keeps the old one, to be made again
         indices = self._pools.draw(split)[self._rank_slice].take(shuffle).tolist()
-        record = draw_id, probs, split.to_dense(probs.size), trained_mix, alpha, indices, self._rank_slice, shuffle
+        record = draw_id, probs, counts, trained_mix, alpha, indices, self._rank_slice, shuffle
         return BatchDraw(*record, progress=progress, drawn_before=drawn_before, split=split)
 
     def _draw_counts(self, draw_id: int, probs: Floats) -> tuple[ClassCounts, Ints]:
@@ -260,7 +262,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     def reset(self) -> None:
         """Forget all draws and the state of the controller; the settings stay."""
         self.controller.reset()
-        self._pools.drawn = np.zeros_like(self.class_counts)
+        self._pools.drawn = self._drawn = np.zeros_like(self.class_counts)
         self._withdrawn.clear()
         self.epoch, self._position, self._has_begun = 0, 0, False
 
@@ -291,7 +293,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             "world_size": self.world_size,
             "epoch": self.epoch,
             "position": self._position,
-            "drawn": torch.from_numpy(self._pools.drawn),
+            "drawn": torch.from_numpy(self._drawn.copy()),
             "controller": self.controller.state_dict(),
             "withdrawn": [draw.state_dict() for draw in self._withdrawn],
         }
@@ -322,12 +324,12 @@ class FeedbackBatchSampler(Sampler[list[int]]):
                 )
         self.controller.load_state_dict(state["controller"])
         self.epoch, self._position, self._has_begun = int(state["epoch"]), int(state["position"]), False
-        self._pools.drawn = state["drawn"].numpy()
+        self._pools.drawn = self._drawn = state["drawn"].numpy().copy()
         self._withdrawn = deque([*self.controller.withdraw(), *map(Draw.from_state_dict, state["withdrawn"])])
         if not has_same_draws and self._withdrawn:
             first = self._withdrawn[0]
             self.controller.rewind(first.draw_id, first.trained_mix, first.progress)
-            self._pools.drawn = first.drawn_before
+            self._pools.drawn = self._drawn = first.drawn_before
             self._withdrawn.clear()
 
     @cached_property  # not computed before it is used, and in parts: the labels can be a large memory map

@@ -79,10 +79,7 @@ class ClassPools:
         self._shuffle(moved[blocks[moved] >= 0])
 
     def draw(self, split: ClassCounts) -> NDArray[Any]:
-        """Return the indices of the next items, in the order of ``split.labels``, int32 or int64, shape ``(batch,)``.
-
-        The count of a class without items must be 0.
-        """
+        """Return the next items in the order of ``split.labels``, shape ``(batch,)``; an empty class has count 0."""
         classes, counts = split
         after, last = self._next[classes], counts.cumsum()
         after += counts

@@ -69,10 +69,12 @@ class ClassBuffers:
 
 def _pop_oldest(levels: dict[int, list[Any]], uses: int, count: int) -> list[Any]:
     """Remove and return up to ``count`` samples, the oldest of those used ``uses`` times."""
-    level = levels.pop(uses)
-    if count < len(level):
-        levels[uses] = level[count:]
-    return level[:count]
+    level = levels[uses]
+    if count >= len(level):
+        return levels.pop(uses)
+    oldest = level[:count]
+    del level[:count]
+    return oldest
 
 
 def cap_mix(probs: Floats, caps: Floats) -> Floats:

@@ -86,8 +86,7 @@ class WorkerBalancing:
     def publish(self, stock: Ints, size: int, target: Floats, probs: Floats) -> NDArray[np.bool_]:
         """Publish a draw, and return whether some worker has a sample of each class.
 
-        For a batch of ``size`` samples the worker had ``stock`` samples of each class, steered to the mix ``target``,
-        and drew from the mix ``probs``. All of them have the shape ``(K,)``.
+        The worker had ``stock`` samples of each class, steered to the mix ``target``, and drew ``size`` by ``probs``.
         """
         self._draws += 1
         rate = max(1.0 / self._horizon, 1.0 / self._draws)
