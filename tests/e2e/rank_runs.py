@@ -63,10 +63,10 @@ class Run:
     """The records of one rank, one entry per step."""
 
     steps: list[Step]
-    serials: list[int] = field(default_factory=list)
+    draw_ids: list[int] = field(default_factory=list)
     probs: list[np.ndarray] = field(default_factory=list)
     states: list[Any] = field(default_factory=list)  # after the step, bit for bit
-    ratios: list[np.ndarray] = field(default_factory=list)
+    trained_mixes: list[np.ndarray] = field(default_factory=list)
     params: list[bytes] = field(default_factory=list)
     all_reduces: list[list[int]] = field(default_factory=list)  # how many numbers each of them summed
     epochs: list[int] = field(default_factory=list)
@@ -98,14 +98,14 @@ class _Watched:
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         draw = find_callback(self.trainer)._run.delivered.draw
-        self.run.serials.append(draw.draw_id)
+        self.run.draw_ids.append(draw.draw_id)
         self.run.probs.append(draw.probs.copy())
         self.sums.clear()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         callback = find_callback(self.trainer)
         self.run.states.append(exact(callback.sampler.capture()))
-        self.run.ratios.append(callback.controller.trained_mix.copy())
+        self.run.trained_mixes.append(callback.controller.trained_mix.copy())
         self.run.params.append(b"".join(p.detach().numpy().tobytes() for p in self.parameters()))
         self.run.all_reduces.append(list(self.sums))
         self.run.epochs += [0] * (self.trainer.current_epoch + 1 - len(self.run.epochs))

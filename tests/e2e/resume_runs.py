@@ -347,7 +347,7 @@ class Run:
     optimizer_steps: int
 
     @property
-    def serials(self) -> list[int]:
+    def draw_ids(self) -> list[int]:
         """The number of each step's draw."""
         return [own_draw(step, self.draws) for step in self.steps]
 
@@ -487,7 +487,7 @@ def _differences(whole: Run, rest: Run, checkpoint: Path) -> list[str]:
     ends = (rest.callback, whole.callback) if left.steps else (_at_rest(rest.callback), _at_rest(whole.callback))
     same = {
         "samples": [step.indices for step in rest.steps] == [step.indices for step in left.steps],
-        "draws": rest.serials == left.serials and bits(known) == bits(expected),
+        "draws": rest.draw_ids == left.draw_ids and bits(known) == bits(expected),
         "weights": bits([step.weights for step in rest.steps]) == bits([step.weights for step in left.steps]),
         "losses": bits([step.losses for step in rest.steps]) == bits([step.losses for step in left.steps]),
         "callback": bits(ends[0]) == bits(ends[1]),
@@ -500,11 +500,11 @@ def _differences(whole: Run, rest: Run, checkpoint: Path) -> list[str]:
 
 def _differences_in_any_order(whole: Run, rest: Run, checkpoint: Path) -> list[str]:
     """Return the names of wrong records if batches overtake each other, so that no two runs are the same."""
-    trained = whole.serials[: rest.before]
+    trained = whole.draw_ids[: rest.before]
     owed = set(range(_saved(checkpoint)["sampler"]["controller"]["draws"])) - set(trained)
     right = {
         # No draw is lost or repeated.
-        "draws": sorted(trained + rest.serials) == list(range(len(whole.steps))),
+        "draws": sorted(trained + rest.draw_ids) == list(range(len(whole.steps))),
         "draws in flight": all(bits(rest.draws.get(draw_id)) == bits(whole.draws[draw_id]) for draw_id in owed),
         "optimizer steps": rest.optimizer_steps == whole.optimizer_steps,
     }

@@ -57,7 +57,7 @@ def test_runs_have_something_to_restore(tmp_path):
 def test_batches_overtake_each_other(tmp_path):
     """Batches overtake each other if their order is free; else the scenario would test nothing."""
     (whole,) = in_new_processes([Job("any order, 2 workers", tmp_path)])
-    assert whole.serials != sorted(whole.serials)
+    assert whole.draw_ids != sorted(whole.draw_ids)
     states = [torch.load(path, weights_only=True)["callbacks"]["FairSampling"] for path in tmp_path.glob("*.ckpt")]
     controllers = [state["sampler"]["controller"] for state in states]
     in_flight = [[draw["draw_id"] for draw in controller["in_flight"]] for controller in controllers]

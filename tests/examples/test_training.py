@@ -129,7 +129,7 @@ def test_bad_input_writes_nothing(config, tmp_path, overrides, message):
 @pytest.mark.slow
 def test_overfit_batches_turns_plugin_off(config, capsys):
     cfg = config("logger=none", "trainer.overfit_batches=1")
-    with pytest.warns(UserWarning, match="FairSampling does nothing with overfit_batches"):
+    with pytest.warns(UserWarning, match="FairSampling is off with overfit_batches"):
         report = training.train(cfg)
     assert int(report.drawn.sum()) == 2 * 32
     assert (report.largest_weight, report.effective_sample_size) == (1.0, 32.0)

@@ -310,7 +310,7 @@ def test_labels_without_trainer(labels):
 def test_bad_labels_without_trainer():
     """Labels that do not fit the data are refused without a Trainer."""
     data = FairDataModule(Indexed(), fair=FairSampling(labels=[0, 1, 2, 3]), batch_size=BATCH)
-    with pytest.raises(ValueError, match="one per sample: got 4 for 160"):
+    with pytest.raises(ValueError, match="got 4 for the 160 samples of Indexed"):
         data.train_dataloader()
 
 

@@ -196,7 +196,7 @@ def test_empty_class_is_skipped():
         ({"target_probs": [0.5, 0.5]}, r"lie in \[0, 2\), got 3"),
         ({"num_classes": 3}, r"lie in \[0, 3\), got 3"),
         ({"num_classes": 6}, "No samples of class 4, 5"),
-        ({"labels": [0, 1, 2]}, "one per sample: got 3 for 160"),
+        ({"labels": [0, 1, 2]}, "got 3 for the 160 samples of Indexed"),
         ({"class_names": ["a", "b"]}, "class_names"),
     ],
     ids=str,
