@@ -18,7 +18,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 @pytest.fixture
 def load():
-    """Import a script anew."""
+    """Import a script again, as a new module."""
     before = set(sys.modules)
     yield importlib.import_module
     for name in set(sys.modules) - before:

@@ -29,7 +29,7 @@ def make_draw(controller: FeedbackController, counts: Sequence[int] | NDArray[An
     return draw
 
 
-def labels_of(counts: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
+def labels_from_counts(counts: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
     """Return the labels of a batch with these class counts."""
     return np.repeat(np.arange(len(counts)), counts)
 

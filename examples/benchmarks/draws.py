@@ -1,4 +1,4 @@
-"""Measure what the draws are worth, and what they cost: `python examples/benchmarks/draws.py`.
+"""Measure the noise and the cost of draws: `python examples/benchmarks/draws.py`.
 
 The first half compares the library's sampler with the count deficit and with independent draws, all of them on the
 library's own controller and sampler and, with workers, torch's loader. Its results are a function of the seeds.
@@ -41,10 +41,10 @@ from benchmarks.systems import (
     long_tail_labels,
     machine,
     markdown,
+    mean_std,
     one_class_share,
     rare_labels,
     rebalance,
-    spread,
 )
 from numpy.typing import NDArray
 from torch.utils.data import BatchSampler, DataLoader, TensorDataset, WeightedRandomSampler
@@ -53,7 +53,7 @@ from tqdm import tqdm
 from lightning_fair.control.weights import class_weights
 
 LOSS_CLASSES, LOSS_BATCH = 10, 128
-LEAD = 16
+NUM_PREFETCHED = 16
 
 
 def first_batch(system: System, seed: int) -> float:
@@ -125,7 +125,7 @@ class MeanWeight:
     swing: tuple[float, float]
 
 
-def mean_weight(seed: int, steps: int, num_prefetched: int = LEAD) -> MeanWeight:
+def mean_weight(seed: int, steps: int, num_prefetched: int = NUM_PREFETCHED) -> MeanWeight:
     """Return the mean importance weight with a loader that draws ahead and losses that keep ``p`` moving.
 
     The harder class changes every 30 batches, and half of the gain is on the losses.
@@ -476,17 +476,17 @@ def distance_rows(seeds: Sequence[int], workers: int, steps: int) -> list[list[s
         row(
             "distance of the first batch from 50:50, data at 99:1 (as it comes: 0.49)",
             "≤ 0.0039 (1/256)",
-            lambda system: spread([first_batch(system, seed) for seed in seeds], 4),
+            lambda system: mean_std([first_batch(system, seed) for seed in seeds], 4),
         ),
         row(
             "the same after a history of 100 batches at 99:1",
             "",
-            lambda system: spread([first_batch_after_history(system, seed) for seed in seeds], 4),
+            lambda system: mean_std([first_batch_after_history(system, seed) for seed in seeds], 4),
         ),
         row(
             f"worst of {steps} batches",
             "≤ 0.0039",
-            lambda system: spread([float(batch_distances(run).max()) for run in runs[system]], 4),
+            lambda system: mean_std([float(batch_distances(run).max()) for run in runs[system]], 4),
         ),
         row(
             f"worst of {steps} batches, {workers} workers",
@@ -496,7 +496,7 @@ def distance_rows(seeds: Sequence[int], workers: int, steps: int) -> list[list[s
         row(
             "batches of one class only",
             "0 %",
-            lambda system: spread([100 * one_class_share(run) for run in runs[system]], 2) + " %",
+            lambda system: mean_std([100 * one_class_share(run) for run in runs[system]], 2) + " %",
         ),
     ]
 
@@ -508,7 +508,7 @@ def loss_rows(seeds: Sequence[int], steps: int) -> list[list[str]]:
         [
             f"deviation of a class's samples in a batch from the target, K = {LOSS_CLASSES}, batch {LOSS_BATCH}",
             "",
-            *(spread(counts[system], 3) for system in SYSTEMS),
+            *(mean_std(counts[system], 3) for system in SYSTEMS),
         ]
     ]
     for within, goal in ((0.05, "ratio ≤ 0.3"), (0.3, ""), (0.6, "")):
@@ -521,9 +521,9 @@ def loss_rows(seeds: Sequence[int], steps: int) -> list[list[str]]:
                 f"deviation of the weighted batch loss, K = {LOSS_CLASSES}, batch {LOSS_BATCH}, class means 0.2 to 2, "
                 f"deviation within a class {within}",
                 goal,
-                f"{spread(ours, 4)} (ratio {spread(ours / iid, 2)})",
+                f"{mean_std(ours, 4)} (ratio {mean_std(ours / iid, 2)})",
                 "",
-                spread(iid, 4),
+                mean_std(iid, 4),
             ]
         )
     return rows
@@ -538,9 +538,9 @@ def weight_rows(seeds: Sequence[int], steps: int) -> list[list[str]]:
         error = np.sqrt(np.sum([e * e for _, e in values])) / len(values)
         return f"{mean:.6f} ± {error:.6f}"
 
-    # The spread of the seeds' means would be a second estimate of the same error; the sum of squares has more data.
+    # The deviation of the seeds' means would be a second estimate of the same error; the sum of squares has more data.
     low, high = min(run.swing[0] for run in runs), max(run.swing[1] for run in runs)
-    about = f"loader {LEAD} batches ahead, p/q from {low:.2f} to {high:.2f}"
+    about = f"loader {NUM_PREFETCHED} batches ahead, p/q from {low:.2f} to {high:.2f}"
     return [
         [
             f"mean importance weight ± standard error, {about}",
@@ -583,7 +583,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def report_worth(args: argparse.Namespace) -> None:
-    """Measure and print what the draws are worth."""
+    """Measure and print how much draws scatter."""
     seeds = range(args.seed, args.seed + args.seeds)
     rows = [
         *distance_rows(seeds, args.workers, args.steps),

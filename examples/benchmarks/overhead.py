@@ -297,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="torch's threads (default: 1)")
     parser.add_argument("--without-network", action="store_true", help="leave out the network, which takes longest")
     parser.add_argument("--resnet32", action="store_true", help="measure a step of a ResNet-32, and nothing else")
-    parser.add_argument("--accelerator", default="cpu", help="what the ResNet-32 runs on: cpu (default) or gpu")
+    parser.add_argument("--accelerator", default="cpu", help="device of the ResNet-32: cpu (default) or gpu")
     args = parser.parse_args(argv)
     quiet()
     torch.set_num_threads(args.threads)

@@ -34,7 +34,7 @@ class System:
     """A way to draw batches: the library's own classes, set up differently.
 
     Attributes:
-        name: What tables call it.
+        name: Name in the tables.
         alpha: Gain of the feedback; 0 draws from the target.
         controller: The class of the controller, and so the law.
         batch_sampler: The class of the sampler, and so how the class counts of a batch are drawn.
@@ -64,21 +64,21 @@ def rare_labels(size: int = 60_000) -> NDArray[np.int64]:
     return (np.arange(size) < RARE_SHARE * size).astype(np.int64) * RARE
 
 
-def long_tail_labels(num_classes: int, size: int = 60_000, trained_mix: float = 100.0) -> NDArray[np.int64]:
-    """Return labels of a data set whose classes fall off geometrically, the first ``ratio`` times the last."""
-    share = trained_mix ** -np.linspace(0.0, 1.0, num_classes)
+def long_tail_labels(num_classes: int, size: int = 60_000, imbalance_ratio: float = 100.0) -> NDArray[np.int64]:
+    """Return labels whose class sizes fall geometrically, the first ``imbalance_ratio`` times the last."""
+    share = imbalance_ratio ** -np.linspace(0.0, 1.0, num_classes)
     edges = np.cumsum(share) / share.sum() * size
     return np.searchsorted(edges, np.arange(size), side="right").clip(max=num_classes - 1).astype(np.int64)
 
 
 @dataclass
 class Trace:
-    """What was seen of each batch of a run.
+    """Statistics of each batch of a run.
 
     Attributes:
         share: Share of the rare class in the batch, in [0, 1].
         trained: Share of the rare class in the trained mix after the batch, in [0, 1].
-        weight: Largest importance weight that a class has in the batch; NaN where the sampler did not choose.
+        weight: Largest importance weight that a class has in the batch; NaN if the sampler did not choose.
     """
 
     share: list[float] = field(default_factory=list)
@@ -87,7 +87,7 @@ class Trace:
 
 
 class ModelFreeLoop:
-    """The plain training loop, of a rare and a common class, without a model: nothing but the mix of its batches.
+    """The plain training loop, of a rare and a common class, without a model: it only follows the class mix.
 
     Args:
         system: The system that draws.
@@ -152,9 +152,9 @@ def batches_to_arrive(trained: Sequence[float]) -> int | None:
     return int(arrived[0]) + 1 if arrived.size else None
 
 
-def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Return ``mean ± standard deviation``, or the value alone where there is no spread."""
-    mean, deviation = float(np.mean(values)), float(np.std(values))
+def mean_std(values: Sequence[float], digits: int = 3) -> str:
+    """Return ``mean ± sample standard deviation``, or the mean alone if the deviation rounds to 0."""
+    mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
     text = f"{mean:,.{digits}f}"
     return f"{text} ± {deviation:,.{digits}f}" if deviation >= 0.5 * 10.0**-digits else text
 

@@ -1,4 +1,4 @@
-"""What `conf/` builds for the examples: long-tailed data sets, networks, the classifier, baselines, reports and sweeps.
+"""The classes that `conf/` builds: long-tailed data sets, networks, the classifier, baselines, reports and sweeps.
 
 The library does not need this package. It needs the extra `pip install "lightning-fair[examples]"`.
 """

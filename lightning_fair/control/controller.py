@@ -200,10 +200,14 @@ class FeedbackController:
         self._in_flight.append(draw)
 
     def withdraw(self) -> list[Draw]:
-        """Remove the draws in flight and return them, oldest first. The trained mix stays."""
+        """Take the draws out of flight and return them, oldest first, to be drawn again. The trained mix stays."""
         draws = list(self._in_flight)
         self._in_flight.clear()
         return draws
+
+    def forget_in_flight(self) -> None:
+        """Count the draws in flight as trained on."""
+        self._in_flight.clear()
 
     def rewind(self, draw_id: int, trained_mix: Floats, progress: float = 0.0) -> None:
         """Return to the state before draw ``draw_id``, with the trained mix and the target's progress at that time."""
@@ -251,7 +255,11 @@ class FeedbackController:
             report.losses = law.mean_losses(loss_sums, loss_counts)
             if not self._warned and (loss_counts.sum() < counts.sum() or not np.isfinite(loss_sums).all()):
                 self._warned = True
-                warnings.warn("Some losses are NaN or infinite. They are left out of the loss feedback.", stacklevel=3)
+                warnings.warn(
+                    "Some losses are NaN or infinite. They are left out of the loss feedback; the training step itself "
+                    "still has them.",
+                    stacklevel=3,
+                )
         if report.correction is not None or report.losses is not None:
             # In the order of the draws: a loader may deliver batches in another order.
             insort(self._reports, report, key=lambda report: report.draw_id)

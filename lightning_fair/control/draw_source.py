@@ -15,7 +15,7 @@ class DrawSource(Protocol):
     """The part of a batch sampler that the callback and the dashboard use. The tracker of a stream has it too.
 
     Each event in the life of a draw has one verb: a batch is *drawn*, *delivered* by the loader, and *reported* after
-    it has been trained on, or *withdrawn* if it never is.
+    it has been trained on, or *withdrawn* to be drawn again. The callback only reports.
 
     Attributes:
         controller: The controller that the draws follow.

@@ -92,7 +92,7 @@ class MovingTarget:
         if not np.allclose([start, end], [self.start, self.end], rtol=0.0, atol=1e-9):
             raise ValueError(
                 f"The state steers to {_describe(start, end)}, this controller to {_describe(self.start, self.end)}. "
-                "Resume with the target_probs the checkpoint was made with, or start again without the checkpoint."
+                "Resume with the target_probs the checkpoint was made with, or start without the checkpoint."
             )
         self.move_to(state["progress"])
 

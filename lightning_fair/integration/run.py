@@ -56,7 +56,7 @@ class Run:
     min_delay: int | None = None  # batches after which the losses of a draw are known; None for a stream
     steps_on_device: int = 0  # newest steps that a device may still be working on
     step_weights: StepWeights | None = None  # None if the module has no `weighted_loss`
-    delivered: DeliveredBatch | None = None  # the batch in the current training step
+    current: DeliveredBatch | None = None  # the batch in the training step
     class_weights: Floats | None = None  # its importance weights, shape (K,); None if they are all one
     # Batches that were trained on, with a function that returns their sums; None: trained on as drawn.
     unreported: deque[tuple[Draw, Callable[[], Tensor] | None]] = field(default_factory=deque)
@@ -81,10 +81,10 @@ class Run:
             return Run(self.settings, id(trainer), scanned_labels=self.scanned_labels)
         self.report()
         self.source.abandon_epoch()
-        return replace(self, loader=None, step_weights=None, delivered=None)
+        return replace(self, loader=None, step_weights=None, current=None)
 
     def find_labels(self, dataset: Any) -> NDArray[Any]:
-        """Return the label of every sample; a data set is scanned once, however often its loader is made anew."""
+        """Return the label of every sample; a data set is scanned once, however often its loader is made again."""
         if not isinstance(self.settings.labels, str):
             return find_labels(dataset, self.settings.labels)
         if self.scanned_labels is None or self.scanned_labels[0] is not dataset:
@@ -103,33 +103,33 @@ class Run:
         keep = bool(self.loader.pending_batches)
         self.source.start_iteration(trainer.current_epoch, within_epoch=within_epoch, keep_delivered=keep)
 
-    def deliver(self) -> None:
+    def begin_step(self) -> None:
         """Take the batch of the training step that begins, and set its importance weights."""
         self.class_weights = None
-        self.delivered = self.loader.pop_pending() if self.loader is not None else None
-        if self.delivered is None or self.step_weights is None or self.source is None:
+        self.current = self.loader.pop_pending() if self.loader is not None else None
+        if self.current is None or self.step_weights is None or self.source is None:
             return
-        draw, settings = self.delivered.draw, self.settings
+        draw, settings = self.current.draw, self.settings
         by_target = settings.reference == "target"
         mix = self.source.controller.target_at(draw.progress) if by_target else self.source.prior
         weights = class_weights(draw.reference(mix), draw.probs, settings.max_weight, exponent=settings.exponent)
-        self.step_weights.start(torch.from_numpy(weights).float(), self.delivered.labels)
+        self.step_weights.start(torch.from_numpy(weights).float(), self.current.labels)
         self.class_weights = weights
 
     def end_step(self, *, has_loss: bool, device: torch.device) -> Draw | None:
         """Prepare the report of the batch, and return its draw; None if the batch was not trained on."""
-        if self.delivered is None and self.loader is not None:
-            self.delivered = self.loader.pop_pending()  # a batch that is None has no `on_train_batch_start`
-        delivered, self.delivered = self.delivered, None
-        if delivered is None or self.source is None:
+        if self.current is None and self.loader is not None:
+            self.current = self.loader.pop_pending()  # a batch that is None has no `on_train_batch_start`
+        current, self.current = self.current, None
+        if current is None or self.source is None:
             return None
-        draw, trained = delivered.draw, has_loss and len(delivered.labels) > 0
+        draw, trained = current.draw, has_loss and len(current.labels) > 0
         # Every rank takes part in one sum per step, whatever its batch was.
         sums = None
         if self.step_weights is not None:
             sums = self.step_weights.finish(trained=trained)
-        elif not (trained and delivered.as_drawn and self.source.world_size == 1):
-            sums = torch.from_numpy(np.bincount(delivered.labels, minlength=draw.counts.size) * trained).to(device)
+        elif not (trained and current.as_drawn and self.source.world_size == 1):
+            sums = torch.from_numpy(np.bincount(current.labels, minlength=draw.counts.size) * trained).to(device)
         self.unreported.append((draw, None if sums is None else copy_to_host(sum_over_ranks(sums))))
         self.report(keep=self.steps_on_device)
         return draw if trained else None
@@ -170,7 +170,7 @@ class Run:
         """Report all batches, and end the epoch."""
         assert self.source is not None
         self.report()
-        self.delivered = None
+        self.current = None
         if self.step_weights is not None:
             self.step_weights.is_open = False
         self.source.end_epoch()
@@ -239,7 +239,7 @@ def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[An
 def _make_data_set_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> DataLoader[Any]:
     checks.check_loader(loader)
     run.sampler, run.tracker = _find_sampler(run, trainer, loader), None
-    # Lightning fetches one batch ahead if a loader beside this one has no length.
+    # Lightning fetches one batch ahead if another training loader has no length.
     several = run.settings.dataloader is not None
     run.min_delay = checks.num_prefetched(loader) + 1 + run.steps_on_device + several
     on_start, guess_labels = partial(run.start_drawing, trainer), run.settings.labels is None
@@ -257,7 +257,7 @@ def _find_sampler(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> Feed
     # The tuner tries batch sizes without callbacks, and then restores the state.
     is_tuning = not trainer.callbacks  # type: ignore[attr-defined]
     if sampler is not None and sampler.controller.draws and not is_tuning:
-        rank_zero_warn("The training data or the batch size have changed: FairSampling starts anew.")
+        rank_zero_warn("The training data or the batch size have changed: FairSampling starts over.")
         run.totals, run.has_warned = RunTotals(), False
     if (ignored := checks.ignored_sampler(loader)) is not None:
         rank_zero_warn(

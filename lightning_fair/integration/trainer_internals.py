@@ -38,7 +38,7 @@ def should_log(trainer: L.Trainer) -> bool:
 
 
 def log_context(trainer: L.Trainer, source: DrawSource, class_names: Sequence[str], *, weighted: bool) -> LogContext:
-    """Return what the dashboard has to know about this moment of the training."""
+    """Return the state of the training that the dashboard logs of the training."""
     writers = [x for x in trainer.loggers if isinstance(x, TensorBoardLogger)] if trainer.is_global_zero else []
     boards = [Board(x, f"{x._prefix}{x.LOGGER_JOIN_CHAR}" if x._prefix else "") for x in writers]
     step = trainer.fit_loop.epoch_loop._batches_that_stepped

@@ -32,11 +32,6 @@ class FairRotation:
             the integers that every JSON reader holds exactly.
         seed: Seed of the random order, at least 0; None for a new one each time.
 
-    Attributes:
-        n: Size of the range; :meth:`resize` changes it, as it does ``k`` and ``start``.
-        k: Numbers in a batch.
-        start: First number of the range.
-
     Raises:
         ValueError: If an argument is out of its range.
         TypeError: If ``n``, ``k`` or ``start`` is not an integer.
@@ -49,13 +44,28 @@ class FairRotation:
     """
 
     def __init__(self, n: int, k: int, start: int = 1, seed: int | None = None) -> None:
-        self.n, self.k, self.start = check_inputs(n, k, start)
+        self._n, self._k, self._start = check_inputs(n, k, start)
         self._rng = np.random.default_rng(seed)
         self.reset()
 
     def __repr__(self) -> str:
         used = np.count_nonzero(self._counts) + len(self._outside_numbers)
         return f"<FairRotation n={self.n}, k={self.k}, start={self.start}: {used:,} with a count>"
+
+    @property
+    def n(self) -> int:
+        """Size of the range; :meth:`resize` changes it, as it does ``k`` and ``start``."""
+        return self._n
+
+    @property
+    def k(self) -> int:
+        """Numbers in a batch."""
+        return self._k
+
+    @property
+    def start(self) -> int:
+        """First number of the range."""
+        return self._start
 
     @property
     def counts(self) -> Counter[int]:
@@ -123,7 +133,7 @@ class FairRotation:
         current = (self.n, self.k, self.start)
         inputs = (old if new is None else new for new, old in zip((n, k, start), current, strict=True))
         counts = self.to_arrays()
-        self.n, self.k, self.start = check_inputs(*inputs)
+        self._n, self._k, self._start = check_inputs(*inputs)
         self._set_counts(*counts)
 
     def load_counts(self, counts: Mapping[int, int] | str) -> None:

@@ -113,8 +113,8 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         if empty.any() and empty_classes == "error":
             names = ", ".join(map(str, np.flatnonzero(empty)[:5])) + (", ..." if empty.sum() > 5 else "")
             raise ValueError(
-                f"No samples of class {names}, but the target wants some. Set their target to 0, check "
-                'num_classes, or pass empty_classes="skip" to share their target out over the others.'
+                f"No samples of class {names}, but the target gives them a probability above 0. Set their target to 0, "
+                'check num_classes, or pass empty_classes="skip" to share their target out over the others.'
             )
         if empty.any():
             self.controller.skip_classes(empty)
@@ -166,7 +166,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     def iter_with_ids(self) -> Iterator[tuple[int, list[int]]]:
         """Iterate over the same batches, each with the number of its draw."""
         if not self._keeps_in_flight:
-            self.controller.withdraw()  # the draws that an abandoned iteration left in flight count as trained on
+            self.controller.forget_in_flight()  # of an abandoned iteration
         num_in_flight = len(self.controller.in_flight)
         if self._has_begun:
             self.end_epoch()
@@ -190,7 +190,9 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         """Return the draw of the batch that the loader delivers, by default the oldest one not delivered yet."""
         draws = self._undelivered() if draw_id is None else [d for d in self._in_flight() if d.draw_id == draw_id]
         if not draws:
-            raise RuntimeError("The loader hands out more batches than were drawn: each must come out once.")
+            raise RuntimeError(
+                "The loader delivered a batch that was not drawn, or one batch twice. Each must be delivered once."
+            )
         draws[-1].is_delivered = True
         return draws[-1]
 
@@ -320,7 +322,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             if value != expected[name]:
                 raise ValueError(
                     f"The checkpoint was made with {name} = {value}, this run has {expected[name]}. "
-                    "Resume with the same data set and settings, or start anew without the checkpoint."
+                    "Resume with the same data set and settings, or start without the checkpoint."
                 )
         self.controller.load_state_dict(state["controller"])
         self.epoch, self._position, self._has_begun = int(state["epoch"]), int(state["position"]), False

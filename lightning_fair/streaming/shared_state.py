@@ -50,7 +50,7 @@ class SharedState:
     def copy_controller(self, controller: FeedbackController) -> FeedbackController:
         """Return a copy of the controller that continues from the published state, with no draw in flight."""
         values, own = self._values.numpy(), deepcopy(controller)
-        own.withdraw()
+        own.forget_in_flight()
         if values[_STEP] >= own.draws:  # smaller in a worker that starts later, if nobody reports in the main process
             own.rewind(int(values[_STEP]), self._vectors[1], float(values[_PROGRESS]))
         own.epoch = own.epoch if self.epoch is None else self.epoch

@@ -86,8 +86,8 @@ class FairStream(IterableDataset[Any]):
         brings_controller: Whether a controller was passed to the constructor.
 
     Raises:
-        ValueError: If a number is out of range; during iteration, if a label is not an integer in ``[0, K)``.
-        TypeError: If the source is not iterable; during iteration, if a sample has no label.
+        ValueError: If a number is out of range; during iteration, if a label is not in ``[0, K)``.
+        TypeError: If the source is not iterable; during iteration, if a sample has no label that is one integer.
 
     Example:
         >>> source = [(float(i), int(i % 100 == 99)) for i in range(800)]
@@ -214,7 +214,7 @@ class FairStream(IterableDataset[Any]):
         worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
         if in_flight:
             controller = self.controller
-            controller.withdraw()  # draws of an abandoned iteration count as trained on
+            controller.forget_in_flight()  # of an abandoned iteration
         else:
             controller = self._shared.copy_controller(self.controller)
         source = self._open_source(worker, num_workers)

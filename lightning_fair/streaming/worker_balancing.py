@@ -159,7 +159,7 @@ def balance_mixes(q: Floats, caps: Floats) -> Floats:
 
 
 def _reachable(q: Floats, caps: Floats, capped: NDArray[np.bool_]) -> Floats:
-    """Lower the classes that every worker caps to what they can have; the others get the rest in proportion."""
+    """Lower classes that every worker caps to the largest share that the caps allow; the others get the rest."""
     limited = np.minimum(q[capped], caps[:, capped].mean(axis=0))
     others = q[~capped].sum()
     reachable = q * ((1.0 - limited.sum()) / others if others > 0 else 1.0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from control_helpers import class_mixes, labels_of, make_draw, same, state_is_finite
+from control_helpers import class_mixes, labels_from_counts, make_draw, same, state_is_finite
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -187,7 +187,7 @@ def test_get_probs_is_that_of_the_oldest_draw():
     draws = [make_draw(controller, counts) for counts in ([4, 0], [1, 3], [2, 2])]
     for draw in draws:
         assert controller.get_probs().tolist() == draw.probs.tolist()
-        controller.step_update(labels_of(draw.counts))
+        controller.step_update(labels_from_counts(draw.counts))
     assert controller.in_flight == ()
     assert controller.get_probs().tolist() == controller.next_probs().tolist()
 
@@ -203,7 +203,7 @@ def test_report_of_the_drawn_counts_changes_nothing():
     controller = FeedbackController(2)
     draw = make_draw(controller, [3, 1])
     before = controller.trained_mix
-    controller.step_update(labels_of(draw.counts))
+    controller.step_update(labels_from_counts(draw.counts))
     assert controller.trained_mix.tolist() == before.tolist()
 
 
@@ -211,8 +211,8 @@ def test_reported_counts_replace_drawn_counts():
     controller, seen = FeedbackController(3), FeedbackController(3)
     for drawn, kept in (([2, 2, 4], [2, 2, 0]), ([3, 3, 2], [0, 3, 1]), ([2, 3, 3], [2, 3, 3])):
         make_draw(controller, drawn)
-        controller.step_update(labels_of(kept))
-        seen.step_update(labels_of(kept))
+        controller.step_update(labels_from_counts(kept))
+        seen.step_update(labels_from_counts(kept))
         np.testing.assert_allclose(controller.trained_mix, seen.trained_mix, rtol=1e-12)
         np.testing.assert_allclose(controller.get_probs(), seen.get_probs(), rtol=1e-9)
 
@@ -222,7 +222,7 @@ def test_late_report_corrects_the_trained_mix():
     controller = FeedbackController(3, horizon=16.0)
     for drawn in ([2, 2, 4], [3, 3, 2], [2, 3, 3]):
         make_draw(controller, drawn)
-    controller.step_update(labels_of([2, 0, 0]))
+    controller.step_update(labels_from_counts([2, 0, 0]))
     trained_mix = [1 / 3] * 3
     for seen in ([2, 0, 0], [3, 3, 2], [2, 3, 3]):
         trained_mix = reference.follow(trained_mix, seen, 16.0)
@@ -375,7 +375,7 @@ def drawn(controller, size=4000):
     """Draw and train on a batch whose counts are those expected, and return its class mix."""
     probs = controller.next_probs()
     make_draw(controller, np.rint(size * probs).astype(np.int64))
-    controller.step_update(labels_of(controller.in_flight[0].counts))
+    controller.step_update(labels_from_counts(controller.in_flight[0].counts))
     return probs
 
 
@@ -426,7 +426,7 @@ def test_get_target_is_that_of_the_oldest_draw():
     assert targets[0] != targets[1] != targets[2]
     for target in targets:
         assert controller.get_target().tolist() == target
-        controller.step_update(labels_of(controller.in_flight[0].counts))
+        controller.step_update(labels_from_counts(controller.in_flight[0].counts))
     assert controller.get_target().tolist() == controller.q.tolist()
 
 
@@ -456,7 +456,7 @@ def busy_controller(**settings):
     for _ in range(7):
         draw = make_draw(controller, rng.multinomial(8, controller.next_probs()))
         if len(controller.in_flight) > 2:
-            y = labels_of(controller.in_flight[0].counts)[1:]
+            y = labels_from_counts(controller.in_flight[0].counts)[1:]
             controller.step_update(y, rng.exponential(size=y.size))
     assert len(controller.in_flight) == 2
     assert controller.state_dict()["reports"]
@@ -491,7 +491,7 @@ def test_loaded_state_continues_exactly(settings):
         losses = rng.exponential(size=8)
         for each in (controller, other):
             make_draw(each, counts)
-            y = labels_of(each.in_flight[0].counts)
+            y = labels_from_counts(each.in_flight[0].counts)
             each.step_update(y, losses)
         assert other.get_probs().tolist() == controller.get_probs().tolist()
         assert same(other.state_dict(), controller.state_dict())

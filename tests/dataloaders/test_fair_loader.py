@@ -229,13 +229,13 @@ def test_loader_may_fetch_ahead(workers):
     assert [data.pending_batches[-1].draw.labels.tolist() == y.tolist() for _, y, _ in data] == [True] * 10
 
 
-def labelled(N=64):
+def labeled(N=64):
     return TensorDataset(torch.arange(float(N)), torch.arange(N) % 4)
 
 
 def test_labels_are_copied_from_tensors():
     """For workers that are not forked torch moves the tensors of the data set, and a view of the old memory dangles."""
-    dataset = labelled()
+    dataset = labeled()
     sampler = FeedbackBatchSampler(dataset, 8)
     assert not np.shares_memory(sampler.labels, dataset.tensors[1].numpy())
     dataset.tensors[1].share_memory_().zero_()
@@ -244,7 +244,7 @@ def test_labels_are_copied_from_tensors():
 
 @pytest.mark.slow
 def test_labels_with_spawned_workers():
-    dataset = labelled()
+    dataset = labeled()
     data = make_fair(
         DataLoader(dataset, 8, num_workers=1, multiprocessing_context="spawn"), FeedbackBatchSampler(dataset, 8, 4)
     )

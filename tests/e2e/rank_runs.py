@@ -97,7 +97,7 @@ class _Watched:
         self.sums: list[int] = []
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        draw = find_callback(self.trainer)._run.delivered.draw
+        draw = find_callback(self.trainer)._run.current.draw
         self.run.draw_ids.append(draw.draw_id)
         self.run.probs.append(draw.probs.copy())
         self.sums.clear()
@@ -347,12 +347,12 @@ class Ranks:
     def _start(self) -> None:
         port = str(free_port())
         for rank in range(self.world_size):
-            here, there = multiprocessing.Pipe()
+            parent_end, child_end = multiprocessing.Pipe()
             # As a cluster's launcher sets them, so that Lightning starts no processes itself.
             place = {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            self.processes.append(start("serve", str(there.fileno()), pass_fds=[there.fileno()], **place))
-            self.pipes.append(here)
-            there.close()
+            self.processes.append(start("serve", str(child_end.fileno()), pass_fds=[child_end.fileno()], **place))
+            self.pipes.append(parent_end)
+            child_end.close()
 
     def _answers(self, deadline: float) -> list[Any]:
         answers = []

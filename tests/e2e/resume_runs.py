@@ -32,7 +32,7 @@ from lightning_fair import FairDataModule, FairSampling, FeedbackBatchSampler, F
 from lightning_fair.integration.callback import find_callback
 from lightning_fair.schedules import Linear, Shift
 
-COUNTS = (28, 10, 6, 4)  # so few that classes are used up and begin anew, within batches too
+COUNTS = (28, 10, 6, 4)  # so few that classes are used up and begin again, within batches too
 PER_EPOCH = sum(COUNTS) // BATCH
 EPOCHS = 2
 BATCHES = EPOCHS * PER_EPOCH
@@ -295,9 +295,9 @@ def _counted_at_delivery() -> None:
     save = FairSampling.state_dict
 
     def state_dict(self: FairSampling) -> dict[str, Any]:
-        delivered, self._run.delivered = self._run.delivered, None
-        if delivered is not None and self.sampler is not None:
-            self.sampler.report(delivered.draw)
+        current, self._run.current = self._run.current, None
+        if current is not None and self.sampler is not None:
+            self.sampler.report(current.draw)
         return save(self)
 
     FairSampling.state_dict = state_dict  # type: ignore[method-assign]
@@ -312,7 +312,7 @@ FAULTS = {
     "draws in flight not restored": _nothing_in_flight,
     "losses on their way not restored": _no_losses,
     "counted at delivery": _counted_at_delivery,
-    "optimiser not restored": _no_optimizer,
+    "optimizer not restored": _no_optimizer,
 }
 
 

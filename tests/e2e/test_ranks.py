@@ -308,7 +308,7 @@ def test_resume_with_same_local_batch(workers, two, four, tmp_path):
         for at, runs in zip(trained, others, strict=True):
             assert_agree(runs)
             assert_items_used_equally(runs, tolerance=2)
-            if (done := at % EPOCH) < epoch:  # else Lightning begins that epoch anew
+            if (done := at % EPOCH) < epoch:  # else Lightning restarts that epoch
                 assert len(runs[0].steps) == (2 - at // EPOCH) * epoch - done
             assert np.allclose(runs[0].trained_mixes[-1], follow(mixes(before)[:at] + mixes(runs)), rtol=0, atol=1e-12)
             assert runs[0].draw_ids == list(range(at, at + len(runs[0].draw_ids)))
@@ -369,9 +369,9 @@ def test_every_way_to_launch(strategies, two, tmp_path):
     finally:
         rank_runs.end(launched)
     for name in strategies:
-        for rank, there in enumerate(expected):
+        for rank, reference in enumerate(expected):
             run = pickle.loads((tmp_path / name / f"rank{rank}").read_bytes())
-            assert (run.indices, run.states, run.params) == (there.indices, there.states, there.params)
+            assert (run.indices, run.states, run.params) == (reference.indices, reference.states, reference.params)
 
 
 # The last test, for after it the processes have to be started again.

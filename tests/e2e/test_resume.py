@@ -35,7 +35,7 @@ def test_resume_after_any_cut(tmp_path, name):
         ("draws in flight not restored", "every step, 2 workers", "samples"),
         ("losses on their way not restored", "every step", "draws"),
         ("counted at delivery", "exception in every batch", "samples"),
-        ("optimiser not restored", "every step", "model"),
+        ("optimizer not restored", "every step", "model"),
     ],
 )
 def test_comparison_detects_faults(tmp_path, fault, name, finds):
@@ -157,10 +157,10 @@ def test_foreign_checkpoint_is_refused(tmp_path, counts, of_loader, settings, ma
     with pytest.raises(ValueError, match=match):
         fit(Weighted(), data(), fair, ckpt=path, max_epochs=2)
     # The same callback without the checkpoint: a new run like any other.
-    after, anew = Weighted(len(counts)), Weighted(len(counts))
+    after, started = Weighted(len(counts)), Weighted(len(counts))
     fit(after, data(), fair)
-    fit(anew, data(), fresh)
-    assert [step.indices for step in after.steps] == [step.indices for step in anew.steps]
+    fit(started, data(), fresh)
+    assert [step.indices for step in after.steps] == [step.indices for step in started.steps]
     assert bits(fair.state_dict()) == bits(fresh.state_dict())
 
 

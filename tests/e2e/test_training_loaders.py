@@ -377,7 +377,7 @@ def test_batch_size_search_leaves_no_trace(workers, tmp_path):
     """Lightning tries sizes 2, 4, 8 during ``fit``, and returns to the start."""
     module, fair, data = Weighted(), moving(), Sized(workers)
     finder = BatchSizeFinder(steps_per_trial=3, init_val=2, max_trials=3)
-    with recorded_draws() as draws, warnings_about("starts anew") as warned:
+    with recorded_draws() as draws, warnings_about("starts over") as warned:
         run = trainer(fair, finder, default_root_dir=tmp_path)
         run.fit(module, datamodule=data)
     size = data.batch_size

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import reference
 from benchmarks.comparison import CountDeficitController
-from control_helpers import labels_of, make_draw, same, state_is_finite
+from control_helpers import labels_from_counts, make_draw, same, state_is_finite
 
 from lightning_fair import FeedbackBatchSampler
 
@@ -50,7 +50,7 @@ def test_loaded_state_continues_exactly():
     controller, rng = new(), np.random.default_rng(0)
     for _ in range(5):
         make_draw(controller, rng.multinomial(8, controller.next_probs()))
-    controller.step_update(labels_of(controller.in_flight[0].counts)[1:], rng.exponential(size=7))
+    controller.step_update(labels_from_counts(controller.in_flight[0].counts)[1:], rng.exponential(size=7))
     loaded = new()
     loaded.load_state_dict(controller.state_dict())
     for _ in range(5):

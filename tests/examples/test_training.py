@@ -166,7 +166,7 @@ def test_run_resumes_from_checkpoint(config, tmp_path):
 
 @pytest.fixture
 def own(tmp_path_factory):
-    """A file of small colour images whose brightness tells the class."""
+    """A file of small color images whose brightness tells the class."""
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     parts = {}

@@ -187,8 +187,8 @@ def test_two_callbacks_are_refused(later):
     assert module.steps == []
 
 
-def test_other_trainer_starts_anew():
-    """The callback starts anew with another Trainer."""
+def test_other_trainer_starts_over():
+    """The callback starts over with another Trainer."""
     fair = moving()
     first, second = trainer(fair, max_epochs=1), trainer(fair, max_epochs=1)
     for fitted in (first, second):
@@ -211,8 +211,8 @@ def test_copies_within_fit():
     assert pickle.loads(copies.pickled).sampler.trained.sum() == 2 * BATCH
 
 
-def test_new_run_starts_anew():
-    """A new run with the same callback starts anew."""
+def test_new_run_starts_over():
+    """A new run with the same callback starts over."""
     fair = moving()
     runs = []
     for _ in range(2):

@@ -130,6 +130,13 @@ def test_resize_keeps_counts(rotation, size):
     assert set(rotation.next_batch(warn=False)) <= set(numbers_of(rotation))
 
 
+@pytest.mark.parametrize("name", ["n", "k", "start"])
+def test_sizes_are_read_only(name):
+    """The counts belong to the sizes, so only ``resize`` changes them."""
+    with pytest.raises(AttributeError):
+        setattr(FairRotation(3, 2), name, 10)
+
+
 def test_resize_changes_only_given_values():
     rotation = FairRotation(n=4, k=4, start=3, seed=0)
     rotation.next_batch()

@@ -105,7 +105,7 @@ def test_deliver_returns_draw_of_batch():
         assert record.counts.tolist() == np.bincount(LABELS[batch], minlength=3).tolist()
         assert sampler.controller.get_probs().tolist() == record.probs.tolist()
         sampler.report(record)
-    with pytest.raises(RuntimeError, match=r"hands out more batches than were drawn"):
+    with pytest.raises(RuntimeError, match=r"delivered a batch that was not drawn"):
         sampler.deliver()
 
 

@@ -7,12 +7,12 @@ import torch
 from lightning_fair import FairStream, FeedbackController
 
 
-@pytest.mark.parametrize("of", [torch.Tensor, np.ndarray])
-def test_slices_are_copied(of):
+@pytest.mark.parametrize("kind", [torch.Tensor, np.ndarray])
+def test_slices_are_copied(kind):
     """A slice of a larger block does not own its memory, and its copy does."""
-    images = torch.zeros(400, 28, 28) if of is torch.Tensor else np.zeros((400, 28, 28))
+    images = torch.zeros(400, 28, 28) if kind is torch.Tensor else np.zeros((400, 28, 28))
     fair = FairStream([(images[i], i % 4) for i in range(400)], FeedbackController(4), batch_size=8, buffer_size=50)
-    assert all((x._base if of is torch.Tensor else x.base) is None for x, _ in fair)
+    assert all((x._base if kind is torch.Tensor else x.base) is None for x, _ in fair)
 
 
 @pytest.mark.parametrize(
