@@ -177,6 +177,8 @@ class FeedbackController:
     def next_probs(self, available: NDArray[np.bool_] | None = None) -> Floats:
         """Return the class mix ``p`` of the next draw, shape ``(K,)``.
 
+        Reports that are due take effect first, and a moving target moves. Calling it again changes nothing.
+
         Args:
             available: Whether each class can be drawn, shape ``(K,)``; the others get probability 0. At least one class
                 with a target has to be available. None: all are.

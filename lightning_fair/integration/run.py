@@ -79,7 +79,7 @@ class Run:
         """Return the run of the fit that begins; it continues this one if the Trainer continues its training."""
         if self.source is None or self.trainer_id != id(trainer) or not trainer.global_step:
             return Run(self.settings, id(trainer), scanned_labels=self.scanned_labels)
-        self.report()
+        self.flush_reports()
         self.source.abandon_epoch()
         return replace(self, loader=None, step_weights=None, current=None)
 
@@ -95,7 +95,7 @@ class Run:
         """Withdraw the draws that were not trained on, and begin an epoch if Lightning does."""
         assert self.source is not None
         assert self.loader is not None
-        self.report()
+        self.flush_reports()
         # A checkpoint of an epoch's last batch is written before `on_train_epoch_end`.
         within_epoch = is_within_epoch(trainer)
         if not within_epoch:
@@ -131,10 +131,10 @@ class Run:
         elif not (trained and current.as_drawn and self.source.world_size == 1):
             sums = torch.from_numpy(np.bincount(current.labels, minlength=draw.counts.size) * trained).to(device)
         self.unreported.append((draw, None if sums is None else copy_to_host(sum_over_ranks(sums))))
-        self.report(keep=self.steps_on_device)
+        self.flush_reports(keep=self.steps_on_device)
         return draw if trained else None
 
-    def report(self, keep: int = 0) -> None:
+    def flush_reports(self, keep: int = 0) -> None:
         """Report all but the newest ``keep`` batches to the source."""
         while len(self.unreported) > keep and self.source is not None:
             draw, read_sums = self.unreported.popleft()
@@ -169,7 +169,7 @@ class Run:
     def end_epoch(self) -> None:
         """Report all batches, and end the epoch."""
         assert self.source is not None
-        self.report()
+        self.flush_reports()
         self.current = None
         if self.step_weights is not None:
             self.step_weights.is_open = False
@@ -177,7 +177,7 @@ class Run:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as of the last batch that was trained on."""
-        self.report()
+        self.flush_reports()
         sampler = None if self.source is None else self.source.capture()
         delay = None if self.source is None else self.source.controller.feedback_delay
         return {"sampler": sampler, "feedback_delay": delay, **vars(self.totals)}

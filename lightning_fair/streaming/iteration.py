@@ -166,7 +166,7 @@ def _count_for_mix(mix: Floats, draw: StreamDraw, controller: FeedbackController
     """Count a draw made for ``mix`` relative to it, so that classes left to other workers show no deficit."""
     q, rate = controller.q, 1.0 / controller.horizon
     relative = np.divide(draw.counts / draw.counts.sum() * q, mix, out=q.copy(), where=mix > 0)
-    controller.rewind(controller.draws, (1.0 - rate) * draw.trained_mix + rate * relative, draw.progress)
+    controller.trained_mix = (1.0 - rate) * draw.trained_mix + rate * relative
 
 
 def _limit_counts(counts: Ints, stock: Ints) -> Ints:

@@ -17,6 +17,7 @@ LABELS = np.repeat([0, 1, 2], [90, 25, 5])
 
 
 def make(labels=LABELS, batch_size=12, steps=10, *, feedback_delay=1, lambda2=0.0, target=None, **settings):
+    """Return a batch sampler with a controller of its own."""
     controller = FeedbackController(
         int(np.max(np.asarray(labels))) + 1, target, lambda2=lambda2, feedback_delay=feedback_delay
     )
