@@ -43,6 +43,26 @@ def test_default_law(settings, is_default):
     assert FairSettings(**settings).has_default_law is is_default
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"alpha": 4.0},
+        {"lambda1": 0.5},
+        {"lambda2": 0.1},
+        {"min_prob": 1e-3},
+        {"horizon": 50.0},
+        {"loss_ema_decay": 0.5},
+    ],
+    ids=str,
+)
+def test_law_reaches_controller(setting):
+    """Each setting of the law is that of the controller."""
+    controller, default = (FairSettings(**each).make_sampler([0, 1, 1], 2).controller for each in (setting, {}))
+    ((name, value),) = setting.items()
+    assert getattr(controller, name) == (schedules.as_schedule(value) if name == "alpha" else value)
+    assert getattr(controller, name) != getattr(default, name)
+
+
 def test_class_names():
     """Names come from the settings, or else from the data set, or else they are the class numbers."""
 
