@@ -273,6 +273,6 @@ def as_schedule(value: float | Schedule) -> Schedule:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(
             f"Expected a number or a lightning_fair.schedules.Schedule, got {value!r}. "
-            "For a function of the step, subclass Schedule."
+            "For a function of the step, subclass Schedule, which also states its extremes."
         )
     return Constant(float(value))

@@ -63,7 +63,7 @@ BAD_JSON = {
     "same key": ('{"1": 2, "1": 3}', r"a key occurs twice"),
     "same number": ('{"1": 2, "01": 3}', r"The number 1 must occur once .* got it twice"),
     "negative": ('{"1": -1}', r"Counts must lie in \[0, 1,000,000,000\], got -1 for number 1"),
-    "fraction": ('{"1": 1.5}', r"A count must be a whole number, got 1\.5"),
+    "fraction": ('{"1": 1.5}', r"The count of number 1 must be a whole number, got 1\.5"),
     "1e300": ('{"1": 1e300}', r"must be a whole number, got Decimal"),
     "near 3": ('{"1": 3.0000000000000000001}', r"must be a whole number, got Decimal"),
     "near 0": ('{"1": 1e-400}', r"must be a whole number, got Decimal"),

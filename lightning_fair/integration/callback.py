@@ -87,7 +87,7 @@ class FairSampling(L.Callback):
         labels: Labels = None,
         num_classes: int | None = None,
         class_names: Sequence[str] | None = None,
-        dataloader: str | int | None = None,
+        dataloader: int | str | None = None,
         steps_per_epoch: int | None = None,
         empty_classes: EmptyClasses = "error",
         feedback_delay: int | None = None,

@@ -47,7 +47,7 @@ class FairSettings:
     labels: Labels = None
     num_classes: int | None = None
     class_names: Sequence[str] | None = None
-    dataloader: str | int | None = None
+    dataloader: int | str | None = None
     steps_per_epoch: int | None = None
     empty_classes: EmptyClasses = "error"
     feedback_delay: int | None = None
@@ -132,7 +132,7 @@ class FairSettings:
     def _known_num_classes(self) -> int | None:
         """Number of classes according to the settings alone."""
         ends = target_endpoints(self.target_probs)
-        vectors = (end for end in ends if end is not None and not isinstance(end, (str, Mapping)))
+        vectors = (end for end in ends if np.ndim(end) == 1 and not isinstance(end, (str, Mapping)))  # type: ignore[arg-type]
         return self.num_classes or next((len(end) for end in vectors), None)  # type: ignore[arg-type]
 
     @property
@@ -154,6 +154,9 @@ class FairSettings:
             raise ValueError(f"horizon must be at least 1 batch, got {horizon}.")
         if not 0.0 <= self.min_prob < 1.0 / (K or 1):
             raise ValueError(f"min_prob must lie in [0, 1/K), got {self.min_prob} for K = {K or 'any number'}.")
+        for end in target_endpoints(self.target_probs):
+            if end is not None and not isinstance(end, (str, Mapping)) and np.ndim(end) != 1:
+                raise ValueError(f"target_probs must be a name, a vector, a mapping or a Shift of these, got {end!r}.")
         self._check_names(K)
         # A name stands for a target of any length.
         ends = [end for end in target_endpoints(self.target_probs) if K or isinstance(end, str)]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_fair.common.arrays import Ints
+from lightning_fair.common.arrays import Ints, check_integer
 from lightning_fair.rotation.serialization import LARGEST_COUNT, check_inputs, dump, parse, read_counts
 
 
@@ -45,7 +45,7 @@ class FairRotation:
 
     def __init__(self, n: int, k: int, start: int = 1, seed: int | None = None) -> None:
         self._n, self._k, self._start = check_inputs(n, k, start)
-        self._rng = np.random.default_rng(seed)
+        self._rng = np.random.default_rng(None if seed is None else check_integer("seed", seed, 0))
         self.reset()
 
     def __repr__(self) -> str:

@@ -80,7 +80,9 @@ def check_inputs(n: Any, k: Any, start: Any) -> tuple[int, int, int]:
     """Return ``n``, ``k`` and ``start`` as plain integers; raise the errors of ``FairRotation``."""
     n, k, start = whole_number("N", n), whole_number("k", k), whole_number("start", start)
     if not 1 <= n <= LARGEST_N:
-        raise ValueError(f"N must lie in [1, {LARGEST_N:,}], got {show(n)}: a count is held for every number.")
+        raise ValueError(
+            f"N must lie in [1, {LARGEST_N:,}], got {show(n)}: a count is held for every number. Use a smaller range."
+        )
     if not 1 <= k <= n:
         raise ValueError(f"k must lie in [1, N], got k = {show(k)} for N = {n}: no number occurs twice in a batch.")
     if max(abs(start), abs(start + n - 1)) > LARGEST_NUMBER:
@@ -117,7 +119,10 @@ def _check_counts(counts: Iterable[tuple[Any, Any]]) -> dict[int, int]:
     checked: dict[int, int] = {}
     for number, count in counts:
         if type(number) is not int or type(count) is not int:  # skipped for speed with most files
-            number, count = whole_number("A number", number, ValueError), whole_number("A count", count, ValueError)
+            number, count = (
+                whole_number("A number", number, ValueError),
+                whole_number(f"The count of number {show(number)}", count, ValueError),
+            )
         if abs(number) > LARGEST_NUMBER:
             raise ValueError(f"Numbers must lie within ±{LARGEST_NUMBER}, got {show(number)}.")
         if not 0 <= count <= LARGEST_COUNT:

@@ -85,9 +85,9 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self.global_batch_size = self.batch_size * self.world_size
         steps = -(-self.labels.size // self.global_batch_size) if steps_per_epoch is None else steps_per_epoch
         self.steps_per_epoch = check_integer("steps_per_epoch", steps, 1)
-        if not 0 <= rank < world_size:
+        self.rank = check_integer("rank", rank, 0)
+        if rank >= world_size:
             raise ValueError(f"rank must lie in [0, world_size), got {rank} for {world_size} ranks.")
-        self.rank = int(rank)
         if empty_classes not in ("error", "skip"):
             raise ValueError(f"empty_classes must be 'error' or 'skip', got {empty_classes!r}.")
         if controller is None:

@@ -451,7 +451,7 @@ BAD_TEXTS = [
     ("[" * 50_000, "not JSON that can be loaded"),
     ('{"appearance_counts": {}, "N": 2, "k": 3, "start": 1}', r"k must lie in \[1, N\]"),
     (json.dumps({EVIL: 1}), "keys must be integers of at most 16 digits, got '<img"),
-    (json.dumps({"1": EVIL}), "A count must be a whole number, got '<img"),
+    (json.dumps({"1": EVIL}), "The count of number 1 must be a whole number, got '<img"),
     (EVIL, "not JSON that can be loaded"),
 ]
 

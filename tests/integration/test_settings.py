@@ -63,6 +63,15 @@ def test_law_reaches_controller(setting):
     assert getattr(controller, name) != getattr(default, name)
 
 
+@pytest.mark.parametrize(
+    "target", [0.5, [[0.5, 0.5]], schedules.Shift(schedules.Step(0.0, 1.0, at=5), "prior", 0.5)], ids=str
+)
+def test_target_without_classes(target):
+    """A target that is neither a name, a vector nor a mapping is refused at once."""
+    with pytest.raises(ValueError, match="target_probs must be a name, a vector, a mapping or a Shift"):
+        FairSampling(target_probs=target)
+
+
 def test_class_names():
     """Names come from the settings, or else from the data set, or else they are the class numbers."""
 

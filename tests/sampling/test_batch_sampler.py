@@ -283,7 +283,7 @@ def test_ranks_draw_batch_of_one_process(world_size):
         ({"seed": -1}, r"seed must be an integer of at least 0, got -1"),
         ({"world_size": 0}, r"world_size must be an integer of at least 1, got 0"),
         ({"rank": 2, "world_size": 2}, r"rank must lie in \[0, world_size\), got 2 for 2 ranks"),
-        ({"rank": -1}, r"rank must lie in \[0, world_size\), got -1"),
+        ({"rank": -1}, r"rank must be an integer of at least 0, got -1"),
         ({"empty_classes": "ignore"}, r"empty_classes must be 'error' or 'skip', got 'ignore'"),
     ],
 )

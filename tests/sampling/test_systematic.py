@@ -119,6 +119,15 @@ def test_randomness_depends_on_seed_and_number(K, size):
             assert order.tolist() != other[0].tolist()
 
 
+def test_memory_of_large_batches():
+    """For a large batch, no more random numbers are held than for a few small ones."""
+    randomness = DrawRandomness(0, 10, 10**6)
+    shuffles = [randomness(draw_id)[2] for draw_id in (0, 1)]
+    assert randomness._shuffles.nbytes == 8 * 10**6
+    assert all(np.array_equal(np.bincount(shuffle), np.ones(10**6)) for shuffle in shuffles)
+    assert (shuffles[0] != shuffles[1]).any()
+
+
 def test_randomness_is_uniform_and_independent():
     randomness = DrawRandomness(0, 4, 64)
     draws = [randomness(draw_id) for draw_id in range(4096)]
