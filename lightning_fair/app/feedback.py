@@ -33,7 +33,7 @@ class Feedback:
                 gr.Slider(0, 40, 8, step=0.5, label="Alpha", info="gain; 0: no feedback", min_width=190),
                 gr.Slider(0, 0.2, 0.01, step=0.005, label="Floor", info="lowest probability", min_width=190),
                 gr.Slider(2, 64, 16, step=1, label="Horizon", info="memory, in batches", min_width=190),
-                gr.Slider(0, 1, 0, step=0.05, label="Loss emphasis", info="lambda2", min_width=190),
+                gr.Slider(0, 1, 0, step=0.05, label="Loss feedback", info="lambda2", min_width=190),
             ]
         self.reverse = gr.Button("Reverse the stream", variant="primary", elem_id="reverse")
         self.message = gr.HTML(elem_id="feedback-message")

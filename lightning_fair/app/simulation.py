@@ -56,7 +56,7 @@ def simulate(
     alpha: float = 8.0,
     floor: float = 0.01,
     horizon: float = 16.0,
-    loss_emphasis: float = 0.0,
+    lambda2: float = 0.0,
     *,
     reversals: int = 0,
 ) -> Trace:
@@ -72,7 +72,7 @@ def simulate(
         alpha: Gain of the feedback, no unit, at least 0; 0 switches the feedback off.
         floor: Lowest probability of a class, in ``[0, 1/4)``.
         horizon: Memory of the trained mix, in batches, at least 1.
-        loss_emphasis: Weight ``lambda2`` of the standardized loss, at least 0.
+        lambda2: Weight ``lambda2`` of the standardized loss, at least 0.
         reversals: Number of reversals so far, at least 0. The last 180 batches are returned.
 
     Raises:
@@ -85,7 +85,7 @@ def simulate(
     """
     if not imbalance >= 1:
         raise ValueError(f"imbalance must be at least 1, got {imbalance}.")
-    controller = _controller(alpha, floor, horizon, loss_emphasis)
+    controller = _controller(alpha, floor, horizon, lambda2)
     first_shown = max(0, reversals + 1 - _SHOWN_SPANS)
     # The simulation begins one span before, with a new controller, so the cost does not grow with the reversals.
     spans = range(max(0, first_shown - 1), reversals + 1)
@@ -108,13 +108,13 @@ def simulate(
     return Trace(first_shown * SPAN, arrived[shown], trained[shown], weights[shown], unsteered[shown])
 
 
-def _controller(alpha: float, floor: float, horizon: float, loss_emphasis: float) -> FeedbackController:
+def _controller(alpha: float, floor: float, horizon: float, lambda2: float) -> FeedbackController:
     try:
-        return FeedbackController(CLASSES, alpha=alpha, lambda2=loss_emphasis, min_prob=floor, horizon=horizon)
+        return FeedbackController(CLASSES, alpha=alpha, lambda2=lambda2, min_prob=floor, horizon=horizon)
     except ValueError as error:
         if "oscillates" not in str(error):
             raise
         raise ValueError(  # the controller's message names arguments that are not settings here
-            f"Alpha {alpha:g} is too high for horizon {horizon:g} and loss emphasis {loss_emphasis:g}, the class mix "
-            "oscillates: lower alpha or the emphasis, or raise the horizon."
+            f"Alpha {alpha:g} is too high for horizon {horizon:g} and loss feedback {lambda2:g}, the class mix "
+            "oscillates: lower alpha or the loss feedback, or raise the horizon."
         ) from error

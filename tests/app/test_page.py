@@ -535,7 +535,7 @@ def test_feedback_follows_the_sliders(visitor):
     visitor.expect_message(r"Class 0 is the rarest now: 8% of the trained samples, and 7% without", "#feedback-message")
     expect(page.locator(f"#weights {lines}")).to_have_count(4)
     page.get_by_role("spinbutton", name="Alpha").fill("40")
-    visitor.expect_message("^Alpha 40 is too high for horizon 16 and loss emphasis 0", "#feedback-message")
+    visitor.expect_message("^Alpha 40 is too high for horizon 16 and loss feedback 0", "#feedback-message")
     expect(page.locator(f"#mix {lines}, #weights {lines}")).to_have_count(0)  # none of other settings
 
 

@@ -20,9 +20,9 @@ def test_floor_bounds_the_weights():
     assert trace.weights.max() <= 0.25 / 0.1 + 1e-9
 
 
-def test_loss_emphasis_favors_high_losses():
-    without, emphasized = (simulate(loss_emphasis=value).trained[-60:].mean(0) for value in (0.0, 0.5))
-    assert emphasized[3] > without[3] + 0.05  # the rarest class has the highest loss
+def test_lambda2_favors_high_losses():
+    without, with_losses = (simulate(lambda2=value).trained[-60:].mean(0) for value in (0.0, 0.5))
+    assert with_losses[3] > without[3] + 0.05  # the rarest class has the highest loss
 
 
 @pytest.mark.parametrize("reversals", [0, 1, 2, 3, 10, 1001])
@@ -38,8 +38,8 @@ def test_last_batches_are_returned(reversals):
     [
         ({"imbalance": 0.5}, r"imbalance must be at least 1, got 0\.5"),
         (
-            {"alpha": 31.0, "horizon": 16.0, "loss_emphasis": 0.5},
-            r"^Alpha 31 is too high for horizon 16 and loss emphasis 0\.5, the class mix oscillates: lower alpha",
+            {"alpha": 31.0, "horizon": 16.0, "lambda2": 0.5},
+            r"^Alpha 31 is too high for horizon 16 and loss feedback 0\.5, the class mix oscillates: lower alpha",
         ),
         ({"floor": 0.25}, r"min_prob must lie in"),
     ],

@@ -258,7 +258,7 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "2 workers, then none": Scenario(workers=2, resume_workers=0),
     "no workers, then 2": Scenario(resume_workers=2),
-    "lag of the loader, then no workers": Scenario(
+    "feedback delay of the loader, then no workers": Scenario(
         4 * PER_EPOCH,
         workers=2,
         data=lambda workers: usual(**({"prefetch_factor": 9} if workers else {}))(workers),

@@ -24,7 +24,7 @@ WAITING = {
     "equal",
     "is_nonzero",
 }
-FIRST, STEPS = 3, 30  # within an epoch, and more than the losses' lag
+FIRST, STEPS = 3, 30  # within an epoch, and more than the feedback delay
 
 
 class Plain(L.LightningModule):
