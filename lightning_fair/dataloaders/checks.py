@@ -11,7 +11,9 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     SequentialSampler,
+    Subset,
     WeightedRandomSampler,
+    default_collate,
 )
 
 from lightning_fair.streaming.stream import FairStream
@@ -34,6 +36,21 @@ def is_stream(loader: Any) -> bool:
 def keeps_order(loader: Any) -> bool:
     """Return whether ``loader`` delivers batches in the order in which it draws them."""
     return not loader.num_workers or bool(getattr(loader, "in_order", True))
+
+
+def can_reorder(loader: Any) -> bool:
+    """Return whether ``loader`` may deliver the samples of a batch in another order than drawn, or leave some out.
+
+    With torch's own ``collate_fn``, and without ``__getitems__`` or an own ``__iter__``, it cannot.
+    """
+    dataset = loader.dataset
+    while type(dataset) is Subset:  # its `__getitems__` is that of the data set inside
+        dataset = dataset.dataset
+    return _has_own_iter(loader) or hasattr(dataset, "__getitems__") or loader.collate_fn is not default_collate
+
+
+def _has_own_iter(loader: Any) -> bool:
+    return type(loader).__iter__ is not DataLoader.__iter__ and not hasattr(loader, "state_dict")
 
 
 def num_prefetched(loader: Any) -> int:
@@ -61,8 +78,7 @@ def check_loader(loader: Any) -> None:
         )
     _check_samplers(loader)
     batch_size(loader)
-    has_own_iter = type(loader).__iter__ is not DataLoader.__iter__ and not hasattr(loader, "state_dict")
-    if has_own_iter and not keeps_order(loader):
+    if _has_own_iter(loader) and not keeps_order(loader):
         raise ValueError(
             f"{type(loader).__name__} has its own __iter__ and in_order=False, so its batches cannot be matched with "
             "their draws. Set in_order=True."

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_fair.control.draw import Draw
-from lightning_fair.dataloaders.batch_labels import match_batch_labels
-from lightning_fair.dataloaders.checks import check_loader, is_stream, num_prefetched
+from lightning_fair.dataloaders.checks import can_reorder, check_loader, is_stream, num_prefetched
+from lightning_fair.dataloaders.label_check import LabelCheck
 from lightning_fair.dataloaders.tagging import Tagged, tagged_batches
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
 
@@ -39,7 +39,7 @@ class FairLoader:
     batch_sampler: Any  # for a stream, the loader's own
     pending_batches: deque[DeliveredBatch]  # delivered batches that nobody has taken yet, oldest first
     on_start: Callable[[], None] | None  # called before the first batch of an iteration is drawn
-    guess_labels: bool  # whether the labels may be read from the batch; see `match_batch_labels`
+    label_check: LabelCheck  # compares the labels of each batch with the drawn ones
     restart: bool  # set it to start the running iteration again at its next batch
 
     def __iter__(self) -> Iterator[Any]:
@@ -76,12 +76,9 @@ class _FairIterator:
             raise
         tag, batch = item if isinstance(item, Tagged) else (None, item)
         draw: Any = tag if isinstance(tag, Draw) else self._deliver(tag)
-        drawn = torch.from_numpy(draw.labels)
-        if batch is None:
-            labels = drawn[:0]
-        else:
-            labels = match_batch_labels(batch, drawn, draw.probs.size) if loader.guess_labels else drawn
-        loader.pending_batches.append(DeliveredBatch(draw, labels, as_drawn=labels is drawn))
+        no_labels = torch.zeros(0, dtype=torch.int64)
+        labels, as_drawn = (no_labels, False) if batch is None else loader.label_check(batch, draw)
+        loader.pending_batches.append(DeliveredBatch(draw, labels, as_drawn))
         return batch
 
     def _begin(self) -> Iterator[Any]:
@@ -91,6 +88,7 @@ class _FairIterator:
         loader.restart = False
         if loader.on_start:
             loader.on_start()
+        loader.label_check.start_epoch()
         with tagged_batches(loader):
             return self._start()
 
@@ -121,7 +119,7 @@ def make_fair(
     sampler: FeedbackBatchSampler,
     *,
     on_start: Callable[[], None] | None = None,
-    guess_labels: bool = True,
+    label_check: LabelCheck | None = None,
 ) -> DataLoader[Any]:
     """Return a copy of ``loader`` that takes its batches from ``sampler``.
 
@@ -132,8 +130,7 @@ def make_fair(
         loader: The loader to copy.
         sampler: The source of the batches.
         on_start: Called when the first batch of an iteration is requested, before it is drawn.
-        guess_labels: Whether the labels are the data set's own, so that a batch may show them; see
-            :func:`~lightning_fair.dataloaders.batch_labels.match_batch_labels`.
+        label_check: Compares the labels of each batch with the drawn ones. None: a new one.
 
     Raises:
         TypeError, ValueError: See :func:`~lightning_fair.dataloaders.checks.check_loader`.
@@ -147,10 +144,16 @@ def make_fair(
         ([2, 2], array([0.5, 0.5]))
     """
     check_loader(loader)
-    return _fair_copy(loader, batch_sampler=sampler, on_start=on_start, guess_labels=guess_labels)
+    label_check = label_check or LabelCheck(sampler.controller.num_classes)
+    return _fair_copy(loader, label_check, batch_sampler=sampler, on_start=on_start)
 
 
-def make_stream_fair(loader: DataLoader[Any], *, on_start: Callable[[], None] | None = None) -> DataLoader[Any]:
+def make_stream_fair(
+    loader: DataLoader[Any],
+    *,
+    on_start: Callable[[], None] | None = None,
+    label_check: LabelCheck | None = None,
+) -> DataLoader[Any]:
     """Return a fair copy of a loader over a ``FairStream``; see :func:`make_fair`.
 
     Raises:
@@ -162,16 +165,16 @@ def make_stream_fair(loader: DataLoader[Any], *, on_start: Callable[[], None] | 
             f"The DataLoader's batch_size is {loader.batch_size}, that of its FairStream {stream.batch_size}, but a "
             f"batch must be one draw. Set DataLoader(stream, batch_size={stream.batch_size})."
         )
-    return _fair_copy(loader, on_start=on_start, guess_labels=True)
+    label_check = label_check or LabelCheck(stream.controller.num_classes)
+    return _fair_copy(loader, label_check, on_start=on_start)
 
 
-def _fair_copy(loader: DataLoader[Any], **settings: Any) -> DataLoader[Any]:
-    own = type(loader)
+def _fair_copy(loader: DataLoader[Any], label_check: LabelCheck, **settings: Any) -> DataLoader[Any]:
+    own, label_check.can_reorder = type(loader), can_reorder(loader)
     # The constructor of a subclass may take other arguments, and `copy.copy` cannot change the class. Attributes are
     # set in `__dict__`, because `DataLoader.__setattr__` refuses a new batch sampler.
     stateless = _STATELESS if hasattr(own, "state_dict") else {}
     fair: DataLoader[Any] = object.__new__(type(f"Fair{own.__name__}", (FairLoader, own), stateless))
-    fair.__dict__.update(
-        loader.__dict__, pending_batches=deque(maxlen=_MAX_PENDING), restart=False, _iterator=None, **settings
-    )
+    own_state = {"pending_batches": deque(maxlen=_MAX_PENDING), "restart": False, "_iterator": None}
+    fair.__dict__.update(loader.__dict__, label_check=label_check, **own_state, **settings)
     return fair

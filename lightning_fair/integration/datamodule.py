@@ -15,6 +15,7 @@ from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.dataloaders import checks
 from lightning_fair.dataloaders.fair_loader import make_fair
+from lightning_fair.dataloaders.label_check import LabelCheck
 from lightning_fair.integration.callback import FairSampling
 from lightning_fair.integration.trainer_internals import check_trainer, forward_hyperparameters
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
@@ -137,7 +138,8 @@ class FairDataModule(L.LightningDataModule):
             labels, size = find_labels(loader.dataset, settings.labels), checks.batch_size(loader)
             steps = settings.steps_per_epoch or len(loader)
             self._sampler = settings.make_sampler(labels, size, steps, dataset=loader.dataset)
-        return make_fair(loader, self._sampler, guess_labels=settings.labels is None)
+        label_check = LabelCheck(self._sampler.controller.num_classes, are_groups=settings.has_chosen_labels)
+        return make_fair(loader, self._sampler, label_check=label_check)
 
     def __getattr__(self, name: str) -> Any:
         if name == "wrapped":  # not set yet: pickling asks before __init__ has run

@@ -23,6 +23,8 @@ from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.control.weights import class_weights
 from lightning_fair.dataloaders import checks
 from lightning_fair.dataloaders.fair_loader import DeliveredBatch, FairLoader, make_fair, make_stream_fair
+from lightning_fair.dataloaders.label_check import LabelCheck
+from lightning_fair.dataloaders.label_groups import describe_groups
 from lightning_fair.dataloaders.stream_tracker import StreamTracker
 from lightning_fair.integration.distributed import sum_over_ranks
 from lightning_fair.integration.settings import FairSettings
@@ -65,6 +67,9 @@ class Run:
     dashboard: Dashboard = field(default_factory=Dashboard)
     checkpoint: Mapping[str, Any] | None = None  # state of the source that waits for the loader
     checkpoint_delay: int | None = None
+    checkpoint_check: Mapping[str, Any] | None = None  # state of the label check that waits for the loader
+    label_check: LabelCheck | None = None
+    groups: bool = False  # whether the labels divide the classes of the data set into groups
     scanned_labels: tuple[Any, NDArray[Any]] | None = None  # a data set, and its labels
 
     def __getstate__(self) -> dict[str, Any]:
@@ -91,7 +96,12 @@ class Run:
             self.scanned_labels = dataset, find_labels(dataset, self.settings.labels)
         return self.scanned_labels[1]
 
-    def start_drawing(self, trainer: L.Trainer) -> None:
+    def announce_groups(self, message: str) -> None:
+        """Print which groups are in which class, and speak of groups from now on."""
+        self.groups = True
+        rank_zero_info(message)
+
+    def start_drawing(self, trainer: L.Trainer, users_loader: DataLoader[Any]) -> None:
         """Withdraw the draws that were not trained on, and begin an epoch if Lightning does."""
         assert self.source is not None
         assert self.loader is not None
@@ -100,6 +110,11 @@ class Run:
         within_epoch = is_within_epoch(trainer)
         if not within_epoch:
             self.loader.pending_batches.clear()
+            if self.sampler is not None and _update_sampler(self, trainer, users_loader):  # the labels have changed
+                # Without `_iterator`, persistent workers start again, with the new data.
+                changed = {"batch_sampler": self.sampler, "label_check": self.label_check, "_iterator": None}
+                self.loader.__dict__.update(changed)
+                self.restore_source()
         keep = bool(self.loader.pending_batches)
         self.source.start_iteration(trainer.current_epoch, within_epoch=within_epoch, keep_delivered=keep)
 
@@ -180,11 +195,13 @@ class Run:
         self.flush_reports()
         sampler = None if self.source is None else self.source.capture()
         delay = None if self.source is None else self.source.controller.feedback_delay
-        return {"sampler": sampler, "feedback_delay": delay, **vars(self.totals)}
+        check = None if self.label_check is None else self.label_check.state_dict()
+        return {"sampler": sampler, "feedback_delay": delay, "label_check": check, **vars(self.totals)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state that ``state_dict`` returned: now, or as soon as the loader is known."""
         self.checkpoint, self.checkpoint_delay = state["sampler"], state["feedback_delay"]
+        self.checkpoint_check = state["label_check"]
         self.totals = RunTotals(**{name: state[name] for name in vars(self.totals)})
         if self.source is None or self.loader is None:
             return
@@ -201,6 +218,9 @@ class Run:
             self.source.controller.feedback_delay = self._choose_delay(self.min_delay)
         if checkpoint is not None:
             self.source.restore(checkpoint)
+        if self.checkpoint_check is not None and self.label_check is not None:
+            self.label_check.load_state_dict(self.checkpoint_check)
+        self.checkpoint_check = None
 
     def _choose_delay(self, min_delay: int) -> int:
         """Return the delay of the settings or the checkpoint, else the default or the smallest of the loader."""
@@ -238,22 +258,24 @@ def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[An
 
 def _make_data_set_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> DataLoader[Any]:
     checks.check_loader(loader)
-    run.sampler, run.tracker = _find_sampler(run, trainer, loader), None
+    run.tracker = None
+    _update_sampler(run, trainer, loader)
+    assert run.sampler is not None
     # Lightning fetches one batch ahead if another training loader has no length.
     several = run.settings.dataloader is not None
     run.min_delay = checks.num_prefetched(loader) + 1 + run.steps_on_device + several
-    on_start, guess_labels = partial(run.start_drawing, trainer), run.settings.labels is None
-    return make_fair(loader, run.sampler, on_start=on_start, guess_labels=guess_labels)
+    on_start = partial(run.start_drawing, trainer, loader)
+    return make_fair(loader, run.sampler, on_start=on_start, label_check=run.label_check)
 
 
-def _find_sampler(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> FeedbackBatchSampler:
-    """Return the run's sampler if the loader has the same data as before, else a new one."""
+def _update_sampler(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> bool:
+    """Keep the run's sampler if the loader has the same data as before, else make a new one and return True."""
     settings, sampler = run.settings, run.sampler
     labels, size = run.find_labels(loader.dataset), checks.batch_size(loader)
     steps = settings.steps_per_epoch or steps_per_epoch(loader, trainer.world_size)
     if sampler is not None and sampler.batch_size == size and np.array_equal(labels, sampler.labels):
         sampler.steps_per_epoch = steps
-        return sampler
+        return False
     # The tuner tries batch sizes without callbacks, and then restores the state.
     is_tuning = not trainer.callbacks  # type: ignore[attr-defined]
     if sampler is not None and sampler.controller.draws and not is_tuning:
@@ -266,7 +288,25 @@ def _find_sampler(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> Feed
         )
     seed = trainer.strategy.broadcast(settings.draw_seed)  # each rank may have called seed_everything with its own
     options = {"rank": trainer.global_rank, "world_size": trainer.world_size, "seed": seed}
-    return settings.make_sampler(labels, size, steps, dataset=loader.dataset, **options)
+    run.sampler = settings.make_sampler(labels, size, steps, dataset=loader.dataset, **options)
+    _check_new_labels(run, loader.dataset)
+    return True
+
+
+def _check_new_labels(run: Run, dataset: Any) -> None:
+    """Say which groups are in which class, and make a new label check."""
+    assert run.sampler is not None
+    num_classes, chosen = run.sampler.controller.num_classes, run.settings.has_chosen_labels
+    if run.step_weights is not None and run.step_weights.num_classes != num_classes:
+        raise ValueError(
+            f"The number of classes has changed from {run.step_weights.num_classes} to {num_classes} during the fit. "
+            f"Set FairSampling(num_classes=...) to the larger number, and empty_classes='skip'."
+        )
+    groups = describe_groups(run.sampler.labels, dataset) if chosen else None
+    if groups:
+        run.announce_groups(groups)
+    inform = None if groups else run.announce_groups
+    run.label_check = LabelCheck(num_classes, are_groups=chosen, inform=inform)
 
 
 def _make_stream_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> DataLoader[Any]:
@@ -278,7 +318,12 @@ def _make_stream_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> 
         if (value := getattr(run.settings, name)) is not default and value != default:
             raise ValueError(f"{name} is for data sets with a length, and this one is a stream: {remedy}.")
     run.sampler, run.tracker, run.min_delay = None, _find_tracker(run, trainer, loader.dataset), None
-    return make_stream_fair(loader, on_start=partial(run.start_drawing, trainer))
+    if run.label_check is None:
+        has_function = loader.dataset.label_fn is not None  # type: ignore[attr-defined]
+        num_classes = run.tracker.controller.num_classes
+        run.label_check = LabelCheck(num_classes, are_groups=has_function, inform=run.announce_groups)
+    on_start = partial(run.start_drawing, trainer, loader)
+    return make_stream_fair(loader, on_start=on_start, label_check=run.label_check)
 
 
 def _find_tracker(run: Run, trainer: L.Trainer, stream: Any) -> StreamTracker:

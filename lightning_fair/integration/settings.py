@@ -74,6 +74,11 @@ class FairSettings:
         self._check_law()
 
     @property
+    def has_chosen_labels(self) -> bool:
+        """Whether the user chose the labels, so that they may be groups of the data set's classes."""
+        return self.labels is not None and not (isinstance(self.labels, str) and self.labels == "scan")
+
+    @property
     def steers_to_prior(self) -> bool:
         """Whether the target is the data set's own class mix."""
         return isinstance(self.target_probs, str) and self.target_probs == "prior"

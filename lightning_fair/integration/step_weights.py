@@ -21,7 +21,7 @@ class StepWeights:
     """
 
     def __init__(self, num_classes: int, device: torch.device, *, normalize: bool = False) -> None:
-        self.normalize = normalize
+        self.num_classes, self.normalize = num_classes, normalize
         self.is_open = False  # whether a training step is in progress
         self._weights = torch.ones(num_classes, device=device)
         # Rows: samples, samples with a finite loss, sum of the finite losses. The last column counts calls of `mean`.

@@ -78,7 +78,9 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         world_size: int = 1,
         empty_classes: EmptyClasses = "error",
     ) -> None:
-        self.labels = find_labels(labels)
+        found_labels = find_labels(labels)
+        # A copy, because the labels of a data set may change in place; a memory map can be too large for one.
+        self.labels = found_labels if isinstance(found_labels, np.memmap) else found_labels.copy()
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self.world_size = check_integer("world_size", world_size, 1)
         self.seed = check_integer("seed", seed, 0)

@@ -87,11 +87,11 @@ def test_copy_keeps_every_setting(settings):
     theirs = loader(**settings)
     before = dict(vars(theirs))
     mine = fair(theirs)
-    changed = {"batch_sampler", "pending_batches", "on_start", "restart", "guess_labels", "_iterator"}
+    changed = {"batch_sampler", "pending_batches", "on_start", "restart", "label_check", "_iterator"}
     for name, value in vars(theirs).items():
         assert value is before[name]
         assert name in changed or vars(mine)[name] is value
-    assert vars(mine).keys() - vars(theirs).keys() == {"pending_batches", "on_start", "restart", "guess_labels"}
+    assert vars(mine).keys() - vars(theirs).keys() == {"pending_batches", "on_start", "restart", "label_check"}
     assert isinstance(mine, type(theirs))
     assert is_fair(mine)
     assert not is_fair(theirs)

@@ -1,0 +1,281 @@
+"""Compares the labels that a batch shows with those that were drawn for it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_fair.common.labels import extract_labels
+from lightning_fair.dataloaders.batch_columns import as_column, leaves, read_columns
+from lightning_fair.dataloaders.column_evidence import MIN_EVIDENCE, ColumnEvidence, is_part_of
+
+_FIRST_BATCHES = 4  # of each epoch, which are always checked
+_LATER_BATCHES = 64  # one of so many later ones is checked
+_MAX_CHANCE = math.log(0.05)  # a column that may hold the labels in another order is followed below this chance
+_MAX_UNDECIDED = 8  # batches that may leave samples out before the check says that it is not certain
+_MAX_SHOWN = 10  # classes in a message
+
+_REMEDY = (
+    "labels='scan' reads the label of each sample as the training gets it; labels=<callable of the data set> is read "
+    "when the loader is made; weighted_loss(losses, labels) takes the labels of the batch."
+)
+
+
+class LabelCheck:
+    """Verifies that the batches of a loader hold the classes that were drawn, and finds their labels.
+
+    A batch is verified if one of its columns of whole numbers or strings, in any structure, equals the drawn labels or
+    is a one-to-one function of them. A function that merges classes is accepted only for groups. If the loader can
+    change the order of the samples or leave samples out, a column that holds a part of the drawn labels in another
+    order holds the batch's labels, provided it is the only such column in all batches so far. It is followed when the
+    chance that an unrelated column would have fitted is below 5 %. Any relation is certain below one in a million.
+
+    The first four batches of each epoch are compared and one in 64 of the others, and all of them until a column is
+    certain. What is certain is not decided again. A contradiction is one warning.
+
+    Args:
+        num_classes: Number of classes ``K``.
+        can_reorder: Whether the loader can deliver other samples, or another order, than drawn.
+        are_groups: Whether the user passed the labels, so that they may divide the batch's classes into groups.
+        were_numbered: Whether the class numbers are lightning-fair's own, for example those of strings.
+        inform: Takes a message that says which groups are in which class.
+
+    Attributes:
+        column: Name of the column that was verified, for example ``"batch[1]"``; None before.
+        relation: ``"labels"`` if that column holds the drawn labels, ``"renumbered"`` if it numbers the classes in
+            another way, ``"groups"`` if it holds the classes of the drawn groups.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> check, draw = LabelCheck(3, can_reorder=True), SimpleNamespace(draw_id=0, labels=np.arange(60) % 3)
+        >>> y = torch.from_numpy(draw.labels).sort().values
+        >>> for _ in range(4):
+        ...     labels, as_drawn = check((torch.zeros(60, 8), y), draw)  # in a training, of other draws
+        >>> check.column, torch.equal(labels, y), as_drawn
+        ('batch[1]', True, False)
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        can_reorder: bool = False,
+        are_groups: bool = False,
+        were_numbered: bool = False,
+        inform: Callable[[str], None] | None = None,
+    ) -> None:
+        self.num_classes, self.can_reorder = num_classes, can_reorder
+        self.are_groups, self.were_numbered, self.inform = are_groups, were_numbered, inform
+        self.column: str | None = None
+        self.relation: str | None = None
+        self._columns: dict[str, ColumnEvidence] = {}
+        self._followed: str | None = None  # column that was followed before it was certain
+        self._has_failed = False  # whether the batches contradict the drawn labels
+        self._position = 0  # batches of this epoch
+        self._num_checked = 0
+        self._given_warnings: set[str] = set()
+
+    def start_epoch(self) -> None:
+        """Compare the next batches again."""
+        self._position = 0
+
+    def __call__(self, batch: Any, draw: Any) -> tuple[Tensor, bool]:
+        """Return the class of each sample of the batch, shape ``(n,)`` on the CPU, and whether all are as drawn."""
+        drawn: NDArray[Any] = draw.labels
+        self._position += 1
+        labels = None
+        if self.relation == "labels" and self.can_reorder:
+            labels = self._follow(batch, drawn)
+        elif self.relation is None and not self._has_failed:
+            labels = self._compare(batch, drawn)
+        elif self._position <= _FIRST_BATCHES or zlib.crc32(b"%d" % draw.draw_id) % _LATER_BATCHES == 0:
+            self._compare_again(batch, drawn)
+        if labels is None or np.array_equal(labels, drawn):
+            return torch.from_numpy(drawn), True
+        return torch.from_numpy(labels), False
+
+    def _follow(self, batch: Any, drawn: NDArray[Any]) -> NDArray[Any] | None:
+        values = self._read(batch)
+        if values is not None and is_part_of(values, drawn):
+            return values
+        self._fail(batch, drawn)
+        return None
+
+    def _compare_again(self, batch: Any, drawn: NDArray[Any]) -> None:
+        values = self._read(batch)
+        if self.column is None or values is None or values.size != drawn.size:
+            return
+        if self.relation == "labels":
+            fits = np.array_equal(values, drawn)
+        else:
+            evidence = self._columns.setdefault(self.column, ColumnEvidence(self.num_classes))
+            evidence.update(values, drawn)
+            fits = evidence.function is not None
+        if not fits:
+            self._fail(batch, drawn)
+
+    def _read(self, batch: Any) -> NDArray[Any] | None:
+        return next((as_column(leaf) for name, leaf in leaves(batch) if name == self.column), None)
+
+    def _compare(self, batch: Any, drawn: NDArray[Any]) -> NDArray[Any] | None:
+        """Update the evidence of all columns, and decide if it is enough; return labels that are not as drawn."""
+        columns = read_columns(batch, drawn.size, can_be_shorter=self.can_reorder)
+        if not columns:
+            self._warn_of_no_column()
+            return None
+        if drawn.min() == drawn.max():  # a batch of one class shows nothing
+            return drawn[: next(iter(columns.values())).size]
+        self._num_checked += 1
+        # A column that appears later was not in every batch.
+        self._columns = self._columns or {name: ColumnEvidence(self.num_classes) for name in columns}
+        for name in self._columns.keys() & columns.keys():
+            self._columns[name].update(columns[name], drawn)
+        reordered = self._decide(batch, drawn)
+        if self.relation == "labels":
+            return self._follow(batch, drawn)
+        return self._guess(batch, columns, reordered, drawn)
+
+    def _decide(self, batch: Any, drawn: NDArray[Any]) -> list[str]:
+        """Accept the column whose evidence is enough; return those that may hold the labels in another order."""
+        columns = self._columns
+        in_order = sorted(
+            (name for name in columns if columns[name].is_equal), key=lambda name: columns[name].equal or 0.0
+        )
+        one_to_one = [name for name in columns if columns[name].is_one_to_one]
+        merging = [name for name in columns if columns[name].is_merging]
+        reordered = [name for name in columns if self.can_reorder and columns[name].part is not None]
+        if in_order:
+            self._accept(in_order[0], "labels", columns[in_order[0]].equal)
+        elif one_to_one:
+            best = min(one_to_one, key=lambda name: columns[name].function or 0.0)
+            if self._accept(best, "renumbered", columns[best].function):
+                self._warn_of_numbers(best)
+        elif len(reordered) == 1:
+            self._accept(reordered[0], "labels", columns[reordered[0]].part)
+        elif merging and not reordered:
+            if self._accept(merging[0], "groups", columns[merging[0]].function):
+                self._report_groups(merging[0])
+        elif not reordered:
+            self._fail(batch, drawn)
+        return [] if in_order or one_to_one else reordered
+
+    def _accept(self, name: str, relation: str, log_chance: float | None) -> bool:
+        is_certain = log_chance is not None and log_chance < MIN_EVIDENCE
+        if is_certain:
+            self.column, self.relation = name, relation
+        return is_certain
+
+    def _guess(
+        self, batch: Any, columns: Mapping[str, NDArray[Any]], reordered: list[str], drawn: NDArray[Any]
+    ) -> NDArray[Any] | None:
+        """Return the labels of a batch that has no certain column; None if the drawn labels are the best guess."""
+        candidates = [name for name in reordered if name in columns]
+        if not candidates:
+            return None
+        chance, is_shorter = self._columns[candidates[0]].part or 0.0, columns[candidates[0]].size < drawn.size
+        if len(candidates) == 1 and (chance < _MAX_CHANCE or (is_shorter and self._num_checked <= _MAX_UNDECIDED)):
+            self._followed = candidates[0]
+            return columns[candidates[0]]
+        self._warn_of_order(candidates)
+        if not is_shorter:
+            return None
+        usual = as_column(extract_labels(batch))
+        fits = usual is not None and usual.dtype.kind == "i" and is_part_of(usual, drawn)
+        return usual if fits else columns[candidates[0]]
+
+    def _fail(self, batch: Any, drawn: NDArray[Any]) -> None:
+        self._has_failed = True
+        columns = {name: column for name, leaf in leaves(batch) if (column := as_column(leaf)) is not None}
+        until_now = f" Until now weights and losses followed {self._followed}." if self._followed else ""
+        shown = "; ".join(f"{name} holds {_counts(column)}" for name, column in list(columns.items())[:4])
+        self._warn(
+            "contradiction",
+            f"A batch does not hold the classes that were drawn for it, {_counts(drawn)} (class: samples): "
+            f"{shown or 'it holds no column of labels any more'}.{until_now} The class mix that is trained on may be "
+            "another one than FairSampling reports. Usual causes: the data set was changed, split or shuffled after "
+            "its labels were read; labels= belongs to other data; target_transform changes the classes; the batch "
+            f"holds other numbers, but not its labels. {_REMEDY}",
+        )
+
+    def _warn_of_no_column(self) -> None:
+        self._warn(
+            "no column",
+            "The batches hold no column of whole numbers on the CPU, one per sample, so FairSampling could not verify "
+            "that they hold the classes that were drawn. If the labels are soft (MixUp, CutMix) or reach the module "
+            "in another way, check the class mix once by yourself.",
+        )
+
+    def _warn_of_order(self, names: list[str]) -> None:
+        if len(names) > 1:
+            problem = f"{' and '.join(names)} could each hold the labels in the new order"
+        else:
+            problem = f"{names[0]} may hold the labels in the new order, but fits by chance too often to be certain yet"
+        self._warn(
+            "order",
+            f"The collate_fn or the data set seems to change the order of the samples: {problem}. Until it is certain, "
+            "weights and losses follow the drawn order. Return self.weighted_loss(losses, labels) with the labels of "
+            "the batch, or keep the order.",
+        )
+
+    def _warn_of_numbers(self, name: str) -> None:
+        if self.were_numbered:
+            return
+        shown = self._columns[name].describe(_MAX_SHOWN)
+        self._warn(
+            "numbers",
+            f"{name} numbers the classes in another way than the labels that FairSampling has ({shown}). The batches "
+            "are balanced, but target_probs, the logged classes, and labels that you pass to weighted_loss have the "
+            "numbers of the latter. labels='scan' reads the label of each sample as the training gets it.",
+        )
+
+    def _report_groups(self, name: str) -> None:
+        shown = self._columns[name].describe(_MAX_SHOWN)
+        if self.are_groups:
+            if self.inform:
+                self.inform(f"FairSampling balances groups of the classes in {name} (group -> class): {shown}.")
+            return
+        self._has_failed = True
+        self._warn(
+            "merged",
+            f"{name} merges the classes that FairSampling balances ({shown}), so the batches are not balanced over the "
+            f"values of {name}. Usual cause: target_transform changes the classes. {_REMEDY} If you balance groups on "
+            "purpose, pass them as labels=<one group per sample>.",
+        )
+
+    def _warn(self, kind: str, message: str) -> None:
+        if kind not in self._given_warnings:
+            self._given_warnings.add(kind)
+            warnings.warn(message, stacklevel=2)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the decision and the evidence, as plain numbers and strings."""
+        evidence = {name: each.state_dict() for name, each in self._columns.items()} if self.column is None else {}
+        return {
+            "column": self.column,
+            "relation": self.relation,
+            "num_checked": self._num_checked,
+            "evidence": evidence,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state that ``state_dict`` returned."""
+        self.column, self.relation, self._num_checked = state["column"], state["relation"], state["num_checked"]
+        self._columns = {
+            name: ColumnEvidence(self.num_classes, **each) for name, each in dict(state["evidence"]).items()
+        }
+
+
+def _counts(values: NDArray[Any]) -> str:
+    kinds, counts = np.unique(values, return_counts=True)
+    shown = ", ".join(
+        f"{kind}: {count}" for kind, count in list(zip(kinds.tolist(), counts.tolist(), strict=True))[:_MAX_SHOWN]
+    )
+    return f"{{{shown}{', ...' if len(kinds) > _MAX_SHOWN else ''}}}"
