@@ -138,13 +138,13 @@ class LabelCheck:
         self._columns = self._columns or {name: ColumnEvidence(self.num_classes) for name in columns}
         for name in self._columns.keys() & columns.keys():
             self._columns[name].update(columns[name], drawn)
-        reordered = self._decide(batch, drawn)
+        candidates = self._decide(batch, drawn)
         if self.relation == "labels":
             return self._follow(batch, drawn)
-        return self._guess(batch, columns, reordered, drawn)
+        return self._guess(batch, {name: columns[name] for name in candidates if name in columns}, drawn)
 
     def _decide(self, batch: Any, drawn: NDArray[Any]) -> list[str]:
-        """Accept the column whose evidence is enough; return those that may hold the labels in another order."""
+        """Accept the column whose evidence is enough; return those that may hold the labels of a changed batch."""
         columns = self._columns
         in_order = sorted(
             (name for name in columns if columns[name].is_equal), key=lambda name: columns[name].equal or 0.0
@@ -165,7 +165,7 @@ class LabelCheck:
                 self._report_groups(merging[0])
         elif not reordered:
             self._fail(batch, drawn)
-        return [] if in_order or one_to_one else reordered
+        return in_order[:1] or reordered
 
     def _accept(self, name: str, relation: str, log_chance: float | None) -> bool:
         is_certain = log_chance is not None and log_chance < MIN_EVIDENCE
@@ -173,23 +173,24 @@ class LabelCheck:
             self.column, self.relation = name, relation
         return is_certain
 
-    def _guess(
-        self, batch: Any, columns: Mapping[str, NDArray[Any]], reordered: list[str], drawn: NDArray[Any]
-    ) -> NDArray[Any] | None:
+    def _guess(self, batch: Any, candidates: dict[str, NDArray[Any]], drawn: NDArray[Any]) -> NDArray[Any] | None:
         """Return the labels of a batch that has no certain column; None if the drawn labels are the best guess."""
-        candidates = [name for name in reordered if name in columns]
-        if not candidates:
+        is_fitting = any(each.is_equal or each.is_one_to_one for each in self._columns.values())
+        name, values = next(iter(candidates.items()), ("", drawn))
+        is_shorter = values.size < drawn.size
+        if not name or (is_fitting and not is_shorter):
             return None
-        chance, is_shorter = self._columns[candidates[0]].part or 0.0, columns[candidates[0]].size < drawn.size
-        if len(candidates) == 1 and (chance < _MAX_CHANCE or (is_shorter and self._num_checked <= _MAX_UNDECIDED)):
-            self._followed = candidates[0]
-            return columns[candidates[0]]
-        self._warn_of_order(candidates)
+        evidence = self._columns[name]
+        is_likely = evidence.is_equal or (evidence.part or 0.0) < _MAX_CHANCE
+        if len(candidates) == 1 and (is_likely or (is_shorter and self._num_checked <= _MAX_UNDECIDED)):
+            self._followed = name
+            return values
+        self._warn_of_order(list(candidates))
         if not is_shorter:
             return None
         usual = as_column(extract_labels(batch))
         fits = usual is not None and usual.dtype.kind == "i" and is_part_of(usual, drawn)
-        return usual if fits else columns[candidates[0]]
+        return usual if fits else values
 
     def _fail(self, batch: Any, drawn: NDArray[Any]) -> None:
         self._has_failed = True

@@ -363,3 +363,16 @@ def test_only_own_collation_can_reorder():
     assert can_reorder(plain, collate_fn=backwards)
     assert can_reorder(batched)
     assert can_reorder(torch.utils.data.Subset(batched, range(16)))
+
+
+def test_samples_dropped_before_the_column_is_certain():
+    """The order stays, and some batches are shorter."""
+    calls = []
+
+    def dropping(y, rng):
+        calls.append(0)
+        return x(y), y if len(calls) == 1 else y[1:], torch.arange(len(y))[-len(y) + (len(calls) > 1) :]
+
+    _, results, messages = run(dropping, K=4, size=8, can_reorder=True)
+    assert not messages
+    assert all(torch.equal(found, batch[1]) for batch, _, found, _ in results)

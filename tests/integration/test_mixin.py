@@ -325,6 +325,8 @@ def test_accumulated_gradient(workers, per_step):
 class Hidden:
     """A batch without visible labels, in reverse order and without some of the samples."""
 
+    __slots__ = ("parts",)
+
     def __init__(self, samples):
         self.parts = default_collate(samples[4::-1])
 
