@@ -1,10 +1,14 @@
 import importlib
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 # Before torch is imported: the networks here are so small that threads cost more than they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Tests do not write to the user's cache of scanned labels.
+os.environ["LIGHTNING_FAIR_CACHE"] = tempfile.mkdtemp(prefix="lightning_fair_")
 
 import pytest
 from hypothesis import settings

@@ -155,11 +155,11 @@ class DriftDataModule(L.LightningDataModule):
             return
         train, self.val_set, self.test_set = (self._first_classes(part) for part in self._images.load_splits())
         classes = [str(c) for c in range(self.num_classes)]
-        labels, turns = find_labels(train), 2 * self.cycles
+        labels, turns = find_labels(train).numbers, 2 * self.cycles
         self.train_set = DriftStream(train, labels, classes, self.imbalance_ratio, turns, self.turn_size, self.seed)
 
     def _first_classes(self, part: Dataset[Item]) -> Subset[Item]:
-        return Subset(part, np.flatnonzero(find_labels(part) < self.num_classes))  # type: ignore[arg-type]
+        return Subset(part, np.flatnonzero(find_labels(part).numbers < self.num_classes))  # type: ignore[arg-type]
 
     def channel_mean_std(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean and standard deviation of each channel of the images, float32, shape ``(C,)`` each."""

@@ -102,7 +102,7 @@ class LongTail(Subset[T]):
     ) -> None:
         if seed is not None and seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed}.")
-        labels = find_labels(dataset)
+        labels = find_labels(dataset).numbers
         available = np.bincount(labels)
         head = int(available.max()) if largest is None else largest
         sizes = long_tail_counts(available.size, head, imbalance_ratio, kind)

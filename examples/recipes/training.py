@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import IterableDataset
 
 from lightning_fair import FairSampling
-from lightning_fair.common.labels import find_labels
+from lightning_fair.dataloaders.label_scan import find_loader_labels
 from recipes.checks import baseline_names, check_config, check_model, check_schedules
 from recipes.drift import drift_stream
 from recipes.recovery import Recovery
@@ -61,7 +61,8 @@ def train(cfg: DictConfig, *extra_callbacks: L.Callback) -> Report:
     if fair and isinstance(data.train_set, IterableDataset):
         fair.settings.make_controller(data.train_set)
     elif fair:
-        fair.settings.make_sampler(find_labels(data.train_set, fair.settings.labels), data.batch_size)
+        labels = find_loader_labels(data.train_dataloader(), fair.settings.labels, fair.settings.stated_classes)
+        fair.settings.make_sampler(labels, data.batch_size, dataset=data.train_set)
     check_schedules(cfg, fair)
     callbacks = [*(instantiate(callback) for callback in (cfg.callbacks or {}).values()), *extra_callbacks]
     if cfg.trainer.enable_progress_bar is False:

@@ -1,108 +1,111 @@
-"""Labels: of a data set without loading its samples, and of a sample or batch."""
+"""The labels of a data set, without loading its samples."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from contextlib import suppress
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
-from torch.utils.data import ConcatDataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
 
-from lightning_fair.common.arrays import to_numpy
+from lightning_fair.common.label_values import ClassLabels, has_repeats, label_array, number_labels
+from lightning_fair.common.sample_labels import LABEL_KEYS, LabelColumns, choose_column, label_row
 
-Labels: TypeAlias = Literal["scan"] | ArrayLike | Sequence[int] | None  # in this order for parsers of configurations
+# In this order for parsers of configurations.
+Labels: TypeAlias = Literal["scan"] | Callable[[Any], Any] | int | str | ArrayLike | Sequence[Any] | None
 
-LABEL_KEYS = ("label", "labels", "target", "targets", "y")
-_REMEDY = "Pass labels=<one class per sample>, or labels='scan' to read every sample once (slow for images on disk)."
-
-
-def extract_labels(sample: Any) -> Any:
-    """Return the second element, or the value of a usual key, of a sample or batch; None if it has neither."""
-    if isinstance(sample, Mapping):
-        return next((sample[key] for key in LABEL_KEYS if key in sample), None)
-    return sample[1] if isinstance(sample, (tuple, list)) and len(sample) >= 2 else None
+_ATTRIBUTES = ("targets", "labels", "y", "Y", "_labels")
+_REMEDY = (
+    "Pass labels=<one class per sample>, the name of an attribute, column or key, a function of the data set, or "
+    "labels='scan' to read every sample once."
+)
 
 
-def check_labels(labels: Any, num_classes: int | None = None) -> NDArray[Any]:
-    """Return a list, array or tensor as an integer array of shape ``(N,)``, each label in ``[0, num_classes)``.
+class _Column(NamedTuple):
+    """The labels of a data set as they are stored, shape ``(N,)``, and the names of the classes if it has them."""
 
-    An integer array is not copied, so a ``numpy.memmap`` stays one. Without ``num_classes`` labels have no upper bound.
-
-    Raises:
-        ValueError: If the labels are not integers, not one-dimensional, or out of range.
-
-    Example:
-        >>> check_labels([0, 2, 1], num_classes=3)
-        array([0, 2, 1])
-    """
-    try:
-        # A tensor's memory moves when torch shares it with a spawned worker: a view of it would dangle.
-        y: NDArray[Any] = np.array(to_numpy(labels)) if isinstance(labels, Tensor) else np.asanyarray(labels)
-    except ValueError as error:
-        raise ValueError("labels must be one class per sample, got lists of different lengths.") from error
-    if y.ndim != 1:
-        raise ValueError(
-            f"labels must have shape (N,), one class per sample, got shape {y.shape}. Multi-label targets are "
-            "not supported; for one-hot rows pass labels.argmax(1)."
-        )
-    if y.size == 0:
-        return y.astype(np.int64)
-    if y.dtype.kind not in "iu":
-        raise ValueError(
-            f"labels must be integers, got {y.dtype}. np.unique(labels, return_inverse=True)[1] numbers any labels."
-        )
-    low, high = int(y.min()), int(y.max())
-    if low < 0:
-        raise ValueError(
-            f"labels must be at least 0, got {low}. Remove such samples with torch.utils.data.Subset, "
-            "or number the labels with np.unique(labels, return_inverse=True)[1]."
-        )
-    if num_classes is not None and high >= num_classes:
-        raise ValueError(
-            f"labels must lie in [0, {num_classes}), got {high}. State num_classes={high + 1} or more, "
-            "or number the labels with np.unique(labels, return_inverse=True)[1]."
-        )
-    return y.view(np.int64) if y.dtype == np.uint64 else y  # np.bincount of NumPy 1 does not accept uint64
+    values: NDArray[Any]
+    names: tuple[str, ...] | None = None
 
 
-def find_labels(source: Any, labels: Labels = None) -> NDArray[Any]:
-    """Return the label of every sample of a data set, integers, shape ``(N,)``.
+# The places in a data set that may hold its labels: name of the place, labels, and names of the classes.
+_Places: TypeAlias = Callable[[Any], Iterator[tuple[str, Any, "tuple[str, ...] | None"]]]
 
-    No sample is loaded, except with ``labels="scan"``. The labels are the first of: the argument ``labels``; the data
-    set's attribute ``targets`` or ``labels`` (torchvision's data sets have it); the second tensor of a
-    ``TensorDataset``. Labels of the data sets in a ``Subset`` or ``ConcatDataset`` are combined, at any depth.
+
+def find_labels(dataset: Any, labels: Labels = None, num_classes: int | None = None) -> ClassLabels:
+    """Return the class of every sample of a data set; no sample is loaded.
+
+    The labels are those in the first of these places that has one class per sample: an attribute ``targets``,
+    ``labels``, ``y``, ``Y`` or ``_labels``; the method ``get_labels``; the pairs of path and class in ``samples`` or
+    ``_samples``; a column ``label``, ``labels``, ``target``, ``targets`` or ``y`` of a Hugging Face data set or a
+    ``DataFrame``; the only tensor of a ``TensorDataset`` that can hold classes; the samples of a list. The labels of
+    the data sets in a ``Subset``, a ``ConcatDataset``, or a wrapper with a ``dataset`` of the same length are combined,
+    at any depth. At each depth there must be one label per sample.
 
     Args:
-        source: A map-style data set, or the labels themselves (list, array or tensor).
-        labels: Labels to use instead of the data set's. ``"scan"`` loads every sample once, with a progress bar, and
-            reads its second element, or the value of a key such as ``"label"``, ``"target"`` or ``"y"``.
+        dataset: A map-style data set.
+        labels: Labels to use instead: one per sample; the name of an attribute or column, also of an inner data set;
+            the position of a tensor in a ``TensorDataset``; or a function that takes the data set and returns one of
+            these.
+        num_classes: Number of classes, if it is known; see
+            :func:`~lightning_fair.common.label_values.number_labels`, which describes the labels that are accepted.
 
     Raises:
         TypeError: If the data set is a stream, or has no labels in the places above.
-        ValueError: If the labels are not one integer class per sample, or the data set is empty.
+        ValueError: If the labels are not one class per sample, or the data set is empty.
 
     Example:
         >>> import torch
         >>> dataset = TensorDataset(torch.zeros(4, 3), torch.tensor([0, 1, 1, 0]))
-        >>> find_labels(Subset(dataset, [2, 3]))
+        >>> find_labels(Subset(dataset, [2, 3])).numbers
         array([1, 0])
+        >>> find_labels(dataset, labels=["cat", "dog", "dog", "cat"]).names
+        ('cat', 'dog')
     """
-    if isinstance(labels, str):
-        if labels != "scan":
-            raise ValueError(f"labels must be one class per sample, 'scan' or None, got {labels!r}.")
-        y = _scan(source)
-    else:
-        y = check_labels(_look_up(source) if labels is None else labels)
-    if _is_map_style(source) and len(source) != y.size:
-        raise ValueError(
-            f"labels must be one per sample: got {y.size} for the {len(source)} samples of {type(source).__name__}. "
-            "Pass labels=<one class per sample>."
+    result = look_up_labels(dataset, labels, num_classes)
+    if result is None:
+        what = "labels in the usual places" if labels in (None, "scan") else f"labels at {labels!r}"
+        raise TypeError(f"{_kind(_innermost(dataset))} has no {what}. {_REMEDY}")
+    return result
+
+
+def look_up_labels(dataset: Any, labels: Labels = None, num_classes: int | None = None) -> ClassLabels | None:
+    """Return what :func:`find_labels` returns; None if the samples have to be read.
+
+    This is the case for ``labels="scan"``, and for a name or a position that the data set does not have.
+    """
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
+        raise TypeError(
+            f"{_kind(dataset)} is a stream: its samples cannot be drawn by index. "
+            "FeedbackBatchSampler needs a map-style data set (__getitem__ and __len__)."
         )
-    if y.size == 0:
+    if len(dataset) == 0:
         raise ValueError("The data set is empty: there is nothing to draw from.")
-    return y
+    if callable(labels) and not hasattr(labels, "__array__"):
+        labels = labels(dataset)
+    if labels is None:
+        column = _look_up(dataset, _usual_places)
+        if column is None:
+            raise TypeError(_without_labels(dataset))
+        if column.values.dtype.kind == "O" and len(column.values) > 1 and not has_repeats(column.values):
+            raise ValueError(
+                f"labels must be classes, but the {len(column.values)} values found all differ, such as "
+                f"{column.values[0]!r}. {_REMEDY}"
+            )
+    elif isinstance(labels, str):
+        column = None if labels == "scan" else _look_up(dataset, _places_called(labels))
+    elif isinstance(labels, (int, np.integer)) and not isinstance(labels, bool):
+        column = _look_up(dataset, _tensor_at(int(labels)))
+    else:
+        column = _Column(_one_per_sample(labels, dataset))
+    if column is None:
+        return None
+    num_named = len(column.names or class_names(dataset) or ())
+    numbered = number_labels(column.values, num_classes, num_named)
+    return ClassLabels(numbered.numbers, column.names) if numbered.names is None else numbered
 
 
 def class_names(dataset: Any) -> list[str] | None:
@@ -115,49 +118,166 @@ def class_names(dataset: Any) -> list[str] | None:
     return None
 
 
-def _look_up(source: Any) -> Any:
-    for name in ("targets", "labels"):
-        labels = getattr(source, name, None)
-        if labels is not None and not callable(labels):
-            return labels
-    if isinstance(source, Subset):
-        return check_labels(_look_up(source.dataset))[np.asarray(source.indices, dtype=np.int64)]
-    if isinstance(source, ConcatDataset):
-        return np.concatenate([check_labels(_look_up(part)) for part in source.datasets])
-    if isinstance(source, TensorDataset):
-        if len(source.tensors) < 2:
-            raise TypeError(f"A TensorDataset of one tensor has no labels. {_REMEDY}")
-        return source.tensors[1]
-    if isinstance(source, IterableDataset):
-        raise TypeError(
-            f"{type(source).__name__} is a stream: its samples cannot be drawn by index. "
-            "FeedbackBatchSampler needs a map-style data set (__getitem__ and __len__)."
+def is_dataset(source: Any) -> bool:
+    """Return whether ``source`` is a map-style data set, and not labels: a list, an array, a tensor or a column."""
+    if isinstance(source, Dataset) or _is_frame(source):
+        return True
+    is_values = isinstance(source, (list, tuple, range, Mapping)) or any(
+        hasattr(source, name)
+        for name in ("__array__", "column_name")  # the latter is a column of Hugging Face
+    )
+    return hasattr(source, "__getitem__") and hasattr(source, "__len__") and not is_values
+
+
+def _look_up(dataset: Any, places: _Places) -> _Column | None:
+    """Return the labels in the first place that has one class per sample, at the outermost data set that has one."""
+    refusals: list[ValueError] = []
+    index: _Column | None = None
+    for place, values, names in places(dataset):
+        try:
+            column = _Column(_one_per_sample(values, dataset, f", in its {place}"), names)
+            if has_repeats(column.values):
+                return column
+            index = index or column
+        except ValueError as error:
+            refusals.append(error)
+    inner = _look_up_inner(dataset, places)
+    if inner is None and index is None and refusals:
+        raise refusals[0]
+    return inner or index
+
+
+def _look_up_inner(dataset: Any, places: _Places) -> _Column | None:
+    if isinstance(dataset, ConcatDataset):
+        parts = [_look_up(part, places) for part in dataset.datasets]
+        return _concatenate([part for part in parts if part]) if all(parts) else None
+    inner = getattr(dataset, "dataset", None)
+    if inner is None or not hasattr(inner, "__len__"):
+        return None
+    indices = getattr(dataset, "indices", None)
+    if isinstance(dataset, Subset) or (isinstance(indices, Sized) and len(indices) == len(dataset)):
+        column = _look_up(inner, places)
+        return column and _Column(column.values[np.asarray(indices, dtype=np.int64)], column.names)
+    return _look_up(inner, places) if len(inner) == len(dataset) else None
+
+
+def _concatenate(parts: Sequence[_Column]) -> _Column:
+    numeric = all(part.values.dtype.kind in "biuf" for part in parts)
+    values = np.concatenate([part.values if numeric else part.values.astype(object) for part in parts])
+    names = {part.names for part in parts}
+    return _Column(values, names.pop() if len(names) == 1 else None)
+
+
+def _one_per_sample(values: Any, dataset: Any, place: str = "") -> NDArray[Any]:
+    y = label_array(values)
+    if len(y) != len(dataset):
+        raise ValueError(
+            f"labels must be one per sample: got {len(y)} for the {len(dataset)} samples of {_kind(dataset)}{place}. "
+            "Pass labels=<one class per sample>, or labels='scan' to read every sample once."
         )
-    is_array = isinstance(source, (list, tuple, range)) or hasattr(source, "__array__")
-    if _is_map_style(source) and not is_array:
-        raise TypeError(f"{type(source).__name__} has neither 'targets' nor 'labels'. {_REMEDY}")
-    return source
+    return y
 
 
-def _is_map_style(source: Any) -> bool:
-    return hasattr(source, "__getitem__") and hasattr(source, "__len__")
+def _usual_places(dataset: Any) -> Iterator[tuple[str, Any, tuple[str, ...] | None]]:
+    for name in _ATTRIBUTES:
+        if (values := _attribute(dataset, name)) is not None:
+            yield f"attribute {name!r}", values, None
+    if callable(method := getattr(dataset, "get_labels", None)):
+        yield "method 'get_labels'", method(), None
+    for name in ("samples", "_samples"):
+        pairs = _attribute(dataset, name)
+        if isinstance(pairs, (list, tuple)) and all(
+            isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs
+        ):
+            yield f"attribute {name!r}", [pair[1] for pair in pairs], None
+    for name in LABEL_KEYS:
+        yield from _column_called(dataset, name)
+    if isinstance(dataset, TensorDataset):
+        yield from _only_label_tensor(dataset.tensors)
+    elif isinstance(dataset, (list, tuple)):
+        yield from _labels_in_list(dataset)
 
 
-def _scan(source: Any) -> NDArray[Any]:
-    from tqdm.auto import tqdm
+def _places_called(name: str) -> _Places:
+    def places(dataset: Any) -> Iterator[tuple[str, Any, tuple[str, ...] | None]]:
+        yield from _column_called(dataset, name)
+        if (values := _attribute(dataset, name)) is not None:
+            yield f"attribute {name!r}", values, None
 
-    labels = np.empty(len(source), dtype=np.int64)
-    for index in tqdm(range(len(source)), desc="Reading labels", unit="sample"):
-        sample = source[index]
-        value = extract_labels(sample)
-        if value is None:
-            raise TypeError(
-                f"labels='scan' reads the second element of each sample, but sample {index} is a "
-                f"{type(sample).__name__} without one, or without a key {' or '.join(map(repr, LABEL_KEYS))}. "
-                "Pass labels=<one class per sample>."
-            )
-        label = check_labels(np.asarray(to_numpy(value)).reshape(-1))
-        if label.size != 1:
-            raise ValueError(f"labels must be one class per sample, but sample {index} has {label.size}.")
-        labels[index] = label[0]
-    return labels
+    return places
+
+
+def _tensor_at(position: int) -> _Places:
+    def places(dataset: Any) -> Iterator[tuple[str, Any, tuple[str, ...] | None]]:
+        if isinstance(dataset, TensorDataset) and -len(dataset.tensors) <= position < len(dataset.tensors):
+            yield f"tensor {position}", dataset.tensors[position], None
+
+    return places
+
+
+def _attribute(dataset: Any, name: str) -> Any:
+    """Return an attribute that may hold labels; None for a method, a text, or a number."""
+    values = None if _is_frame(dataset) else getattr(dataset, name, None)
+    return None if callable(values) or isinstance(values, str) or not hasattr(values, "__len__") else values
+
+
+def _column_called(dataset: Any, name: str) -> Iterator[tuple[str, Any, tuple[str, ...] | None]]:
+    """Yield a column of a Hugging Face data set, in the order of its samples, or of a ``DataFrame``."""
+    if _is_frame(dataset):
+        if name in dataset.columns:
+            yield f"column {name!r}", dataset[name], None
+    elif name in (getattr(dataset, "column_names", None) or ()) and hasattr(getattr(dataset, "data", None), "column"):
+        values = dataset.data.column(name)  # the rows would be decoded one by one
+        if dataset._indices is not None:
+            values = values.take(dataset._indices.column(0))
+        names = getattr((dataset.features or {}).get(name), "names", None)
+        yield f"column {name!r}", values, tuple(names) if names else None
+
+
+def _only_label_tensor(tensors: Sequence[Tensor]) -> Iterator[tuple[str, Any, None]]:
+    """Yield the only tensor that can hold labels: of integers, else of whole numbers, else of one-hot rows."""
+    if len(tensors) < 2:
+        return
+    shaped = {i: tensor for i, tensor in enumerate(tensors) if tensor.ndim == 1 or tensor.shape[1:] == (1,)}
+    integers = {i: tensor for i, tensor in shaped.items() if not (tensor.is_floating_point() or tensor.is_complex())}
+    for tier in (integers, shaped, dict(enumerate(tensors))):
+        columns = {}
+        for i, tensor in tier.items():
+            with suppress(ValueError):
+                columns[i] = label_array(tensor)
+        if columns:
+            position = choose_column(columns)
+            yield f"tensor {position}", columns[position], None
+            return
+    yield "tensor 1", tensors[1], None  # refused, with the reason
+
+
+def _labels_in_list(samples: Sequence[Any]) -> Iterator[tuple[str, Any, None]]:
+    columns = LabelColumns()
+    with suppress(TypeError):  # if the elements are ids, texts or arrays
+        columns.extend(map(label_row, samples))
+        yield "list", columns.choose()[1], None
+
+
+def _without_labels(dataset: Any) -> str:
+    inner = _innermost(dataset)
+    if is_dataset(inner):
+        return f"{_kind(inner)} has no labels in the usual places (targets, labels, y, ...). {_REMEDY}"
+    return (
+        f"The data set is a {_kind(inner)}, whose elements are samples and not labels. Pass labels=<one class per "
+        "sample>; if the elements are ids, labels=[label_of[id] for id in ids]."
+    )
+
+
+def _innermost(dataset: Any) -> Any:
+    while getattr(dataset, "dataset", None) is not None:
+        dataset = dataset.dataset
+    return dataset
+
+
+def _kind(dataset: Any) -> str:
+    return type(dataset).__name__
+
+
+def _is_frame(dataset: Any) -> bool:
+    return hasattr(dataset, "columns") and hasattr(dataset, "iloc")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lightning_fair.common.arrays import Floats, check_at_least_zero, check_integer, to_arrays, to_tensors
-from lightning_fair.common.labels import check_labels
+from lightning_fair.common.label_values import check_labels
 from lightning_fair.control import law
 from lightning_fair.control.draw import Draw, Report
 from lightning_fair.control.target import MovingTarget, Target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -13,7 +14,7 @@ from lightning_fair.common.class_mix import SUM_TOLERANCE, check_mix
 from lightning_fair.control.law import reciprocal
 from lightning_fair.schedules import Shift
 
-Target: TypeAlias = Literal["uniform", "prior", "sqrt"] | Mapping[int, float] | Sequence[float] | ArrayLike | None
+Target: TypeAlias = Literal["uniform", "prior", "sqrt"] | Mapping[int | str, float] | Sequence[float] | ArrayLike | None
 
 
 class MovingTarget:
@@ -144,12 +145,41 @@ def _from_counts(target: str, num_classes: int, class_counts: ArrayLike | None) 
     return check_mix(share / max(share.sum(), 1.0), num_classes, f"the {target} of class_counts")
 
 
-def _from_mapping(target: Mapping[int, float], num_classes: int) -> Floats:
-    unknown = [key for key in target if not (isinstance(key, (int, np.integer)) and 0 <= key < num_classes)]
-    if unknown:
-        raise ValueError(f"target_probs names class {unknown[0]!r}; classes are the integers 0 to {num_classes - 1}.")
+def number_target(target: Target | Shift, numbers: Mapping[Any, int]) -> Target | Shift:
+    """Return a target whose mappings have class numbers as keys, given the ``numbers`` of names and label values.
+
+    If no label value is an integer, integers are class numbers already.
+
+    Raises:
+        ValueError: If a name is unknown, or two keys are the same class.
+
+    Example:
+        >>> number_target({"dog": 0.8}, {"cat": 0, "dog": 1})
+        {1: 0.8}
+    """
+    if isinstance(target, Shift):
+        start, end = (number_target(end, numbers) for end in target_endpoints(target))
+        return replace(target, start=start, end=end)
+    if not isinstance(target, Mapping):
+        return target
+    numbered: dict[int | str, float] = {}
+    has_integers = any(type(value) is int for value in numbers)
+    for key, prob in target.items():
+        if key not in numbers and (has_integers or isinstance(key, str)):
+            names = ", ".join(repr(name) for name in numbers if isinstance(name, str)) or "numbers without names"
+            raise ValueError(f"target_probs names class {key!r}; the classes are {names}.")
+        number = numbers.get(key, key)
+        if number in numbered:
+            raise ValueError(f"target_probs names class {number} twice, the second time as {key!r}. Name it once.")
+        numbered[number] = prob
+    return numbered
+
+
+def _from_mapping(target: Mapping[int | str, float], num_classes: int) -> Floats:
     mix, unnamed = np.zeros(num_classes), np.ones(num_classes, dtype=bool)
     for label, prob in target.items():
+        if not (isinstance(label, (int, np.integer)) and 0 <= label < num_classes):
+            raise ValueError(f"target_probs names class {label!r}; classes are the integers 0 to {num_classes - 1}.")
         mix[label], unnamed[label] = prob, False
     if unnamed.any():
         rest = 1.0 - mix[np.isfinite(mix)].sum()

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from lightning_fair.common.arrays import Floats, to_numpy
-from lightning_fair.common.labels import check_labels
+from lightning_fair.common.label_values import check_labels
 
 
 def class_weights(q: ArrayLike, p: ArrayLike, max_w: float | None = None, *, exponent: float = 1.0) -> Floats:

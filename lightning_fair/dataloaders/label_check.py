@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_fair.common.labels import extract_labels
+from lightning_fair.common.sample_labels import extract_labels
 from lightning_fair.dataloaders.batch_columns import as_column, leaves, read_columns
 from lightning_fair.dataloaders.column_evidence import MIN_EVIDENCE, ColumnEvidence, is_part_of
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,13 @@ from lightning_fair.common.labels import class_names, find_labels
 _MAX_SHOWN = 20  # classes or groups
 
 
-def describe_groups(groups: NDArray[Any], dataset: Any) -> str | None:
+def describe_groups(groups: NDArray[Any], dataset: Any, group_names: Sequence[str] | None = None) -> str | None:
     """Return a sentence on which groups are in which class of a data set.
 
     Args:
         groups: Group of each sample, integers at least 0, shape ``(N,)``.
         dataset: The data set, whose own labels are the classes.
+        group_names: Name of each group; None: its number.
 
     Returns:
         The sentence; None if the data set shows no classes, if they are no function of the groups, or if each class is
@@ -30,18 +32,20 @@ def describe_groups(groups: NDArray[Any], dataset: Any) -> str | None:
         'FairSampling balances 3 groups. Class 0: groups 0, 1. Class 1: groups 2.'
     """
     try:
-        classes = find_labels(dataset)
+        labels = find_labels(dataset)
     except (TypeError, ValueError):
         return None
+    classes = labels.numbers
     kinds, first, group_of = np.unique(groups, return_index=True, return_inverse=True)
     class_of = classes[first]  # of each group
     present = np.unique(class_of)
     if not np.array_equal(class_of[group_of], classes) or len(present) == len(kinds):
         return None
-    names = class_names(dataset) or ()
+    names = labels.names or class_names(dataset) or ()
     parts = []
     for number in present[:_MAX_SHOWN].tolist():
         members = kinds[class_of == number].tolist()
-        shown = ", ".join(map(str, members[:_MAX_SHOWN])) + (", ..." if len(members) > _MAX_SHOWN else "")
+        listed = [group_names[group] if group_names else str(group) for group in members[:_MAX_SHOWN]]
+        shown = ", ".join(listed) + (", ..." if len(members) > _MAX_SHOWN else "")
         parts.append(f"Class {names[number] if number < len(names) else number}: groups {shown}.")
     return " ".join([f"FairSampling balances {len(kinds)} groups.", *parts])

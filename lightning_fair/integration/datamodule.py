@@ -10,12 +10,12 @@ from lightning.pytorch.core.hooks import DataHooks
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_fair.common.labels import find_labels
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.dataloaders import checks
 from lightning_fair.dataloaders.fair_loader import make_fair
 from lightning_fair.dataloaders.label_check import LabelCheck
+from lightning_fair.dataloaders.label_scan import find_loader_labels
 from lightning_fair.integration.callback import FairSampling
 from lightning_fair.integration.trainer_internals import check_trainer, forward_hyperparameters
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
@@ -135,7 +135,8 @@ class FairDataModule(L.LightningDataModule):
             return loader
         checks.check_loader(loader)
         if self._sampler is None:
-            labels, size = find_labels(loader.dataset, settings.labels), checks.batch_size(loader)
+            labels = find_loader_labels(loader, settings.labels, settings.stated_classes)
+            size = checks.batch_size(loader)
             steps = settings.steps_per_epoch or len(loader)
             self._sampler = settings.make_sampler(labels, size, steps, dataset=loader.dataset)
         label_check = LabelCheck(self._sampler.controller.num_classes, are_groups=settings.has_chosen_labels)

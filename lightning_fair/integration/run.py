@@ -12,12 +12,12 @@ import lightning.pytorch as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_fair.common.arrays import Floats
-from lightning_fair.common.labels import find_labels
+from lightning_fair.common.label_values import ClassLabels
+from lightning_fair.common.labels import look_up_labels
 from lightning_fair.control.draw import Draw
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.control.weights import class_weights
@@ -25,6 +25,7 @@ from lightning_fair.dataloaders import checks
 from lightning_fair.dataloaders.fair_loader import DeliveredBatch, FairLoader, make_fair, make_stream_fair
 from lightning_fair.dataloaders.label_check import LabelCheck
 from lightning_fair.dataloaders.label_groups import describe_groups
+from lightning_fair.dataloaders.label_scan import find_loader_labels
 from lightning_fair.dataloaders.stream_tracker import StreamTracker
 from lightning_fair.integration.distributed import sum_over_ranks
 from lightning_fair.integration.settings import FairSettings
@@ -70,7 +71,7 @@ class Run:
     checkpoint_check: Mapping[str, Any] | None = None  # state of the label check that waits for the loader
     label_check: LabelCheck | None = None
     groups: bool = False  # whether the labels divide the classes of the data set into groups
-    scanned_labels: tuple[Any, NDArray[Any]] | None = None  # a data set, and its labels
+    scanned_labels: tuple[Any, ClassLabels] | None = None  # a data set, and its labels
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "loader": None}  # a copy has no part in the fit
@@ -88,12 +89,14 @@ class Run:
         self.source.abandon_epoch()
         return replace(self, loader=None, step_weights=None, current=None)
 
-    def find_labels(self, dataset: Any) -> NDArray[Any]:
+    def find_labels(self, loader: DataLoader[Any]) -> ClassLabels:
         """Return the label of every sample; a data set is scanned once, however often its loader is made again."""
-        if not isinstance(self.settings.labels, str):
-            return find_labels(dataset, self.settings.labels)
+        dataset, settings = loader.dataset, self.settings
+        labels = look_up_labels(dataset, settings.labels, settings.stated_classes)
+        if labels is not None:
+            return labels
         if self.scanned_labels is None or self.scanned_labels[0] is not dataset:
-            self.scanned_labels = dataset, find_labels(dataset, self.settings.labels)
+            self.scanned_labels = dataset, find_loader_labels(loader, settings.labels, settings.stated_classes)
         return self.scanned_labels[1]
 
     def announce_groups(self, message: str) -> None:
@@ -252,7 +255,9 @@ def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[An
             f"FairSampling steers {controller.num_classes} classes in batches of {run.source.batch_size}; horizon "
             f"{controller.horizon:g} batches, feedback delay {controller.feedback_delay}."
         )
-    run.loader, run.class_names = fair, run.settings.names_for(controller.num_classes, loader.dataset)
+    label_names = run.sampler.class_names if run.sampler is not None else None
+    run.loader = fair
+    run.class_names = run.settings.names_for(controller.num_classes, loader.dataset, label_names)
     return run.loader  # type: ignore[return-value]
 
 
@@ -271,9 +276,9 @@ def _make_data_set_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -
 def _update_sampler(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> bool:
     """Keep the run's sampler if the loader has the same data as before, else make a new one and return True."""
     settings, sampler = run.settings, run.sampler
-    labels, size = run.find_labels(loader.dataset), checks.batch_size(loader)
+    labels, size = run.find_labels(loader), checks.batch_size(loader)
     steps = settings.steps_per_epoch or steps_per_epoch(loader, trainer.world_size)
-    if sampler is not None and sampler.batch_size == size and np.array_equal(labels, sampler.labels):
+    if sampler is not None and sampler.batch_size == size and np.array_equal(labels.numbers, sampler.labels):
         sampler.steps_per_epoch = steps
         return False
     # The tuner tries batch sizes without callbacks, and then restores the state.
@@ -302,7 +307,7 @@ def _check_new_labels(run: Run, dataset: Any) -> None:
             f"The number of classes has changed from {run.step_weights.num_classes} to {num_classes} during the fit. "
             f"Set FairSampling(num_classes=...) to the larger number, and empty_classes='skip'."
         )
-    groups = describe_groups(run.sampler.labels, dataset) if chosen else None
+    groups = describe_groups(run.sampler.labels, dataset, run.sampler.class_names) if chosen else None
     if groups:
         run.announce_groups(groups)
     inform = None if groups else run.announce_groups

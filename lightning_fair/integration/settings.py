@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lightning_fair.common.arrays import check_at_least_zero, check_integer
-from lightning_fair.common.labels import Labels, class_names, find_labels
+from lightning_fair.common.label_values import number_labels
+from lightning_fair.common.labels import Labels, class_names, find_labels, is_dataset
 from lightning_fair.control import law
 from lightning_fair.control.controller import FeedbackController
-from lightning_fair.control.target import Target, resolve_target, target_endpoints
+from lightning_fair.control.target import Target, number_target, resolve_target, target_endpoints
 from lightning_fair.sampling.batch_sampler import EmptyClasses, FeedbackBatchSampler
 from lightning_fair.schedules import Schedule, Shift, as_schedule
 from lightning_fair.streaming.stream import FairStream
@@ -62,8 +63,11 @@ class FairSettings:
             raise ValueError(f"max_weight must be positive, or None for no bound, got {self.max_weight}.")
         if not 0.0 <= self.exponent <= 1.0:
             raise ValueError(f"exponent must lie in [0, 1], got {self.exponent}.")
-        if isinstance(self.labels, (str, bytes)) and self.labels != "scan":
-            raise ValueError(f"labels must be one class per sample, 'scan' or None, got {self.labels!r}.")
+        if isinstance(self.labels, bytes) or (isinstance(self.labels, (bool, float, str)) and not self.labels):
+            raise ValueError(
+                "labels must be one class per sample, 'scan', a name, a position, a function of the data set or None, "
+                f"got {self.labels!r}."
+            )
         for name, minimum in (("num_classes", 1), ("steps_per_epoch", 1), ("feedback_delay", 1), ("seed", 0)):
             if (value := getattr(self, name)) is not None:
                 check_integer(name, value, minimum)
@@ -94,10 +98,18 @@ class FairSettings:
         """Seed of the draws: ``seed``, or that of ``seed_everything``, or 0."""
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
 
-    def names_for(self, num_classes: int, dataset: Any) -> Sequence[str]:
-        """Return a name for each class: from the settings, or the data set's ``classes``, or the class numbers."""
-        named = self.class_names or class_names(dataset)
+    def names_for(self, num_classes: int, dataset: Any, label_names: Sequence[str] | None = None) -> Sequence[str]:
+        """Return a name for each class.
+
+        The names are those of the settings, or else of the labels, or else the data set's ``classes``, or else numbers.
+        """
+        named = self.class_names or label_names or class_names(dataset)
         return named if named and len(set(named)) == num_classes else [str(label) for label in range(num_classes)]
+
+    @property
+    def stated_classes(self) -> int | None:
+        """Number of classes that the settings state by a number, a target vector or names; None if they do not."""
+        return self._known_num_classes or len(self.class_names or ()) or None
 
     def make_sampler(
         self, labels: Any, batch_size: int, steps_per_epoch: int | None = None, *, dataset: Any = None, **options: int
@@ -107,10 +119,13 @@ class FairSettings:
         With ``dataset``, classes that the data set names count even if none of the labels is as large. The ``options``
         are ``rank``, ``world_size`` and ``seed``.
         """
-        labels = find_labels(labels)
-        num_classes = self._known_num_classes or max(int(labels.max()) + 1, len(class_names(dataset) or ()))
-        counts = np.bincount(labels, minlength=num_classes)
-        controller = self._make_controller(num_classes, counts[:num_classes])
+        K = self.stated_classes
+        labels = find_labels(labels, num_classes=K) if is_dataset(labels) else number_labels(labels, K)
+        # Class names of the data set name class numbers, not the values that were numbered.
+        names = labels.names or (class_names(dataset) if labels.values is None else None) or ()
+        num_classes = self._known_num_classes or max(int(labels.numbers.max()) + 1, len(names))
+        counts = np.bincount(labels.numbers, minlength=num_classes)
+        controller = self._make_controller(num_classes, counts[:num_classes], names, labels.values)
         options.setdefault("seed", self.draw_seed)
         return FeedbackBatchSampler(
             labels, batch_size, steps_per_epoch, controller, empty_classes=self.empty_classes, **options
@@ -126,12 +141,24 @@ class FairSettings:
             )
         if self._is_computed_from_data:
             raise ValueError("A stream has no prior: its class mix is not known. Set target_probs to probabilities.")
-        return self._make_controller(num_classes)
+        return self._make_controller(num_classes, names=class_names(stream) or ())
 
-    def _make_controller(self, num_classes: int, class_counts: ArrayLike | None = None) -> FeedbackController:
+    def _make_controller(
+        self,
+        num_classes: int,
+        class_counts: ArrayLike | None = None,
+        names: Sequence[str] = (),
+        values: Sequence[Any] | None = None,
+    ) -> FeedbackController:
         self._check_names(num_classes)
         settings = {name: getattr(self, name) for name in _LAW}
-        return FeedbackController(num_classes, self.target_probs, class_counts=class_counts, **settings)
+        target = number_target(self.target_probs, self._numbers(names, values or ()))
+        return FeedbackController(num_classes, target, class_counts=class_counts, **settings)
+
+    def _numbers(self, names: Sequence[str] = (), values: Sequence[Any] = ()) -> dict[Any, int]:
+        """Return the class number of each name and label value; the names of the settings come first."""
+        vocabularies = (self.class_names or (), values, names)
+        return {name: number for words in reversed(vocabularies) for number, name in enumerate(words)}
 
     @property
     def _known_num_classes(self) -> int | None:
@@ -164,10 +191,16 @@ class FairSettings:
                 raise ValueError(f"target_probs must be a name, a vector, a mapping or a Shift of these, got {end!r}.")
         self._check_names(K)
         # A name stands for a target of any length.
-        ends = [end for end in target_endpoints(self.target_probs) if K or isinstance(end, str)]
+        numbers = self._numbers()
+        target = number_target(self.target_probs, numbers) if numbers else self.target_probs
+        ends = [end for end in target_endpoints(target) if isinstance(end, str) or (K and not _has_names(end))]
         mixes = [resolve_target(end, K or 1, np.ones(K or 1)) for end in ends]
         min_target = min((float(mix[mix > 0].min()) for mix in mixes), default=1.0)
         if horizon is None and K is not None and not self._is_computed_from_data:
             horizon = law.default_horizon(min_target)
         if horizon is not None:  # else the default, and with it the largest stable alpha, depend on the data
             law.check_gain(max(alpha.extremes), self.lambda1, self.lambda2, horizon, min_target)
+
+
+def _has_names(target: Target) -> bool:
+    return isinstance(target, Mapping) and any(isinstance(key, str) for key in target)

@@ -16,7 +16,8 @@ from torch.utils.data import Sampler
 
 from lightning_fair.common.arrays import Floats, Ints, check_integer
 from lightning_fair.common.class_counts import ClassCounts
-from lightning_fair.common.labels import check_labels, find_labels
+from lightning_fair.common.label_values import check_labels, number_labels
+from lightning_fair.common.labels import find_labels, is_dataset
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import Draw
 from lightning_fair.sampling.batch_draw import BatchDraw
@@ -38,8 +39,9 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     makes the same draw of ``world_size * batch_size`` samples and keeps its own share of it.
 
     Args:
-        labels: Class of each sample, integers, shape ``(N,)``: list, array or tensor; or a data set
-            (see :func:`~lightning_fair.common.labels.find_labels`).
+        labels: Class of each sample, shape ``(N,)``: class numbers, or values that are numbered in sorted order (see
+            :func:`~lightning_fair.common.label_values.number_labels`); or a data set (see
+            :func:`~lightning_fair.common.labels.find_labels`).
         batch_size: Samples of a batch on each rank, at least 1.
         steps_per_epoch: Batches of an epoch, at least 1. Default: ``ceil(N / (batch_size * world_size))``.
         controller: The controller to follow. Default: one with a uniform target over the classes that have samples.
@@ -50,6 +52,8 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             out over the other classes in proportion.
 
     Attributes:
+        labels: Class number of each sample, shape ``(N,)``. A copy, unless they are a ``numpy.memmap``.
+        class_names: Name of each class; None if the labels do not name the classes.
         controller: The controller. Report each batch to it with ``step_update``.
         global_batch_size: Samples of a batch over all ranks.
         epoch: Number of the current epoch, from 0.
@@ -78,9 +82,13 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         world_size: int = 1,
         empty_classes: EmptyClasses = "error",
     ) -> None:
-        found_labels = find_labels(labels)
-        # A copy, because the labels of a data set may change in place; a memory map can be too large for one.
-        self.labels = found_labels if isinstance(found_labels, np.memmap) else found_labels.copy()
+        K = None if controller is None else controller.num_classes
+        numbered = find_labels(labels, num_classes=K) if is_dataset(labels) else number_labels(labels, K)
+        if not numbered.numbers.size:
+            raise ValueError("The data set is empty: there is nothing to draw from.")
+        is_file = isinstance(numbered.numbers, np.memmap)
+        # A copy, so that labels which are changed in place can be compared with those that are drawn from.
+        self.labels: NDArray[Any] = numbered.numbers if is_file else numbered.numbers.copy()
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self.world_size = check_integer("world_size", world_size, 1)
         self.seed = check_integer("seed", seed, 0)
@@ -96,6 +104,8 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             counts = np.bincount(self.labels)
             controller = FeedbackController(counts.size, (counts > 0) / np.count_nonzero(counts))
         check_labels(self.labels, controller.num_classes)
+        names = numbered.names or ()
+        self.class_names = names if len(names) == controller.num_classes else None
         self.controller = controller
         self.drop_last = False  # every batch is full; Lightning and others read the attribute
         self._pools = ClassPools(self.labels, controller.num_classes, self.seed)
@@ -113,10 +123,11 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     def _handle_empty_classes(self, empty_classes: EmptyClasses) -> None:
         empty = self.controller.wanted & (self.class_counts == 0)
         if empty.any() and empty_classes == "error":
-            names = ", ".join(map(str, np.flatnonzero(empty)[:5])) + (", ..." if empty.sum() > 5 else "")
+            names = [self.class_names[c] if self.class_names else str(c) for c in np.flatnonzero(empty).tolist()]
+            listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             raise ValueError(
-                f"No samples of class {names}, but the target gives them a probability above 0. Set their target to 0, "
-                'check num_classes, or pass empty_classes="skip" to share their target out over the others.'
+                f"No samples of class {listed}, but the target gives them a probability above 0. Set their target to "
+                '0, check num_classes, or pass empty_classes="skip" to share their target out over the others.'
             )
         if empty.any():
             self.controller.skip_classes(empty)

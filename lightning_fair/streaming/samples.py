@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lightning_fair.common.labels import LABEL_KEYS, extract_labels
+from lightning_fair.common.sample_labels import LABEL_KEYS, extract_labels
 
 
 def stream_labels(samples: Sequence[Any], num_classes: int, label_fn: Callable[[Any], Any] | None = None) -> list[int]:

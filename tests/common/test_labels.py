@@ -1,36 +1,44 @@
+"""The labels of a data set, without loading its samples."""
+
+from collections import namedtuple
+from functools import partial
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset, random_split
 
-from lightning_fair import FeedbackBatchSampler, FeedbackController
-from lightning_fair.common.labels import check_labels, class_names, find_labels
+from lightning_fair.common.labels import class_names, find_labels, is_dataset, look_up_labels
+from lightning_fair.dataloaders.label_scan import find_loader_labels
+
+Y = [0, 1, 1, 2]
 
 
 class Untouchable(Dataset):
     """A data set whose samples must not be loaded."""
 
-    def __init__(self, **attributes):
+    def __init__(self, size=4, **attributes):
+        self.size = size
         self.__dict__.update(attributes)
 
     def __len__(self):
-        return next((len(value) for value in vars(self).values() if hasattr(value, "__len__")), 4)
+        return self.size
 
     def __getitem__(self, index):
         raise AssertionError("a sample was loaded")
 
 
-class Samples(Dataset):
-    """A data set without an attribute that would give the labels away."""
+class Wrapper(Untouchable):
+    """A data set around another one."""
 
-    def __init__(self, samples):
-        self.samples = samples
+    def __init__(self, dataset):
+        super().__init__(len(dataset), dataset=dataset)
 
-    def __len__(self):
-        return len(self.samples)
 
-    def __getitem__(self, index):
-        return self.samples[index]
+class GetLabels(Untouchable):
+    def get_labels(self):
+        return Y
 
 
 class Stream(IterableDataset):
@@ -38,61 +46,363 @@ class Stream(IterableDataset):
         return iter(())
 
 
+def hugging_face(**columns):
+    datasets = pytest.importorskip("datasets")
+    features = {name: datasets.Value("int64") for name in columns}
+    features["label"] = datasets.ClassLabel(names=["ant", "bee", "cat"])
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
 @pytest.mark.parametrize(
-    "source",
+    "dataset",
     [
-        [0, 1, 1, 2],
-        (0, 1, 1, 2),
-        np.array([0, 1, 1, 2]),
-        np.array([0, 1, 1, 2], dtype=np.uint8),
-        torch.tensor([0, 1, 1, 2]),
-        torch.tensor([0, 1, 1, 2], dtype=torch.int32),
-        Untouchable(targets=[0, 1, 1, 2]),
-        Untouchable(targets=torch.tensor([0, 1, 1, 2])),
-        Untouchable(labels=np.array([0, 1, 1, 2])),
-        Untouchable(targets=[0, 1, 1, 2], labels=["a", "b", "b", "c"]),
-        TensorDataset(torch.zeros(4, 3), torch.tensor([0, 1, 1, 2])),
-        Subset(Untouchable(targets=[2, 1, 0, 1]), [2, 1, 3, 0]),
-        Subset(Subset(Untouchable(targets=[2, 1, 0, 1]), [0, 3, 1, 2]), [3, 1, 2, 0]),
-        ConcatDataset([Untouchable(targets=[0, 1]), Untouchable(labels=torch.tensor([1, 2]))]),
-        ConcatDataset([Subset(Untouchable(targets=[0, 1, 7]), [0, 1]), Untouchable(labels=[1, 2])]),
+        Untouchable(targets=Y),
+        Untouchable(targets=torch.tensor(Y)),
+        Untouchable(labels=np.array(Y)),
+        Untouchable(y=Y),
+        Untouchable(Y=Y),
+        Untouchable(_labels=Y),
+        GetLabels(),
+        Untouchable(samples=[("a", 0), ("b", 1), ("c", 1), ("d", 2)]),
+        Untouchable(_samples=(["a", 0], ["b", 1], ["c", 1], ["d", 2])),
+        Untouchable(targets=Y, labels=["a", "b", "b", "c"]),
+        TensorDataset(torch.zeros(4, 3), torch.tensor(Y)),
+        TensorDataset(torch.zeros(4), torch.tensor(Y)),
+        TensorDataset(torch.tensor(Y), torch.zeros(4, 3)),
+        TensorDataset(torch.zeros(4, 3), torch.tensor(Y)[:, None]),
+        TensorDataset(torch.zeros(4, 3), torch.tensor(Y).float()),
+        TensorDataset(torch.zeros(4, 3), torch.eye(3)[Y]),
+        TensorDataset(torch.zeros(4, 3), torch.arange(4), torch.tensor(Y)),
+        [("a", 0), ("b", 1), ("c", 1), ("d", 2)],
+        ({"y": 0}, {"y": 1}, {"y": 1}, {"y": 2}),
+        [SimpleNamespace(y=torch.tensor([label])) for label in Y],
+        [namedtuple("Sample", "x label")("a", label) for label in Y],
+        ConcatDataset([Untouchable(2, targets=[0, 1]), Untouchable(2, labels=torch.tensor([1, 2]))]),
+        ConcatDataset([Subset(Untouchable(3, targets=[0, 1, 7]), [0, 1]), [("a", 1), ("b", 2)]]),
+        Subset(Subset(Untouchable(6, targets=[2, 1, 0, 1, 0, 0]), [0, 3, 1, 2]), [3, 1, 2, 0]),
+        Wrapper(Untouchable(targets=Y)),
+        Wrapper(Subset(Wrapper(Untouchable(5, targets=[9, *Y])), [1, 2, 3, 4])),
+        Subset(Untouchable(5, targets=[-1, *Y]), [1, 2, 3, 4]),
+        Subset(Untouchable(5, targets=[None, *Y]), [1, 2, 3, 4]),
+        Subset(Untouchable(5, targets=[float("nan"), *Y]), [1, 2, 3, 4]),
+        Subset(Untouchable(targets=[2, 1, 0, 1]), torch.tensor([2, 1, 3, 0])),
     ],
+    ids=lambda dataset: type(dataset).__name__,
 )
-def test_no_sample_is_loaded(source):
-    labels = find_labels(source)
-    assert labels.dtype.kind in "iu"
-    assert labels.tolist() == [0, 1, 1, 2]
+def test_places(dataset):
+    """Labels are found in the usual places, at any depth, and no sample is loaded."""
+    assert find_labels(dataset).numbers.tolist() == Y
+    assert find_loader_labels(DataLoader(dataset)).numbers.tolist() == Y
 
 
-def test_subset_with_a_tensor_of_indices():
-    assert find_labels(Subset(Untouchable(targets=[2, 1, 0, 1]), torch.tensor([3, 0]))).tolist() == [1, 2]
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"targets": lambda: [1, 2]},
+        {"targets": None},
+        {"targets": "targets.csv"},
+        {"targets": 4},
+        {"targets": torch.tensor(4)},
+        {"targets": {"a": 0, "b": 1}},
+        {"targets": [0, 1]},
+        {"targets": np.zeros((4, 3))},
+        {"targets": [0.5, 1.0, 1.5, 2.0]},
+        {"targets": [{"boxes": 1}] * 4},
+        {"targets": ["a.png", "b.png", "c.png", "d.png"]},
+        {"targets": [0, 1, 2, 3]},
+        {"samples": [("a.png", "a.txt"), ("b.png", "b.txt"), ("c.png", "c.txt"), ("d.png", "d.txt")]},
+        {"samples": [("a", 5, 0), ("b", 6, 0), ("c", 7, 1), ("d", 5, 1)]},
+        {"samples": ["a", "b", "c", "d"]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("other", ["_labels", "dataset"])
+def test_unusable_place_blocks_no_other(attributes, other):
+    """An attribute that is not one class per sample does not hide a later place that is."""
+    attributes = {**attributes, other: Y if other == "_labels" else Untouchable(_labels=Y)}
+    assert find_labels(Untouchable(**attributes)).numbers.tolist() == Y
 
 
-def test_labels_argument_has_priority():
-    assert find_labels(Untouchable(targets=[0, 0, 0, 0]), labels=[0, 1, 1, 2]).tolist() == [0, 1, 1, 2]
-
-
-def test_memory_map_is_not_copied(tmp_path):
-    path = tmp_path / "labels.npy"
-    np.save(path, np.array([0, 1, 1, 0] * 100))
-    labels = np.load(path, mmap_mode="r")
-    assert isinstance(find_labels(labels), np.memmap)
-    assert np.shares_memory(find_labels(labels), labels)
-    assert np.shares_memory(FeedbackBatchSampler(labels, 4).labels, labels)
-    assert find_labels(Untouchable(targets=labels)) is labels
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"targets": np.ones((4, 3), int)}, r"The rows are not one-hot"),
+        ({"targets": {"a": 0, "b": 1}}, r"dict with 2 keys"),
+        ({"targets": np.zeros((4, 5, 5))}, r"Of masks"),
+        ({"labels": [0, 1, 1]}, r"got 3 for the 4 samples of Untouchable, in its attribute 'labels'"),
+        ({"y": [0.5, 1.5, 2.5, 1.0]}, r"to balance|whole numbers"),
+        ({"samples": [("a", {"boxes": 3})] * 4}, r"hashable"),
+        ({"targets": [0, 1, None, 1]}, r"1 samples have none"),
+        ({"targets": [0, 1, -1, 1]}, r"at least 0, got -1"),
+    ],
+    ids=str,
+)
+def test_reason_of_refusal(attributes, message):
+    """If no place fits, the error says why the first one that looks like labels does not."""
+    for dataset in (Untouchable(**attributes), Subset(Untouchable(**attributes), [0, 2, 1, 3])):
+        with pytest.raises(ValueError, match=message):
+            find_labels(dataset)
 
 
 def test_own_labels_of_a_subset_have_priority():
     class Remapped(Subset):
-        targets = np.array([1, 0])
+        targets = np.array([1, 0, 0])
 
-    assert find_labels(Remapped(TensorDataset(torch.zeros(4), torch.tensor([0, 0, 1, 1])), [0, 1])).tolist() == [1, 0]
+    dataset = TensorDataset(torch.zeros(4), torch.tensor([0, 0, 1, 1]))
+    assert find_labels(Remapped(dataset, [0, 1, 2])).numbers.tolist() == [1, 0, 0]
+    assert find_labels(Remapped(dataset, [2, 3, 0, 1])).numbers.tolist() == [1, 1, 0, 0]
 
 
-def test_tensor_is_copied():
-    """Its memory moves when torch shares it with a spawned worker."""
-    labels = torch.tensor([0, 1, 1])
-    assert not np.shares_memory(find_labels(labels), labels.numpy())
+# -- one label per sample, at every depth -----------------------------------------------------------------
+
+
+class Filtered(Dataset):
+    """Leaves samples out after ``targets`` was made."""
+
+    targets = [0, 1, 1, 0, 1, 0]  # noqa: RUF012
+    kept = (1, 2, 4)
+
+    def __len__(self):
+        return len(self.kept)
+
+    def __getitem__(self, index):
+        return float(self.kept[index]), self.targets[self.kept[index]]
+
+
+class Repeated(Filtered):
+    kept = (0, 1, 2, 3, 4, 5) * 2
+
+
+@pytest.mark.parametrize("dataset", [Filtered(), Repeated()])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda d: d,
+        lambda d: Subset(d, [0, 2, 1]),
+        lambda d: random_split(d, [2, len(d) - 2])[0],
+        lambda d: Subset(Subset(d, [2, 1, 0]), [0, 1, 2]),
+        lambda d: ConcatDataset([d, d]),
+        Wrapper,
+    ],
+)
+def test_number_of_labels_at_every_depth(dataset, wrap):
+    """Labels that are not those of the samples are refused at the inner data set, and both remedies work."""
+    outer = wrap(dataset)
+    message = f"got 6 for the {len(dataset)} samples of {type(dataset).__name__}.*labels=<one.*labels='scan'"
+    with pytest.raises(ValueError, match=message):
+        find_labels(outer)
+    if not isinstance(outer, Wrapper):
+        expected = [outer[i][1] for i in range(len(outer))]
+        assert find_loader_labels(DataLoader(outer), "scan").numbers.tolist() == expected
+        assert find_labels(outer, expected).numbers.tolist() == expected
+
+
+def test_labels_argument_must_fit_the_data():
+    with pytest.raises(ValueError, match=r"one per sample: got 3 for the 4 samples of Untouchable\. Pass labels="):
+        find_labels(Untouchable(), labels=[0, 1, 1])
+
+
+@pytest.mark.parametrize("dataset", [[], np.array([], dtype=int), Subset(Untouchable(targets=Y), [])])
+def test_empty_data_set_is_refused(dataset):
+    with pytest.raises(ValueError, match=r"data set is empty: there is nothing to draw from"):
+        find_labels(dataset)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (TensorDataset(torch.zeros(4, 3)), r"TensorDataset has no labels in the usual places.*Pass labels=.*'scan'"),
+        (TensorDataset(torch.arange(4)), r"TensorDataset has no labels"),
+        (Untouchable(), r"Untouchable has no labels in the usual places.*Pass labels=.*labels='scan'"),
+        (Untouchable(labels=lambda: Y), r"Untouchable has no labels"),
+        (Subset(Untouchable(), [0]), r"Untouchable has no labels"),
+        (Wrapper(Subset(Untouchable(), [0])), r"Untouchable has no labels"),
+        (Stream(), r"Stream is a stream: .* needs a map-style data set"),
+        (iter([1]), r"list_iterator is a stream"),
+    ],
+)
+def test_data_set_without_labels_is_refused(dataset, message):
+    with pytest.raises(TypeError, match=message):
+        find_labels(dataset)
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [range(4), [3, 1, 1, 2], ["a", "b"], np.array(Y), torch.tensor(Y), [torch.zeros(3)] * 4, Subset(range(9), [0, 1])],
+    ids=lambda dataset: type(dataset).__name__,
+)
+def test_samples_are_no_labels(dataset):
+    """The elements of a data set that is a range, a list or an array are samples. Labels for them can be given."""
+    with pytest.raises(TypeError, match=r"samples and not labels.*labels=\[label_of\[id\] for id in ids\]"):
+        find_labels(dataset)
+    label_of = dict(enumerate([0, 1, 1, 0, 0, 0, 0, 0, 1]))
+    labels = [label_of[index] for index in range(len(dataset))]
+    assert find_labels(dataset, labels).numbers.tolist() == labels
+    assert not is_dataset(dataset) or isinstance(dataset, Subset)
+
+
+# -- several columns ----------------------------------------------------------------------------------------
+
+SEVERAL = TensorDataset(torch.zeros(4, 3), torch.tensor([5, 5, 3, 3]), torch.tensor(Y))
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda d: d, lambda d: Subset(d, range(4)), lambda d: random_split(d, [3, 1])[0], Wrapper, list]
+)
+def test_several_columns(wrap):
+    """If several columns can be the labels, the error names them, and the position decides."""
+    dataset = wrap(SEVERAL)
+    with pytest.raises(ValueError, match=r"could be element 1 or 2 of each sample.*labels=2"):
+        find_labels(dataset)
+    labels = find_loader_labels(DataLoader(dataset), labels=2).numbers.tolist()
+    assert labels == [Y[i] for i in getattr(dataset, "indices", range(4))]
+    assert look_up_labels(dataset, 3) is None
+
+
+def test_negative_column_is_a_column():
+    """A column is no better than another one because it is not negative."""
+    with pytest.raises(ValueError, match="could be element 1 or 2"):
+        find_labels(TensorDataset(torch.zeros(4, 3), torch.tensor([5, 5, 3, 3]), torch.tensor([-1, 1, 1, -1])))
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (torch.tensor([0.5, 1.5, 1.0, 2.0]), "whole numbers"),
+        (torch.ones(4, 2, dtype=torch.int64), "not one-hot"),
+        (torch.zeros(4, 5, 5), "Of masks"),
+        (torch.tensor([0, -1, -1, 1]), "at least 0"),
+    ],
+)
+def test_tensors_that_are_no_labels(y, message):
+    """The second tensor is refused with its own reason."""
+    with pytest.raises(ValueError, match=message):
+        find_labels(TensorDataset(torch.zeros(4, 3), y))
+
+
+# -- labels= ---------------------------------------------------------------------------------------------------
+
+
+def last_labels(dataset):
+    return dataset.dataset.groups[dataset.indices]
+
+
+@pytest.mark.parametrize(
+    "labels", [[1, 0], "groups", lambda d: last_labels(d), partial(last_labels), lambda d: "groups"]
+)
+def test_labels_argument(labels):
+    """Labels are values, the name of an attribute, or a function of the data set of the loader."""
+    dataset = Subset(Untouchable(targets=[0, 0, 0, 0], groups=np.array([0, 1, 0, 0])), [1, 2])
+    assert find_labels(dataset, labels).numbers.tolist() == [1, 0]
+
+
+def test_name_through_wrappers():
+    """A name is that of an attribute or column with one value per sample, at any depth."""
+    inner = Untouchable(domain=["snow", "sand", "sand", "snow"])
+    concat = ConcatDataset([Wrapper(inner), Subset(inner, [0, 1])])
+    labels = find_labels(concat, "domain")
+    assert (labels.names, labels.numbers.tolist()) == (("sand", "snow"), [1, 0, 0, 1, 1, 0])
+    for dataset in (
+        Untouchable(),
+        Untouchable(domain="photo"),
+        Untouchable(domain=lambda: Y),
+        TensorDataset(torch.ones(3)),
+    ):
+        assert look_up_labels(dataset, "domain") is None
+        with pytest.raises(TypeError, match="has no labels at 'domain'"):
+            find_labels(dataset, "domain")
+    with pytest.raises(ValueError, match="got 2 for the 4 samples of Untouchable, in its attribute 'domain'"):
+        find_labels(Untouchable(domain=["snow", "sand"]), "domain")
+
+
+@pytest.mark.parametrize("labels", [True, 2.5, b"y"])
+def test_what_labels_is_not(labels):
+    with pytest.raises(ValueError, match=r"got shape \(\)"):
+        find_labels(Untouchable(targets=Y), labels)
+
+
+def test_parts_of_a_concatenation():
+    """Strings and numbers of different parts are different classes."""
+    dataset = ConcatDataset([Untouchable(2, targets=["1", "b"]), Untouchable(3, targets=[1, 2, 1])])
+    assert find_labels(dataset).numbers.tolist() == [2, 3, 0, 1, 0]
+
+
+# -- names ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [(["a", "b"], ["a", "b"]), (("a", "b"), ["a", "b"]), ([7, 8], ["7", "8"]), ("ab", None), (None, None)],
+)
+def test_class_names(classes, expected):
+    data = TensorDataset(torch.zeros(2))
+    data.classes = classes
+    assert class_names(data) == class_names(Subset(data, [0])) == expected
+
+
+def test_named_numbers_are_class_numbers():
+    """If the data set names so many classes, a subset with fewer samples than classes has class numbers, not ids."""
+    dataset = Subset(Untouchable(targets=[0, 1, 3, 3], classes=["a", "b", "c", "d"]), [2, 3])
+    assert find_labels(dataset).numbers.tolist() == [3, 3]
+    assert find_labels(dataset.dataset, labels=[2**40, 3, 3, 3]).names == ("3", str(2**40))
+
+
+# -- Hugging Face and pandas ------------------------------------------------------------------------------------
+
+
+def test_hugging_face():
+    """The column is read, not its rows, in the order of the samples, and has class names."""
+    dataset = hugging_face(label=[0, 1, 1, 2, 2], x=[1, 2, 3, 4, 5])
+    labels = find_labels(dataset)
+    assert (labels.numbers.tolist(), labels.names) == ([0, 1, 1, 2, 2], ("ant", "bee", "cat"))
+    for view in (
+        dataset.shuffle(seed=1),
+        dataset.select([4, 0, 1]),
+        dataset.filter(lambda row: row["x"] > 2),
+        dataset.shuffle(seed=1).select([3, 1]).with_format("torch"),
+        dataset.sort("x", reverse=True),
+    ):
+        assert find_labels(view).numbers.tolist() == list(view["label"])
+        assert find_labels(Subset(view, [1, 0])).names == ("ant", "bee", "cat")
+    assert find_labels(dataset, labels=dataset["label"]).numbers.tolist() == [0, 1, 1, 2, 2]
+    assert find_labels(dataset, "x").names == ("1", "2", "3", "4", "5")
+    assert find_labels(ConcatDataset([dataset, dataset])).names == ("ant", "bee", "cat")
+    with pytest.raises(TypeError, match="Dataset has no labels at 'z'"):
+        find_labels(dataset, "z")
+
+
+def test_hugging_face_strings_and_lists():
+    """A column of strings is numbered; a column of lists is refused."""
+    datasets = pytest.importorskip("datasets")
+    assert find_labels(datasets.Dataset.from_dict({"label": ["b", "a", "b"]})).names == ("a", "b")
+    assert find_labels(datasets.Dataset.from_dict({"label": [True, False, True]})).names == ("False", "True")
+    both = datasets.Dataset.from_dict({"label": [[0, 1], [1]], "labels": [0, 0]})
+    assert find_labels(both).numbers.tolist() == [0, 0]
+    with pytest.raises(ValueError, match="hashable"):
+        find_labels(both.remove_columns("labels"))
+    with pytest.raises(ValueError, match="at least 0, got -1"):
+        find_labels(hugging_face(label=[-1, -1]))
+
+
+@pytest.mark.slow
+def test_hugging_face_images_are_not_decoded(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    rows = {"image": [{"bytes": b"not an image", "path": None}] * 4, "label": [0, 1, 1, 0]}
+    assert find_labels(datasets.Dataset.from_dict(rows, features=features)).numbers.tolist() == [0, 1, 1, 0]
+
+
+def test_data_frame():
+    """The column of a DataFrame, also inside a wrapper."""
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"text": list("abcd"), "label": ["dog", "cat", "cat", "dog"], "site": [7, 9, 7, 7]})
+    assert find_labels(frame).names == ("cat", "dog")
+    assert find_labels(Wrapper(frame)).numbers.tolist() == [1, 0, 0, 1]
+    assert find_labels(Subset(Wrapper(frame), [1, 0]), "site").names == ("7", "9")
+    assert find_labels(Wrapper(frame), lambda dataset: dataset.dataset["site"]).names == ("7", "9")
+
+
+# -- torchvision ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -108,115 +418,11 @@ def test_images_are_not_read(tmp_path):
         raise AssertionError(f"{path} was read")
 
     folder = torchvision.datasets.ImageFolder(tmp_path, loader=unreadable)
-    assert find_labels(folder).tolist() == [0, 0, 0, 1]
-    assert find_labels(Subset(folder, [3, 0])).tolist() == [1, 0]
-
-
-@pytest.mark.parametrize("wrap", [int, np.int64, torch.tensor, lambda y: np.array([y])])
-def test_scan_reads_each_sample_once(wrap):
-    assert find_labels(Samples([("x", wrap(y)) for y in (0, 2, 1)]), labels="scan").tolist() == [0, 2, 1]
-
-
-@pytest.mark.parametrize(
-    ("samples", "error", "message"),
-    [
-        ([("x", 0), "lone"], TypeError, r"second element of each sample, but sample 1 is a str.*Pass labels="),
-        ([("x",)], TypeError, r"second element of each sample, but sample 0 is a tuple"),
-        ([("x", 0.5)], ValueError, r"labels must be integers, got float64"),
-        ([("x", -1)], ValueError, r"labels must be at least 0, got -1"),
-        ([("x", np.array([0, 1, 0]))], ValueError, r"one class per sample"),
-        ([], ValueError, r"empty: there is nothing to draw from"),
-    ],
-)
-def test_invalid_sample_is_refused_by_scan(samples, error, message):
-    with pytest.raises(error, match=message):
-        find_labels(Samples(samples), labels="scan")
-
-
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        ([[0, 1], [1, 0]], r"shape \(N,\), one class per sample, got shape \(2, 2\).*labels\.argmax\(1\)"),
-        (3, r"shape \(N,\), one class per sample, got shape \(\)"),
-        ([[0], [0, 1]], r"one class per sample, got lists of different lengths"),
-        ([0.0, 1.0], r"must be integers, got float64\. np\.unique\(labels, return_inverse=True\)"),
-        (torch.tensor([0.0, 1.0]), r"must be integers, got float32"),
-        ([True, False], r"must be integers, got bool"),
-        (["cat", "dog"], r"must be integers, got <U3"),
-        ([0, -1], r"at least 0, got -1\. Remove such samples with torch\.utils\.data\.Subset"),
-        ([0, 3], r"must lie in \[0, 3\), got 3\. State num_classes=4 or more"),
-    ],
-)
-def test_invalid_labels_are_refused(labels, message):
-    with pytest.raises(ValueError, match=message):
-        check_labels(labels, 3)
-
-
-def test_empty_labels_are_integers():
-    assert check_labels([]).shape == (0,)
-    assert check_labels([]).dtype == np.int64
-
-
-@pytest.mark.parametrize("source", [[], np.array([], dtype=int), Subset(Untouchable(targets=[0, 1, 2, 0]), [])])
-def test_empty_data_set_is_refused(source):
-    with pytest.raises(ValueError, match=r"data set is empty: there is nothing to draw from"):
-        find_labels(source)
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        (TensorDataset(torch.zeros(4, 3)), r"TensorDataset of one tensor has no labels\. Pass labels=.*'scan'"),
-        (Untouchable(), r"Untouchable has neither 'targets' nor 'labels'\. Pass labels=.*labels='scan'"),
-        (Subset(Untouchable(), [0]), r"Untouchable has neither 'targets' nor 'labels'"),
-        (Stream(), r"Stream is a stream: .* needs a map-style data set"),
-    ],
-)
-def test_data_set_without_labels_is_refused(source, message):
-    with pytest.raises(TypeError, match=message):
-        find_labels(source)
-
-
-def test_labels_argument_must_fit_the_data():
-    with pytest.raises(ValueError, match=r"one per sample: got 3 for the 4 samples of Untouchable\. Pass labels="):
-        find_labels(Untouchable(), labels=[0, 1, 1])
-    with pytest.raises(ValueError, match=r"one class per sample, 'scan' or None, got 'read'"):
-        find_labels(Untouchable(), labels="read")
-
-
-def test_method_called_labels_is_ignored():
-    with pytest.raises(TypeError, match=r"neither 'targets' nor 'labels'"):
-        find_labels(Untouchable(labels=lambda: [0, 1, 1, 2]))
-
-
-def test_every_integer_type_is_accepted():
-    """By the sampler and the controller, too."""
-    for dtype in (np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64):
-        labels = np.array([0, 1, 1, 0], dtype=dtype)
-        controller = FeedbackController(2)
-        for batch in FeedbackBatchSampler(labels, 2, 3, controller):
-            assert sorted(labels[batch].tolist()) == [0, 1]
-            controller.step_update(labels[batch])
-
-
-@pytest.mark.parametrize(
-    ("classes", "expected"),
-    [(["a", "b"], ["a", "b"]), (("a", "b"), ["a", "b"]), ([7, 8], ["7", "8"]), ("ab", None), (None, None)],
-)
-def test_class_names(classes, expected):
-    data = TensorDataset(torch.zeros(2))
-    data.classes = classes
-    assert class_names(data) == class_names(Subset(data, [0])) == expected
-
-
-def test_scan_reads_mappings():
-    assert find_labels(Samples([{"x": 0.0, "label": y} for y in (0, 2, 1)]), labels="scan").tolist() == [0, 2, 1]
-
-
-def test_own_labels_must_fit_the_data():
-    class Limited(Untouchable):
-        def __len__(self):
-            return 2
-
-    with pytest.raises(ValueError, match="one per sample: got 3 for the 2 samples of Limited"):
-        find_labels(Limited(targets=[0, 1, 0]))
+    assert find_labels(folder).numbers.tolist() == [0, 0, 0, 1]
+    assert find_labels(Subset(folder, [3, 0])).numbers.tolist() == [1, 0]
+    assert find_labels(torchvision.datasets.DatasetFolder(tmp_path, unreadable, ("png",))).numbers.tolist() == [
+        0,
+        0,
+        0,
+        1,
+    ]

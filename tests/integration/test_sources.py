@@ -140,8 +140,8 @@ class Stream(IterableDataset):
         (lambda: DataLoader(TensorDataset(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))), "empty"),
         (lambda: loader(Labelled([0, 1, 4, 1])), r"lie in \[0, 4\), got 4"),
         (lambda: loader(Labelled([0, 1, -1, 1])), "at least 0, got -1"),
-        (lambda: loader(Labelled([0.0, 1.0, 2.0, 3.0])), "integers, got float32"),
-        (lambda: loader(Labelled([[0, 1], [1, 0]])), r"shape \(N,\)"),
+        (lambda: loader(Labelled([0.0, 1.0, 2.0, 3.5])), "whole numbers or names, got 3.5 for sample 3"),
+        (lambda: loader(Labelled([[0, 1], [1, 1]])), r"shape \(N,\)"),
         (lambda: loader(Labelled([0, 1, 1, 2])), "No samples of class 3"),
     ],
     ids=[

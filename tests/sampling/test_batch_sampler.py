@@ -89,7 +89,7 @@ def test_coverage_and_repeats():
     assert sampler.drawn.tolist() == sampler.trained.tolist() == [20, 20, 20]
     assert sampler.coverage == pytest.approx((20 + 20 + 5) / 120)
     assert sampler.repeats.tolist() == pytest.approx([20 / 90, 20 / 25, 4.0])
-    empty = FeedbackBatchSampler([0, 2], 2)
+    empty = FeedbackBatchSampler([0, 2, 2], 2)
     assert np.isnan(empty.repeats[1])
 
 
@@ -296,8 +296,8 @@ def test_bad_argument_is_refused(settings, message):
     ("labels", "message"),
     [
         ([], r"data set is empty"),
-        ([[0, 1], [1, 0]], r"labels must have shape \(N,\).*labels\.argmax\(1\)"),
-        ([0.0, 1.0], r"labels must be integers, got float64"),
+        ([[0, 1], [1, 1]], r"labels must have shape \(N,\).*labels=rows\[:, 0\]"),
+        ([0.0, 0.5], r"labels must be whole numbers or names, got 0\.5 for sample 1"),
         ([0, 2], r"labels must lie in \[0, 2\), got 2\. State num_classes=3 or more"),
         ([0, -1], r"labels must be at least 0, got -1"),
     ],

@@ -1,0 +1,265 @@
+"""Labels in any accepted form, as class numbers and the names of the classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_fair.common.arrays import Ints, to_numpy
+
+
+@dataclass(frozen=True, eq=False)
+class ClassLabels:
+    """The class of each sample of a data set.
+
+    Attributes:
+        numbers: Class number of each sample, integers of at least 0, shape ``(N,)``.
+        names: Name of each class; None if nothing names the classes.
+        values: Label of each class in the data; None if the data has the class numbers themselves.
+    """
+
+    numbers: NDArray[Any]
+    names: tuple[str, ...] | None = None
+    values: tuple[Any, ...] | None = None
+
+
+def number_labels(values: Any, num_classes: int | None = None, num_named: int = 0) -> ClassLabels:
+    """Return labels of any accepted form as class numbers.
+
+    Whole numbers of at least 0 are class numbers already, of any numeric type. If ``num_classes`` is None and the
+    largest is at least the number of samples and of named classes, they are identifiers. Identifiers, strings and other
+    hashable values are numbered in sorted order, and name their classes. The class of a row with a single 1 is its
+    column.
+
+    Args:
+        values: A list, array, tensor, or column of pandas or Arrow, shape ``(N,)`` or ``(N, 1)``, or one-hot rows of
+            shape ``(N, K)``. An integer array is not copied, so a ``numpy.memmap`` stays one.
+        num_classes: Number of classes, if it is stated.
+        num_named: Number of classes that the data set names.
+
+    Raises:
+        ValueError: If the labels are not one class per sample.
+
+    Example:
+        >>> number_labels(["dog", "cat", "dog"])
+        ClassLabels(numbers=array([1, 0, 1]), names=('cat', 'dog'), values=('cat', 'dog'))
+        >>> number_labels([7, 2**40, 7]).numbers
+        array([0, 1, 0])
+    """
+    if isinstance(values, ClassLabels):
+        return values
+    y = label_array(values)
+    if y.dtype.kind == "b":
+        return ClassLabels(y.astype(np.int64), ("False", "True"), (False, True))
+    classes: Sequence[Any] | None = None
+    if y.dtype.kind not in "iuf":
+        y, classes = _number_values(y)
+    elif y.dtype.kind == "f":
+        _refuse_missing(np.isnan(y))
+        y = y.astype(np.int64)
+    if y.size and classes is None:
+        low, high = int(y.min()), int(y.max())
+        if low < 0:
+            raise _negative(low)
+        if num_classes is None and high >= max(y.size, num_named):
+            unique, y = np.unique(y, return_inverse=True)
+            classes = unique.tolist()
+    numbers = y.view(np.int64) if y.dtype == np.uint64 else y  # np.bincount of NumPy 1 does not accept uint64
+    return ClassLabels(numbers) if classes is None else ClassLabels(numbers, _names(classes), tuple(classes))
+
+
+def check_labels(labels: Any, num_classes: int) -> NDArray[Any]:
+    """Return a list, array or tensor of class numbers as an integer array of shape ``(N,)``, not copied if it is one.
+
+    Raises:
+        ValueError: If the labels are not integers in ``[0, num_classes)``, or not one-dimensional.
+
+    Example:
+        >>> check_labels([0, 2, 1], num_classes=3)
+        array([0, 2, 1])
+    """
+    y: NDArray[Any] = np.asanyarray(to_numpy(labels))
+    if y.ndim != 1:
+        raise ValueError(f"labels must have shape (N,), one class per sample, got shape {y.shape}.")
+    if y.size == 0:
+        return y.astype(np.int64)
+    if y.dtype.kind not in "iu":
+        raise ValueError(f"labels must be integers, got {y.dtype}. They are class numbers in [0, {num_classes}).")
+    low, high = int(y.min()), int(y.max())
+    if low < 0:
+        raise _negative(low)
+    if high >= num_classes:
+        remedy = f"State num_classes={high + 1} or more" if high < 2**24 else "Leave num_classes out"
+        raise ValueError(
+            f"labels must lie in [0, {num_classes}), got {high}. {remedy}, or number the labels with "
+            "np.unique(labels, return_inverse=True)[1]."
+        )
+    return y.view(np.int64) if y.dtype == np.uint64 else y
+
+
+def label_array(values: Any) -> NDArray[Any]:
+    """Return labels of any accepted form as an array of shape ``(N,)``: whole numbers, NaN, bool or objects.
+
+    Raises:
+        ValueError: If they are not one value per sample, or cannot be classes.
+    """
+    y = _one_column(_to_array(values))
+    if y.dtype.kind in "USMm":
+        return y.astype(object)
+    if y.dtype.kind == "c":
+        raise ValueError("labels must be classes, got complex numbers.")
+    if y.dtype.kind == "f":
+        wrong = ~((y == np.floor(y)) & (np.abs(y, dtype=np.float64) < 2**63) | np.isnan(y))
+        if wrong.any():
+            raise ValueError(
+                f"labels must be whole numbers or names, got {y[wrong.argmax()]} for sample {wrong.argmax()}. To "
+                "balance intervals of a number, pass labels=np.digitize(numbers, edges)."
+            )
+    return y
+
+
+def has_repeats(y: NDArray[Any]) -> bool:
+    """Return whether two samples share a label. In an index, or a list of file names, none do.
+
+    Raises:
+        ValueError: If the labels are not hashable.
+    """
+    if y.dtype.kind in "bO":
+        return len(_distinct(y.tolist())) < y.size
+    # Whole numbers that span less than their count must repeat, which saves sorting them.
+    return bool(y.size and y.max() - y.min() < y.size - 1) or np.unique(y).size < y.size
+
+
+def _to_array(values: Any) -> NDArray[Any]:
+    if isinstance(values, Mapping):
+        raise ValueError(
+            f"labels must be one class per sample, in the order of the data set, got a {type(values).__name__} with "
+            f"{len(values)} keys. If it maps ids to labels, pass labels=[mapping[id] for id in ids], with the id of "
+            "each sample."
+        )
+    if isinstance(values, (list, tuple)):
+        return _list_to_array(values)
+    if isinstance(values, Tensor):
+        # A tensor's memory moves when torch shares it with a spawned worker: a view of it would dangle.
+        return np.array(to_numpy(values))
+    column = getattr(values, "array", values)
+    if hasattr(column, "codes") and hasattr(column, "categories"):  # of pandas
+        categories = np.array([*column.categories, None], dtype=object)
+        return np.asarray(categories[np.asarray(column.codes)])  # the code -1 is a missing label
+    if type(values).__module__.partition(".")[0] == "pyarrow":
+        return np.asarray(values.to_numpy(zero_copy_only=False))
+    if (
+        isinstance(values, Iterable)
+        and not hasattr(values, "__array__")
+        and not isinstance(values, (str, bytes, range))
+    ):
+        return _list_to_array(values[:] if hasattr(values, "__getitem__") else list(values))
+    return np.asanyarray(values)
+
+
+def _list_to_array(values: Sequence[Any]) -> NDArray[Any]:
+    first = values[0] if len(values) else None
+    if not isinstance(first, (str, bytes)):
+        try:
+            array: NDArray[Any] = to_numpy(
+                torch.stack(list(values)) if isinstance(first, Tensor) else np.asarray(values)
+            )
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise ValueError("labels must be one class per sample, got lists of different lengths.") from error
+        # NumPy makes strings of numbers that stand beside a string, and a row of a tuple.
+        if array.dtype.kind not in "US" or not (array.ndim == 1 or isinstance(first, tuple)):
+            return array
+    return np.fromiter(values, dtype=object, count=len(values))
+
+
+def _one_column(y: NDArray[Any]) -> NDArray[Any]:
+    if y.ndim == 1:
+        return y
+    if y.ndim == 2 and y.shape[1] == 1:
+        return y[:, 0]
+    rule = f"labels must have shape (N,), one class per sample, got shape {y.shape}."
+    if y.ndim != 2:
+        remedy = "Of masks, pass one class per image, such as labels=[int(mask.max()) for mask in masks]."
+        raise ValueError(f"{rule} {remedy if y.ndim > 2 else 'Pass a list or an array.'}")
+    if y.dtype.kind in "biuf":
+        is_one, is_zero = y == 1, y == 0
+        if (is_one | is_zero).all() and (is_one.sum(1) == 1).all():
+            return np.asarray(y.argmax(1))
+        if y.dtype.kind == "f" and (y >= 0).all() and np.allclose(y.sum(1), 1.0, atol=1e-3):
+            raise ValueError(f"{rule} Of class probabilities, pass the most probable class: labels=rows.argmax(1).")
+    raise ValueError(
+        f"{rule} The rows are not one-hot. Pass one column, labels=rows[:, 0], or a class for each different row: "
+        "labels=np.unique(rows, axis=0, return_inverse=True)[1]."
+    )
+
+
+def _number_values(y: NDArray[Any]) -> tuple[Ints, list[Any] | None]:
+    """Return the number of each value in sorted order, and these values; None if they are whole numbers themselves."""
+    items = y.tolist()
+    values = _distinct(items)
+    missing = [value for value in values if _is_missing(value)]
+    if missing:
+        _refuse_missing(np.fromiter(map(_is_missing, items), bool, len(items)))
+    for value in values:
+        # Each object would be a class of its own.
+        if isinstance(value, Tensor) or getattr(type(value), "__hash__", None) is object.__hash__:
+            raise ValueError(
+                f"labels must be values such as numbers or strings, got one of type {type(value).__name__}."
+            )
+    if all(isinstance(value, (int, float, np.number)) and not isinstance(value, bool) for value in values):
+        if not all(value == int(value) for value in values):
+            raise ValueError("labels must be whole numbers or names, got numbers with fractions.")
+        if all(abs(value) < 2**63 for value in values):
+            return np.fromiter(map(int, items), np.int64, len(items)), None
+    try:
+        values.sort()
+    except TypeError:
+        values.sort(key=lambda value: (type(value).__name__, str(value)))
+    number = {value: index for index, value in enumerate(values)}
+    return np.fromiter(map(number.__getitem__, items), np.int64, len(items)), values
+
+
+def _distinct(items: list[Any]) -> list[Any]:
+    try:
+        return list(dict.fromkeys(items))
+    except TypeError as error:
+        raise ValueError(f"labels must be hashable values such as numbers or strings: {error}.") from error
+
+
+def _is_missing(value: Any) -> bool:
+    # The missing values of pandas have no truth value.
+    return (
+        value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value)
+    )
+
+
+def _refuse_missing(missing: NDArray[np.bool_]) -> None:
+    if missing.any():
+        raise ValueError(
+            f"labels must be one class per sample, but {missing.sum()} samples have none (None or NaN), the first is "
+            f"sample {missing.argmax()}. Leave them out with torch.utils.data.Subset(dataset, indices)."
+        )
+
+
+def _negative(low: int) -> ValueError:
+    return ValueError(
+        f"labels must be at least 0, got {low}. Remove such samples with torch.utils.data.Subset, "
+        "or number the labels with np.unique(labels, return_inverse=True)[1]."
+    )
+
+
+def _names(values: Sequence[Any]) -> tuple[str, ...]:
+    names = tuple(map(_name, values))
+    return names if len(set(names)) == len(names) else tuple(map(repr, values))
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return ", ".join(map(_name, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,157 @@
+"""The label of a sample or batch: its second element, a usual key or attribute, or one that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_fair.common.arrays import to_numpy
+from lightning_fair.common.label_values import has_repeats, label_array
+
+Key: TypeAlias = str | int | None  # key, attribute or position of the label in a sample; None: the usual place
+
+LABEL_KEYS = ("label", "labels", "target", "targets", "y")
+_MAX_ROW = 100_000  # numbers in the label of one sample; a longer one is no one-hot row
+
+
+def extract_labels(sample: Any) -> Any:
+    """Return the second element, or the value of a usual key, of a sample or batch; None if it has neither."""
+    if isinstance(sample, Mapping):
+        return next((sample[key] for key in LABEL_KEYS if key in sample), None)
+    return sample[1] if isinstance(sample, (tuple, list)) and len(sample) >= 2 else None
+
+
+def label_row(sample: Any, key: Key = None) -> dict[str | int, Any]:
+    """Return each element of a sample that may be its label, by key, attribute or position.
+
+    Without a ``key`` this is the value of a usual key or attribute. If the sample has none, these are its second
+    element and all elements that are whole numbers.
+
+    Raises:
+        TypeError: If the sample has no such element.
+        ValueError: If the element cannot be a label.
+
+    Example:
+        >>> label_row(("image", 3)), label_row({"image": "...", "y": 3}), label_row(("image", "cat", 17))
+        ({1: 3}, {'y': 3}, {1: 'cat', 2: 17})
+    """
+    if key is not None:
+        return {key: _to_value(_get(sample, key))}
+    for name in LABEL_KEYS:
+        if _has(sample, name):
+            return {name: _to_value(_get(sample, name))}
+    if not isinstance(sample, (tuple, list)) or len(sample) < 2:
+        places = " or ".join(map(repr, LABEL_KEYS))
+        raise TypeError(f"is a {type(sample).__name__} without one, and without a key or attribute {places}")
+    numbers: dict[str | int, Any] = {
+        position: _to_value(value) for position, value in enumerate(sample) if _is_whole_number(value)
+    }
+    if 1 in numbers:
+        return numbers
+    try:
+        return {1: _to_value(sample[1]), **numbers}
+    except ValueError:
+        if numbers:
+            return numbers
+        raise
+
+
+class LabelColumns:
+    """The labels of all samples, in the columns that may hold them.
+
+    Attributes:
+        columns: Values of each column, one a sample.
+    """
+
+    def __init__(self) -> None:
+        self.columns: dict[str | int, list[Any]] | None = None
+
+    def extend(self, rows: Iterable[Mapping[str | int, Any]]) -> None:
+        """Add what :func:`label_row` returned for some samples. A column that not all samples have is dropped."""
+        for row in rows:
+            if self.columns is None:
+                self.columns = {name: [] for name in row}
+            elif row.keys() != self.columns.keys():
+                self.columns = {name: column for name, column in self.columns.items() if name in row}
+            for name, column in self.columns.items():
+                column.append(row[name])
+
+    def agree(self, name: str | int, labels: NDArray[Any]) -> bool:
+        """Return whether a column has these labels."""
+        values = (self.columns or {}).get(name)
+        try:
+            return values is not None and np.array_equal(label_array(values), labels)
+        except ValueError:
+            return False
+
+    def choose(self) -> tuple[str | int, NDArray[Any]]:
+        """Return the name and the labels of the only column that can hold them.
+
+        Raises:
+            ValueError: If the labels are not one class per sample, or several columns can hold them.
+        """
+        arrays, errors = {}, []
+        for name, values in (self.columns or {}).items():
+            try:
+                arrays[name] = label_array(values)
+            except ValueError as error:
+                errors.append(error)
+        if errors and not any(map(has_repeats, arrays.values())):
+            raise errors[0]
+        name = choose_column(arrays)
+        return name, arrays[name]
+
+
+def choose_column(columns: Mapping[Any, NDArray[Any]]) -> Any:
+    """Return the name of the only column that can hold labels.
+
+    If there are several, columns whose values all differ, such as an index, do not count.
+
+    Raises:
+        ValueError: If several columns remain, or there are none.
+    """
+    names = [name for name, values in columns.items() if has_repeats(values)] or list(columns)
+    if len(names) == 1:
+        return names[0]
+    if not names:
+        raise ValueError("The samples have no element in common that could be the label. Pass labels=<one per sample>.")
+    raise ValueError(
+        f"The label could be element {', '.join(map(str, names[:-1]))} or {names[-1]} of each sample (counted from 0). "
+        f"State which one it is, for example labels={names[-1]}."
+    )
+
+
+def _has(sample: Any, name: str) -> bool:
+    if isinstance(sample, Mapping):
+        return name in sample
+    return hasattr(sample, name) and not callable(getattr(sample, name))
+
+
+def _get(sample: Any, key: str | int) -> Any:
+    if isinstance(key, str):
+        if _has(sample, key):
+            return sample[key] if isinstance(sample, Mapping) else getattr(sample, key)
+    elif isinstance(sample, Sequence) and -len(sample) <= key < len(sample):
+        return sample[key]
+    raise TypeError(f"is a {type(sample).__name__} without {key!r}")
+
+
+def _is_whole_number(value: Any) -> bool:
+    if isinstance(value, (int, np.integer, np.bool_)):
+        return True
+    return getattr(value, "shape", None) in ((), (1,)) and np.asarray(to_numpy(value)).dtype.kind in "biu"
+
+
+def _to_value(value: Any) -> Any:
+    """Return a label as a number, a string, another hashable value, or a list of the numbers in a row."""
+    if not hasattr(value, "shape"):
+        return value
+    array = np.asarray(to_numpy(value))
+    if array.size == 1:
+        return array.item()
+    if array.ndim != 1 or array.size > _MAX_ROW:
+        raise ValueError(f"has a label of shape {tuple(array.shape)}")
+    return array.tolist()

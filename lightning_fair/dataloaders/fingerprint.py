@@ -1,0 +1,170 @@
+"""A checksum of everything that the samples of a data set depend on: its state, its code and its files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_fair.common.arrays import to_numpy
+
+_MAX_FILES = 200_000  # that a data set may depend on
+_MAX_PATH = 1024  # characters; a longer text is no path
+_STDLIB = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
+
+
+def fingerprint(dataset: Any, *settings: Any) -> str:
+    """Return a checksum of the data set, as text.
+
+    It changes with
+
+    - the pickled data set, the settings, and the versions of Python, NumPy and torch;
+    - the source of all modules that define its classes and functions, and of those which these use; of an installed
+      package, its version;
+    - size and time of all files whose paths the data set or these modules hold, and of all files in such folders.
+
+    Raises:
+        Exception: If the data set cannot be pickled, its code is in no file, or the files are more than 200,000.
+
+    Example:
+        >>> fingerprint([1, 2]) == fingerprint([1, 2]), fingerprint([1, 2]) == fingerprint([1, 3])
+        (True, False)
+    """
+    checksum = _Checksum()
+    checksum.add(settings, sys.version_info[:2], np.__version__, torch.__version__)
+    pickler = _Pickler(checksum, protocol=5)
+    pickler.dump(dataset)
+    for name in sorted(_with_imports(pickler.modules, pickler.texts)):
+        _add_module(checksum, name)
+    _add_files(checksum, _existing_paths(pickler.texts))
+    return checksum.hash.hexdigest()
+
+
+class _Checksum:
+    """A file that is not stored."""
+
+    def __init__(self) -> None:
+        self.hash = hashlib.blake2b(digest_size=16)
+
+    def write(self, data: Any) -> None:
+        self.hash.update(data)
+
+    def add(self, *values: Any) -> None:
+        self.write(repr(values).encode(errors="replace"))
+
+
+class _Pickler(pickle.Pickler):
+    """Notes the modules and texts in what it pickles, and pickles tensors and memory maps in the same way each time."""
+
+    def __init__(self, file: Any, protocol: int) -> None:
+        super().__init__(file, protocol)
+        self.modules: set[str] = set()
+        self.texts: set[str] = set()
+
+    def persistent_id(self, obj: Any) -> Any:  # called for every object
+        if type(obj) is str:
+            if len(obj) <= _MAX_PATH:
+                self.texts.add(obj)
+        elif isinstance(obj, os.PathLike):
+            return "path", os.fspath(obj)  # pickled in parts, each part would be taken for a path
+        return None
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, Tensor):
+            return str, (str(obj.dtype), tuple(obj.shape), np.asarray(to_numpy(obj)))
+        if isinstance(obj, np.memmap) and obj.filename and obj.mode != "c":
+            start = np.frombuffer(obj._mmap, np.uint8).ctypes.data  # type: ignore[attr-defined]
+            return str, (str(obj.filename), obj.ctypes.data - start, obj.shape, obj.strides, obj.dtype.str)
+        if isinstance(obj, type):
+            self.modules.update(base.__module__ for base in obj.__mro__)
+        elif isinstance(obj, FunctionType):
+            self.modules.add(obj.__module__)
+        return NotImplemented
+
+
+def _with_imports(names: set[str], texts: set[str]) -> set[str]:
+    """Return modules, and all those that the user's own modules among them use; add the paths in these to ``texts``."""
+    known: set[str] = set()
+    waiting = set(names)
+    while waiting:
+        name = waiting.pop()
+        known.add(name)
+        module = sys.modules.get(name)
+        if module is None or _is_installed(name):
+            continue
+        for attribute, value in vars(module).copy().items():
+            if isinstance(value, ModuleType):
+                waiting.add(value.__name__)
+            elif isinstance(value, (str, os.PathLike)) and attribute[:2] != "__":
+                texts.add(os.fspath(value) if os.sep in os.fspath(value) else "")
+            elif isinstance(origin := getattr(value, "__module__", None), str):
+                waiting.add(origin)
+        waiting -= known
+    return known
+
+
+def _is_installed(name: str) -> bool:
+    """Return whether a module is of the standard library, or of an installed package."""
+    top = name.partition(".")[0]
+    if top in sys.stdlib_module_names:
+        return top != "__main__"
+    file = getattr(sys.modules.get(top), "__file__", None) or getattr(sys.modules.get(name), "__file__", None) or ""
+    parts = Path(file).parts
+    return "site-packages" in parts or "dist-packages" in parts or file.startswith(_STDLIB)
+
+
+def _add_module(checksum: _Checksum, name: str) -> None:
+    if _is_installed(name):
+        top = name.partition(".")[0]
+        checksum.add(top, str(getattr(sys.modules.get(top), "__version__", "")))
+        return
+    module = sys.modules.get(name)
+    file = getattr(module, "__file__", None)
+    if file is None and not hasattr(module, "__path__"):
+        raise ValueError(f"the code of module {name} is in no file")
+    if file is not None:
+        checksum.add(name)
+        checksum.write(Path(file).read_bytes())
+
+
+def _existing_paths(texts: set[str]) -> Iterator[str]:
+    """Yield the absolute paths among the texts that exist, in order."""
+    listings: dict[str, set[str]] = {}
+    paths = set()
+    for text in texts:
+        folder, name = os.path.split(os.path.expanduser(text).rstrip(os.sep))
+        folder = os.path.abspath(folder)
+        if folder not in listings:  # one look at a folder is faster than one at each of its files
+            listings[folder] = set()
+            with suppress(OSError, ValueError):
+                listings[folder] = set(os.listdir(folder))
+        if name in listings[folder] or name in (".", ".."):
+            paths.add(os.path.abspath(os.path.join(folder, name)))
+    yield from sorted(paths)
+
+
+def _add_files(checksum: _Checksum, paths: Iterator[str]) -> None:
+    known: set[str] = set()
+    for path in paths:
+        walk = os.walk(path, followlinks=True)
+        files = (os.path.join(folder, name) for folder, _, names in walk for name in names)
+        for file in files if os.path.isdir(path) else (path,):
+            if file in known:
+                continue
+            known.add(file)
+            if len(known) > _MAX_FILES:
+                raise ValueError(f"it depends on more than {_MAX_FILES} files")
+            with suppress(OSError):  # a link to nothing
+                status = os.stat(file)
+                checksum.add(file, status.st_size, status.st_mtime_ns)
