@@ -84,8 +84,7 @@ def look_up_labels(dataset: Any, labels: Labels = None, num_classes: int | None 
         )
     if len(dataset) == 0:
         raise ValueError("The data set is empty: there is nothing to draw from.")
-    if callable(labels) and not hasattr(labels, "__array__"):
-        labels = labels(dataset)
+    labels = call_labels(labels, dataset)
     if labels is None:
         column = _look_up(dataset, _usual_places)
         if column is None:
@@ -97,8 +96,8 @@ def look_up_labels(dataset: Any, labels: Labels = None, num_classes: int | None 
             )
     elif isinstance(labels, str):
         column = None if labels == "scan" else _look_up(dataset, _places_called(labels))
-    elif isinstance(labels, (int, np.integer)) and not isinstance(labels, bool):
-        column = _look_up(dataset, _tensor_at(int(labels)))
+    elif type(labels) is int:
+        column = _look_up(dataset, _tensor_at(labels))
     else:
         column = _Column(_one_per_sample(labels, dataset))
     if column is None:
@@ -106,6 +105,11 @@ def look_up_labels(dataset: Any, labels: Labels = None, num_classes: int | None 
     num_named = len(column.names or class_names(dataset) or ())
     numbered = number_labels(column.values, num_classes, num_named)
     return ClassLabels(numbered.numbers, column.names) if numbered.names is None else numbered
+
+
+def call_labels(labels: Labels, dataset: Any) -> Any:
+    """Return labels that are a function of the data set as the values, name or position that it returns."""
+    return labels(dataset) if callable(labels) and not hasattr(labels, "__array__") else labels
 
 
 def class_names(dataset: Any) -> list[str] | None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Subset
 
 from lightning_fair.common.label_values import ClassLabels, number_labels
-from lightning_fair.common.labels import Labels, class_names, look_up_labels
+from lightning_fair.common.labels import Labels, call_labels, class_names, look_up_labels
 from lightning_fair.common.sample_labels import Key, LabelColumns, label_row
 from lightning_fair.dataloaders.label_cache import LabelCache
 
@@ -42,6 +42,7 @@ def find_loader_labels(loader: DataLoader[Any], labels: Labels = None, num_class
         >>> find_loader_labels(loader, labels="scan").numbers
         array([0, 1, 1])
     """
+    labels = call_labels(labels, loader.dataset)
     result = look_up_labels(loader.dataset, labels, num_classes)
     if result is not None:
         return result

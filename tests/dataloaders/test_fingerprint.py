@@ -1,0 +1,197 @@
+"""The checksum of everything that the samples of a data set depend on."""
+
+import importlib
+import os
+import pickle
+import random
+import subprocess
+import sys
+import types
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset, Subset, TensorDataset
+
+from lightning_fair.dataloaders import fingerprint as module
+from lightning_fair.dataloaders.fingerprint import fingerprint
+
+
+class Files(Dataset):
+    """Holds paths."""
+
+    def __init__(self, *paths, **attributes):
+        self.paths = paths
+        self.__dict__.update(attributes)
+
+
+def write(path, text):
+    """Write a file whose time differs from before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = path.stat().st_mtime_ns if path.exists() else 0
+    path.write_text(text)
+    os.utime(path, ns=(before + 1, before + 1))
+
+
+@pytest.mark.parametrize("kind", [str, Path, os.path.relpath], ids=["text", "path", "relative"])
+@pytest.mark.parametrize("place", ["file", "folder", "home"])
+def test_files(tmp_path, monkeypatch, kind, place):
+    """A file that the data set names, or that is in a folder that it names, counts by its size and its time."""
+    labels = tmp_path / "data" / "deep" / "labels.csv"
+    write(labels, "a,1")
+    path = kind(labels if place == "file" else tmp_path / "data")
+    if place == "home":
+        monkeypatch.setenv("HOME", str(tmp_path))
+        path = "~/data"
+    dataset = Files([path])
+    before = fingerprint(dataset)
+    assert fingerprint(Files([path])) == before
+    write(labels, "a,2")
+    changed = fingerprint(dataset)
+    assert changed != before
+    if place != "file":
+        write(labels.with_name("more.csv"), "")
+        assert fingerprint(dataset) != changed
+    labels.unlink()
+    assert fingerprint(dataset) not in (before, changed)
+
+
+def test_working_folder(tmp_path, monkeypatch):
+    """A relative path is that of another file in another working folder."""
+    for name in ("a", "b"):
+        write(tmp_path / name / "labels.csv", "same")
+    results = []
+    for name in ("a", "b", "a"):
+        monkeypatch.chdir(tmp_path / name)
+        results.append(fingerprint(Files("labels.csv")))
+    assert results[0] == results[2] != results[1]
+    monkeypatch.chdir(tmp_path / "a")
+    before = fingerprint(Files("."))
+    write(tmp_path / "a" / "labels.csv", "other")
+    assert fingerprint(Files(".")) != before
+
+
+def test_too_many_files(tmp_path, monkeypatch):
+    """More files than can be looked at in a short time are refused."""
+    for name in "abc":
+        write(tmp_path / name, "")
+    monkeypatch.setattr(module, "_MAX_FILES", 3)
+    paths = [str(tmp_path / name) for name in "abc"]
+    assert fingerprint(Files(str(tmp_path), *paths))
+    write(tmp_path / "d", "")
+    with pytest.raises(ValueError, match="more than 3 files"):
+        fingerprint(Files(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.__dict__.update(split="test"),
+        lambda d: d.labels.__setitem__(2, 1),
+        lambda d: d.array.__setitem__(2, 1),
+        lambda d: d.items.append(("c", 2)),
+        lambda d: d.__dict__.update(transform=partial(write, text="c")),
+        lambda d: d.__dict__.update(labels=d.labels.float()),
+        lambda d: d.__dict__.update(labels=d.labels[:, None]),
+        lambda d: d.__dict__.update(inner=Subset(d.inner, [1, 0])),
+    ],
+)
+def test_state(change):
+    """Each argument, array and tensor of the data set counts, also of its parts."""
+
+    def make():
+        return Files(
+            split="train",
+            labels=torch.zeros(5, dtype=torch.int64),
+            half=torch.zeros(3, dtype=torch.bfloat16),
+            array=np.zeros(5, np.int64),
+            items=[("a", 0), ("b", 1)],
+            transform=partial(write, text="b"),
+            inner=TensorDataset(torch.ones(2)),
+            rng=random.Random(3),
+        )
+
+    first, second = make(), make()
+    assert fingerprint(first) == fingerprint(second)
+    change(second)
+    assert fingerprint(first) != fingerprint(second)
+    assert fingerprint(first) == fingerprint(make())
+    assert fingerprint(first, "label") != fingerprint(first, None) != fingerprint(first, 2)
+
+
+def test_memory_map(tmp_path):
+    """A memory map counts by its file and its place in it."""
+    np.save(tmp_path / "x.npy", np.arange(100))
+    x = np.load(tmp_path / "x.npy", mmap_mode="r")
+    again = np.load(tmp_path / "x.npy", mmap_mode="r")
+    parts = [fingerprint(Files(x=part)) for part in (x, x[:50], x[50:], x[::2])]
+    assert len(set(parts)) == 4
+    assert fingerprint(Files(x=again[50:])) == parts[2]
+    write(tmp_path / "x.npy", "")
+    assert fingerprint(Files(x=x)) != parts[0]
+
+
+SOURCES = {
+    "own_data": "import own_helpers\nfrom own_base import Base\nfrom pathlib import Path\n\nROOT = Path({root!r})\n\n"
+    "class Data(Base):\n    function = None\n",
+    "own_base": "from torch.utils.data import Dataset\n\nclass Base(Dataset):\n    def __len__(self): return 1\n",
+    "own_helpers": "from own_nested import f\n",
+    "own_nested": "def f(x): return x\n",
+}
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A folder with modules that use one another and name a file."""
+    for name, source in SOURCES.items():
+        write(tmp_path / f"{name}.py", source.format(root=str(tmp_path / "files")))
+    write(tmp_path / "files" / "labels.csv", "1")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in SOURCES:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("file", [*(f"{name}.py" for name in SOURCES), "files/labels.csv"])
+def test_code(package, file):
+    """The modules of classes and functions count, and those that these import, and the files that they name."""
+    own_data, own_helpers = map(importlib.import_module, ("own_data", "own_helpers"))
+    dataset = own_data.Data()
+    before = fingerprint(dataset)
+    write(package / file, (package / file).read_text() + "\n")
+    assert fingerprint(dataset) != before
+    dataset.function = own_helpers.f
+    assert fingerprint(dataset) != before
+
+
+@pytest.mark.slow
+def test_same_in_each_process(package):
+    """The checksum does not depend on the process."""
+    program = "import own_data, lightning_fair.dataloaders.fingerprint as m; print(m.fingerprint(own_data.Data()))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", program]
+    runs = [subprocess.run(command, env=environment, capture_output=True, text=True, check=True) for _ in range(2)]
+    assert runs[0].stdout == runs[1].stdout != ""
+
+
+@pytest.mark.parametrize("dataset", [lambda: Files(f=lambda x: x), lambda: Files(file=open(os.devnull))])  # noqa: SIM115
+def test_unpicklable(dataset):
+    """A data set that cannot be pickled has no checksum."""
+    with pytest.raises((TypeError, AttributeError, pickle.PicklingError), match=r"pickle|local"):
+        fingerprint(dataset())
+
+
+def test_code_in_no_file(monkeypatch):
+    """Code that was typed in has no source that could be compared."""
+    typed = types.ModuleType("typed")
+    exec("class Data: pass", vars(typed))
+    monkeypatch.setitem(sys.modules, "typed", typed)
+    with pytest.raises(ValueError, match="code of module typed is in no file"):
+        fingerprint(typed.Data())
+
+
+def test_long_texts_and_roots_are_no_paths():
+    """Texts that cannot be paths are skipped, and so is the root folder."""
+    assert fingerprint(Files("/", "", "a\0b", "x" * 5000, "~nobody/x", "no such file"))
