@@ -137,6 +137,8 @@ class FairSampling(L.Callback):
         # First of all, so that a callback that saves a checkpoint after a batch finds the batch reported.
         trainer.callbacks = [self, *others]  # type: ignore[attr-defined]
         self._detach(pl_module)
+        if hasattr(pl_module, "_step_weights"):
+            pl_module._has_fair_sampling = True  # type: ignore[assignment]
         if any(isinstance(callback, FairSampling) for callback in others):
             raise ValueError("The Trainer has more than one FairSampling callback. Keep one: it owns the state.")
         self._run = self._run.next_fit(trainer)
@@ -160,7 +162,7 @@ class FairSampling(L.Callback):
         self._patches.close()
         self._run.loader = None
         if hasattr(pl_module, "_step_weights"):
-            pl_module._step_weights = None  # type: ignore[assignment]
+            pl_module._step_weights, pl_module._has_fair_sampling = None, False  # type: ignore[assignment]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._run.loader is None or self.controller is None:

@@ -27,6 +27,12 @@ def train_data_source(trainer: L.Trainer) -> object:
     return trainer.fit_loop._data_source.instance
 
 
+def can_be_weighted(pl_module: L.LightningModule) -> bool:
+    """Return whether a Trainer is training the module now, on batches that may be fair."""
+    trainer: Any = getattr(pl_module, "_trainer", None)  # the property raises without a Trainer
+    return trainer is not None and trainer.training and not trainer.overfit_batches
+
+
 def is_within_epoch(trainer: L.Trainer) -> bool:
     """Return whether the current training epoch has begun and has not ended."""
     return bool(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
