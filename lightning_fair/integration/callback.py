@@ -168,7 +168,8 @@ class FairSampling(L.Callback):
         if self._run.loader is None or self.controller is None:
             return
         if hasattr(pl_module, "_step_weights"):
-            weights = StepWeights(self.controller.num_classes, pl_module.device, normalize=self.settings.normalize)
+            K, normalize = self.controller.num_classes, self.settings.normalize
+            weights = StepWeights(K, pl_module.device, normalize=normalize, noun=self._run.noun)
             self._run.step_weights = pl_module._step_weights = weights  # type: ignore[assignment]
         else:
             rank_zero_warn(
@@ -213,8 +214,8 @@ class FairSampling(L.Callback):
 
     def _log_context(self, trainer: L.Trainer) -> LogContext:
         assert self.sampler is not None
-        weighted = self._run.step_weights is not None
-        return trainer_internals.log_context(trainer, self.sampler, self._run.class_names, weighted=weighted)
+        names, noun, weighted = self._run.class_names, self._run.noun, self._run.step_weights is not None
+        return trainer_internals.log_context(trainer, self.sampler, names, weighted=weighted, noun=noun)
 
     def state_dict(self) -> dict[str, Any]:
         return self._run.state_dict()

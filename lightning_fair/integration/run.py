@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from lightning_fair.common.arrays import Floats
 from lightning_fair.common.labels import find_labels
+from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import Draw
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.control.weights import class_weights
@@ -31,6 +32,7 @@ from lightning_fair.integration.settings import FairSettings
 from lightning_fair.integration.step_weights import StepWeights, copy_to_host
 from lightning_fair.integration.trainer_internals import is_within_epoch, steps_per_epoch
 from lightning_fair.monitoring.dashboard import BatchWeights, Dashboard
+from lightning_fair.monitoring.tensorboard_layout import plural
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
 
 _DEFAULT_DELAY = 16  # above the prefetching of most loaders, so that their batches do not depend on the workers
@@ -55,6 +57,7 @@ class Run:
     tracker: StreamTracker | None = None  # follows the draws of a stream
     loader: FairLoader | None = None  # None outside of a fit
     class_names: Sequence[str] = ()
+    groups: bool = False  # whether the labels are groups of the user's own, and not the data set's classes
     min_delay: int | None = None  # batches after which the losses of a draw are known; None for a stream
     steps_on_device: int = 0  # newest steps that a device may still be working on
     step_weights: StepWeights | None = None  # None if the module has no `weighted_loss`
@@ -79,6 +82,11 @@ class Run:
     def source(self) -> DrawSource | None:
         """The sampler or the stream tracker; None before the loader is known."""
         return self.sampler if self.sampler is not None else self.tracker
+
+    @property
+    def noun(self) -> str:
+        """Word for a class in messages and charts."""
+        return "group" if self.groups else "class"
 
     def next_fit(self, trainer: L.Trainer) -> Run:
         """Return the run of the fit that begins; it continues this one if the Trainer continues its training."""
@@ -243,17 +251,34 @@ def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[An
         )
     # Not the module's device: the module may not have been moved yet.
     run.steps_on_device = 0 if trainer.strategy.root_device.type == "cpu" else 1
+    previous = run.source
     fair: Any = (_make_stream_fair if checks.is_stream(loader) else _make_data_set_fair)(run, trainer, loader)
     assert run.source is not None
     controller = run.source.controller
     run.restore_source()
+    if run.source is not previous:
+        _warn_of_single_class(run, controller)
     if run.loader is None:
         rank_zero_info(
-            f"FairSampling steers {controller.num_classes} classes in batches of {run.source.batch_size}; horizon "
-            f"{controller.horizon:g} batches, feedback delay {controller.feedback_delay}."
+            f"FairSampling steers {controller.num_classes} {plural(run.noun)} in batches of {run.source.batch_size}; "
+            f"horizon {controller.horizon:g} batches, feedback delay {controller.feedback_delay}."
         )
     run.loader, run.class_names = fair, run.settings.names_for(controller.num_classes, loader.dataset)
     return run.loader  # type: ignore[return-value]
+
+
+def _warn_of_single_class(run: Run, controller: FeedbackController) -> None:
+    """Warn if every batch has one class only."""
+    is_drawn = (controller.target_at(0.0) > 0) | (controller.target_at(1.0) > 0)
+    if run.sampler is not None:
+        is_drawn &= run.sampler.class_counts > 0
+    if is_drawn.sum() == 1:
+        remedy = "FairStream(label_fn=...)" if run.sampler is None else "FairSampling(labels=...)"
+        rank_zero_warn(
+            f"All batches are of {run.noun} {int(is_drawn.argmax())} alone, so FairSampling has nothing to balance. "
+            "Either the data have no other, for example a Subset of sorted data, or their labels are something else "
+            f"(pass the right ones: {remedy}), or target_probs gives the others no probability."
+        )
 
 
 def _make_data_set_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> DataLoader[Any]:

@@ -43,12 +43,14 @@ def should_log(trainer: L.Trainer) -> bool:
     return trainer._logger_connector.should_update_logs and not trainer.fit_loop._should_accumulate()
 
 
-def log_context(trainer: L.Trainer, source: DrawSource, class_names: Sequence[str], *, weighted: bool) -> LogContext:
+def log_context(
+    trainer: L.Trainer, source: DrawSource, class_names: Sequence[str], *, weighted: bool, noun: str = "class"
+) -> LogContext:
     """Return the state of the training that the dashboard logs of the training."""
     writers = [x for x in trainer.loggers if isinstance(x, TensorBoardLogger)] if trainer.is_global_zero else []
     boards = [Board(x, f"{x._prefix}{x.LOGGER_JOIN_CHAR}" if x._prefix else "") for x in writers]
     step = trainer.fit_loop.epoch_loop._batches_that_stepped
-    return LogContext(source, class_names, weighted, step, trainer.loggers, boards)
+    return LogContext(source, class_names, weighted, step, trainer.loggers, boards, noun)
 
 
 def forward_hyperparameters(wrapper: L.LightningDataModule) -> None:
