@@ -10,12 +10,14 @@ from typing import Any
 import lightning.pytorch as L
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor
 
 from lightning_fair.common.labels import Labels
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.control.target import Target
 from lightning_fair.integration import trainer_internals
+from lightning_fair.integration.loss_check import LossCheck
 from lightning_fair.integration.run import Run, make_loader_fair
 from lightning_fair.integration.settings import FairSettings, Reference
 from lightning_fair.integration.step_weights import StepWeights
@@ -146,8 +148,7 @@ class FairSampling(L.Callback):
             rank_zero_warn("FairSampling is off with overfit_batches: Lightning needs the same batches in each epoch.")
             return
         trainer_internals.check_training_step(pl_module)
-        if self.settings.reference != "prior" and not self.settings.steers_to_prior:
-            trainer_internals.warn_of_class_weights(pl_module)
+        self._run.loss_check = LossCheck(self.settings, pl_module)
         make_fair, key = partial(make_loader_fair, self._run, trainer), self.settings.dataloader
         self._patches = trainer_internals.intercept_train_dataloader(trainer, key, make_fair)
 
@@ -182,6 +183,9 @@ class FairSampling(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._run.begin_step()
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        self._run.check_loss(loss)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int

@@ -28,6 +28,7 @@ from lightning_fair.dataloaders.label_check import LabelCheck
 from lightning_fair.dataloaders.label_groups import describe_groups
 from lightning_fair.dataloaders.stream_tracker import StreamTracker
 from lightning_fair.integration.distributed import sum_over_ranks
+from lightning_fair.integration.loss_check import LossCheck
 from lightning_fair.integration.settings import FairSettings
 from lightning_fair.integration.step_weights import StepWeights, copy_to_host
 from lightning_fair.integration.trainer_internals import is_within_epoch, steps_per_epoch
@@ -61,6 +62,7 @@ class Run:
     min_delay: int | None = None  # batches after which the losses of a draw are known; None for a stream
     steps_on_device: int = 0  # newest steps that a device may still be working on
     step_weights: StepWeights | None = None  # None if the module has no `weighted_loss`
+    loss_check: LossCheck | None = None
     current: DeliveredBatch | None = None  # the batch in the training step
     class_weights: Floats | None = None  # its importance weights, shape (K,); None if they are all one
     # Batches that were trained on, with a function that returns their sums; None: trained on as drawn.
@@ -139,6 +141,12 @@ class Run:
         self.step_weights.start(torch.from_numpy(weights).float(), self.current.labels)
         self.class_weights = weights
 
+    def check_loss(self, loss: Tensor) -> None:
+        """Warn of class weights and of mixed samples, before the backward pass of a loss."""
+        if self.loss_check is not None and self.current is not None and self.source is not None:
+            num_classes = None if self.groups else self.source.controller.num_classes
+            self.loss_check.look(loss, self.current.labels, num_classes)
+
     def end_step(self, *, has_loss: bool, device: torch.device) -> Draw | None:
         """Prepare the report of the batch, and return its draw; None if the batch was not trained on."""
         if self.current is None and self.loader is not None:
@@ -196,6 +204,8 @@ class Run:
         self.current = None
         if self.step_weights is not None:
             self.step_weights.is_open = False
+        if self.loss_check is not None:
+            self.loss_check.end_epoch()
         self.source.end_epoch()
 
     def state_dict(self) -> dict[str, Any]:

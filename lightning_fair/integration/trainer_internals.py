@@ -8,13 +8,9 @@ from copy import copy
 from typing import Any
 
 import lightning.pytorch as L
-import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from torch import Tensor
-from torch.nn.modules.loss import _WeightedLoss
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_fair.control.draw_source import DrawSource
@@ -158,20 +154,3 @@ def check_training_step(pl_module: L.LightningModule) -> None:
             "training_step(dataloader_iter) fetches its batches itself, so FairSampling cannot know which batch is "
             "trained on. Use training_step(batch, batch_idx)."
         )
-
-
-def warn_of_class_weights(pl_module: L.LightningModule) -> None:
-    """Warn if a loss of the module has class weights: together with fair batches they correct twice."""
-    for name, module in pl_module.named_modules():
-        if isinstance(module, (_WeightedLoss, torch.nn.BCEWithLogitsLoss)) and _has_class_weights(module):
-            rank_zero_warn(
-                f"{name or type(module).__name__} has class weights, and FairSampling balances the batches: "
-                "together they correct twice. Remove the weights, or set target_probs='prior'."
-            )
-            return
-
-
-def _has_class_weights(loss: torch.nn.Module) -> bool:
-    weight, positive = getattr(loss, "weight", None), getattr(loss, "pos_weight", None)
-    is_uneven = isinstance(weight, Tensor) and bool((weight != weight.flatten()[0]).any())
-    return is_uneven or (isinstance(positive, Tensor) and bool((positive != 1).any()))
