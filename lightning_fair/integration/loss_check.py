@@ -143,10 +143,12 @@ class _Term(NamedTuple):
         return ((target == labels) | (target < 0)).all()
 
     def is_soft(self) -> Tensor:
-        """Return whether the target has a third value; a smoothed label has two."""
+        """Return whether the target is probabilities with a third value; a smoothed label has two."""
         target = self.target.abs().float()
         least, most = target.aminmax()
-        return ((target > least + 1e-3) & (target < most - 1e-3)).any()
+        third = ((target > least + 1e-3) & (target < most - 1e-3)).any()
+        sums_to_one = target.numel() == len(target) or ((target.sum(1) - 1.0).abs() < 0.02).all()
+        return third & sums_to_one
 
 
 def _have_class_weights(terms: list[_Term], labels: Tensor | None) -> Tensor:

@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader
 
 from lightning_fair.common.arrays import Floats
 from lightning_fair.common.labels import find_labels
-from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import Draw
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.control.weights import class_weights
@@ -30,6 +29,7 @@ from lightning_fair.dataloaders.stream_tracker import StreamTracker
 from lightning_fair.integration.distributed import sum_over_ranks
 from lightning_fair.integration.loss_check import LossCheck
 from lightning_fair.integration.settings import FairSettings
+from lightning_fair.integration.single_class import warn_of_single_class
 from lightning_fair.integration.step_weights import StepWeights, copy_to_host
 from lightning_fair.integration.trainer_internals import is_within_epoch, steps_per_epoch
 from lightning_fair.monitoring.dashboard import BatchWeights, Dashboard
@@ -58,7 +58,6 @@ class Run:
     tracker: StreamTracker | None = None  # follows the draws of a stream
     loader: FairLoader | None = None  # None outside of a fit
     class_names: Sequence[str] = ()
-    groups: bool = False  # whether the labels are groups of the user's own, and not the data set's classes
     min_delay: int | None = None  # batches after which the losses of a draw are known; None for a stream
     steps_on_device: int = 0  # newest steps that a device may still be working on
     step_weights: StepWeights | None = None  # None if the module has no `weighted_loss`
@@ -109,6 +108,8 @@ class Run:
     def announce_groups(self, message: str) -> None:
         """Print which groups are in which class, and speak of groups from now on."""
         self.groups = True
+        if self.step_weights is not None:
+            self.step_weights.noun = self.noun
         rank_zero_info(message)
 
     def start_drawing(self, trainer: L.Trainer, users_loader: DataLoader[Any]) -> None:
@@ -140,12 +141,6 @@ class Run:
         weights = class_weights(draw.reference(mix), draw.probs, settings.max_weight, exponent=settings.exponent)
         self.step_weights.start(torch.from_numpy(weights).float(), self.current.labels)
         self.class_weights = weights
-
-    def check_loss(self, loss: Tensor) -> None:
-        """Warn of class weights and of mixed samples, before the backward pass of a loss."""
-        if self.loss_check is not None and self.current is not None and self.source is not None:
-            num_classes = None if self.groups else self.source.controller.num_classes
-            self.loss_check.look(loss, self.current.labels, num_classes)
 
     def end_step(self, *, has_loss: bool, device: torch.device) -> Draw | None:
         """Prepare the report of the batch, and return its draw; None if the batch was not trained on."""
@@ -261,13 +256,10 @@ def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[An
         )
     # Not the module's device: the module may not have been moved yet.
     run.steps_on_device = 0 if trainer.strategy.root_device.type == "cpu" else 1
-    previous = run.source
     fair: Any = (_make_stream_fair if checks.is_stream(loader) else _make_data_set_fair)(run, trainer, loader)
     assert run.source is not None
     controller = run.source.controller
     run.restore_source()
-    if run.source is not previous:
-        _warn_of_single_class(run, controller)
     if run.loader is None:
         rank_zero_info(
             f"FairSampling steers {controller.num_classes} {plural(run.noun)} in batches of {run.source.batch_size}; "
@@ -275,20 +267,6 @@ def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[An
         )
     run.loader, run.class_names = fair, run.settings.names_for(controller.num_classes, loader.dataset)
     return run.loader  # type: ignore[return-value]
-
-
-def _warn_of_single_class(run: Run, controller: FeedbackController) -> None:
-    """Warn if every batch has one class only."""
-    is_drawn = (controller.target_at(0.0) > 0) | (controller.target_at(1.0) > 0)
-    if run.sampler is not None:
-        is_drawn &= run.sampler.class_counts > 0
-    if is_drawn.sum() == 1:
-        remedy = "FairStream(label_fn=...)" if run.sampler is None else "FairSampling(labels=...)"
-        rank_zero_warn(
-            f"All batches are of {run.noun} {int(is_drawn.argmax())} alone, so FairSampling has nothing to balance. "
-            "Either the data have no other, for example a Subset of sorted data, or their labels are something else "
-            f"(pass the right ones: {remedy}), or target_probs gives the others no probability."
-        )
 
 
 def _make_data_set_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> DataLoader[Any]:
@@ -342,6 +320,7 @@ def _check_new_labels(run: Run, dataset: Any) -> None:
         run.announce_groups(groups)
     inform = None if groups else run.announce_groups
     run.label_check = LabelCheck(num_classes, are_groups=chosen, inform=inform)
+    warn_of_single_class(run.sampler, run.noun)
 
 
 def _make_stream_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> DataLoader[Any]:
@@ -357,6 +336,7 @@ def _make_stream_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> 
         has_function = loader.dataset.label_fn is not None  # type: ignore[attr-defined]
         num_classes = run.tracker.controller.num_classes
         run.label_check = LabelCheck(num_classes, are_groups=has_function, inform=run.announce_groups)
+        warn_of_single_class(run.tracker, run.noun)
     on_start = partial(run.start_drawing, trainer, loader)
     return make_stream_fair(loader, on_start=on_start, label_check=run.label_check)
 

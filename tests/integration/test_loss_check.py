@@ -129,18 +129,16 @@ def test_class_weights_of_two_classes(in_sum):
     assert len(warned_of("correct twice", Own(losses), FairSampling(), data)) == 1
 
 
+def by_environment(**settings):
+    """A callback that balances eight groups: the classes in two environments."""
+    y = Indexed().targets
+    return FairSampling(labels=2 * y + torch.arange(len(y)) % 2, **settings)
+
+
 def test_class_weights_of_groups():
     """With groups, targets cannot be compared with labels, and weights of any number of classes count."""
-    fair = moving()
-    setup = fair.setup
-
-    def with_groups(*args, **stage):
-        setup(*args, **stage)
-        fair._run.groups = True
-
-    fair.setup = with_groups
-    losses = lambda z, y: F.cross_entropy(z[:, :2], y % 2, weight=W[:2], reduction="none")  # noqa: E731
-    assert len(warned_of("correct twice", Own(losses), fair)) == 1
+    assert len(warned_of("correct twice", Own(WEIGHTED["cross_entropy"]), by_environment())) == 1
+    assert warned_of("correct twice", Own(UNWEIGHTED["no weights"]), by_environment()) == []
 
 
 @pytest.mark.parametrize(
@@ -219,6 +217,15 @@ def test_mixed_samples_warn_once(losses, settings):
     """The loss of mixed samples gives one warning with ``reference="prior"`` or loss feedback."""
     (warning,) = warned_of("mixed samples", Own(losses), moving(**settings), limit_train_batches=10, max_epochs=2)
     assert "exponent=0.0, lambda2=0.0" in warning
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("soft cross entropy", 1), ("by hand", 1), ("one-hot", 0), ("reconstruction", 0)]
+)
+def test_mixed_samples_of_groups(kind, expected):
+    """Mixing is noticed if the labels are groups."""
+    losses = {**MIXED, **NOT_MIXED}[kind]
+    assert len(warned_of("mixed samples", Own(losses), by_environment(reference="prior"))) == expected
 
 
 @pytest.mark.parametrize("settings", LEADS_ASTRAY, ids=["prior", "prior and feedback", "feedback"])
