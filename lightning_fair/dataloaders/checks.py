@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -16,9 +18,10 @@ from torch.utils.data import (
     default_collate,
 )
 
+from lightning_fair.common.arrays import to_numpy
 from lightning_fair.streaming.stream import FairStream
 
-# These draw from the whole data set, on one rank or over all ranks, whatever number of samples they draw.
+# These draw from all of their source, on one rank or over all ranks, whatever number of samples they draw.
 _WHOLE_DATASET_SAMPLERS = (RandomSampler, SequentialSampler, WeightedRandomSampler, DistributedSampler)
 _DEFAULT_SAMPLERS = (RandomSampler, SequentialSampler, DistributedSampler)
 
@@ -86,15 +89,67 @@ def check_loader(loader: Any) -> None:
 
 
 def _check_samplers(loader: DataLoader[Any]) -> None:
-    dataset_size = len(loader.dataset)  # type: ignore[arg-type]
-    for sampler in samplers(loader):
-        if isinstance(sampler, (BatchSampler, *_WHOLE_DATASET_SAMPLERS)) or not hasattr(sampler, "__len__"):
-            continue  # the length of a batch sampler is in batches
-        if len(sampler) < dataset_size:
+    size = len(loader.dataset)  # type: ignore[arg-type]
+    for sampler in _nested_samplers(loader):
+        reason = _missing_weights_or_indices(sampler, size)
+        if reason is None and sampler is not loader.batch_sampler and not isinstance(sampler, BatchSampler):
+            reason = _missing_samples(sampler, size)  # the length of a batch sampler is in batches
+        if reason is not None:
             raise ValueError(
-                f"The training DataLoader draws from a part of its data set with {type(sampler).__name__}; fair "
-                "batches would be drawn from all of it. Use torch.utils.data.Subset(dataset, indices) instead."
+                f"The training DataLoader draws from a part of its data set with {type(sampler).__name__} ({reason}); "
+                "fair batches would be drawn from all of it. Use torch.utils.data.Subset(dataset, indices) instead, "
+                "with the indices of the samples to train on."
             )
+
+
+def _missing_weights_or_indices(sampler: Any, size: int) -> str | None:
+    """Return why a sampler never draws some samples of a data set of this size; None if its attributes show none."""
+    weights, indices = _vector(sampler, "weights"), _vector(sampler, "indices")
+    if weights is not None and weights.size == size and not weights.all():
+        return f"weight 0 for {int((weights == 0).sum()):,} of {size:,} samples"
+    if weights is not None and weights.size < size and isinstance(sampler, WeightedRandomSampler):
+        return f"weights for {weights.size:,} of {size:,} samples"
+    if indices is not None and (num_indices := np.unique(indices).size) <= _largest_part(sampler, size):
+        return f"indices of {num_indices:,} of {size:,} samples"
+    return None
+
+
+def _missing_samples(sampler: Any, size: int) -> str | None:
+    """Return by how much a sampler is shorter than a data set of this size; None if it is not."""
+    if isinstance(sampler, _WHOLE_DATASET_SAMPLERS):  # draws any number of samples, from all of its source
+        sampler = getattr(sampler, "data_source", None)
+    if hasattr(sampler, "__len__") and len(sampler) <= _largest_part(sampler, size):
+        return f"{len(sampler):,} of {size:,} samples"
+    return None
+
+
+def _largest_part(sampler: Any, size: int) -> int:
+    """Return the largest number of samples that is no rank's share of the whole data set."""
+    return size // int(getattr(sampler, "num_replicas", 1)) - 1
+
+
+def _vector(sampler: Any, name: str) -> NDArray[Any] | None:
+    """Return an attribute as an array; None if it is not a vector of numbers."""
+    try:
+        vector = np.asarray(to_numpy(getattr(sampler, name, None)))
+    except ValueError:  # lists of several lengths
+        return None
+    return vector if vector.ndim == 1 and vector.size and vector.dtype.kind in "biuf" else None
+
+
+def _nested_samplers(loader: DataLoader[Any]) -> list[Any]:
+    """Return the loader's sampler and batch sampler, and all that they wrap."""
+    candidates: list[Any] = [loader.sampler, loader.batch_sampler]
+    nested: list[Any] = []
+    while candidates:
+        sampler = candidates.pop()
+        if sampler is None or any(sampler is other for other in nested):
+            continue
+        nested.append(sampler)
+        # A DistributedSampler wraps another sampler as its data set.
+        owners = sampler, getattr(sampler, "dataset", None)
+        candidates += [getattr(owner, name, None) for owner in owners for name in ("sampler", "_sampler")]
+    return nested
 
 
 def samplers(loader: DataLoader[Any]) -> list[Any]:

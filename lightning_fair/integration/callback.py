@@ -10,12 +10,14 @@ from typing import Any
 import lightning.pytorch as L
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor
 
 from lightning_fair.common.labels import Labels
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.control.target import Target
 from lightning_fair.integration import trainer_internals
+from lightning_fair.integration.loss_check import LossCheck
 from lightning_fair.integration.run import Run, make_loader_fair
 from lightning_fair.integration.settings import FairSettings, Reference
 from lightning_fair.integration.step_weights import StepWeights
@@ -137,6 +139,8 @@ class FairSampling(L.Callback):
         # First of all, so that a callback that saves a checkpoint after a batch finds the batch reported.
         trainer.callbacks = [self, *others]  # type: ignore[attr-defined]
         self._detach(pl_module)
+        if hasattr(pl_module, "_step_weights"):
+            pl_module._has_fair_sampling = True  # type: ignore[assignment]
         if any(isinstance(callback, FairSampling) for callback in others):
             raise ValueError("The Trainer has more than one FairSampling callback. Keep one: it owns the state.")
         self._run = self._run.next_fit(trainer)
@@ -144,8 +148,7 @@ class FairSampling(L.Callback):
             rank_zero_warn("FairSampling is off with overfit_batches: Lightning needs the same batches in each epoch.")
             return
         trainer_internals.check_training_step(pl_module)
-        if self.settings.reference != "prior" and not self.settings.steers_to_prior:
-            trainer_internals.warn_of_class_weights(pl_module)
+        self._run.loss_check = LossCheck(self.settings, pl_module)
         make_fair, key = partial(make_loader_fair, self._run, trainer), self.settings.dataloader
         self._patches = trainer_internals.intercept_train_dataloader(trainer, key, make_fair)
 
@@ -160,13 +163,14 @@ class FairSampling(L.Callback):
         self._patches.close()
         self._run.loader = None
         if hasattr(pl_module, "_step_weights"):
-            pl_module._step_weights = None  # type: ignore[assignment]
+            pl_module._step_weights, pl_module._has_fair_sampling = None, False  # type: ignore[assignment]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._run.loader is None or self.controller is None:
             return
         if hasattr(pl_module, "_step_weights"):
-            weights = StepWeights(self.controller.num_classes, pl_module.device, normalize=self.settings.normalize)
+            K, normalize = self.controller.num_classes, self.settings.normalize
+            weights = StepWeights(K, pl_module.device, normalize=normalize, noun=self._run.noun)
             self._run.step_weights = pl_module._step_weights = weights  # type: ignore[assignment]
         else:
             rank_zero_warn(
@@ -179,6 +183,11 @@ class FairSampling(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._run.begin_step()
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        run = self._run
+        if run.loss_check is not None and run.current is not None and self.controller is not None:
+            run.loss_check.look(loss, run.current.labels, None if run.groups else self.controller.num_classes)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
@@ -211,8 +220,8 @@ class FairSampling(L.Callback):
 
     def _log_context(self, trainer: L.Trainer) -> LogContext:
         assert self.sampler is not None
-        weighted = self._run.step_weights is not None
-        return trainer_internals.log_context(trainer, self.sampler, self._run.class_names, weighted=weighted)
+        names, noun, weighted = self._run.class_names, self._run.noun, self._run.step_weights is not None
+        return trainer_internals.log_context(trainer, self.sampler, names, weighted=weighted, noun=noun)
 
     def state_dict(self) -> dict[str, Any]:
         return self._run.state_dict()

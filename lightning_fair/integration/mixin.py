@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
 from torch import Tensor
 
 from lightning_fair.integration.callback import FairSampling, find_callback
 from lightning_fair.integration.step_weights import StepWeights
-from lightning_fair.integration.trainer_internals import check_trainer
+from lightning_fair.integration.trainer_internals import can_be_weighted, check_trainer
 
 if TYPE_CHECKING:
     _Base = L.LightningModule
@@ -44,6 +44,18 @@ class ImportanceWeightedMixin(_Base):
 
     fair_sampling: bool | FairSampling = True
     _step_weights: StepWeights | None = None
+    _has_fair_sampling = False  # set by the callback for its fit
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Raise a ``TypeError`` if ``LightningModule`` comes first and hides the mixin's ``configure_callbacks``."""
+        super().__init_subclass__(**kwargs)
+        before = cls.__mro__[: cls.__mro__.index(ImportanceWeightedMixin)]
+        if any(base.__name__ == "LightningModule" for base in before):
+            bases = sorted(cls.__bases__, key=lambda base: not issubclass(base, ImportanceWeightedMixin))
+            raise TypeError(
+                "ImportanceWeightedMixin must come before LightningModule among the base classes. "
+                f"Write class {cls.__name__}({', '.join(base.__name__ for base in bases)})."
+            )
 
     def weighted_loss(self, losses: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return ``mean(w[y] * losses)`` with ``w = reference / p``, where ``p`` is the class mix of the batch's draw.
@@ -54,15 +66,24 @@ class ImportanceWeightedMixin(_Base):
         Args:
             losses: Unweighted loss of each sample (``reduction="none"``), floating point, shape ``(batch,)``.
             labels: Class of each sample, integers in ``[0, K)``, shape ``(batch,)``. Required only if ``losses`` are
-                not in the order of the batch's samples, or some samples have none.
+                not in the order of the batch's samples, or some samples have none. If ``FairSampling(labels=...)`` is
+                a grouping of its own, such as class by environment, pass the groups here too.
 
         Returns:
             Scalar tensor.
 
         Raises:
             ValueError: If ``losses`` is not of shape ``(batch,)``, or ``labels`` has another shape or range.
+            RuntimeError: If a Trainer trains the module, and has no FairSampling because ``configure_callbacks`` is
+                overridden without ``super()``.
         """
         step = self._step_weights
+        if step is None and self.fair_sampling and not self._has_fair_sampling and can_be_weighted(self):
+            raise RuntimeError(
+                f"weighted_loss of {type(self).__name__} has no weights, because the training has no FairSampling for "
+                "it. If the module overrides configure_callbacks, return [*super().configure_callbacks(), ...] there, "
+                "or give FairSampling to the Trainer. Call weighted_loss of the module that the Trainer trains."
+            )
         if step is None or not step.is_open:  # not `self.training`: a network may be trained in eval mode
             return losses.mean()
         return step.mean(losses, labels)

@@ -28,10 +28,13 @@ from lightning_fair.dataloaders.label_groups import describe_groups
 from lightning_fair.dataloaders.label_scan import find_loader_labels
 from lightning_fair.dataloaders.stream_tracker import StreamTracker
 from lightning_fair.integration.distributed import sum_over_ranks
+from lightning_fair.integration.loss_check import LossCheck
 from lightning_fair.integration.settings import FairSettings
+from lightning_fair.integration.single_class import warn_of_single_class
 from lightning_fair.integration.step_weights import StepWeights, copy_to_host
 from lightning_fair.integration.trainer_internals import is_within_epoch, steps_per_epoch
 from lightning_fair.monitoring.dashboard import BatchWeights, Dashboard
+from lightning_fair.monitoring.tensorboard_layout import plural
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
 
 _DEFAULT_DELAY = 16  # above the prefetching of most loaders, so that their batches do not depend on the workers
@@ -59,6 +62,7 @@ class Run:
     min_delay: int | None = None  # batches after which the losses of a draw are known; None for a stream
     steps_on_device: int = 0  # newest steps that a device may still be working on
     step_weights: StepWeights | None = None  # None if the module has no `weighted_loss`
+    loss_check: LossCheck | None = None
     current: DeliveredBatch | None = None  # the batch in the training step
     class_weights: Floats | None = None  # its importance weights, shape (K,); None if they are all one
     # Batches that were trained on, with a function that returns their sums; None: trained on as drawn.
@@ -81,6 +85,11 @@ class Run:
         """The sampler or the stream tracker; None before the loader is known."""
         return self.sampler if self.sampler is not None else self.tracker
 
+    @property
+    def noun(self) -> str:
+        """Word for a class in messages and charts."""
+        return "group" if self.groups else "class"
+
     def next_fit(self, trainer: L.Trainer) -> Run:
         """Return the run of the fit that begins; it continues this one if the Trainer continues its training."""
         if self.source is None or self.trainer_id != id(trainer) or not trainer.global_step:
@@ -102,6 +111,8 @@ class Run:
     def announce_groups(self, message: str) -> None:
         """Print which groups are in which class, and speak of groups from now on."""
         self.groups = True
+        if self.step_weights is not None:
+            self.step_weights.noun = self.noun
         rank_zero_info(message)
 
     def start_drawing(self, trainer: L.Trainer, users_loader: DataLoader[Any]) -> None:
@@ -191,6 +202,8 @@ class Run:
         self.current = None
         if self.step_weights is not None:
             self.step_weights.is_open = False
+        if self.loss_check is not None:
+            self.loss_check.end_epoch()
         self.source.end_epoch()
 
     def state_dict(self) -> dict[str, Any]:
@@ -252,8 +265,8 @@ def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[An
     run.restore_source()
     if run.loader is None:
         rank_zero_info(
-            f"FairSampling steers {controller.num_classes} classes in batches of {run.source.batch_size}; horizon "
-            f"{controller.horizon:g} batches, feedback delay {controller.feedback_delay}."
+            f"FairSampling steers {controller.num_classes} {plural(run.noun)} in batches of {run.source.batch_size}; "
+            f"horizon {controller.horizon:g} batches, feedback delay {controller.feedback_delay}."
         )
     label_names = run.sampler.class_names if run.sampler is not None else None
     run.loader = fair
@@ -312,6 +325,7 @@ def _check_new_labels(run: Run, dataset: Any) -> None:
         run.announce_groups(groups)
     inform = None if groups else run.announce_groups
     run.label_check = LabelCheck(num_classes, are_groups=chosen, inform=inform)
+    warn_of_single_class(run.sampler, run.noun)
 
 
 def _make_stream_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> DataLoader[Any]:
@@ -327,6 +341,7 @@ def _make_stream_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> 
         has_function = loader.dataset.label_fn is not None  # type: ignore[attr-defined]
         num_classes = run.tracker.controller.num_classes
         run.label_check = LabelCheck(num_classes, are_groups=has_function, inform=run.announce_groups)
+        warn_of_single_class(run.tracker, run.noun)
     on_start = partial(run.start_drawing, trainer, loader)
     return make_stream_fair(loader, on_start=on_start, label_check=run.label_check)
 

@@ -18,10 +18,11 @@ class StepWeights:
         num_classes: Number of classes ``K``.
         device: Device of the losses.
         normalize: Divide the weights by their mean over the batch.
+        noun: Word for a class in messages, ``"class"`` or ``"group"``.
     """
 
-    def __init__(self, num_classes: int, device: torch.device, *, normalize: bool = False) -> None:
-        self.num_classes, self.normalize = num_classes, normalize
+    def __init__(self, num_classes: int, device: torch.device, *, normalize: bool = False, noun: str = "class") -> None:
+        self.num_classes, self.normalize, self.noun = num_classes, normalize, noun
         self.is_open = False  # whether a training step is in progress
         self._weights = torch.ones(num_classes, device=device)
         # Rows: samples, samples with a finite loss, sum of the finite losses. The last column counts calls of `mean`.
@@ -48,7 +49,7 @@ class StepWeights:
         elif y.shape != losses.shape:
             raise ValueError(
                 f"weighted_loss got {losses.shape[0]} losses, but {y.shape[0]} samples were drawn. If samples are "
-                "dropped or added after the draw, pass their labels: weighted_loss(losses, labels)."
+                f"dropped or added after the draw, pass the {self.noun} of each: weighted_loss(losses, labels)."
             )
         weights = self._weights[y]
         if self.normalize:
@@ -67,14 +68,14 @@ class StepWeights:
                 f"weighted_loss got {len(losses)} losses, but labels of shape {tuple(y.shape)}. Pass one each."
             )
         if labels.dtype.is_floating_point:
-            raise ValueError(f"weighted_loss needs integer labels, got {labels.dtype}.")
+            raise ValueError(f"weighted_loss needs the {self.noun} of each sample as an integer, got {labels.dtype}.")
         if y.device.type != "cpu" or torch.compiler.is_compiling():
             return  # reading the values would make the device wait, or break the graph
         K = self._weights.numel()
         if y.numel() and (int(y.min()) < 0 or int(y.max()) >= K):
             raise ValueError(
-                f"weighted_loss needs labels in [0, {K}), got {int(y.min())} to {int(y.max())}. Leave samples without "
-                "a class (ignore_index) out of both losses and labels."
+                f"weighted_loss needs the {self.noun} of each sample in [0, {K}), got {int(y.min())} to "
+                f"{int(y.max())}. Leave samples without a {self.noun} (ignore_index) out of both losses and labels."
             )
 
     def finish(self, *, trained: bool = True) -> Tensor:

@@ -8,13 +8,9 @@ from copy import copy
 from typing import Any
 
 import lightning.pytorch as L
-import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from torch import Tensor
-from torch.nn.modules.loss import _WeightedLoss
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_fair.control.draw_source import DrawSource
@@ -27,6 +23,12 @@ def train_data_source(trainer: L.Trainer) -> object:
     return trainer.fit_loop._data_source.instance
 
 
+def can_be_weighted(pl_module: L.LightningModule) -> bool:
+    """Return whether a Trainer is training the module now, on batches that may be fair."""
+    trainer: Any = getattr(pl_module, "_trainer", None)  # the property raises without a Trainer
+    return trainer is not None and trainer.training and not trainer.overfit_batches
+
+
 def is_within_epoch(trainer: L.Trainer) -> bool:
     """Return whether the current training epoch has begun and has not ended."""
     return bool(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
@@ -37,12 +39,14 @@ def should_log(trainer: L.Trainer) -> bool:
     return trainer._logger_connector.should_update_logs and not trainer.fit_loop._should_accumulate()
 
 
-def log_context(trainer: L.Trainer, source: DrawSource, class_names: Sequence[str], *, weighted: bool) -> LogContext:
+def log_context(
+    trainer: L.Trainer, source: DrawSource, class_names: Sequence[str], *, weighted: bool, noun: str = "class"
+) -> LogContext:
     """Return the state of the training that the dashboard logs of the training."""
     writers = [x for x in trainer.loggers if isinstance(x, TensorBoardLogger)] if trainer.is_global_zero else []
     boards = [Board(x, f"{x._prefix}{x.LOGGER_JOIN_CHAR}" if x._prefix else "") for x in writers]
     step = trainer.fit_loop.epoch_loop._batches_that_stepped
-    return LogContext(source, class_names, weighted, step, trainer.loggers, boards)
+    return LogContext(source, class_names, weighted, step, trainer.loggers, boards, noun)
 
 
 def forward_hyperparameters(wrapper: L.LightningDataModule) -> None:
@@ -150,20 +154,3 @@ def check_training_step(pl_module: L.LightningModule) -> None:
             "training_step(dataloader_iter) fetches its batches itself, so FairSampling cannot know which batch is "
             "trained on. Use training_step(batch, batch_idx)."
         )
-
-
-def warn_of_class_weights(pl_module: L.LightningModule) -> None:
-    """Warn if a loss of the module has class weights: together with fair batches they correct twice."""
-    for name, module in pl_module.named_modules():
-        if isinstance(module, (_WeightedLoss, torch.nn.BCEWithLogitsLoss)) and _has_class_weights(module):
-            rank_zero_warn(
-                f"{name or type(module).__name__} has class weights, and FairSampling balances the batches: "
-                "together they correct twice. Remove the weights, or set target_probs='prior'."
-            )
-            return
-
-
-def _has_class_weights(loss: torch.nn.Module) -> bool:
-    weight, positive = getattr(loss, "weight", None), getattr(loss, "pos_weight", None)
-    is_uneven = isinstance(weight, Tensor) and bool((weight != weight.flatten()[0]).any())
-    return is_uneven or (isinstance(positive, Tensor) and bool((positive != 1).any()))

@@ -130,7 +130,7 @@ def _furthest_classes(relative: Floats) -> Ints:
     return np.argsort(-np.abs(relative - 1.0))[: min(_NUM_FURTHEST, num_targets)]  # NaN comes last
 
 
-def furthest_table(source: DrawSource, class_names: Sequence[str]) -> str:
+def furthest_table(source: DrawSource, class_names: Sequence[str], noun: str = "class") -> str:
     """Return a Markdown table of the classes furthest from their target."""
     controller = source.controller
     relative = over_target(controller)
@@ -139,7 +139,7 @@ def furthest_table(source: DrawSource, class_names: Sequence[str]) -> str:
         f"{controller.q[c]:.3g} | {controller.trained_mix[c]:.3g} | {relative[c]:.2f} |"
         for rank, c in enumerate(_furthest_classes(relative).tolist(), start=1)
     ]
-    header = "| rank | class | training samples | target | trained mix | trained mix over target |"
+    header = f"| rank | {noun} | training samples | target | trained mix | trained mix over target |"
     return "\n".join((header, "|" + "---|" * 6, *rows))
 
 
@@ -182,6 +182,7 @@ class LogContext(NamedTuple):
     step: int  # optimizer steps so far
     loggers: Sequence[Logger]
     boards: Sequence[Board]  # the TensorBoard loggers that this process writes to: none unless it is the first rank
+    noun: str = "class"  # word for a class; "group" if the labels are groups of the user's own
 
 
 class Dashboard:
@@ -231,7 +232,7 @@ class Dashboard:
         recall = find_recalls(metrics, names, stage[:3]) if context.boards else None
         if recall is not None:
             tag = f"fair/recall/{stage}"
-            self._add_figure(context, tag, plots.plot_recall, recall, source.class_counts, names, stage)
+            self._add_figure(context, tag, plots.plot_recall, recall, source.class_counts, names, stage, context.noun)
 
     def _plot_mix(self, context: LogContext) -> None:
         history, source, names = self._history, context.source, context.class_names
@@ -239,10 +240,11 @@ class Dashboard:
             return
         self._last_plot = context.step
         steps, rows = np.array(history.steps), np.stack(history.rows)
-        self._add_figure(context, "fair/mix", plots.plot_mix, steps, rows, source.class_counts, names)
+        self._add_figure(context, "fair/mix", plots.plot_mix, steps, rows, source.class_counts, names, context.noun)
         if len(names) > MAX_NAMED_CLASSES:
+            table = furthest_table(source, names, context.noun)
             for logger, prefix in context.boards:
-                logger.experiment.add_text(f"{prefix}fair/furthest", furthest_table(source, names), context.step)
+                logger.experiment.add_text(f"{prefix}fair/furthest", table, context.step)
 
     def _add_figure(self, context: LogContext, tag: str, plot: Callable[..., Figure], *values: Any) -> None:
         if find_spec("matplotlib") is None:
@@ -261,7 +263,9 @@ class Dashboard:
         self._boards_with_layout.add(board.logger)
         controller, arriving = context.source.controller, context.source.arriving is not None
         targets = controller.target_at(0.0), controller.target_at(1.0)
-        charts = make_charts(context.class_names, targets, weighted=context.weighted, arriving=arriving)
+        charts = make_charts(
+            context.class_names, targets, weighted=context.weighted, arriving=arriving, noun=context.noun
+        )
         # The file is open, because a scalar was just written.
         board.logger.experiment.file_writer.add_summary(make_layout(charts, board.prefix))
 

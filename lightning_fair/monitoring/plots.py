@@ -22,7 +22,11 @@ _MIN_SPAN = 0.25  # in doublings: a mix closer to its target shows in pale color
 
 
 def plot_mix(
-    steps: NDArray[Any], over_target: NDArray[Any], class_counts: NDArray[Any], class_names: Sequence[str]
+    steps: NDArray[Any],
+    over_target: NDArray[Any],
+    class_counts: NDArray[Any],
+    class_names: Sequence[str],
+    noun: str = "class",
 ) -> Figure:
     """Plot the trained mix over its target as a heat map, class by step, the most frequent class on top.
 
@@ -31,6 +35,7 @@ def plot_mix(
         over_target: Trained mix over target at each step, shape ``(T, K)``; NaN for a class with target 0.
         class_counts: Training samples of each class, shape ``(K,)``.
         class_names: Name of each class.
+        noun: Word for a class.
     """
     K = len(class_names)
     order = np.argsort(-class_counts, kind="stable")
@@ -39,7 +44,7 @@ def plot_mix(
     finite = np.abs(doublings[np.isfinite(doublings)])
     span = float(np.clip(np.percentile(finite, 99), _MIN_SPAN, 1.0)) if finite.size else 1.0
     height = min(max(2.2 + 0.2 * K, 3.2), 5.0)
-    figure, axes = _new_figure(height, "Trained mix over its target", "step", "class (training samples)")
+    figure, axes = _new_figure(height, "Trained mix over its target", "step", f"{noun} (training samples)")
     axes.set_facecolor("#d0d0d0")
     half = (steps[-1] - steps[0]) / max(2 * (steps.size - 1), 1) or 0.5
     extent = steps[0] - half, steps[-1] + half, K - 0.5, -0.5
@@ -55,14 +60,16 @@ def plot_mix(
     return figure
 
 
-def plot_recall(recall: Floats, class_counts: NDArray[Any], class_names: Sequence[str], stage: str) -> Figure:
+def plot_recall(
+    recall: Floats, class_counts: NDArray[Any], class_names: Sequence[str], stage: str, noun: str = "class"
+) -> Figure:
     """Plot the recall of each class, shape ``(K,)``, over its training samples; see :func:`plot_mix`.
 
     A recall is in [0, 1], or NaN for a class that was not tested. The stage is in the title, for example "test".
     """
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure, axes = _new_figure(3.6, f"Recall of each class, {stage}", "training samples of the class", "recall")
+    figure, axes = _new_figure(3.6, f"Recall of each {noun}, {stage}", f"training samples of the {noun}", "recall")
     tested = np.flatnonzero(~np.isnan(recall))
     tested = tested[np.argsort(class_counts[tested], kind="stable")]
     x, y = np.maximum(class_counts[tested], 0.5), recall[tested]

@@ -28,10 +28,18 @@ class Bands(NamedTuple):
 Charts = dict[str, list[Lines | Bands]]
 
 
-def make_charts(class_names: Sequence[str], targets: Sequence[Floats], *, weighted: bool, arriving: bool) -> Charts:
+def plural(noun: str) -> str:
+    """Return "classes" or "groups"."""
+    return f"{noun}es" if noun.endswith("s") else f"{noun}s"
+
+
+def make_charts(
+    class_names: Sequence[str], targets: Sequence[Floats], *, weighted: bool, arriving: bool, noun: str = "class"
+) -> Charts:
     """Return the charts, by category, for the first and the last target, each of shape ``(K,)``.
 
-    If ``weighted``, weights and losses are logged. If ``arriving``, the class mix that a stream reads is logged.
+    If ``weighted``, weights and losses are logged. If ``arriving``, the class mix that a stream reads is logged. The
+    ``noun`` is the word for a class.
     """
     by_name = len(class_names) <= MAX_NAMED_CLASSES
     # TensorBoard puts charts with bands after all others, so the two mixes stand side by side.
@@ -44,8 +52,8 @@ def make_charts(class_names: Sequence[str], targets: Sequence[Floats], *, weight
         title = "Trained mix over target"
         mix += [
             _class_chart(title, "over_target", by_name),
-            Bands(f"{title}: median, and 80 % of the classes", (_quantiles("over_target", "p10", "p90"),)),
-            Lines(f"{title}: the ten classes furthest from it", "fair/furthest/"),
+            Bands(f"{title}: median, and 80 % of the {plural(noun)}", (_quantiles("over_target", "p10", "p90"),)),
+            Lines(f"{title}: the ten {plural(noun)} furthest from it", "fair/furthest/"),
         ]
     charts: Charts = {
         "Is the mix where it should be?": mix,
@@ -60,9 +68,9 @@ def make_charts(class_names: Sequence[str], targets: Sequence[Floats], *, weight
             Lines("Importance weights: mean, 95th percentile, largest", "fair/weight_"),
             Lines("Effective sample size, as a fraction of the batch", "fair/effective_sample_size"),
         ]
-    charts["Which classes suffer?"] = [
-        *([_class_chart("Loss of each class", "loss", by_name)] if weighted else []),
-        Lines("Repeats of the rarest class", "fair/repeats_rarest"),
+    charts[f"Which {plural(noun)} suffer?"] = [
+        *([_class_chart(f"Loss of each {noun}", "loss", by_name)] if weighted else []),
+        Lines(f"Repeats of the rarest {noun}", "fair/repeats_rarest"),
     ]
     return charts
 

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from lightning.pytorch.tuner import Tuner
 from lightning_helpers import (
     BATCH,
     BATCHES,
@@ -133,6 +134,191 @@ def test_own_callbacks_are_kept(several):
     fitted = fit(Own(), loader())
     assert counts.steps == BATCHES
     assert len(fair_callbacks(fitted)) == 1
+
+
+# -- a mixin that does not act ---------------------------------------------------------------------------------
+
+
+class Branch(Plain):
+    """Between the user's module and LightningModule."""
+
+
+class OwnMixin(ImportanceWeightedMixin):
+    """Between the user's module and the mixin."""
+
+
+@pytest.mark.parametrize(
+    ("bases", "order"),
+    [
+        ((L.LightningModule, ImportanceWeightedMixin), "ImportanceWeightedMixin, LightningModule"),
+        ((Branch, ImportanceWeightedMixin), "ImportanceWeightedMixin, Branch"),
+        ((L.LightningModule, OwnMixin), "OwnMixin, LightningModule"),
+        ((Branch, OwnMixin), "OwnMixin, Branch"),
+        ((Branch, ImportanceWeightedMixin, torch.nn.Module), "ImportanceWeightedMixin, Branch, Module"),
+    ],
+)
+def test_wrong_order_of_bases_is_refused(bases, order):
+    """A class with the mixin after LightningModule is refused, and the order in the message works."""
+    with pytest.raises(TypeError, match=rf"must come before LightningModule.*Write class Own\({order}\)\."):
+        type("Own", bases, {})
+    right = type("Own", tuple(sorted(bases, key=lambda base: not issubclass(base, ImportanceWeightedMixin))), {})
+    type("Deeper", (right,), {})
+    type("Joined", (right, Branch), {})
+
+
+class Deaf(L.LightningModule):
+    def __init_subclass__(cls, **kwargs):
+        pass
+
+
+def test_wrong_order_without_init_subclass():
+    """If a base class keeps Python from calling the mixin's check, the first training step raises."""
+
+    class Own(Deaf, ImportanceWeightedMixin):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.nn.Linear(4, 4)
+
+        def training_step(self, batch, batch_idx):
+            return self.weighted_loss(F.cross_entropy(self.net(batch[0]), batch[1], reduction="none"))
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    with pytest.raises(RuntimeError, match="weighted_loss of Own has no weights"):
+        fit(Own(), loader())
+    fit(Own(), loader(), moving())
+
+
+class Without(Weighted):
+    """Overrides ``configure_callbacks`` without ``super()``."""
+
+    def configure_callbacks(self):
+        return []
+
+
+class DeepWithout(Without):
+    pass
+
+
+@pytest.mark.parametrize("kind", [Without, DeepWithout])
+@pytest.mark.parametrize("settings", [{}, {"accumulate_grad_batches": 2}])
+def test_configure_callbacks_without_super_raises(kind, settings):
+    """An override of ``configure_callbacks`` without ``super()`` raises in the first training step."""
+    remedy = rf"weighted_loss of {kind.__name__} has no weights.*\[\*super\(\)\.configure_callbacks\(\), \.\.\.\]"
+    with pytest.raises(RuntimeError, match=remedy):
+        fit(kind(), loader(), **settings)
+
+
+def test_configure_callbacks_with_super():
+    """The remedy works: ``configure_callbacks`` with ``super()``."""
+
+    class With(Weighted):
+        def configure_callbacks(self):
+            return [*super().configure_callbacks(), L.Callback()]
+
+    assert len(fair_callbacks(fit(With(), loader()))) == 1
+
+
+@pytest.mark.parametrize("by", ["trainer", "data module", "nobody"])
+def test_override_is_allowed_if_callback_is_elsewhere(by):
+    """Without ``super()`` the callback may be in the Trainer or in a FairDataModule, or not wanted."""
+    module = Without()
+    module.fair_sampling = by != "nobody"
+    data = FairDataModule(KeysAndNames(), fair=moving()) if by == "data module" else loader()
+    fit(module, data, *([moving()] if by == "trainer" else []))
+    assert any((step.weights != 1.0).any() for step in module.steps) == (by != "nobody")
+
+
+def test_later_trainer_without_callback_raises():
+    """That an earlier Trainer had the callback does not count."""
+    module = Without()
+    fit(module, loader(), moving(), limit_train_batches=2)
+    with pytest.raises(RuntimeError, match="has no weights"):
+        fit(module, loader())
+
+
+def test_override_in_validation():
+    """Without a callback, validation and its sanity check get the plain mean."""
+    module, fitted = Without(), trainer(num_sanity_val_steps=2)
+    fitted.validate(module, loader(shuffle=False), verbose=False)
+    with pytest.raises(RuntimeError, match="has no weights"):
+        fitted.fit(module, loader(), loader(shuffle=False))
+    assert fitted.global_step == 0
+
+
+@pytest.mark.parametrize("callbacks", [(), (moving(),)])
+@pytest.mark.parametrize("kind", [Weighted, Without])
+def test_overfit_batches_with_mixin(kind, callbacks):
+    """With ``overfit_batches`` the callback is off, and the loss is the plain mean."""
+    module = kind()
+    fit(module, loader(shuffle=False), *callbacks, overfit_batches=2)
+    assert all((step.weights == 1.0).all() for step in module.steps)
+
+
+@pytest.mark.parametrize("callbacks", [(), (moving(),)])
+@pytest.mark.parametrize("search", ["lr_find", "scale_batch_size"])
+def test_tuner_trains_without_callbacks(search, callbacks, tmp_path):
+    """The tuner empties the Trainer's callbacks during its search, which is no error."""
+
+    class Data(KeysAndNames):
+        batch_size = 2
+
+        def train_dataloader(self):
+            return loader(self.data, batch_size=self.batch_size)
+
+        def val_dataloader(self):
+            return loader(self.data, shuffle=False)
+
+    module = Without() if callbacks else Weighted()
+    tuned = trainer(*callbacks, default_root_dir=tmp_path, max_epochs=1)
+    tuner = Tuner(tuned)
+    if search == "lr_find":
+        tuner.lr_find(module, datamodule=Data(), num_training=5)
+    else:
+        tuner.scale_batch_size(module, datamodule=Data(), max_trials=2, steps_per_trial=2)
+    assert module.steps
+    tuned.fit(module, datamodule=Data())
+    assert (module.steps[-1].weights != 1.0).any()
+
+
+def test_loaded_module_has_weights(tmp_path):
+    """A module loaded from a checkpoint, and a training that is resumed, have weights."""
+    fitted = fit(Weighted(), loader(), limit_train_batches=4)
+    fitted.save_checkpoint(tmp_path / "last.ckpt")
+    module = Weighted.load_from_checkpoint(tmp_path / "last.ckpt")
+    assert module.weighted_loss(torch.tensor([1.0, 3.0])) == 2.0
+    fit(module, loader(), ckpt=tmp_path / "last.ckpt", max_epochs=2)
+    assert len(module.steps) == BATCHES
+
+
+def test_module_in_module_raises():
+    """A module with the mixin inside the trained module has no weights, which is an error."""
+
+    class Outer(Plain):
+        def __init__(self):
+            super().__init__()
+            self.inner = Weighted()
+
+        def training_step(self, batch, batch_idx):
+            return self.inner.weighted_loss(self.losses(*batch[:2]))
+
+    with pytest.raises(RuntimeError, match="Call weighted_loss of the module that the Trainer trains"):
+        fit(Outer(), loader(), moving())
+
+
+@pytest.mark.slow
+def test_compiled_override_raises():
+    """A compiled module without the callback raises too."""
+
+    class Own(Compiled):
+        def configure_callbacks(self):
+            return []
+
+    torch._dynamo.reset()
+    with pytest.raises(RuntimeError, match="weighted_loss of Own has no weights"):
+        fit(torch.compile(Own(), backend="eager"), loader())
+    fit(torch.compile(Own(), backend="eager"), loader(), moving(), limit_train_batches=2)
 
 
 # -- outside of training ---------------------------------------------------------------------------------------

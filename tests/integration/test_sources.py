@@ -14,10 +14,11 @@ from lightning_helpers import (
     loader,
     moving,
     trainer,
+    warnings_about,
 )
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from lightning_fair import FairDataModule, FairSampling, FairStream, FeedbackController
+from lightning_fair import FairDataModule, FairSampling, FairStream, FeedbackController, schedules
 
 
 class OwnLoader(Weighted):
@@ -264,6 +265,53 @@ def test_ignored_sampler_warns():
     weighted = torch.utils.data.WeightedRandomSampler([1.0] * len(Indexed()), len(Indexed()))
     with pytest.warns(UserWarning, match="WeightedRandomSampler of the training DataLoader has no effect"):
         fit(Weighted(), DataLoader(Indexed(), batch_size=BATCH, sampler=weighted), moving())
+
+
+@pytest.mark.parametrize(
+    ("dataset", "settings", "label"),
+    [
+        (Subset(Indexed(), range(40)), {}, 0),  # sorted data
+        (Labelled([2] * 160), {"num_classes": 4, "empty_classes": "skip"}, 2),
+        (Indexed(), {"target_probs": [0.0, 1.0, 0.0, 0.0]}, 1),
+        (Indexed((40, 0, 0, 0)), {"target_probs": [0.5, 0.5, 0.0, 0.0], "empty_classes": "skip"}, 0),
+    ],
+)
+def test_single_class_warns_once(dataset, settings, label):
+    """A run whose batches have one class only warns once, and names remedies that work."""
+    data = loader(dataset)
+    with warnings_about("nothing to balance") as warned:
+        fit(Weighted(), data, FairSampling(**settings), max_epochs=3, reload_dataloaders_every_n_epochs=1)
+    (warning,) = warned
+    assert f"of class {label} alone" in warning
+    assert "FairSampling(labels=...)" in warning
+    with warnings_about("nothing to balance") as warned:
+        fit(Weighted(), data, FairSampling(labels=torch.arange(len(dataset)) % 2))
+    assert not warned
+
+
+def test_two_classes_do_not_warn():
+    """No warning if the target moves from one class to another, or if there are two classes."""
+    shift = schedules.Shift(schedules.Linear(0.0, 1.0, 10), [1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0])
+    with warnings_about("nothing to balance") as warned:
+        fit(Weighted(), loader(), FairSampling(target_probs=shift))
+        fit(Weighted(), loader(Indexed((80, 80))), FairSampling())
+    assert not warned
+
+
+@pytest.mark.parametrize(
+    ("stream", "settings", "expected"),
+    [
+        (lambda: FairStream([Indexed((40,))[i] for i in range(40)], batch_size=8), {"num_classes": 1}, 1),
+        (lambda: FairStream([Indexed((40,))[i] for i in range(40)], FeedbackController(1), batch_size=8), {}, 1),
+        (lambda: FairStream([Indexed((20, 20))[i] for i in range(40)], batch_size=8), {"num_classes": 2}, 0),
+    ],
+)
+def test_stream_of_one_class_warns_once(stream, settings, expected):
+    """A stream with one class warns, and names ``label_fn``."""
+    with warnings_about("nothing to balance") as warned:
+        fit(Weighted(), DataLoader(stream(), batch_size=8), FairSampling(**settings), max_epochs=2)
+    assert len(warned) == expected
+    assert all("FairStream(label_fn=...)" in warning for warning in warned)
 
 
 def test_new_data_resets_statistics():

@@ -105,7 +105,7 @@ def test_half_precision_sums_are_exact():
     [
         (torch.tensor(1.0), None, r"shape \(batch,\), got shape \(\)"),
         (torch.ones(5, 2), None, r'got shape \(5, 2\).*reduction="none"'),
-        (torch.ones(4), None, "got 4 losses, but 5 samples were drawn.*pass their labels"),
+        (torch.ones(4), None, "got 4 losses, but 5 samples were drawn.*pass the class of each"),
         (torch.ones(5), torch.zeros(4, dtype=torch.int64), r"got 5 losses, but labels of shape \(4,\)"),
         (torch.ones(5), torch.zeros(5, 1, dtype=torch.int64), r"labels of shape \(5, 1\)"),
     ],
@@ -116,6 +116,16 @@ def test_bad_shapes_are_refused(losses, labels, match):
     with pytest.raises(ValueError, match=match):
         step.mean(losses, labels)
     assert step.finish().sum() == 0  # nothing was counted
+
+
+def test_messages_about_groups():
+    """Messages speak of groups if the labels are groups."""
+    step = started(noun="group")
+    for labels in (torch.tensor([0, 1, 2, 3, 0]), torch.tensor([0.0, 1.0, 2.0, 0.0, 0.0])):
+        with pytest.raises(ValueError, match="needs the group of each sample"):
+            step.mean(torch.ones(5), labels)
+    with pytest.raises(ValueError, match="pass the group of each"):
+        step.mean(torch.ones(4))
 
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])

@@ -1,13 +1,10 @@
 import pytest
-import torch
 from lightning_helpers import (
-    TARGET,
     Weighted,
     fit,
     loader,
     moving,
     trainer,
-    warnings_about,
 )
 
 
@@ -39,27 +36,6 @@ def test_other_patches_stay():
     fitted.fit(Weighted(), loader())
     assert seen
     assert vars(fitted.strategy).get("process_dataloader") is theirs
-
-
-@pytest.mark.parametrize(
-    ("losses", "target", "expected"),
-    [
-        ([torch.nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0, 4.0]))], TARGET, 1),
-        ([torch.nn.NLLLoss(torch.tensor([1.0, 9.0])), torch.nn.CrossEntropyLoss(torch.tensor([1.0, 9.0]))], TARGET, 1),
-        ([torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor([9.0]))], TARGET, 1),
-        ([torch.nn.CrossEntropyLoss()], TARGET, 0),
-        ([torch.nn.CrossEntropyLoss(torch.ones(4))], TARGET, 0),
-        ([torch.nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0, 4.0]))], "prior", 0),
-    ],
-    ids=["weights", "two losses", "pos_weight", "no weights", "equal weights", "steered to the prior"],
-)
-def test_class_weights_warn_once(losses, target, expected):
-    """A loss with class weights gives one warning."""
-    module = Weighted()
-    module.criteria = torch.nn.ModuleList(losses)
-    with warnings_about("correct twice") as warned:
-        fit(module, loader(), moving(target_probs=target), fast_dev_run=True)
-    assert len(warned) == expected
 
 
 class Looping(Weighted):

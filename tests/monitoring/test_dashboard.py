@@ -439,6 +439,40 @@ def test_layout_of_many_classes(tmp_path):
     assert b"| 1 | kind " in table.tensor_proto.string_val[0]
 
 
+@pytest.mark.parametrize("K", [4, 30])
+def test_charts_of_groups(K, tmp_path, monkeypatch):
+    """If the labels are groups, charts, figures and table say so, and the tags stay."""
+    figures, to_pixels = [], plots.to_pixels
+    monkeypatch.setattr(plots, "to_pixels", lambda figure: figures.append(figure) or to_pixels(figure))
+    fair, logger = FairSampling(num_classes=K, seed=0), TensorBoardLogger(tmp_path, "", "")
+    on_train_start = fair.on_train_start
+
+    def start(*args):
+        fair._run.groups = True
+        on_train_start(*args)
+
+    fair.on_train_start = start
+    module, data = Validated(K), DataLoader(Indexed((10,) * K), batch_size=20)
+    module.names = [str(number) for number in range(K)]
+    fitted = make_trainer(fair, logger=logger, log_every_n_steps=1)
+    fitted.fit(module, data, data)
+    fitted.test(module, data, verbose=False)
+    events = events_of(tmp_path)
+    titles = list(charts_of(layouts(events)[0]))
+    titles += [category.title for category in layouts(events)[0].category]
+    for figure in figures:
+        axes = figure.axes[0]
+        titles += [axes.get_title(loc="left"), axes.get_xlabel(), axes.get_ylabel()]
+    assert {"Which groups suffer?", "Loss of each group", "Repeats of the rarest group"} <= {
+        title.split(":")[0] for title in titles
+    }
+    assert {"group (training samples)", "Recall of each group, test"} <= set(titles)
+    assert not [title for title in titles if "class" in title]
+    if K == 30:
+        (table,) = events.Tensors("fair/furthest/text_summary")
+        assert table.tensor_proto.string_val[0].startswith(b"| rank | group | training")
+
+
 def test_few_classes_have_bands():
     """Some classes of each target have a band, so the bands do not hide the lines."""
 
@@ -478,9 +512,11 @@ def images(events):
 class Validated(Weighted):
     """Logs a recall of each class as torchmetrics' ClasswiseWrapper does."""
 
+    names = ("ant", "bee", "cat", "dog")
+
     def on_fit_start(self):
-        names = ["ant", "bee", "cat", "dog"]
-        self.each = ClasswiseWrapper(MulticlassRecall(4, average=None), labels=names, prefix="val/recall/")
+        recall = MulticlassRecall(len(self.names), average=None)
+        self.each = ClasswiseWrapper(recall, labels=list(self.names), prefix="val/recall/")
 
     def validation_step(self, batch, batch_idx):
         self.each.update(self.net(batch[0]), batch[1])

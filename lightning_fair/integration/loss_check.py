@@ -1,0 +1,235 @@
+"""Warnings of losses that do not fit fair batches: with class weights, or of samples that mix classes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.nn.modules.loss import _WeightedLoss
+
+from lightning_fair.integration.settings import FairSettings
+from lightning_fair.integration.step_weights import copy_to_host
+
+_LOOKS_PER_EPOCH = 8  # a module may mix only some batches, or only from some epoch on
+_MAX_NODES = 1000  # of the graph, from the loss on; losses are near its root
+_LOSSES = (
+    "NllLossBackward",
+    "MultiMarginLossBackward",
+    "BinaryCrossEntropyBackward",
+    "BinaryCrossEntropyWithLogitsBackward",
+)
+
+
+class LossCheck:
+    """Looks at the graph of the loss in the first steps of each epoch, and warns once of each problem.
+
+    It reads what autograd has saved for the backward pass, so it changes no result, compiles nothing, and costs nothing
+    in the other steps. The answers of one look are read at the next, so that no step waits for the device. Inside a
+    compiled function it sees nothing.
+
+    Args:
+        settings: Decide which losses are wrong: with class weights unless batches or weights follow the prior; of mixed
+            samples if weights vary or losses are fed back.
+        pl_module: A module with class weights in one of its losses gives a warning at once.
+    """
+
+    def __init__(self, settings: FairSettings, pl_module: L.LightningModule) -> None:
+        corrects_twice = settings.reference != "prior" and not settings.steers_to_prior
+        has_weights = settings.reference == "prior" and not settings.steers_to_prior and settings.exponent > 0
+        self._finds_class_weights = corrects_twice and not _warn_of_weighted_modules(pl_module)
+        self._finds_mixtures = hasattr(pl_module, "weighted_loss") and (has_weights or settings.lambda2 > 0)
+        self._looks_left = _LOOKS_PER_EPOCH
+        self._answers: Callable[[], Tensor] | None = None  # of the last look: class weights, mixtures
+
+    @torch.no_grad()
+    def look(self, loss: Tensor, labels: Tensor, num_classes: int | None) -> None:
+        """Look at a loss before its backward pass.
+
+        Args:
+            loss: The loss, with its graph.
+            labels: Class of each sample of the batch, shape ``(batch,)``.
+            num_classes: Number of classes. None: the labels are groups, so they are not compared with targets.
+        """
+        if not self._looks_left:
+            return
+        self._warn_of_answers()
+        self._looks_left -= 1
+        if not (self._finds_class_weights or self._finds_mixtures):
+            return
+        terms = [term for term in _terms(loss) if term.is_for(labels, num_classes)]
+        if terms:
+            y = None if num_classes is None else labels.to(terms[0].target.device, non_blocking=True)
+            self._answers = copy_to_host(torch.stack((_have_class_weights(terms, y), _are_mixed(terms, y))))
+
+    def end_epoch(self) -> None:
+        """Read what is left, and look again in the next epoch."""
+        self._warn_of_answers()
+        self._looks_left = _LOOKS_PER_EPOCH
+
+    def _warn_of_answers(self) -> None:
+        if self._answers is None:
+            return
+        have_class_weights, are_mixed = self._answers().tolist()
+        self._answers = None
+        if self._finds_class_weights and have_class_weights:
+            self._finds_class_weights = False
+            _warn_of_class_weights("The loss function")
+        if self._finds_mixtures and are_mixed:
+            self._finds_mixtures = False
+            rank_zero_warn(
+                "The loss is that of mixed samples (MixUp, CutMix, soft labels), but each sample's weight and loss "
+                "count for the class that it was drawn for: with reference='prior' or lambda2 > 0 this is wrong. Mix "
+                "only with FairSampling(exponent=0.0, lambda2=0.0), which has weights of one and no feedback of losses."
+            )
+
+
+def _warn_of_weighted_modules(pl_module: L.LightningModule) -> bool:
+    for name, module in pl_module.named_modules():
+        if isinstance(module, (_WeightedLoss, torch.nn.BCEWithLogitsLoss)):
+            weight, positive = getattr(module, "weight", None), getattr(module, "pos_weight", None)
+            if (weight is not None and _is_uneven(weight)) or (positive is not None and (positive != 1).any()):
+                _warn_of_class_weights(name or type(module).__name__)
+                return True
+    return False
+
+
+def _warn_of_class_weights(name: str) -> None:
+    rank_zero_warn(
+        f"{name} has class weights, and FairSampling balances the batches: together they correct twice. Remove the "
+        "weights, or set target_probs='prior'. The weights also change the scale of a cross entropy with "
+        "reduction='none', because only 'mean' divides by their sum: if they stay, divide them by their mean over the "
+        "samples."
+    )
+
+
+def _is_uneven(weight: Tensor) -> Tensor:
+    return (weight != weight.flatten()[0]).any()
+
+
+class _Term(NamedTuple):
+    """A loss in the graph: of class numbers, shape ``(batch,)``, or probabilities, ``(batch,)`` or ``(batch, C)``."""
+
+    target: Tensor
+    weight: Tensor | None  # of each class
+    pos_weight: Tensor | None
+    scores: Any  # the node of the network's outputs that the loss is a function of
+
+    def is_for(self, labels: Tensor, num_classes: int | None) -> bool:
+        """Return whether the target may be the classes of the batch."""
+        target, batch = self.target, labels.numel()
+        if not target.ndim or target.shape[0] != batch or not batch:
+            return False
+        if not target.is_floating_point():
+            is_weight = self.weight is None or num_classes in (None, self.weight.numel())
+            return target.ndim == 1 and is_weight
+        columns = target.numel() // batch
+        return target.ndim <= 2 and (num_classes in (None, columns) or (columns == 1 and num_classes == 2))
+
+    def equals(self, labels: Tensor | None) -> Tensor:
+        """Return whether the target is the labels, for the samples that have one; true for groups."""
+        target = self.target
+        if labels is None:
+            return torch.ones((), dtype=torch.bool, device=target.device)
+        if target.is_floating_point():
+            target = target.abs()
+            target = target.argmax(1) if target.numel() > len(target) else target.flatten().round()
+        return ((target == labels) | (target < 0)).all()
+
+    def is_soft(self) -> Tensor:
+        """Return whether the target is probabilities with a third value; a smoothed label has two."""
+        target = self.target.abs().float()
+        least, most = target.aminmax()
+        third = ((target > least + 1e-3) & (target < most - 1e-3)).any()
+        sums_to_one = target.numel() == len(target) or ((target.sum(1) - 1.0).abs() < 0.02).all()
+        return third & sums_to_one
+
+
+def _have_class_weights(terms: list[_Term], labels: Tensor | None) -> Tensor:
+    answer = torch.zeros((), dtype=torch.bool, device=terms[0].target.device)
+    for term in terms:
+        if term.weight is not None:
+            answer = answer | (_is_uneven(term.weight) & term.equals(labels))
+        if term.pos_weight is not None:
+            answer = answer | ((term.pos_weight != 1).any() & term.equals(labels))
+    return answer
+
+
+def _are_mixed(terms: list[_Term], labels: Tensor | None) -> Tensor:
+    answer = torch.zeros((), dtype=torch.bool, device=terms[0].target.device)
+    for term in terms:
+        if term.target.is_floating_point():
+            answer = answer | term.is_soft()
+    for term in terms:  # distillation: the class of a sample is certain
+        if labels is not None and not term.target.is_floating_point():
+            answer = answer & ~term.equals(labels)
+    for one, other in combinations(terms, 2):  # lam * loss(scores, y_a) + (1 - lam) * loss(scores, y_b)
+        a, b = one.target, other.target
+        if one.scores is other.scores and a.shape == b.shape:
+            differ = ((a != b) & (a >= 0) & (b >= 0)).any()
+            answer = answer | (differ & (one.equals(labels) | other.equals(labels)))
+    return answer
+
+
+def _terms(loss: Tensor) -> Iterator[_Term]:
+    """Find the losses of classes in the graph."""
+    queue, seen = deque([loss.grad_fn]), set[Any]()
+    while queue and len(seen) < _MAX_NODES:
+        node = queue.popleft()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        with suppress(RuntimeError):  # a part of the graph that is freed already
+            if (term := _to_term(node)) is not None:
+                yield term
+                continue
+        queue.extend(following for following, _ in node.next_functions)
+
+
+def _to_term(node: Any) -> _Term | None:
+    name = node.name().rstrip("0123456789")
+    if name in _LOSSES:
+        target, weight = node._saved_target, node._saved_weight
+        if target.is_floating_point() and weight is not None and weight.shape == target.shape and weight.stride(0):
+            weight = None  # of each sample
+        return _Term(target, weight, getattr(node, "_saved_pos_weight", None), _scores(node))
+    # The cross entropy of probabilities is a sum of target * log_softmax(scores), and may be multiplied by weights.
+    factor = _factor(node)
+    inner = next((following for following, _ in node.next_functions if following is not None), None)
+    if factor is None or inner is None:
+        return None
+    if inner.name().startswith("LogSoftmax"):
+        return _Term(factor, None, None, _scores(node))
+    target = _factor(inner)
+    if target is not None and factor.numel() == target.shape[-1] and _follows_log_softmax(inner):
+        return _Term(target, factor, None, _scores(inner))
+    return None
+
+
+def _factor(node: Any) -> Tensor | None:
+    """Return the constant that a node multiplies by; None if it does not."""
+    if node.name().rstrip("0123456789") != "MulBackward" or not hasattr(node, "_saved_self"):
+        return None
+    constants = [value for value in (node._saved_self, node._saved_other) if isinstance(value, Tensor)]
+    return constants[0] if len(constants) == 1 and constants[0].ndim else None
+
+
+def _follows_log_softmax(node: Any) -> bool:
+    return any(
+        following is not None and following.name().startswith("LogSoftmax") for following, _ in node.next_functions
+    )
+
+
+def _scores(node: Any) -> Any:
+    """Return the node of a loss's scores, before conversions and the log softmax."""
+    while node.next_functions:
+        node = next((following for following, _ in node.next_functions if following is not None), node)
+        if not node.name().startswith(("LogSoftmax", "ToCopy", "Squeeze", "View")):
+            break
+    return node

@@ -1,0 +1,480 @@
+"""Warnings of class weights and of mixed samples, and runs that give none."""
+
+import pytest
+import torch
+from lightning_helpers import (
+    BATCH,
+    BATCHES,
+    TARGET,
+    Indexed,
+    Plain,
+    Weighted,
+    fit,
+    loader,
+    moving,
+    warnings_about,
+)
+from torch.nn import functional as F
+from torch.utils.data import default_collate
+
+from lightning_fair import FairSampling, ImportanceWeightedMixin
+
+W = torch.tensor([1.0, 2.0, 3.0, 4.0])
+
+
+def one_hot(y, K=4):
+    return F.one_hot(y, K).float()
+
+
+class Own(Weighted):
+    """A module whose losses are a function of the network's outputs and the labels."""
+
+    def __init__(self, losses, **settings):
+        super().__init__(**settings)
+        self.of_batch = losses
+
+    def training_step(self, batch, batch_idx):
+        x, y, *_ = batch
+        return self.weighted_loss(self.of_batch(self.net(x), y))
+
+
+class OwnPlain(Plain):
+    def __init__(self, losses, **settings):
+        super().__init__(**settings)
+        self.of_batch = losses
+
+    def training_step(self, batch, batch_idx):
+        x, y, *_ = batch
+        return self.of_batch(self.net(x), y).mean()
+
+
+def warned_of(words, module, fair=None, data=None, **settings):
+    with warnings_about(words) as warned:
+        fit(module, data or loader(), fair or moving(), **settings)
+    return warned
+
+
+# -- class weights ---------------------------------------------------------------------------------------------
+
+WEIGHTED = {
+    "cross_entropy": lambda z, y: F.cross_entropy(z, y, weight=W, reduction="none"),
+    "label smoothing": lambda z, y: F.cross_entropy(z, y, weight=W, label_smoothing=0.1, reduction="none"),
+    "nll_loss": lambda z, y: F.nll_loss(z.log_softmax(1), y, weight=W, reduction="none"),
+    "multi_margin_loss": lambda z, y: F.multi_margin_loss(z, y, weight=W, reduction="none"),
+    "one-hot cross_entropy": lambda z, y: F.cross_entropy(z, one_hot(y), weight=W, reduction="none"),
+    "weight of BCE": lambda z, y: F.binary_cross_entropy_with_logits(z, one_hot(y), W, reduction="none").mean(1),
+    "pos_weight": lambda z, y: F.binary_cross_entropy_with_logits(
+        z, one_hot(y), pos_weight=torch.full((4,), 3.0), reduction="none"
+    ).mean(1),
+    "binary_cross_entropy": lambda z, y: F.binary_cross_entropy(z.sigmoid(), one_hot(y), W, reduction="none").mean(1),
+    "focal loss": lambda z, y: (
+        (1 - z.softmax(1).gather(1, y[:, None])[:, 0]) ** 2 * F.cross_entropy(z, y, weight=W, reduction="none")
+    ),
+    "beside another": lambda z, y: F.cross_entropy(z, y, weight=W, reduction="none") + 0.1 * z.square().mean(1),
+}
+
+
+@pytest.mark.parametrize("losses", WEIGHTED.values(), ids=WEIGHTED)
+def test_functional_class_weights_warn_once(losses):
+    """A functional loss with class weights gives one warning, with and without the mixin."""
+    for module in (Own(losses), OwnPlain(losses)):
+        (warning,) = warned_of("correct twice", module, max_epochs=2)
+        assert "target_probs='prior'" in warning
+        assert "reduction='none'" in warning
+
+
+UNWEIGHTED = {
+    "no weights": lambda z, y: F.cross_entropy(z, y, reduction="none"),
+    "equal weights": lambda z, y: F.cross_entropy(z, y, weight=torch.ones(4), reduction="none"),
+    "pos_weight of one": lambda z, y: F.binary_cross_entropy_with_logits(
+        z, one_hot(y), pos_weight=torch.ones(4), reduction="none"
+    ).mean(1),
+    "weights of samples": lambda z, y: F.binary_cross_entropy_with_logits(
+        z, one_hot(y), torch.rand(len(y), 4), reduction="none"
+    ).mean(1),
+    "another target": lambda z, y: (
+        F.cross_entropy(z, y, reduction="none") + F.cross_entropy(z * 2, (y + 1) % 4, weight=W, reduction="none")
+    ),
+    "another number of classes": lambda z, y: (
+        F.cross_entropy(z, y, reduction="none") + F.cross_entropy(z[:, :2], y % 2, weight=W[:2], reduction="none")
+    ),
+    "pixels": lambda z, y: F.cross_entropy(
+        z[:, :, None, None].expand(-1, -1, 3, 3), y[:, None, None].expand(-1, 3, 3), weight=W, reduction="none"
+    ).mean((1, 2)),
+}
+
+
+@pytest.mark.parametrize("losses", UNWEIGHTED.values(), ids=UNWEIGHTED)
+def test_losses_without_class_weights(losses):
+    """A loss without class weights, and one with weights for something else, give no warning."""
+    assert warned_of("correct twice", Own(losses)) == []
+
+
+@pytest.mark.parametrize("settings", [{"target_probs": "prior"}, {"reference": "prior"}])
+def test_class_weights_for_the_prior(settings):
+    """Class weights correct once if the batches or the weights follow the prior."""
+    assert warned_of("correct twice", Own(WEIGHTED["cross_entropy"]), moving(**settings)) == []
+
+
+@pytest.mark.parametrize("in_sum", [True, False])
+def test_class_weights_of_two_classes(in_sum):
+    """The usual ``pos_weight`` of a binary loss is noticed."""
+
+    def losses(z, y):
+        z = z[:, 0] if in_sum else z[:, :1]
+        y = y.float().reshape(z.shape)
+        return F.binary_cross_entropy_with_logits(z, y, pos_weight=torch.tensor([9.0]), reduction="none").flatten()
+
+    data = loader(Indexed((120, 40)))
+    assert len(warned_of("correct twice", Own(losses), FairSampling(), data)) == 1
+
+
+def by_environment(**settings):
+    """A callback that balances eight groups: the classes in two environments."""
+    y = Indexed().targets
+    return FairSampling(labels=2 * y + torch.arange(len(y)) % 2, **settings)
+
+
+def test_class_weights_of_groups():
+    """With groups, targets cannot be compared with labels, and weights of any number of classes count."""
+    assert len(warned_of("correct twice", Own(WEIGHTED["cross_entropy"]), by_environment())) == 1
+    assert warned_of("correct twice", Own(UNWEIGHTED["no weights"]), by_environment()) == []
+
+
+@pytest.mark.parametrize(
+    ("losses", "target", "expected"),
+    [
+        ([torch.nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0, 4.0]))], TARGET, 1),
+        ([torch.nn.NLLLoss(torch.tensor([1.0, 9.0])), torch.nn.CrossEntropyLoss(torch.tensor([1.0, 9.0]))], TARGET, 1),
+        ([torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor([9.0]))], TARGET, 1),
+        ([torch.nn.CrossEntropyLoss()], TARGET, 0),
+        ([torch.nn.CrossEntropyLoss(torch.ones(4))], TARGET, 0),
+        ([torch.nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0, 4.0]))], "prior", 0),
+    ],
+    ids=["weights", "two losses", "pos_weight", "no weights", "equal weights", "steered to the prior"],
+)
+def test_weighted_modules_warn_once(losses, target, expected):
+    """A loss module with class weights gives one warning."""
+    module = Weighted()
+    module.criteria = torch.nn.ModuleList(losses)
+    with warnings_about("correct twice") as warned:
+        fit(module, loader(), moving(target_probs=target), fast_dev_run=True)
+    assert len(warned) == expected
+
+
+def test_module_and_function_warn_once():
+    """A module with class weights is warned of at set-up, and not again when it is called."""
+    module = Own(torch.nn.CrossEntropyLoss(W, reduction="none"))
+    assert len(warned_of("correct twice", module, max_epochs=2)) == 1
+
+
+def test_remedies_for_class_weights():
+    """Divided by their mean over the samples, class weights leave the scale of torch's mean."""
+    y = Indexed().targets
+    z = torch.randn(len(y), 4, generator=torch.Generator().manual_seed(0))
+    scaled = W / W[y].mean()
+    expected = F.cross_entropy(z, y, weight=W)
+    assert F.cross_entropy(z, y, weight=W, reduction="none").mean() > 1.2 * expected
+    torch.testing.assert_close(F.cross_entropy(z, y, weight=scaled, reduction="none").mean(), expected)
+
+
+# -- mixed samples ---------------------------------------------------------------------------------------------
+
+
+def roll(y):
+    return y.roll(1, 0)
+
+
+def soft(y, lam=0.7):
+    return lam * one_hot(y) + (1 - lam) * one_hot(roll(y))
+
+
+MIXED = {
+    "soft cross entropy": lambda z, y: F.cross_entropy(z, soft(y), reduction="none"),
+    "soft and smoothed": lambda z, y: F.cross_entropy(z, soft(y), label_smoothing=0.1, reduction="none"),
+    "soft and class weights": lambda z, y: F.cross_entropy(z, soft(y), weight=W, reduction="none"),
+    "written out": lambda z, y: -(soft(y) * z.log_softmax(-1)).sum(-1),
+    "timm": lambda z, y: torch.sum(-soft(y) * F.log_softmax(z, dim=-1), dim=-1),
+    "kl_div": lambda z, y: F.kl_div(z.log_softmax(1), soft(y), reduction="none").sum(1),
+    "BCE": lambda z, y: F.binary_cross_entropy_with_logits(z, soft(y), reduction="none").sum(1),
+    "by hand": lambda z, y: (
+        0.7 * F.cross_entropy(z, y, reduction="none") + 0.3 * F.cross_entropy(z, roll(y), reduction="none")
+    ),
+    "by hand, half precision": lambda z, y: (
+        0.7 * F.cross_entropy(z.half().float(), y, reduction="none")
+        + 0.3 * F.cross_entropy(z.half().float(), roll(y), reduction="none")
+    ),
+    "log softmax by hand": lambda z, y: (
+        lambda p: 0.7 * F.nll_loss(p, y, reduction="none") + 0.3 * F.nll_loss(p, roll(y), reduction="none")
+    )(z.log_softmax(1)),
+}
+LEADS_ASTRAY = [{"reference": "prior", "lambda2": 0.0}, {"reference": "prior"}, {}]
+
+
+@pytest.mark.parametrize("settings", LEADS_ASTRAY, ids=["prior", "prior and feedback", "feedback"])
+@pytest.mark.parametrize("losses", MIXED.values(), ids=MIXED)
+def test_mixed_samples_warn_once(losses, settings):
+    """The loss of mixed samples gives one warning with ``reference="prior"`` or loss feedback."""
+    (warning,) = warned_of("mixed samples", Own(losses), moving(**settings), limit_train_batches=10, max_epochs=2)
+    assert "exponent=0.0, lambda2=0.0" in warning
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("soft cross entropy", 1), ("by hand", 1), ("one-hot", 0), ("reconstruction", 0)]
+)
+def test_mixed_samples_of_groups(kind, expected):
+    """Mixing is noticed if the labels are groups."""
+    losses = {**MIXED, **NOT_MIXED}[kind]
+    assert len(warned_of("mixed samples", Own(losses), by_environment(reference="prior"))) == expected
+
+
+@pytest.mark.parametrize("settings", LEADS_ASTRAY, ids=["prior", "prior and feedback", "feedback"])
+def test_remedy_for_mixed_samples(settings):
+    """The remedy gives weights of one and no feedback, so nothing depends on the class of a mixed sample."""
+    fair = moving(**{**settings, "exponent": 0.0, "lambda2": 0.0})
+    module = Weighted()
+    module.losses = lambda x, y: MIXED["soft cross entropy"](module.net(x), y)
+    assert warned_of("mixed samples", module, fair) == []
+    assert all((abs(step.weights - 1.0) < 1e-6).all() for step in module.steps)
+    assert fair.controller.draws == BATCHES
+
+
+@pytest.mark.parametrize(
+    ("module", "settings"),
+    [(OwnPlain, {"reference": "prior"}), (Own, {"lambda2": 0.0}), (Own, {"lambda2": 0.0, "target_probs": "prior"})],
+    ids=["no mixin", "balanced reference", "no balancing"],
+)
+def test_mixing_that_is_allowed(module, settings):
+    """Without weights far from one and without feedback, samples may be mixed."""
+    assert warned_of("mixed samples", module(MIXED["soft cross entropy"]), moving(**settings)) == []
+
+
+def masked(y):
+    return y.masked_fill(torch.arange(len(y)) % 2 == 0, -100)
+
+
+NOT_MIXED = {
+    "classes": lambda z, y: F.cross_entropy(z, y, reduction="none"),
+    "label smoothing": lambda z, y: F.cross_entropy(z, y, label_smoothing=0.2, reduction="none"),
+    "one-hot": lambda z, y: F.cross_entropy(z, one_hot(y), reduction="none"),
+    "smoothed one-hot": lambda z, y: F.cross_entropy(z, one_hot(y), label_smoothing=0.2, reduction="none"),
+    "one-hot BCE": lambda z, y: F.binary_cross_entropy_with_logits(z, one_hot(y), reduction="none").sum(1),
+    "smoothed BCE": lambda z, y: F.binary_cross_entropy_with_logits(z, 0.9 * one_hot(y) + 0.025, reduction="none").sum(
+        1
+    ),
+    "the same twice": lambda z, y: F.cross_entropy(z, y, reduction="none") + F.cross_entropy(z, y),
+    "another head": lambda z, y: (
+        F.cross_entropy(z, y, reduction="none") + F.cross_entropy(2 * z, roll(y), reduction="none")
+    ),
+    "two halves": lambda z, y: (
+        F.cross_entropy(z, y, reduction="none") + F.cross_entropy(z, masked(y), reduction="none")
+    ),
+    "distillation": lambda z, y: (
+        F.cross_entropy(z, y, reduction="none")
+        + F.kl_div(z.log_softmax(1), torch.rand(len(y), 4).softmax(1), reduction="none").sum(1)
+    ),
+    "entropy": lambda z, y: F.cross_entropy(z, y, reduction="none") - (z.softmax(1) * z.log_softmax(1)).sum(1),
+    "reconstruction": lambda z, y: F.binary_cross_entropy_with_logits(
+        z.repeat(1, 3), torch.rand(len(y), 12), reduction="none"
+    ).mean(1),
+    "prototypes": lambda z, y: -(torch.rand(len(y), 8).softmax(1) * z.repeat(1, 2).log_softmax(1)).sum(1),
+    "contrastive": lambda z, y: F.cross_entropy(z @ z.T, torch.arange(len(y)), reduction="none"),
+    "regression": lambda z, y: (z[:, 0] - torch.rand(len(y))) ** 2,
+    "real and fake": lambda z, y: (
+        F.binary_cross_entropy_with_logits(z[:, 0], torch.full((len(y),), 0.9))
+        + F.binary_cross_entropy_with_logits(2 * z[:, 0], torch.rand(len(y)))
+        + F.cross_entropy(z, y, reduction="none")
+    ),
+    "importance weights": lambda z, y: torch.rand(len(y)) * F.cross_entropy(z, y, reduction="none"),
+}
+
+
+@pytest.mark.parametrize("losses", NOT_MIXED.values(), ids=NOT_MIXED)
+def test_no_false_alarm_of_mixing(losses):
+    """Losses that only look like those of mixed samples give no warning."""
+    assert warned_of("mixed samples", Own(losses), moving(reference="prior"), max_epochs=2) == []
+
+
+def mixing_collate(mix, share=1.0):
+    def collate(samples):
+        x, y, index = default_collate(samples)
+        return (*mix(x, y), index) if torch.rand(()) < share else (x, one_hot(y), index)
+
+    return collate
+
+
+@pytest.mark.parametrize("kind", ["MixUp", "CutMix"])
+@pytest.mark.parametrize("place", ["collate_fn", "on_after_batch_transfer", "training_step"])
+def test_torchvision_mixing(kind, place):
+    """MixUp and CutMix of torchvision are noticed wherever they are applied."""
+    v2 = pytest.importorskip("torchvision.transforms.v2")
+    mix = getattr(v2, kind)(num_classes=4)
+
+    def images(x, y):
+        x, y = mix(x.repeat(1, 16).reshape(-1, 1, 8, 8), y)
+        return x.flatten(1)[:, :4], y
+
+    class Mixing(Own):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            x, y, index = batch
+            return (*images(x, y), index) if place == "on_after_batch_transfer" else batch
+
+        def training_step(self, batch, batch_idx):
+            batch = images(*batch[:2]) if place == "training_step" else batch
+            return super().training_step(batch, batch_idx)
+
+    torch.manual_seed(0)
+    module = Mixing(lambda z, y: F.cross_entropy(z, y, reduction="none"))
+    data = loader(collate_fn=mixing_collate(images)) if place == "collate_fn" else loader()
+    assert len(warned_of("mixed samples", module, moving(reference="prior"), data)) == 1
+
+
+def test_mixing_of_some_batches():
+    """Mixing is noticed if only some batches are mixed, or only later epochs."""
+    torch.manual_seed(0)
+    module = Own(lambda z, y: F.cross_entropy(z, y, reduction="none"))
+    data = loader(collate_fn=mixing_collate(lambda x, y: (x, soft(y)), share=0.3))
+    assert len(warned_of("mixed samples", module, None, data)) == 1
+
+    class Later(Weighted):
+        def losses(self, x, y):
+            return F.cross_entropy(self.net(x), soft(y) if self.current_epoch == 2 else y, reduction="none")
+
+    assert warned_of("mixed samples", Later(), max_epochs=2) == []
+    assert len(warned_of("mixed samples", Later(), max_epochs=3)) == 1
+
+
+# -- every way to train ----------------------------------------------------------------------------------------
+
+
+class Manual(Own):
+    automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        loss = super().training_step(batch, batch_idx)
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+
+
+class SecondOrder(Own):
+    def configure_optimizers(self):
+        return torch.optim.LBFGS(self.parameters(), lr=0.05, max_iter=3)
+
+
+@pytest.mark.parametrize("losses", [WEIGHTED["cross_entropy"], MIXED["by hand"]])
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (Own, {"fast_dev_run": True}),
+        (Own, {"accumulate_grad_batches": 4}),
+        (Own, {"precision": "bf16-mixed"}),
+        (Own, {"precision": "bf16-true"}),
+        (Manual, {}),
+        (SecondOrder, {"limit_train_batches": 4}),
+    ],
+    ids=["one step", "accumulation", "mixed precision", "half precision", "manual", "LBFGS"],
+)
+def test_every_optimization(kind, settings, losses):
+    """Both warnings come with every kind of optimization."""
+    cast = lambda z, y: losses(z.float(), y)  # noqa: E731
+    expected = "correct twice" if losses is WEIGHTED["cross_entropy"] else "mixed samples"
+    assert len(warned_of(expected, kind(cast), **settings)) == 1
+
+
+def test_look_changes_nothing(monkeypatch):
+    """The parameters after the training are the same without the look."""
+
+    def trained():
+        torch.manual_seed(0)
+        module = Own(MIXED["soft cross entropy"])
+        fit(module, loader(), moving())
+        return module.net.weight.tolist()
+
+    with_look = trained()
+    monkeypatch.setattr("lightning_fair.integration.loss_check.LossCheck.look", lambda *_: None)
+    assert trained() == with_look
+
+
+def test_first_steps_only(monkeypatch):
+    """Only the first steps of an epoch are looked at."""
+    looks = []
+    terms = "lightning_fair.integration.loss_check._terms"
+    monkeypatch.setattr(terms, lambda loss: looks.append(loss) or [])
+    fit(Weighted(), loader(), moving(), max_epochs=2)
+    assert len(looks) == 2 * 8
+
+
+class Checkpointed(Own):
+    def training_step(self, batch, batch_idx):
+        losses = torch.utils.checkpoint.checkpoint(
+            lambda x, y: self.of_batch(F.dropout(self.net(x)), y), *batch[:2], use_reentrant=False
+        )
+        return self.weighted_loss(losses)
+
+
+def test_loss_in_checkpointed_function():
+    """A loss that is computed again in the backward pass is noticed."""
+    assert len(warned_of("mixed samples", Checkpointed(MIXED["by hand"]))) == 1
+
+
+class Freed(ImportanceWeightedMixin, Plain):
+    """Runs a part of the graph backward before the rest."""
+
+    def training_step(self, batch, batch_idx):
+        x, y, _ = batch
+        losses = F.cross_entropy(self.net(x), y, weight=W, reduction="none")
+        losses.sum().backward()
+        return self.weighted_loss(losses.detach() * self.net(x).sum(1)) + 0.0 * losses.sum().detach()
+
+
+def test_graph_that_is_freed():
+    assert warned_of("correct twice", Freed()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_module(backend):
+    """A compiled module trains as before, with one graph for the training step."""
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend(backend)(graph, inputs)
+
+    torch._dynamo.reset()
+    module = Own(WEIGHTED["cross_entropy"])
+    warned = warned_of("correct twice", torch.compile(module, backend=counting))
+    assert len(graphs) == 1
+    assert len(warned) == (backend == "eager")  # else the loss is inside one compiled function
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("losses", [WEIGHTED["cross_entropy"], MIXED["by hand"]])
+def test_compiled_network(losses):
+    """A compiled network in a module that is not compiled hides nothing."""
+    torch._dynamo.reset()
+    module = Own(losses)
+    module.net.compile(backend="aot_eager")
+    expected = "correct twice" if losses is WEIGHTED["cross_entropy"] else "mixed samples"
+    assert len(warned_of(expected, module)) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_no_wait_for_gpu():
+    """A look does not make the host wait for the GPU."""
+    from lightning_fair.integration.loss_check import LossCheck
+
+    check = LossCheck(FairSampling(reference="prior").settings, Own(None))
+    z, y = torch.randn(BATCH, 4, device="cuda", requires_grad=True), torch.arange(BATCH) % 4
+    losses = MIXED["by hand"](z, y.cuda())
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        check.look(losses.mean(), y, 4)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    with warnings_about("mixed samples") as warned:
+        check.end_epoch()
+    assert len(warned) == 1
