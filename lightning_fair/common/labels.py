@@ -122,7 +122,21 @@ def class_names(dataset: Any) -> list[str] | None:
     return None
 
 
-def is_dataset(source: Any) -> bool:
+def to_class_labels(source: Any, num_classes: int | None = None) -> ClassLabels:
+    """Return the labels of a data set, or labels of any accepted form, as class numbers and names.
+
+    Raises:
+        TypeError, ValueError: See :func:`find_labels`.
+    """
+    if _is_dataset(source):
+        return find_labels(source, num_classes=num_classes)
+    labels = number_labels(source, num_classes)
+    if not labels.numbers.size:
+        raise ValueError("The data set is empty: there is nothing to draw from.")
+    return labels
+
+
+def _is_dataset(source: Any) -> bool:
     """Return whether ``source`` is a map-style data set, and not labels: a list, an array, a tensor or a column."""
     if isinstance(source, Dataset) or _is_frame(source):
         return True
@@ -265,7 +279,7 @@ def _labels_in_list(samples: Sequence[Any]) -> Iterator[tuple[str, Any, None]]:
 
 def _without_labels(dataset: Any) -> str:
     inner = _innermost(dataset)
-    if is_dataset(inner):
+    if _is_dataset(inner):
         return f"{_kind(inner)} has no labels in the usual places (targets, labels, y, ...). {_REMEDY}"
     return (
         f"The data set is a {_kind(inner)}, whose elements are samples and not labels. Pass labels=<one class per "

@@ -17,8 +17,9 @@ from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.control.target import Target
 from lightning_fair.integration import trainer_internals
+from lightning_fair.integration.loader_setup import make_loader_fair
 from lightning_fair.integration.loss_check import LossCheck
-from lightning_fair.integration.run import Run, make_loader_fair
+from lightning_fair.integration.run import Run
 from lightning_fair.integration.settings import FairSettings, Reference
 from lightning_fair.integration.step_weights import StepWeights
 from lightning_fair.monitoring.dashboard import LogContext, show_distance

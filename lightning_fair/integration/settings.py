@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lightning_fair.common.arrays import check_at_least_zero, check_integer
-from lightning_fair.common.label_values import number_labels
-from lightning_fair.common.labels import Labels, class_names, find_labels, is_dataset
+from lightning_fair.common.labels import Labels, class_names, to_class_labels
 from lightning_fair.control import law
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.target import Target, number_target, resolve_target, target_endpoints
@@ -119,8 +118,7 @@ class FairSettings:
         With ``dataset``, classes that the data set names count even if none of the labels is as large. The ``options``
         are ``rank``, ``world_size`` and ``seed``.
         """
-        K = self.stated_classes
-        labels = find_labels(labels, num_classes=K) if is_dataset(labels) else number_labels(labels, K)
+        labels = to_class_labels(labels, self.stated_classes)
         # Class names of the data set name class numbers, not the values that were numbered.
         names = labels.names or (class_names(dataset) if labels.values is None else None) or ()
         num_classes = self._known_num_classes or max(int(labels.numbers.max()) + 1, len(names))

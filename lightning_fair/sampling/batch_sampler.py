@@ -16,8 +16,8 @@ from torch.utils.data import Sampler
 
 from lightning_fair.common.arrays import Floats, Ints, check_integer
 from lightning_fair.common.class_counts import ClassCounts
-from lightning_fair.common.label_values import check_labels, number_labels
-from lightning_fair.common.labels import find_labels, is_dataset
+from lightning_fair.common.label_values import check_labels
+from lightning_fair.common.labels import to_class_labels
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import Draw
 from lightning_fair.sampling.batch_draw import BatchDraw
@@ -39,9 +39,8 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     makes the same draw of ``world_size * batch_size`` samples and keeps its own share of it.
 
     Args:
-        labels: Class of each sample, shape ``(N,)``: class numbers, or values that are numbered in sorted order (see
-            :func:`~lightning_fair.common.label_values.number_labels`); or a data set (see
-            :func:`~lightning_fair.common.labels.find_labels`).
+        labels: Label of each sample, shape ``(N,)`` (see :func:`~lightning_fair.common.label_values.number_labels`), or
+            a data set (see :func:`~lightning_fair.common.labels.find_labels`).
         batch_size: Samples of a batch on each rank, at least 1.
         steps_per_epoch: Batches of an epoch, at least 1. Default: ``ceil(N / (batch_size * world_size))``.
         controller: The controller to follow. Default: one with a uniform target over the classes that have samples.
@@ -82,13 +81,10 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         world_size: int = 1,
         empty_classes: EmptyClasses = "error",
     ) -> None:
-        K = None if controller is None else controller.num_classes
-        numbered = find_labels(labels, num_classes=K) if is_dataset(labels) else number_labels(labels, K)
-        if not numbered.numbers.size:
-            raise ValueError("The data set is empty: there is nothing to draw from.")
-        is_file = isinstance(numbered.numbers, np.memmap)
+        numbered = to_class_labels(labels, None if controller is None else controller.num_classes)
         # A copy, so that labels which are changed in place can be compared with those that are drawn from.
-        self.labels: NDArray[Any] = numbered.numbers if is_file else numbered.numbers.copy()
+        y: NDArray[Any] = numbered.numbers
+        self.labels = y if isinstance(y, np.memmap) else y.copy()
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self.world_size = check_integer("world_size", world_size, 1)
         self.seed = check_integer("seed", seed, 0)
@@ -104,8 +100,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             counts = np.bincount(self.labels)
             controller = FeedbackController(counts.size, (counts > 0) / np.count_nonzero(counts))
         check_labels(self.labels, controller.num_classes)
-        names = numbered.names or ()
-        self.class_names = names if len(names) == controller.num_classes else None
+        self.class_names = numbered.names if len(numbered.names or ()) == controller.num_classes else None
         self.controller = controller
         self.drop_last = False  # every batch is full; Lightning and others read the attribute
         self._pools = ClassPools(self.labels, controller.num_classes, self.seed)
@@ -122,15 +117,15 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
     def _handle_empty_classes(self, empty_classes: EmptyClasses) -> None:
         empty = self.controller.wanted & (self.class_counts == 0)
-        if empty.any() and empty_classes == "error":
-            names = [self.class_names[c] if self.class_names else str(c) for c in np.flatnonzero(empty).tolist()]
-            listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            raise ValueError(
-                f"No samples of class {listed}, but the target gives them a probability above 0. Set their target to "
-                '0, check num_classes, or pass empty_classes="skip" to share their target out over the others.'
-            )
-        if empty.any():
+        if empty.any() and empty_classes == "skip":
             self.controller.skip_classes(empty)
+        elif empty.any():
+            names = [self.class_names[c] if self.class_names else str(c) for c in np.flatnonzero(empty).tolist()]
+            shown = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
+            raise ValueError(
+                f"No samples of class {shown}, but the target gives them a probability above 0. Set their target to 0, "
+                'check num_classes, or pass empty_classes="skip" to share their target out over the others.'
+            )
 
     @property
     def class_counts(self) -> Ints:
@@ -169,7 +164,6 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         return np.asarray(np.divide(self.trained, sizes, out=np.full(sizes.size, np.nan), where=sizes > 0))
 
     def __len__(self) -> int:
-        """Return the number of batches of an epoch."""
         return self.steps_per_epoch
 
     def __iter__(self) -> Iterator[list[int]]:

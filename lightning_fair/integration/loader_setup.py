@@ -1,0 +1,188 @@
+"""The training loader of a fit, made fair."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as L
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch.utils.data import DataLoader
+
+from lightning_fair.control.draw_source import DrawSource
+from lightning_fair.dataloaders import checks
+from lightning_fair.dataloaders.fair_loader import make_fair, make_stream_fair
+from lightning_fair.dataloaders.label_check import LabelCheck
+from lightning_fair.dataloaders.label_groups import describe_groups
+from lightning_fair.dataloaders.stream_tracker import StreamTracker
+from lightning_fair.integration.run import Run, RunTotals
+from lightning_fair.integration.settings import FairSettings
+from lightning_fair.integration.trainer_internals import is_within_epoch, steps_per_epoch
+from lightning_fair.monitoring.tensorboard_layout import plural
+
+
+def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[Any]:
+    """Return the fair loader for the user's training loader, and let the run train on it."""
+    if checks.is_fair(loader):
+        raise ValueError(
+            "The training DataLoader is fair already, with settings of its own. Give the Trainer the plain loader, "
+            "or the FairDataModule it comes from."
+        )
+    # Not the module's device: the module may not have been moved yet.
+    run.steps_on_device = 0 if trainer.strategy.root_device.type == "cpu" else 1
+    fair: Any = (_make_stream_fair if checks.is_stream(loader) else _make_data_set_fair)(run, trainer, loader)
+    assert run.source is not None
+    controller = run.source.controller
+    run.restore_source()
+    if run.loader is None:
+        rank_zero_info(
+            f"FairSampling steers {controller.num_classes} {plural(run.noun)} in batches of {run.source.batch_size}; "
+            f"horizon {controller.horizon:g} batches, feedback delay {controller.feedback_delay}."
+        )
+    run.loader = fair
+    _name_classes(run, loader.dataset)
+    return run.loader  # type: ignore[return-value]
+
+
+def _name_classes(run: Run, dataset: Any) -> None:
+    assert run.source is not None
+    label_names = None if run.sampler is None else run.sampler.class_names
+    run.class_names = run.settings.names_for(run.source.controller.num_classes, dataset, label_names)
+
+
+def _make_data_set_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> DataLoader[Any]:
+    checks.check_loader(loader)
+    run.tracker = None
+    _update_sampler(run, trainer, loader)
+    assert run.sampler is not None
+    # Lightning fetches one batch ahead if another training loader has no length.
+    several = run.settings.dataloader is not None
+    run.min_delay = checks.num_prefetched(loader) + 1 + run.steps_on_device + several
+    on_start = partial(_start_drawing, run, trainer, loader)
+    return make_fair(loader, run.sampler, on_start=on_start, label_check=run.label_check)
+
+
+def _start_drawing(run: Run, trainer: L.Trainer, users_loader: DataLoader[Any]) -> None:
+    """Withdraw the draws that were not trained on, and begin an epoch if Lightning does."""
+    assert run.source is not None
+    assert run.loader is not None
+    run.flush_reports()
+    # A checkpoint of an epoch's last batch is written before `on_train_epoch_end`.
+    within_epoch = is_within_epoch(trainer)
+    if not within_epoch:
+        run.loader.pending_batches.clear()
+        # A function of the user is called once, when the loader is made.
+        has_function = callable(run.settings.labels)
+        if run.sampler is not None and not has_function and _update_sampler(run, trainer, users_loader):
+            # The labels have changed. Without `_iterator`, persistent workers start again, with the new data.
+            changed = {"batch_sampler": run.sampler, "label_check": run.label_check, "_iterator": None}
+            run.loader.__dict__.update(changed)
+            run.restore_source()
+            _name_classes(run, users_loader.dataset)
+    keep = bool(run.loader.pending_batches)
+    run.source.start_iteration(trainer.current_epoch, within_epoch=within_epoch, keep_delivered=keep)
+
+
+def _update_sampler(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> bool:
+    """Keep the run's sampler if the loader has the same data as before, else make a new one and return True."""
+    settings, sampler = run.settings, run.sampler
+    labels, size = run.find_labels(loader), checks.batch_size(loader)
+    steps = settings.steps_per_epoch or steps_per_epoch(loader, trainer.world_size)
+    if sampler is not None and sampler.batch_size == size and np.array_equal(labels.numbers, sampler.labels):
+        sampler.steps_per_epoch = steps
+        return False
+    # The tuner tries batch sizes without callbacks, and then restores the state.
+    is_tuning = not trainer.callbacks  # type: ignore[attr-defined]
+    if sampler is not None and sampler.controller.draws and not is_tuning:
+        rank_zero_warn("The training data or the batch size have changed: FairSampling starts over.")
+        run.totals, run.has_warned = RunTotals(), False
+    if (ignored := checks.ignored_sampler(loader)) is not None:
+        rank_zero_warn(
+            f"FairSampling draws the batches, so the {ignored} of the training DataLoader has no effect. "
+            "Set the class mix with target_probs."
+        )
+    seed = trainer.strategy.broadcast(settings.draw_seed)  # each rank may have called seed_everything with its own
+    options = {"rank": trainer.global_rank, "world_size": trainer.world_size, "seed": seed}
+    run.sampler = settings.make_sampler(labels, size, steps, dataset=loader.dataset, **options)
+    _check_new_labels(run, loader.dataset, were_numbered=labels.values is not None)
+    return True
+
+
+def _check_new_labels(run: Run, dataset: Any, *, were_numbered: bool) -> None:
+    """Say which groups are in which class, and make a new label check."""
+    assert run.sampler is not None
+    num_classes, chosen = run.sampler.controller.num_classes, run.settings.has_chosen_labels
+    if run.step_weights is not None and run.step_weights.num_classes != num_classes:
+        raise ValueError(
+            f"The number of classes has changed from {run.step_weights.num_classes} to {num_classes} during the fit. "
+            f"Set FairSampling(num_classes=...) to the larger number, and empty_classes='skip'."
+        )
+    groups = describe_groups(run.sampler.labels, dataset, run.sampler.class_names) if chosen else None
+    if groups:
+        run.announce_groups(groups)
+    inform = None if groups else run.announce_groups
+    run.label_check = LabelCheck(num_classes, are_groups=chosen, were_numbered=were_numbered, inform=inform)
+    _warn_of_single_class(run.sampler, run.noun)
+
+
+def _warn_of_single_class(source: DrawSource, noun: str) -> None:
+    """Warn if every batch of the run has the same class only; ``noun`` is the word for a class."""
+    controller, is_stream = source.controller, source.arriving is not None
+    is_drawn = (controller.target_at(0.0) > 0) | (controller.target_at(1.0) > 0)
+    if not is_stream:
+        is_drawn &= source.class_counts > 0
+    if is_drawn.sum() == 1:
+        remedy = "FairStream(label_fn=...)" if is_stream else "FairSampling(labels=...)"
+        rank_zero_warn(
+            f"All batches are of {noun} {int(is_drawn.argmax())} alone, so FairSampling has nothing to balance. Either "
+            "the data have no other, for example a Subset of sorted data, or their labels are something else (pass the "
+            f"right ones: {remedy}), or target_probs gives the others no probability."
+        )
+
+
+def _make_stream_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> DataLoader[Any]:
+    for name, default, remedy in (
+        ("labels", None, "FairStream(label_fn=...) takes a sample and returns its class"),
+        ("steps_per_epoch", None, "Trainer(limit_train_batches=...) ends its epochs"),
+        ("reference", "target", "a stream has no prior. Set reference='target'"),
+    ):
+        if (value := getattr(run.settings, name)) is not default and value != default:
+            raise ValueError(f"{name} is for data sets with a length, and this one is a stream: {remedy}.")
+    run.sampler, run.tracker, run.min_delay = None, _find_tracker(run, trainer, loader.dataset), None
+    if run.label_check is None:
+        has_function = loader.dataset.label_fn is not None  # type: ignore[attr-defined]
+        num_classes = run.tracker.controller.num_classes
+        run.label_check = LabelCheck(num_classes, are_groups=has_function, inform=run.announce_groups)
+        _warn_of_single_class(run.tracker, run.noun)
+    on_start = partial(_start_drawing, run, trainer, loader)
+    return make_stream_fair(loader, on_start=on_start, label_check=run.label_check)
+
+
+def _find_tracker(run: Run, trainer: L.Trainer, stream: Any) -> StreamTracker:
+    """Return the run's tracker if the stream can follow its controller, else a new one."""
+    tracker = run.tracker
+    if tracker is not None and (tracker.stream is stream or not stream.brings_controller):
+        if tracker.stream is not stream:
+            stream.bind(tracker.controller)
+            tracker.follow(stream)
+        return tracker
+    _warn_of_stream_settings(run.settings, stream.brings_controller)
+    if not stream.brings_controller:
+        stream.bind(run.settings.make_controller(stream))
+    return StreamTracker(stream, trainer.global_rank, trainer.world_size)
+
+
+def _warn_of_stream_settings(settings: FairSettings, brings_controller: bool) -> None:
+    for name, default, reason in (
+        ("seed", None, f"set FairStream(seed={settings.seed!r})"),
+        ("feedback_delay", None, "each process that reads the stream applies losses as soon as they are known"),
+        ("empty_classes", "error", "the share of a class without samples goes to the others, and the log says so"),
+    ):
+        if (value := getattr(settings, name)) != default:
+            rank_zero_warn(f"{name}={value!r} has no effect on a FairStream: {reason}.")
+    if brings_controller and not settings.has_default_law:
+        rank_zero_warn(
+            "The FairStream has a controller of its own, so FairSampling's settings of the law and the target have "
+            "no effect. Set them there, or make the FairStream without a controller."
+        )
