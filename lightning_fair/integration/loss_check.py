@@ -63,9 +63,10 @@ class LossCheck:
         self._looks_left -= 1
         if not (self._finds_class_weights or self._finds_mixtures):
             return
-        terms = [term for term in _terms(loss) if term.is_for(labels, num_classes)]
+        near = (term for term in _terms(loss) if term.target.device == loss.device)
+        terms = [term for term in near if term.is_for(labels, num_classes)]
         if terms:
-            y = None if num_classes is None else labels.to(terms[0].target.device, non_blocking=True)
+            y = None if num_classes is None else labels.to(loss.device, non_blocking=True)
             self._answers = copy_to_host(torch.stack((_have_class_weights(terms, y), _are_mixed(terms, y))))
 
     def end_epoch(self) -> None:
@@ -124,8 +125,8 @@ class _Term(NamedTuple):
     def is_for(self, labels: Tensor, num_classes: int | None) -> bool:
         """Return whether the target may be the classes of the batch."""
         target, batch = self.target, labels.numel()
-        if not target.ndim or target.shape[0] != batch or not batch:
-            return False
+        if type(target) is not Tensor or not target.ndim or target.shape[0] != batch or not batch:
+            return False  # a subclass may be a part of a tensor on several devices
         if not target.is_floating_point():
             is_weight = self.weight is None or num_classes in (None, self.weight.numel())
             return target.ndim == 1 and is_weight
@@ -163,12 +164,12 @@ def _have_class_weights(terms: list[_Term], labels: Tensor | None) -> Tensor:
 
 def _are_mixed(terms: list[_Term], labels: Tensor | None) -> Tensor:
     answer = torch.zeros((), dtype=torch.bool, device=terms[0].target.device)
-    for term in terms:
-        if term.target.is_floating_point():
-            answer = answer | term.is_soft()
-    for term in terms:  # distillation: the class of a sample is certain
-        if labels is not None and not term.target.is_floating_point():
-            answer = answer & ~term.equals(labels)
+    for term in (term for term in terms if term.target.is_floating_point()):
+        is_mixed = term.is_soft()
+        for other in terms:
+            if other.scores is term.scores and not other.target.is_floating_point():
+                is_mixed = is_mixed & ~other.equals(labels)  # distillation: each sample is of one class
+        answer = answer | is_mixed
     for one, other in combinations(terms, 2):  # lam * loss(scores, y_a) + (1 - lam) * loss(scores, y_b)
         a, b = one.target, other.target
         if one.scores is other.scores and a.shape == b.shape:
@@ -179,17 +180,17 @@ def _are_mixed(terms: list[_Term], labels: Tensor | None) -> Tensor:
 
 def _terms(loss: Tensor) -> Iterator[_Term]:
     """Find the losses of classes in the graph."""
-    queue, seen = deque([loss.grad_fn]), set[Any]()
+    queue, seen = deque[Any]([loss.grad_fn]), set[Any]()
     while queue and len(seen) < _MAX_NODES:
         node = queue.popleft()
-        if node is None or node in seen:
+        if node in seen:
             continue
         seen.add(node)
-        with suppress(RuntimeError):  # a part of the graph that is freed already
+        with suppress(AttributeError, RuntimeError):  # another version of torch; a part of the graph that is freed
             if (term := _to_term(node)) is not None:
                 yield term
                 continue
-        queue.extend(following for following, _ in node.next_functions)
+        queue.extend(_inputs(node))
 
 
 def _to_term(node: Any) -> _Term | None:
@@ -201,13 +202,13 @@ def _to_term(node: Any) -> _Term | None:
         return _Term(target, weight, getattr(node, "_saved_pos_weight", None), _scores(node))
     # The cross entropy of probabilities is a sum of target * log_softmax(scores), and may be multiplied by weights.
     factor = _factor(node)
-    inner = next((following for following, _ in node.next_functions if following is not None), None)
-    if factor is None or inner is None:
+    if factor is None:
         return None
+    inner = _inputs(node)[0]
     if inner.name().startswith("LogSoftmax"):
         return _Term(factor, None, None, _scores(node))
     target = _factor(inner)
-    if target is not None and factor.numel() == target.shape[-1] and _follows_log_softmax(inner):
+    if target is not None and factor.numel() == target.shape[-1] and _inputs(inner)[0].name().startswith("LogSoftmax"):
         return _Term(target, factor, None, _scores(inner))
     return None
 
@@ -220,16 +221,14 @@ def _factor(node: Any) -> Tensor | None:
     return constants[0] if len(constants) == 1 and constants[0].ndim else None
 
 
-def _follows_log_softmax(node: Any) -> bool:
-    return any(
-        following is not None and following.name().startswith("LogSoftmax") for following, _ in node.next_functions
-    )
-
-
 def _scores(node: Any) -> Any:
-    """Return the node of a loss's scores, before conversions and the log softmax."""
-    while node.next_functions:
-        node = next((following for following, _ in node.next_functions if following is not None), node)
-        if not node.name().startswith(("LogSoftmax", "ToCopy", "Squeeze", "View")):
+    """Return the node of a loss's scores, before the log softmax, a temperature and conversions."""
+    while len(inputs := _inputs(node)) == 1:
+        node = inputs[0]
+        if not node.name().startswith(("LogSoftmax", "Mul", "Div", "ToCopy", "Squeeze", "View")):
             break
     return node
+
+
+def _inputs(node: Any) -> list[Any]:
+    return [following for following, _ in node.next_functions if following is not None]

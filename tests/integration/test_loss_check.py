@@ -20,6 +20,7 @@ from torch.utils.data import default_collate
 from lightning_fair import FairSampling, ImportanceWeightedMixin
 
 W = torch.tensor([1.0, 2.0, 3.0, 4.0])
+OTHER = 2.0 * torch.eye(4)  # another head
 
 
 def one_hot(y, K=4):
@@ -93,7 +94,7 @@ UNWEIGHTED = {
         z, one_hot(y), torch.rand(len(y), 4), reduction="none"
     ).mean(1),
     "another target": lambda z, y: (
-        F.cross_entropy(z, y, reduction="none") + F.cross_entropy(z * 2, (y + 1) % 4, weight=W, reduction="none")
+        F.cross_entropy(z, y, reduction="none") + F.cross_entropy(z @ OTHER, (y + 1) % 4, weight=W, reduction="none")
     ),
     "another number of classes": lambda z, y: (
         F.cross_entropy(z, y, reduction="none") + F.cross_entropy(z[:, :2], y % 2, weight=W[:2], reduction="none")
@@ -208,6 +209,14 @@ MIXED = {
         lambda p: 0.7 * F.nll_loss(p, y, reduction="none") + 0.3 * F.nll_loss(p, roll(y), reduction="none")
     )(z.log_softmax(1)),
 }
+MIXED |= {
+    "beside clean samples": lambda z, y: (
+        F.cross_entropy(z @ OTHER, y, reduction="none") + F.cross_entropy(z, soft(y), reduction="none")
+    ),
+    "by hand, temperature": lambda z, y: (
+        F.cross_entropy(z / 2.0, y, reduction="none") + F.cross_entropy(z / 2.0, roll(y), reduction="none")
+    ),
+}
 LEADS_ASTRAY = [{"reference": "prior", "lambda2": 0.0}, {"reference": "prior"}, {}]
 
 
@@ -264,14 +273,14 @@ NOT_MIXED = {
     ),
     "the same twice": lambda z, y: F.cross_entropy(z, y, reduction="none") + F.cross_entropy(z, y),
     "another head": lambda z, y: (
-        F.cross_entropy(z, y, reduction="none") + F.cross_entropy(2 * z, roll(y), reduction="none")
+        F.cross_entropy(z, y, reduction="none") + F.cross_entropy(z @ OTHER, roll(y), reduction="none")
     ),
     "two halves": lambda z, y: (
         F.cross_entropy(z, y, reduction="none") + F.cross_entropy(z, masked(y), reduction="none")
     ),
     "distillation": lambda z, y: (
         F.cross_entropy(z, y, reduction="none")
-        + F.kl_div(z.log_softmax(1), torch.rand(len(y), 4).softmax(1), reduction="none").sum(1)
+        + F.kl_div((z / 4.0).log_softmax(1), torch.rand(len(y), 4).softmax(1), reduction="none").sum(1)
     ),
     "entropy": lambda z, y: F.cross_entropy(z, y, reduction="none") - (z.softmax(1) * z.log_softmax(1)).sum(1),
     "reconstruction": lambda z, y: F.binary_cross_entropy_with_logits(
