@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.utils.data import (
     BatchSampler,
@@ -23,6 +25,7 @@ from lightning_fair.streaming.stream import FairStream
 
 # These draw from all of their source, on one rank or over all ranks, whatever number of samples they draw.
 _WHOLE_DATASET_SAMPLERS = (RandomSampler, SequentialSampler, WeightedRandomSampler, DistributedSampler)
+_WRAPPED = ("sampler", "_sampler")  # attributes with a sampler inside another
 _DEFAULT_SAMPLERS = (RandomSampler, SequentialSampler, DistributedSampler)
 
 
@@ -104,7 +107,9 @@ def _check_samplers(loader: DataLoader[Any]) -> None:
 
 def _missing_weights_or_indices(sampler: Any, size: int) -> str | None:
     """Return why a sampler never draws some samples of a data set of this size; None if its attributes show none."""
-    weights, indices = _vector(sampler, "weights"), _vector(sampler, "indices")
+    is_indices = isinstance(sampler, (Sequence, np.ndarray, torch.Tensor))
+    weights = _vector(getattr(sampler, "weights", None))
+    indices = _vector(sampler if is_indices else getattr(sampler, "indices", None))
     if weights is not None and weights.size == size and not weights.all():
         return f"weight 0 for {int((weights == 0).sum()):,} of {size:,} samples"
     if weights is not None and weights.size < size and isinstance(sampler, WeightedRandomSampler):
@@ -117,7 +122,8 @@ def _missing_weights_or_indices(sampler: Any, size: int) -> str | None:
 def _missing_samples(sampler: Any, size: int) -> str | None:
     """Return by how much a sampler is shorter than a data set of this size; None if it is not."""
     if isinstance(sampler, _WHOLE_DATASET_SAMPLERS):  # draws any number of samples, from all of its source
-        sampler = getattr(sampler, "data_source", None)
+        source = getattr(sampler, "data_source", getattr(sampler, "dataset", None))
+        sampler = None if any(hasattr(source, name) for name in _WRAPPED) else source
     if hasattr(sampler, "__len__") and len(sampler) <= _largest_part(sampler, size):
         return f"{len(sampler):,} of {size:,} samples"
     return None
@@ -128,10 +134,10 @@ def _largest_part(sampler: Any, size: int) -> int:
     return size // int(getattr(sampler, "num_replicas", 1)) - 1
 
 
-def _vector(sampler: Any, name: str) -> NDArray[Any] | None:
-    """Return an attribute as an array; None if it is not a vector of numbers."""
+def _vector(values: Any) -> NDArray[Any] | None:
+    """Return ``values`` as an array; None if they are not a vector of numbers."""
     try:
-        vector = np.asarray(to_numpy(getattr(sampler, name, None)))
+        vector = np.asarray(to_numpy(values))
     except ValueError:  # lists of several lengths
         return None
     return vector if vector.ndim == 1 and vector.size and vector.dtype.kind in "biuf" else None
@@ -148,7 +154,7 @@ def _nested_samplers(loader: DataLoader[Any]) -> list[Any]:
         nested.append(sampler)
         # A DistributedSampler wraps another sampler as its data set.
         owners = sampler, getattr(sampler, "dataset", None)
-        candidates += [getattr(owner, name, None) for owner in owners for name in ("sampler", "_sampler")]
+        candidates += [getattr(owner, name, None) for owner in owners for name in _WRAPPED]
     return nested
 
 

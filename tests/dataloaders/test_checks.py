@@ -149,6 +149,9 @@ PARTS = {
     "tensor of indices": (Indices(torch.tensor(KEPT)), "indices of 6 of 10 samples"),
     "repeated indices": (Indices([0, 1] * 5), "indices of 2 of 10 samples"),
     "another data set": (RandomSampler(range(6), replacement=True, num_samples=SIZE), "6 of 10 samples"),
+    "list of indices": ([0, 1] * 5, "indices of 2 of 10 samples"),
+    "tensor": (torch.tensor(KEPT * 2), "indices of 6 of 10 samples"),
+    "another data set over ranks": (DistributedSampler(range(6), num_replicas=2, rank=0), "6 of 10 samples"),
     "split over ranks": (Sharded(WeightedRandomSampler(ZEROS, SIZE)), "weight 0 for 4 of 10 samples"),
     "subset over ranks": (Sharded(SubsetRandomSampler(KEPT)), "indices of 6 of 10 samples"),
 }
@@ -185,6 +188,8 @@ def test_batch_sampler_of_a_part_raises(attributes):
         DistributedSampler(DATASET, num_replicas=3, rank=1, drop_last=True),
         Sharded(WeightedRandomSampler([1.0] * SIZE, 4)),
         Weights({"a": 0.0}),
+        list(range(SIZE)),
+        range(SIZE),
         Weights([[0], [0, 1]]),
     ],
 )
