@@ -39,7 +39,8 @@ class FairSampling(L.Callback):
         alpha: Gain of the feedback, at least 0, or a schedule (:mod:`lightning_fair.schedules`). The first seven
             arguments are those of :class:`~lightning_fair.FeedbackController`, which has the formulas.
         target_probs: Class mix that batches are steered to: ``"uniform"``, ``"prior"``, ``"sqrt"``, a vector of shape
-            ``(K,)``, a mapping from class to probability, or a :class:`~lightning_fair.schedules.Shift` between two.
+            ``(K,)``, a mapping from class (its number, its name, or its label in the data if labels are numbered) to
+            probability, or a :class:`~lightning_fair.schedules.Shift` between two.
         lambda1: Weight of the deficit, at least 0.
         lambda2: Weight of the class losses, at least 0. It needs the mixin.
         min_prob: Smallest probability of a class, in ``[0, 1/K)``.
@@ -50,9 +51,15 @@ class FairSampling(L.Callback):
         max_weight: Largest importance weight, positive. None: no bound. A bound adds bias.
         normalize: Divide the weights by their mean over the batch. This adds a bias of order ``1 / batch``.
         exponent: Weights to this power, in ``[0, 1]``. An exponent below 1 adds bias.
-        labels: One class per sample, if the data set does not show them; ``"scan"`` reads every sample once.
+        labels: One class per sample, if the data set does not show the classes or if others shall be balanced: numbers,
+            strings or other hashable values. Or the name of an attribute, column or key; the position of an element in
+            a sample; or a function that takes the data set of the loader and returns one of these. ``"scan"``, and a
+            name or a position that the data set itself does not have, reads every sample once, and keeps the result for
+            later runs (see :func:`~lightning_fair.dataloaders.label_scan.find_loader_labels`). None: the data set's own
+            labels (see :func:`~lightning_fair.common.labels.find_labels`).
         num_classes: Number of classes ``K``. None: the largest label plus one, or the length of the target.
-        class_names: Names of the classes for the logger. None: the data set's ``classes``, or else numbers.
+        class_names: Names of the classes for the logger. None: the label values if these are no class numbers, else
+            the data set's ``classes``, or else numbers.
         dataloader: Key or position of the loader to make fair, if there are several training loaders.
         steps_per_epoch: Batches of an epoch. None: the length of the loader.
         empty_classes: If a class with a target has no samples: ``"error"``, or ``"skip"`` to draw the others.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -62,7 +63,7 @@ class FairSettings:
             raise ValueError(f"max_weight must be positive, or None for no bound, got {self.max_weight}.")
         if not 0.0 <= self.exponent <= 1.0:
             raise ValueError(f"exponent must lie in [0, 1], got {self.exponent}.")
-        if isinstance(self.labels, bytes) or (isinstance(self.labels, (bool, float, str)) and not self.labels):
+        if isinstance(self.labels, (bytes, bool, float)) or (isinstance(self.labels, str) and not self.labels):
             raise ValueError(
                 "labels must be one class per sample, 'scan', a name, a position, a function of the data set or None, "
                 f"got {self.labels!r}."
@@ -119,9 +120,11 @@ class FairSettings:
         are ``rank``, ``world_size`` and ``seed``.
         """
         labels = to_class_labels(labels, self.stated_classes)
-        # Class names of the data set name class numbers, not the values that were numbered.
-        names = labels.names or (class_names(dataset) if labels.values is None else None) or ()
-        num_classes = self._known_num_classes or max(int(labels.numbers.max()) + 1, len(names))
+        num_present = int(labels.numbers.max()) + 1
+        names = labels.names or class_names(dataset) or ()
+        if labels.names is None and self.has_chosen_labels and len(names) != num_present:
+            names = ()  # of the data set's own classes
+        num_classes = self._known_num_classes or max(num_present, len(names))
         counts = np.bincount(labels.numbers, minlength=num_classes)
         controller = self._make_controller(num_classes, counts[:num_classes], names, labels.values)
         options.setdefault("seed", self.draw_seed)
@@ -150,13 +153,12 @@ class FairSettings:
     ) -> FeedbackController:
         self._check_names(num_classes)
         settings = {name: getattr(self, name) for name in _LAW}
-        target = number_target(self.target_probs, self._numbers(names, values or ()))
+        # A target may use any of the names, and the values of the labels; those of the settings come first.
+        vocabularies, counts = (names, values or (), self.class_names or ()), Counter(names)
+        numbers = {word: number for words in vocabularies for number, word in enumerate(words)}
+        numbers = {word: number for word, number in numbers.items() if counts[word] < 2}  # the name of one class
+        target = number_target(self.target_probs, numbers)
         return FeedbackController(num_classes, target, class_counts=class_counts, **settings)
-
-    def _numbers(self, names: Sequence[str] = (), values: Sequence[Any] = ()) -> dict[Any, int]:
-        """Return the class number of each name and label value; the names of the settings come first."""
-        vocabularies = (self.class_names or (), values, names)
-        return {name: number for words in reversed(vocabularies) for number, name in enumerate(words)}
 
     @property
     def _known_num_classes(self) -> int | None:
@@ -188,10 +190,8 @@ class FairSettings:
             if end is not None and not isinstance(end, (str, Mapping)) and np.ndim(end) != 1:
                 raise ValueError(f"target_probs must be a name, a vector, a mapping or a Shift of these, got {end!r}.")
         self._check_names(K)
-        # A name stands for a target of any length.
-        numbers = self._numbers()
-        target = number_target(self.target_probs, numbers) if numbers else self.target_probs
-        ends = [end for end in target_endpoints(target) if isinstance(end, str) or (K and not _has_names(end))]
+        # A name stands for a target of any length. The names of classes may be those of the data.
+        ends = [end for end in target_endpoints(self.target_probs) if isinstance(end, str) or (K and not _names(end))]
         mixes = [resolve_target(end, K or 1, np.ones(K or 1)) for end in ends]
         min_target = min((float(mix[mix > 0].min()) for mix in mixes), default=1.0)
         if horizon is None and K is not None and not self._is_computed_from_data:
@@ -200,5 +200,5 @@ class FairSettings:
             law.check_gain(max(alpha.extremes), self.lambda1, self.lambda2, horizon, min_target)
 
 
-def _has_names(target: Target) -> bool:
-    return isinstance(target, Mapping) and any(isinstance(key, str) for key in target)
+def _names(target: Target) -> list[str]:
+    return [key for key in target if isinstance(key, str)] if isinstance(target, Mapping) else []

@@ -100,7 +100,8 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             counts = np.bincount(self.labels)
             controller = FeedbackController(counts.size, (counts > 0) / np.count_nonzero(counts))
         check_labels(self.labels, controller.num_classes)
-        self.class_names = numbered.names if len(numbered.names or ()) == controller.num_classes else None
+        K, names = controller.num_classes, numbered.names
+        self.class_names = None if names is None else (*names, *map(str, range(len(names), K)))[:K]
         self.controller = controller
         self.drop_last = False  # every batch is full; Lightning and others read the attribute
         self._pools = ClassPools(self.labels, controller.num_classes, self.seed)

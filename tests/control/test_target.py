@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_fair.control.target import MovingTarget, resolve_target, target_endpoints
-from lightning_fair.schedules import Linear, Shift
+from lightning_fair.control.target import MovingTarget, number_target, resolve_target, target_endpoints
+from lightning_fair.schedules import Linear, Shift, Step
 
 # -- values of target_probs ------------------------------------------------------------------------
 
@@ -130,3 +130,41 @@ def test_state_of_another_target_is_refused():
     ):
         other.load_state_dict(target.state_dict())
     assert other.progress == 0.0
+
+
+@pytest.mark.parametrize(
+    ("target", "numbers", "expected"),
+    [
+        ({"dog": 0.8}, {"cat": 0, "dog": 1}, {1: 0.8}),
+        ({0: 0.8}, {"cat": 0, "dog": 1}, {0: 0.8}),
+        ({"dog": 0.8, 0: 0.1}, {"cat": 0, "dog": 1}, {1: 0.8, 0: 0.1}),
+        ({30: 0.8}, {10: 0, 30: 1, "10": 0, "30": 1}, {1: 0.8}),
+        ({1: 0.8}, {5: 0, 1: 1}, {1: 0.8}),
+        ({True: 0.8}, {False: 0, True: 1}, {1: 0.8}),
+        ({1: 0.8}, {}, {1: 0.8}),
+        ([0.8, 0.2], {"cat": 0, "dog": 1}, [0.8, 0.2]),
+        ("sqrt", {"sqrt": 0}, "sqrt"),
+        (None, {}, None),
+    ],
+)
+def test_names_are_numbered(target, numbers, expected):
+    """Names and label values become class numbers. Other targets, and class numbers, stay."""
+    assert number_target(target, numbers) == expected
+    shift = Shift(Step(0.0, 1.0, at=5), start=target, end="prior")
+    assert number_target(shift, numbers) == Shift(shift.progress, start=expected, end="prior")
+
+
+@pytest.mark.parametrize(
+    ("target", "numbers", "message"),
+    [
+        ({"fox": 0.8}, {"cat": 0, "dog": 1}, r"names class 'fox'; the classes are 'cat', 'dog'\."),
+        ({"fox": 0.8}, {}, r"names class 'fox'; the classes are numbers without names"),
+        ({0: 0.8}, {10: 0, 30: 1, "10": 0, "30": 1}, r"names class 0; the classes are '10', '30'"),
+        ({"dog": 0.8, 1: 0.1}, {"cat": 0, "dog": 1}, r"names class 1 twice, the second time as 1"),
+    ],
+)
+def test_unknown_names_are_refused(target, numbers, message):
+    with pytest.raises(ValueError, match=message):
+        number_target(target, numbers)
+    with pytest.raises(ValueError, match=message):
+        number_target(Shift(Step(0.0, 1.0, at=5), end=target), numbers)
