@@ -194,29 +194,40 @@ def _terms(loss: Tensor) -> Iterator[_Term]:
 
 
 def _to_term(node: Any) -> _Term | None:
-    name = node.name().rstrip("0123456789")
+    name = _name(node)
     if name in _LOSSES:
         target, weight = node._saved_target, node._saved_weight
         if target.is_floating_point() and weight is not None and weight.shape == target.shape and weight.stride(0):
             weight = None  # of each sample
         return _Term(target, weight, getattr(node, "_saved_pos_weight", None), _scores(node))
     # The cross entropy of probabilities is a sum of target * log_softmax(scores), and may be multiplied by weights.
-    factor = _factor(node)
-    if factor is None:
-        return None
-    inner = _inputs(node)[0]
-    if inner.name().startswith("LogSoftmax"):
-        return _Term(factor, None, None, _scores(node))
-    target = _factor(inner)
-    if target is not None and factor.numel() == target.shape[-1] and _inputs(inner)[0].name().startswith("LogSoftmax"):
-        return _Term(target, factor, None, _scores(inner))
+    # Names are compared before saved values are read, because checkpointed layers compute them anew.
+    path = [name, *_names_below(node, 2)]
+    if path[:2] == ["MulBackward", "LogSoftmaxBackward"] and (target := _factor(node)) is not None:
+        return _Term(target, None, None, _scores(node))
+    if path == ["MulBackward", "MulBackward", "LogSoftmaxBackward"]:
+        inner = _inputs(node)[0]
+        weight, target = _factor(node), _factor(inner)
+        if weight is not None and target is not None and weight.numel() == target.shape[-1]:
+            return _Term(target, weight, None, _scores(inner))
     return None
 
 
+def _name(node: Any) -> str:
+    return str(node.name()).rstrip("0123456789")
+
+
+def _names_below(node: Any, depth: int) -> list[str]:
+    """Return the names of the first input of a node, of the first input of that, and so on."""
+    names: list[str] = []
+    while len(names) < depth and (inputs := _inputs(node)):
+        node = inputs[0]
+        names.append(_name(node))
+    return names
+
+
 def _factor(node: Any) -> Tensor | None:
-    """Return the constant that a node multiplies by; None if it does not."""
-    if node.name().rstrip("0123456789") != "MulBackward" or not hasattr(node, "_saved_self"):
-        return None
+    """Return the constant that a multiplication multiplies by; None if it is a number, or neither is constant."""
     constants = [value for value in (node._saved_self, node._saved_other) if isinstance(value, Tensor)]
     return constants[0] if len(constants) == 1 and constants[0].ndim else None
 
