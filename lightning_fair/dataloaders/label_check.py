@@ -24,8 +24,8 @@ _MAX_UNDECIDED = 8  # batches that may leave samples out before the check says t
 _MAX_SHOWN = 10  # classes in a message
 
 _REMEDY = (
-    "labels='scan' reads the label of each sample as the training gets it; labels=<callable of the data set> is read "
-    "when the loader is made; weighted_loss(losses, labels) takes the labels of the batch."
+    "labels='scan' reads the label of each sample as the training gets it; labels=<function of the data set> is "
+    "called at the start of each epoch; weighted_loss(losses, labels) takes the labels of the batch."
 )
 
 
@@ -138,12 +138,12 @@ class LabelCheck:
         self._columns = self._columns or {name: ColumnEvidence(self.num_classes) for name in columns}
         for name in self._columns.keys() & columns.keys():
             self._columns[name].update(columns[name], drawn)
-        candidates = self._decide(batch, drawn)
+        candidates = self._decide(batch, columns, drawn)
         if self.relation == "labels":
             return self._follow(batch, drawn)
         return self._guess(batch, {name: columns[name] for name in candidates if name in columns}, drawn)
 
-    def _decide(self, batch: Any, drawn: NDArray[Any]) -> list[str]:
+    def _decide(self, batch: Any, arrays: Mapping[str, NDArray[Any]], drawn: NDArray[Any]) -> list[str]:
         """Accept the column whose evidence is enough; return those that may hold the labels of a changed batch."""
         columns = self._columns
         in_order = sorted(
@@ -151,7 +151,9 @@ class LabelCheck:
         )
         one_to_one = [name for name in columns if columns[name].is_one_to_one]
         merging = [name for name in columns if columns[name].is_merging]
-        reordered = [name for name in columns if self.can_reorder and columns[name].part is not None]
+        reordered = [name for name in arrays if self.can_reorder and name in columns and columns[name].part is not None]
+        # Labels in two forms, such as one-hot rows beside numbers, are one column.
+        reordered = list({arrays[name].tobytes(): name for name in reversed(reordered)}.values())[::-1]
         if in_order:
             self._accept(in_order[0], "labels", columns[in_order[0]].equal)
         elif one_to_one:

@@ -72,9 +72,7 @@ def _start_drawing(run: Run, trainer: L.Trainer, users_loader: DataLoader[Any]) 
     within_epoch = is_within_epoch(trainer)
     if not within_epoch:
         run.loader.pending_batches.clear()
-        # A function of the user is called once, when the loader is made.
-        has_function = callable(run.settings.labels)
-        if run.sampler is not None and not has_function and _update_sampler(run, trainer, users_loader):
+        if run.sampler is not None and _update_sampler(run, trainer, users_loader):
             # The labels have changed. Without `_iterator`, persistent workers start again, with the new data.
             changed = {"batch_sampler": run.sampler, "label_check": run.label_check, "_iterator": None}
             run.loader.__dict__.update(changed)
