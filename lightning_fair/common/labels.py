@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
 
 from lightning_fair.common.label_values import ClassLabels, has_repeats, label_array, number_labels
-from lightning_fair.common.sample_labels import LABEL_KEYS, LabelColumns, choose_column, label_row
+from lightning_fair.common.sample_labels import LABEL_KEYS, LabelColumns, choose_column, get_element, label_row
 
 # In this order for parsers of configurations.
 Labels: TypeAlias = Literal["scan"] | Callable[[Any], Any] | int | str | ArrayLike | Sequence[Any] | None
@@ -97,7 +97,8 @@ def look_up_labels(dataset: Any, labels: Labels = None, num_classes: int | None 
     elif isinstance(labels, str):
         column = None if labels == "scan" else _look_up(dataset, _places_called(labels))
     elif type(labels) is int:
-        column = _look_up(dataset, _tensor_at(labels))
+        # Not in a wrapper, whose samples may have other elements.
+        column = _look_up(dataset, _tensor_at(labels), in_wrappers=False)
     else:
         column = _Column(_one_per_sample(labels, dataset))
     if column is None:
@@ -147,7 +148,7 @@ def _is_dataset(source: Any) -> bool:
     return hasattr(source, "__getitem__") and hasattr(source, "__len__") and not is_values
 
 
-def _look_up(dataset: Any, places: _Places) -> _Column | None:
+def _look_up(dataset: Any, places: _Places, in_wrappers: bool = True) -> _Column | None:
     """Return the labels in the first place that has one class per sample, at the outermost data set that has one."""
     refusals: list[ValueError] = []
     index: _Column | None = None
@@ -159,22 +160,22 @@ def _look_up(dataset: Any, places: _Places) -> _Column | None:
             index = index or column
         except ValueError as error:
             refusals.append(error)
-    inner = _look_up_inner(dataset, places)
+    inner = _look_up_inner(dataset, places, in_wrappers)
     if inner is None and index is None and refusals:
         raise refusals[0]
     return inner or index
 
 
-def _look_up_inner(dataset: Any, places: _Places) -> _Column | None:
+def _look_up_inner(dataset: Any, places: _Places, in_wrappers: bool) -> _Column | None:
     if isinstance(dataset, ConcatDataset):
-        parts = [_look_up(part, places) for part in dataset.datasets]
+        parts = [_look_up(part, places, in_wrappers) for part in dataset.datasets]
         return _concatenate([part for part in parts if part]) if all(parts) else None
     inner = getattr(dataset, "dataset", None)
-    if inner is None or not hasattr(inner, "__len__"):
+    if not isinstance(inner, Sized) or not (isinstance(dataset, Subset) or in_wrappers):
         return None
     indices = getattr(dataset, "indices", None)
     if isinstance(dataset, Subset) or (isinstance(indices, Sized) and len(indices) == len(dataset)):
-        column = _look_up(inner, places)
+        column = _look_up(inner, places, in_wrappers)
         return column and _Column(column.values[np.asarray(indices, dtype=np.int64)], column.names)
     return _look_up(inner, places) if len(inner) == len(dataset) else None
 
@@ -201,7 +202,8 @@ def _usual_places(dataset: Any) -> Iterator[tuple[str, Any, tuple[str, ...] | No
         if (values := _attribute(dataset, name)) is not None:
             yield f"attribute {name!r}", values, None
     if callable(method := getattr(dataset, "get_labels", None)):
-        yield "method 'get_labels'", method(), None
+        with suppress(TypeError):  # if it takes arguments, it returns something else
+            yield "method 'get_labels'", method(), None
     for name in ("samples", "_samples"):
         pairs = _attribute(dataset, name)
         if isinstance(pairs, (list, tuple)) and all(
@@ -244,11 +246,11 @@ def _column_called(dataset: Any, name: str) -> Iterator[tuple[str, Any, tuple[st
     if _is_frame(dataset):
         if name in dataset.columns:
             yield f"column {name!r}", dataset[name], None
-    elif name in (getattr(dataset, "column_names", None) or ()) and hasattr(getattr(dataset, "data", None), "column"):
+    elif name in (getattr(dataset, "features", None) or ()) and hasattr(getattr(dataset, "data", None), "column"):
         values = dataset.data.column(name)  # the rows would be decoded one by one
-        if dataset._indices is not None:
-            values = values.take(dataset._indices.column(0))
-        names = getattr((dataset.features or {}).get(name), "names", None)
+        if (order := getattr(dataset, "_indices", None)) is not None:
+            values = values.take(order.column(0))
+        names = getattr(dataset.features[name], "names", None)
         yield f"column {name!r}", values, tuple(names) if names else None
 
 
@@ -271,10 +273,15 @@ def _only_label_tensor(tensors: Sequence[Tensor]) -> Iterator[tuple[str, Any, No
 
 
 def _labels_in_list(samples: Sequence[Any]) -> Iterator[tuple[str, Any, None]]:
-    columns = LabelColumns()
     with suppress(TypeError):  # if the elements are ids, texts or arrays
-        columns.extend(map(label_row, samples))
-        yield "list", columns.choose()[1], None
+        row = label_row(samples[0])
+        if len(row) == 1:
+            (key,) = row
+            yield "list", [get_element(sample, key) for sample in samples], None
+        else:
+            columns = LabelColumns()
+            columns.extend(map(label_row, samples))
+            yield "list", columns.choose()[1], None
 
 
 def _without_labels(dataset: Any) -> str:

@@ -245,8 +245,15 @@ def test_samples_are_no_labels(dataset):
 SEVERAL = TensorDataset(torch.zeros(4, 3), torch.tensor([5, 5, 3, 3]), torch.tensor(Y))
 
 
+class Swapped(Wrapper):
+    """A wrapper whose samples have other elements than those of the inner data set."""
+
+    def __getitem__(self, index):
+        return self.dataset[index][::-1]
+
+
 @pytest.mark.parametrize(
-    "wrap", [lambda d: d, lambda d: Subset(d, range(4)), lambda d: random_split(d, [3, 1])[0], Wrapper, list]
+    "wrap", [lambda d: d, lambda d: Subset(d, range(4)), lambda d: random_split(d, [3, 1])[0], list]
 )
 def test_several_columns(wrap):
     """If several columns can be the labels, the error names them, and the position decides."""
@@ -256,6 +263,14 @@ def test_several_columns(wrap):
     labels = find_loader_labels(DataLoader(dataset), labels=2).numbers.tolist()
     assert labels == [Y[i] for i in getattr(dataset, "indices", range(4))]
     assert look_up_labels(dataset, 3) is None
+
+
+def test_several_columns_in_a_wrapper():
+    """The position is that in the samples of the wrapper."""
+    with pytest.raises(ValueError, match="could be element 1 or 2"):
+        find_labels(Swapped(SEVERAL))
+    assert look_up_labels(Swapped(SEVERAL), 0) is None
+    assert find_loader_labels(DataLoader(Swapped(SEVERAL)), 0).numbers.tolist() == Y
 
 
 def test_negative_column_is_a_column():
