@@ -31,8 +31,9 @@ class _Column(NamedTuple):
     names: tuple[str, ...] | None = None
 
 
-# The places in a data set that may hold its labels: name of the place, labels, and names of the classes.
-_Places: TypeAlias = Callable[[Any], Iterator[tuple[str, Any, "tuple[str, ...] | None"]]]
+# A place in a data set that may hold its labels: name of the place, labels, and names of the classes.
+_Place: TypeAlias = tuple[str, Any, "tuple[str, ...] | None"]
+_Places: TypeAlias = Callable[[Any], Iterator[_Place]]  # of a data set
 
 
 def find_labels(dataset: Any, labels: Labels = None, num_classes: int | None = None) -> ClassLabels:
@@ -91,7 +92,7 @@ def look_up_labels(dataset: Any, labels: Labels = None, num_classes: int | None 
             raise TypeError(_without_labels(dataset))
         if column.values.dtype.kind == "O" and len(column.values) > 1 and not has_repeats(column.values):
             raise ValueError(
-                f"labels must be classes, but the {len(column.values)} values found all differ, such as "
+                f"labels must be classes, but no two samples of {_kind(dataset)} have the same label, such as "
                 f"{column.values[0]!r}. {_REMEDY}"
             )
     elif isinstance(labels, str):
@@ -103,7 +104,7 @@ def look_up_labels(dataset: Any, labels: Labels = None, num_classes: int | None 
         column = _Column(_one_per_sample(labels, dataset))
     if column is None:
         return None
-    num_named = len(column.names or class_names(dataset) or ())
+    num_named = len(column.names or (class_names(dataset) if labels is None else None) or ())
     numbered = number_labels(column.values, num_classes, num_named)
     return ClassLabels(numbered.numbers, column.names) if numbered.names is None else numbered
 
@@ -141,11 +142,10 @@ def _is_dataset(source: Any) -> bool:
     """Return whether ``source`` is a map-style data set, and not labels: a list, an array, a tensor or a column."""
     if isinstance(source, Dataset) or _is_frame(source):
         return True
-    is_values = isinstance(source, (list, tuple, range, Mapping)) or any(
-        hasattr(source, name)
-        for name in ("__array__", "column_name")  # the latter is a column of Hugging Face
-    )
-    return hasattr(source, "__getitem__") and hasattr(source, "__len__") and not is_values
+    if isinstance(source, (list, tuple, range, Mapping)) or hasattr(source, "__array__"):
+        return False
+    is_column = hasattr(source, "column_name")  # of Hugging Face
+    return hasattr(source, "__getitem__") and hasattr(source, "__len__") and not is_column
 
 
 def _look_up(dataset: Any, places: _Places, in_wrappers: bool = True) -> _Column | None:
@@ -197,7 +197,7 @@ def _one_per_sample(values: Any, dataset: Any, place: str = "") -> NDArray[Any]:
     return y
 
 
-def _usual_places(dataset: Any) -> Iterator[tuple[str, Any, tuple[str, ...] | None]]:
+def _usual_places(dataset: Any) -> Iterator[_Place]:
     for name in _ATTRIBUTES:
         if (values := _attribute(dataset, name)) is not None:
             yield f"attribute {name!r}", values, None
@@ -219,7 +219,7 @@ def _usual_places(dataset: Any) -> Iterator[tuple[str, Any, tuple[str, ...] | No
 
 
 def _places_called(name: str) -> _Places:
-    def places(dataset: Any) -> Iterator[tuple[str, Any, tuple[str, ...] | None]]:
+    def places(dataset: Any) -> Iterator[_Place]:
         yield from _column_called(dataset, name)
         if (values := _attribute(dataset, name)) is not None:
             yield f"attribute {name!r}", values, None
@@ -228,7 +228,7 @@ def _places_called(name: str) -> _Places:
 
 
 def _tensor_at(position: int) -> _Places:
-    def places(dataset: Any) -> Iterator[tuple[str, Any, tuple[str, ...] | None]]:
+    def places(dataset: Any) -> Iterator[_Place]:
         if isinstance(dataset, TensorDataset) and -len(dataset.tensors) <= position < len(dataset.tensors):
             yield f"tensor {position}", dataset.tensors[position], None
 
@@ -241,7 +241,7 @@ def _attribute(dataset: Any, name: str) -> Any:
     return None if callable(values) or isinstance(values, str) or not hasattr(values, "__len__") else values
 
 
-def _column_called(dataset: Any, name: str) -> Iterator[tuple[str, Any, tuple[str, ...] | None]]:
+def _column_called(dataset: Any, name: str) -> Iterator[_Place]:
     """Yield a column of a Hugging Face data set, in the order of its samples, or of a ``DataFrame``."""
     if _is_frame(dataset):
         if name in dataset.columns:
@@ -254,7 +254,7 @@ def _column_called(dataset: Any, name: str) -> Iterator[tuple[str, Any, tuple[st
         yield f"column {name!r}", values, tuple(names) if names else None
 
 
-def _only_label_tensor(tensors: Sequence[Tensor]) -> Iterator[tuple[str, Any, None]]:
+def _only_label_tensor(tensors: Sequence[Tensor]) -> Iterator[_Place]:
     """Yield the only tensor that can hold labels: of integers, else of whole numbers, else of one-hot rows."""
     if len(tensors) < 2:
         return
@@ -272,9 +272,12 @@ def _only_label_tensor(tensors: Sequence[Tensor]) -> Iterator[tuple[str, Any, No
     yield "tensor 1", tensors[1], None  # refused, with the reason
 
 
-def _labels_in_list(samples: Sequence[Any]) -> Iterator[tuple[str, Any, None]]:
+def _labels_in_list(samples: Sequence[Any]) -> Iterator[_Place]:
     with suppress(TypeError):  # if the elements are ids, texts or arrays
-        row = label_row(samples[0])
+        try:
+            row = label_row(samples[0])
+        except ValueError as error:
+            raise ValueError(f"labels must be one class per sample, but sample 0 {error}. {_REMEDY}") from error
         if len(row) == 1:
             (key,) = row
             yield "list", [get_element(sample, key) for sample in samples], None
@@ -289,7 +292,7 @@ def _without_labels(dataset: Any) -> str:
     if _is_dataset(inner):
         return f"{_kind(inner)} has no labels in the usual places (targets, labels, y, ...). {_REMEDY}"
     return (
-        f"The data set is a {_kind(inner)}, whose elements are samples and not labels. Pass labels=<one class per "
+        f"The data set is of type {_kind(inner)}: its elements are samples and not labels. Pass labels=<one class per "
         "sample>; if the elements are ids, labels=[label_of[id] for id in ids]."
     )
 

@@ -47,8 +47,9 @@ def find_loader_labels(loader: DataLoader[Any], labels: Labels = None, num_class
     if result is not None:
         return result
     assert isinstance(labels, (str, int))
-    values = _scan(loader, None if labels == "scan" else labels)
-    return number_labels(values, num_classes, len(class_names(loader.dataset) or ()))
+    if labels != "scan":
+        return number_labels(_scan(loader, labels), num_classes)
+    return number_labels(_scan(loader, None), num_classes, len(class_names(loader.dataset) or ()))
 
 
 def _scan(loader: DataLoader[Any], key: Key) -> NDArray[Any]:

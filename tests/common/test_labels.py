@@ -197,6 +197,21 @@ def test_number_of_labels_at_every_depth(dataset, wrap):
         assert find_labels(outer, expected).numbers.tolist() == expected
 
 
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ([("a.png", "a.txt"), ("b.png", "b.txt")], r"no two samples of list have the same label, such as 'a\.txt'"),
+        (Wrapper(Untouchable(targets=["a", "b", "c", "d"])), r"no two samples of Wrapper have the same label"),
+        ([("a", torch.zeros(4, 4))] * 3, r"sample 0 has a label of shape \(4, 4\)"),
+        ([("a", [0, 1, 1])] * 3, r"not one-hot"),
+        ([{"label": {"boxes": 3}}] * 3, r"hashable"),
+    ],
+)
+def test_names_of_samples_are_no_labels(dataset, message):
+    with pytest.raises(ValueError, match=message):
+        find_labels(dataset)
+
+
 def test_labels_argument_must_fit_the_data():
     with pytest.raises(ValueError, match=r"one per sample: got 3 for the 4 samples of Untouchable\. Pass labels="):
         find_labels(Untouchable(), labels=[0, 1, 1])
@@ -359,6 +374,7 @@ def test_named_numbers_are_class_numbers():
     dataset = Subset(Untouchable(targets=[0, 1, 3, 3], classes=["a", "b", "c", "d"]), [2, 3])
     assert find_labels(dataset).numbers.tolist() == [3, 3]
     assert find_labels(dataset.dataset, labels=[2**40, 3, 3, 3]).names == ("3", str(2**40))
+    assert find_labels(dataset, labels=[3, 3]).names == ("3",)
 
 
 # -- Hugging Face and pandas ------------------------------------------------------------------------------------
