@@ -53,10 +53,11 @@ class FairSampling(L.Callback):
         exponent: Weights to this power, in ``[0, 1]``. An exponent below 1 adds bias.
         labels: One class per sample, if the data set does not show the classes or if others shall be balanced: numbers,
             strings or other hashable values. Or the name of an attribute, column or key; the position of an element in
-            a sample; or a function of the loader's data set, called in each epoch, that returns one of these. ``"scan"``,
-            and a name or a position that the data set itself does not have, reads every sample once, and keeps the result for
-            later runs (see :func:`~lightning_fair.dataloaders.label_scan.find_loader_labels`). None: the data set's own
-            labels (see :func:`~lightning_fair.common.labels.find_labels`).
+            a sample; or a function of the loader's data set, called in each epoch, that returns one of these.
+            ``"scan"``, and a name or a position that the data set itself does not have, reads every sample once, and
+            keeps the result for later runs (see
+            :func:`~lightning_fair.dataloaders.label_scan.find_loader_labels`). None: the data set's own labels (see
+            :func:`~lightning_fair.common.labels.find_labels`).
         num_classes: Number of classes ``K``. None: the largest label plus one, or the length of the target.
         class_names: Names of the classes for the logger. None: the label values if these are no class numbers, else
             the data set's ``classes``, or else numbers.
