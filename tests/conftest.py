@@ -8,7 +8,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Tests do not write to the user's cache of scanned labels.
-os.environ["LIGHTNING_FAIR_CACHE"] = tempfile.mkdtemp(prefix="lightning_fair_")
+CACHE = tempfile.TemporaryDirectory(prefix="lightning_fair_")
+os.environ["LIGHTNING_FAIR_CACHE"] = CACHE.name
 
 import pytest
 from hypothesis import settings
