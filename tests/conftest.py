@@ -7,12 +7,12 @@ from pathlib import Path
 # Before torch is imported: the networks here are so small that threads cost more than they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
+from hypothesis import settings
+
 # Tests do not write to the user's cache of scanned labels.
 CACHE = tempfile.TemporaryDirectory(prefix="lightning_fair_")
 os.environ["LIGHTNING_FAIR_CACHE"] = CACHE.name
-
-import pytest
-from hypothesis import settings
 
 settings.register_profile("local", deadline=None, max_examples=50)
 settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True, print_blob=True)
