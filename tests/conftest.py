@@ -7,11 +7,12 @@ from pathlib import Path
 # Before torch is imported: the networks here are so small that threads cost more than they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Tests do not write to the user's cache of scanned labels.
-os.environ["LIGHTNING_FAIR_CACHE"] = tempfile.mkdtemp(prefix="lightning_fair_")
-
 import pytest
 from hypothesis import settings
+
+# Tests do not write to the user's cache of scanned labels.
+CACHE = tempfile.TemporaryDirectory(prefix="lightning_fair_")
+os.environ["LIGHTNING_FAIR_CACHE"] = CACHE.name
 
 settings.register_profile("local", deadline=None, max_examples=50)
 settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True, print_blob=True)

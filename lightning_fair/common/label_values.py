@@ -70,8 +70,9 @@ def number_labels(values: Any, num_classes: int | None = None, num_named: int = 
         if num_classes is None and high >= max(y.size, num_named):
             unique, y = np.unique(y, return_inverse=True)
             classes = unique.tolist()
-    numbers = y.view(np.int64) if y.dtype == np.uint64 else y  # np.bincount of NumPy 1 does not accept uint64
-    return ClassLabels(numbers) if classes is None else ClassLabels(numbers, _names(classes), tuple(classes))
+    if classes is not None:
+        return ClassLabels(y, _names(classes), tuple(classes))
+    return ClassLabels(y.view(np.int64) if y.dtype == np.uint64 else y)  # NumPy 1 does not count uint64
 
 
 def check_labels(labels: Any, num_classes: int) -> NDArray[Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
 
 from lightning_fair.common.label_values import ClassLabels, has_repeats, label_array, number_labels
-from lightning_fair.common.sample_labels import LABEL_KEYS, LabelColumns, choose_column, label_row
+from lightning_fair.common.sample_labels import LABEL_KEYS, LabelColumns, choose_column, get_element, label_row
 
 # In this order for parsers of configurations.
 Labels: TypeAlias = Literal["scan"] | Callable[[Any], Any] | int | str | ArrayLike | Sequence[Any] | None
@@ -31,8 +31,9 @@ class _Column(NamedTuple):
     names: tuple[str, ...] | None = None
 
 
-# The places in a data set that may hold its labels: name of the place, labels, and names of the classes.
-_Places: TypeAlias = Callable[[Any], Iterator[tuple[str, Any, "tuple[str, ...] | None"]]]
+# A place in a data set that may hold its labels: name of the place, labels, and names of the classes.
+_Place: TypeAlias = tuple[str, Any, "tuple[str, ...] | None"]
+_Places: TypeAlias = Callable[[Any], Iterator[_Place]]  # of a data set
 
 
 def find_labels(dataset: Any, labels: Labels = None, num_classes: int | None = None) -> ClassLabels:
@@ -91,18 +92,19 @@ def look_up_labels(dataset: Any, labels: Labels = None, num_classes: int | None 
             raise TypeError(_without_labels(dataset))
         if column.values.dtype.kind == "O" and len(column.values) > 1 and not has_repeats(column.values):
             raise ValueError(
-                f"labels must be classes, but the {len(column.values)} values found all differ, such as "
+                f"labels must be classes, but no two samples of {_kind(dataset)} have the same label, such as "
                 f"{column.values[0]!r}. {_REMEDY}"
             )
     elif isinstance(labels, str):
         column = None if labels == "scan" else _look_up(dataset, _places_called(labels))
     elif type(labels) is int:
-        column = _look_up(dataset, _tensor_at(labels))
+        # Not in a wrapper, whose samples may have other elements.
+        column = _look_up(dataset, _tensor_at(labels), in_wrappers=False)
     else:
         column = _Column(_one_per_sample(labels, dataset))
     if column is None:
         return None
-    num_named = len(column.names or class_names(dataset) or ())
+    num_named = len(column.names or (class_names(dataset) if labels is None else None) or ())
     numbered = number_labels(column.values, num_classes, num_named)
     return ClassLabels(numbered.numbers, column.names) if numbered.names is None else numbered
 
@@ -140,14 +142,13 @@ def _is_dataset(source: Any) -> bool:
     """Return whether ``source`` is a map-style data set, and not labels: a list, an array, a tensor or a column."""
     if isinstance(source, Dataset) or _is_frame(source):
         return True
-    is_values = isinstance(source, (list, tuple, range, Mapping)) or any(
-        hasattr(source, name)
-        for name in ("__array__", "column_name")  # the latter is a column of Hugging Face
-    )
-    return hasattr(source, "__getitem__") and hasattr(source, "__len__") and not is_values
+    if isinstance(source, (list, tuple, range, Mapping)) or hasattr(source, "__array__"):
+        return False
+    is_column = hasattr(source, "column_name")  # of Hugging Face
+    return hasattr(source, "__getitem__") and hasattr(source, "__len__") and not is_column
 
 
-def _look_up(dataset: Any, places: _Places) -> _Column | None:
+def _look_up(dataset: Any, places: _Places, in_wrappers: bool = True) -> _Column | None:
     """Return the labels in the first place that has one class per sample, at the outermost data set that has one."""
     refusals: list[ValueError] = []
     index: _Column | None = None
@@ -159,22 +160,22 @@ def _look_up(dataset: Any, places: _Places) -> _Column | None:
             index = index or column
         except ValueError as error:
             refusals.append(error)
-    inner = _look_up_inner(dataset, places)
+    inner = _look_up_inner(dataset, places, in_wrappers)
     if inner is None and index is None and refusals:
         raise refusals[0]
     return inner or index
 
 
-def _look_up_inner(dataset: Any, places: _Places) -> _Column | None:
+def _look_up_inner(dataset: Any, places: _Places, in_wrappers: bool) -> _Column | None:
     if isinstance(dataset, ConcatDataset):
-        parts = [_look_up(part, places) for part in dataset.datasets]
+        parts = [_look_up(part, places, in_wrappers) for part in dataset.datasets]
         return _concatenate([part for part in parts if part]) if all(parts) else None
     inner = getattr(dataset, "dataset", None)
-    if inner is None or not hasattr(inner, "__len__"):
+    if not isinstance(inner, Sized) or not (isinstance(dataset, Subset) or in_wrappers):
         return None
     indices = getattr(dataset, "indices", None)
     if isinstance(dataset, Subset) or (isinstance(indices, Sized) and len(indices) == len(dataset)):
-        column = _look_up(inner, places)
+        column = _look_up(inner, places, in_wrappers)
         return column and _Column(column.values[np.asarray(indices, dtype=np.int64)], column.names)
     return _look_up(inner, places) if len(inner) == len(dataset) else None
 
@@ -196,12 +197,13 @@ def _one_per_sample(values: Any, dataset: Any, place: str = "") -> NDArray[Any]:
     return y
 
 
-def _usual_places(dataset: Any) -> Iterator[tuple[str, Any, tuple[str, ...] | None]]:
+def _usual_places(dataset: Any) -> Iterator[_Place]:
     for name in _ATTRIBUTES:
         if (values := _attribute(dataset, name)) is not None:
             yield f"attribute {name!r}", values, None
     if callable(method := getattr(dataset, "get_labels", None)):
-        yield "method 'get_labels'", method(), None
+        with suppress(TypeError):  # if it takes arguments, it returns something else
+            yield "method 'get_labels'", method(), None
     for name in ("samples", "_samples"):
         pairs = _attribute(dataset, name)
         if isinstance(pairs, (list, tuple)) and all(
@@ -217,7 +219,7 @@ def _usual_places(dataset: Any) -> Iterator[tuple[str, Any, tuple[str, ...] | No
 
 
 def _places_called(name: str) -> _Places:
-    def places(dataset: Any) -> Iterator[tuple[str, Any, tuple[str, ...] | None]]:
+    def places(dataset: Any) -> Iterator[_Place]:
         yield from _column_called(dataset, name)
         if (values := _attribute(dataset, name)) is not None:
             yield f"attribute {name!r}", values, None
@@ -226,7 +228,7 @@ def _places_called(name: str) -> _Places:
 
 
 def _tensor_at(position: int) -> _Places:
-    def places(dataset: Any) -> Iterator[tuple[str, Any, tuple[str, ...] | None]]:
+    def places(dataset: Any) -> Iterator[_Place]:
         if isinstance(dataset, TensorDataset) and -len(dataset.tensors) <= position < len(dataset.tensors):
             yield f"tensor {position}", dataset.tensors[position], None
 
@@ -239,20 +241,20 @@ def _attribute(dataset: Any, name: str) -> Any:
     return None if callable(values) or isinstance(values, str) or not hasattr(values, "__len__") else values
 
 
-def _column_called(dataset: Any, name: str) -> Iterator[tuple[str, Any, tuple[str, ...] | None]]:
+def _column_called(dataset: Any, name: str) -> Iterator[_Place]:
     """Yield a column of a Hugging Face data set, in the order of its samples, or of a ``DataFrame``."""
     if _is_frame(dataset):
         if name in dataset.columns:
             yield f"column {name!r}", dataset[name], None
-    elif name in (getattr(dataset, "column_names", None) or ()) and hasattr(getattr(dataset, "data", None), "column"):
+    elif name in (getattr(dataset, "features", None) or ()) and hasattr(getattr(dataset, "data", None), "column"):
         values = dataset.data.column(name)  # the rows would be decoded one by one
-        if dataset._indices is not None:
-            values = values.take(dataset._indices.column(0))
-        names = getattr((dataset.features or {}).get(name), "names", None)
+        if (order := getattr(dataset, "_indices", None)) is not None:
+            values = values.take(order.column(0))
+        names = getattr(dataset.features[name], "names", None)
         yield f"column {name!r}", values, tuple(names) if names else None
 
 
-def _only_label_tensor(tensors: Sequence[Tensor]) -> Iterator[tuple[str, Any, None]]:
+def _only_label_tensor(tensors: Sequence[Tensor]) -> Iterator[_Place]:
     """Yield the only tensor that can hold labels: of integers, else of whole numbers, else of one-hot rows."""
     if len(tensors) < 2:
         return
@@ -270,11 +272,19 @@ def _only_label_tensor(tensors: Sequence[Tensor]) -> Iterator[tuple[str, Any, No
     yield "tensor 1", tensors[1], None  # refused, with the reason
 
 
-def _labels_in_list(samples: Sequence[Any]) -> Iterator[tuple[str, Any, None]]:
-    columns = LabelColumns()
+def _labels_in_list(samples: Sequence[Any]) -> Iterator[_Place]:
     with suppress(TypeError):  # if the elements are ids, texts or arrays
-        columns.extend(map(label_row, samples))
-        yield "list", columns.choose()[1], None
+        try:
+            row = label_row(samples[0])
+        except ValueError as error:
+            raise ValueError(f"labels must be one class per sample, but sample 0 {error}. {_REMEDY}") from error
+        if len(row) == 1:
+            (key,) = row
+            yield "list", [get_element(sample, key) for sample in samples], None
+        else:
+            columns = LabelColumns()
+            columns.extend(map(label_row, samples))
+            yield "list", columns.choose()[1], None
 
 
 def _without_labels(dataset: Any) -> str:
@@ -282,7 +292,7 @@ def _without_labels(dataset: Any) -> str:
     if _is_dataset(inner):
         return f"{_kind(inner)} has no labels in the usual places (targets, labels, y, ...). {_REMEDY}"
     return (
-        f"The data set is a {_kind(inner)}, whose elements are samples and not labels. Pass labels=<one class per "
+        f"The data set is of type {_kind(inner)}: its elements are samples and not labels. Pass labels=<one class per "
         "sample>; if the elements are ids, labels=[label_of[id] for id in ids]."
     )
 

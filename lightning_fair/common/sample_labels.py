@@ -17,6 +17,20 @@ LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 _MAX_ROW = 100_000  # numbers in the label of one sample; a longer one is no one-hot row
 
 
+def get_element(sample: Any, key: str | int) -> Any:
+    """Return the value of a key or an attribute of a sample, or its element at a position.
+
+    Raises:
+        TypeError: If the sample does not have it.
+    """
+    if isinstance(key, str):
+        if _has(sample, key):
+            return sample[key] if isinstance(sample, Mapping) else getattr(sample, key)
+    elif isinstance(sample, Sequence) and -len(sample) <= key < len(sample):
+        return sample[key]
+    raise TypeError(f"is a {type(sample).__name__} without {key!r}")
+
+
 def extract_labels(sample: Any) -> Any:
     """Return the second element, or the value of a usual key, of a sample or batch; None if it has neither."""
     if isinstance(sample, Mapping):
@@ -39,10 +53,10 @@ def label_row(sample: Any, key: Key = None) -> dict[str | int, Any]:
         ({1: 3}, {'y': 3}, {1: 'cat', 2: 17})
     """
     if key is not None:
-        return {key: _to_value(_get(sample, key))}
+        return {key: _to_value(get_element(sample, key))}
     for name in LABEL_KEYS:
         if _has(sample, name):
-            return {name: _to_value(_get(sample, name))}
+            return {name: _to_value(get_element(sample, name))}
     if not isinstance(sample, (tuple, list)) or len(sample) < 2:
         places = " or ".join(map(repr, LABEL_KEYS))
         raise TypeError(f"is a {type(sample).__name__} without one, and without a key or attribute {places}")
@@ -128,15 +142,6 @@ def _has(sample: Any, name: str) -> bool:
     if isinstance(sample, Mapping):
         return name in sample
     return hasattr(sample, name) and not callable(getattr(sample, name))
-
-
-def _get(sample: Any, key: str | int) -> Any:
-    if isinstance(key, str):
-        if _has(sample, key):
-            return sample[key] if isinstance(sample, Mapping) else getattr(sample, key)
-    elif isinstance(sample, Sequence) and -len(sample) <= key < len(sample):
-        return sample[key]
-    raise TypeError(f"is a {type(sample).__name__} without {key!r}")
 
 
 def _is_whole_number(value: Any) -> bool:

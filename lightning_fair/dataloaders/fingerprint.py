@@ -78,6 +78,8 @@ class _Pickler(pickle.Pickler):
                 self.texts.add(obj)
         elif isinstance(obj, os.PathLike):
             return "path", os.fspath(obj)  # pickled in parts, each part would be taken for a path
+        elif isinstance(obj, (set, frozenset)):
+            return "set", sorted(obj, key=repr)  # the order of a set differs between processes
         return None
 
     def reducer_override(self, obj: Any) -> Any:
@@ -131,7 +133,7 @@ def _add_module(checksum: _Checksum, name: str) -> None:
         return
     module = sys.modules.get(name)
     file = getattr(module, "__file__", None)
-    if file is None and not hasattr(module, "__path__"):
+    if module is not None and file is None and not hasattr(module, "__path__"):
         raise ValueError(f"the code of module {name} is in no file")
     if file is not None:
         checksum.add(name)
@@ -139,32 +141,26 @@ def _add_module(checksum: _Checksum, name: str) -> None:
 
 
 def _existing_paths(texts: set[str]) -> Iterator[str]:
-    """Yield the absolute paths among the texts that exist, in order."""
+    """Yield the absolute paths among the texts that exist."""
     listings: dict[str, set[str]] = {}
-    paths = set()
     for text in texts:
         folder, name = os.path.split(os.path.expanduser(text).rstrip(os.sep))
-        folder = os.path.abspath(folder)
         if folder not in listings:  # one look at a folder is faster than one at each of its files
             listings[folder] = set()
             with suppress(OSError, ValueError):
-                listings[folder] = set(os.listdir(folder))
-        if name in listings[folder] or name in (".", ".."):
-            paths.add(os.path.abspath(os.path.join(folder, name)))
-    yield from sorted(paths)
+                listings[folder] = {*os.listdir(folder or "."), ".", ".."}
+        if name in listings[folder]:
+            yield os.path.abspath(os.path.join(folder, name))
 
 
 def _add_files(checksum: _Checksum, paths: Iterator[str]) -> None:
     known: set[str] = set()
     for path in paths:
-        walk = os.walk(path, followlinks=True)
-        files = (os.path.join(folder, name) for folder, _, names in walk for name in names)
-        for file in files if os.path.isdir(path) else (path,):
-            if file in known:
-                continue
-            known.add(file)
+        for folder, _, names in os.walk(path, followlinks=True) if os.path.isdir(path) else [("", [], [path])]:
+            known.update(os.path.join(folder, name) for name in names)
             if len(known) > _MAX_FILES:
                 raise ValueError(f"it depends on more than {_MAX_FILES} files")
-            with suppress(OSError):  # a link to nothing
-                status = os.stat(file)
-                checksum.add(file, status.st_size, status.st_mtime_ns)
+    for file in sorted(known):
+        with suppress(OSError):  # a link to nothing
+            status = os.stat(file)
+            checksum.add(file, status.st_size, status.st_mtime_ns)

@@ -6,6 +6,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +63,7 @@ class LabelCache:
             arrays["texts"], arrays["labels"] = np.unique(labels, return_inverse=True)
             arrays["texts"] = arrays["texts"].astype(str)
         # Another process may read the file, or write the same one.
-        partial = self.path.with_suffix(f".{os.getpid()}.tmp")
+        partial = self.path.with_name(f"{uuid4().hex}.tmp")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:

@@ -28,27 +28,28 @@ _log = logging.getLogger("lightning_fair")
 def find_loader_labels(loader: DataLoader[Any], labels: Labels = None, num_classes: int | None = None) -> ClassLabels:
     """Return the class of every sample of the data set of ``loader``.
 
-    The arguments are those of :func:`~lightning_fair.common.labels.find_labels`.
-    With ``labels="scan"``, or a key, an attribute or a position that only the samples have, every sample is read once,
-    with the workers of the loader and without its ``collate_fn``. The random state stays as it was. The labels are kept
-    in a cache folder for later runs (see :class:`~lightning_fair.dataloaders.label_cache.LabelCache`).
+    The arguments are those of :func:`~lightning_fair.common.labels.find_labels`. With ``labels="scan"``, or a key, an
+    attribute or a position that only the samples have, every sample is read once, with the workers of the loader and
+    without its ``collate_fn``. The random state stays as it was. The labels are kept in a cache folder for later runs
+    (see :class:`~lightning_fair.dataloaders.label_cache.LabelCache`).
 
     Raises:
         TypeError: If the data set is a stream, or a sample does not have a label.
         ValueError: If the labels are not one class per sample, or can be several elements of the samples.
 
     Example:
-        >>> loader = DataLoader([("a", 0), ("b", 1), ("c", 1)])
-        >>> find_loader_labels(loader, labels="scan").numbers
-        array([0, 1, 1])
+        >>> loader = DataLoader([("a", "cat"), ("b", "dog"), ("c", "dog")])
+        >>> find_loader_labels(loader)  # with labels="scan", the same after a scan
+        ClassLabels(numbers=array([0, 1, 1]), names=('cat', 'dog'), values=('cat', 'dog'))
     """
     labels = call_labels(labels, loader.dataset)
     result = look_up_labels(loader.dataset, labels, num_classes)
     if result is not None:
         return result
     assert isinstance(labels, (str, int))
-    values = _scan(loader, None if labels == "scan" else labels)
-    return number_labels(values, num_classes, len(class_names(loader.dataset) or ()))
+    if labels != "scan":
+        return number_labels(_scan(loader, labels), num_classes)
+    return number_labels(_scan(loader, None), num_classes, len(class_names(loader.dataset) or ()))
 
 
 def _scan(loader: DataLoader[Any], key: Key) -> NDArray[Any]:

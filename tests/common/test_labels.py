@@ -197,6 +197,21 @@ def test_number_of_labels_at_every_depth(dataset, wrap):
         assert find_labels(outer, expected).numbers.tolist() == expected
 
 
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ([("a.png", "a.txt"), ("b.png", "b.txt")], r"no two samples of list have the same label, such as 'a\.txt'"),
+        (Wrapper(Untouchable(targets=["a", "b", "c", "d"])), r"no two samples of Wrapper have the same label"),
+        ([("a", torch.zeros(4, 4))] * 3, r"sample 0 has a label of shape \(4, 4\)"),
+        ([("a", [0, 1, 1])] * 3, r"not one-hot"),
+        ([{"label": {"boxes": 3}}] * 3, r"hashable"),
+    ],
+)
+def test_names_of_samples_are_no_labels(dataset, message):
+    with pytest.raises(ValueError, match=message):
+        find_labels(dataset)
+
+
 def test_labels_argument_must_fit_the_data():
     with pytest.raises(ValueError, match=r"one per sample: got 3 for the 4 samples of Untouchable\. Pass labels="):
         find_labels(Untouchable(), labels=[0, 1, 1])
@@ -245,8 +260,15 @@ def test_samples_are_no_labels(dataset):
 SEVERAL = TensorDataset(torch.zeros(4, 3), torch.tensor([5, 5, 3, 3]), torch.tensor(Y))
 
 
+class Swapped(Wrapper):
+    """A wrapper whose samples have other elements than those of the inner data set."""
+
+    def __getitem__(self, index):
+        return self.dataset[index][::-1]
+
+
 @pytest.mark.parametrize(
-    "wrap", [lambda d: d, lambda d: Subset(d, range(4)), lambda d: random_split(d, [3, 1])[0], Wrapper, list]
+    "wrap", [lambda d: d, lambda d: Subset(d, range(4)), lambda d: random_split(d, [3, 1])[0], list]
 )
 def test_several_columns(wrap):
     """If several columns can be the labels, the error names them, and the position decides."""
@@ -256,6 +278,14 @@ def test_several_columns(wrap):
     labels = find_loader_labels(DataLoader(dataset), labels=2).numbers.tolist()
     assert labels == [Y[i] for i in getattr(dataset, "indices", range(4))]
     assert look_up_labels(dataset, 3) is None
+
+
+def test_several_columns_in_a_wrapper():
+    """The position is that in the samples of the wrapper."""
+    with pytest.raises(ValueError, match="could be element 1 or 2"):
+        find_labels(Swapped(SEVERAL))
+    assert look_up_labels(Swapped(SEVERAL), 0) is None
+    assert find_loader_labels(DataLoader(Swapped(SEVERAL)), 0).numbers.tolist() == Y
 
 
 def test_negative_column_is_a_column():
@@ -344,6 +374,7 @@ def test_named_numbers_are_class_numbers():
     dataset = Subset(Untouchable(targets=[0, 1, 3, 3], classes=["a", "b", "c", "d"]), [2, 3])
     assert find_labels(dataset).numbers.tolist() == [3, 3]
     assert find_labels(dataset.dataset, labels=[2**40, 3, 3, 3]).names == ("3", str(2**40))
+    assert find_labels(dataset, labels=[3, 3]).names == ("3",)
 
 
 # -- Hugging Face and pandas ------------------------------------------------------------------------------------

@@ -111,6 +111,7 @@ def test_state(change):
             transform=partial(write, text="b"),
             inner=TensorDataset(torch.ones(2)),
             rng=random.Random(3),
+            kinds={".png", ".jpg", Path("no such folder")},
         )
 
     first, second = make(), make()

@@ -224,7 +224,7 @@ def test_ids_of_a_graph():
             return self.record(torch.randn(len(y), 4), y, batch)
 
     data = DataLoader(ids, batch_size=BATCH)
-    with pytest.raises(TypeError, match=r"data set is a range, whose elements are samples and not labels"):
+    with pytest.raises(TypeError, match=r"data set is of type range: its elements are samples and not labels"):
         fit(OfIds(), data, FairSampling())
     fair = FairSampling(labels=[label_of[id] for id in ids])  # noqa: A001
     fit(OfIds(), data, fair)
