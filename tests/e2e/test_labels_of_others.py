@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from label_runs import CLASSES, EVEN, Classifier, N, X, complaint, loader, prior, train
-from torch.utils.data import Dataset, Sampler, Subset, TensorDataset, WeightedRandomSampler, random_split
+from torch.utils.data import ConcatDataset, Dataset, Sampler, Subset, TensorDataset, WeightedRandomSampler, random_split
 
 from lightning_fair import FairSampling
 
@@ -116,6 +116,31 @@ def test_pseudo_labels():
         assert outcome.warned == []
 
 
+class Offset(Dataset):
+    """One of several domains: adds a number to the labels of the data set inside."""
+
+    def __init__(self, dataset, first):
+        self.dataset, self.first = dataset, first
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        x, y = self.dataset[index]
+        return x, int(y) + self.first
+
+
+def test_domains():
+    """If a wrapper numbers the classes of each domain anew, the labels inside are not trained on: one warning."""
+    part = TensorDataset(X, torch.from_numpy(CLASSES % 2))
+    data = loader(ConcatDataset([Offset(part, 0), Offset(part, 2)]))
+    assert "labels='scan'" in complaint(Classifier(), data, prior())
+    outcome = train(Classifier(), data, prior(labels="scan"))
+    assert outcome.wrong() == []
+    assert np.allclose(outcome.trained_mix(), EVEN)
+    assert outcome.warned == []
+
+
 class SplitsAnew(L.LightningDataModule):
     """Splits the data in ``setup``, without a seed unless it gets one."""
 
@@ -163,6 +188,11 @@ class Pool(Dataset):
     def __getitem__(self, index):
         return self.x[index], self.targets[index]
 
+    def grow(self, order):
+        added = order[:40]
+        self.x = np.concatenate([self.x, self.x[added]])
+        self.targets = np.concatenate([self.targets, self.targets[added]])
+
     def replace(self, order):
         self.x, self.targets = self.x[order], self.targets[order]
 
@@ -204,6 +234,17 @@ def test_data_move_between_epochs(change, moves, reload):
     assert outcome.wrong() == []
     for epoch in range(3):
         assert np.allclose(outcome.trained_mix(epoch), EVEN), epoch
+
+
+@pytest.mark.parametrize("reload", [0, 1])
+def test_data_grow(reload):
+    """In active learning the data grow between epochs: the samples that were added are drawn, and all is balanced."""
+    pool = Pool()
+    moves, settings = MovesAtEnd(pool, "grow"), {"reload_dataloaders_every_n_epochs": reload}
+    outcome = train(Classifier(), loader(pool), FairSampling(seed=1), moves, **settings)
+    assert outcome.fair.sampler.labels.size == N + 80
+    assert outcome.wrong() == []
+    assert np.allclose(outcome.trained_mix(), EVEN)
 
 
 @pytest.mark.parametrize("labels", [CLASSES.tolist(), "scan"], ids=["given", "scan"])

@@ -180,4 +180,5 @@ def test_class_weights(base):
     """Class weights in a loss of either kind: one warning, which says that the scale of the loss changes."""
     message = complaint(with_mixin(base), loader(DATA), FairSampling())
     assert "reduction='none'" in message
-    assert train(with_mixin(Base), loader(DATA), FairSampling()).warned == []
+    for remedy in ((Base, "uniform"), (base, "prior")):
+        assert train(with_mixin(remedy[0]), loader(DATA), FairSampling(target_probs=remedy[1])).warned == []
