@@ -11,7 +11,7 @@ import torch
 from label_runs import CLASSES, EVEN, SETTINGS, Classifier, N, X, complaint, loader, prior, train
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from lightning_fair import FairSampling, ImportanceWeightedMixin
 
@@ -298,9 +298,10 @@ def test_target_transform_merges_classes():
 
 
 def test_one_class():
-    """A run with a single class is warned of."""
-    ones = TensorDataset(X, torch.zeros(N, dtype=torch.int64))
-    assert "class" in complaint(Classifier(), loader(ones), FairSampling())
+    """A run with a single class, as of a subset of sorted data, is warned of; all of the data are the remedy."""
+    data = TensorDataset(X, torch.from_numpy(np.sort(CLASSES)))
+    assert "class 0 alone" in complaint(Classifier(), loader(Subset(data, range(60))), FairSampling())
+    assert train(Classifier(), loader(data), FairSampling()).warned == []
 
 
 class Unlabeled(Dataset):
