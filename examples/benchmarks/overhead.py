@@ -40,6 +40,7 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 from tqdm import tqdm
 
 from lightning_fair import FairSampling, ImportanceWeightedMixin
+from lightning_fair.monitoring.dashboard import Dashboard, LogContext
 
 BATCH, WARM_UP = 128, 3
 ITEMS = 20_000
@@ -213,33 +214,40 @@ def next_to_nothing(
     )
 
 
-class Timed(FairSampling):
-    """Records the time of the dashboard in each step, with the flush of the file, and of a figure."""
+class TimedDashboard(Dashboard):
+    """Records the time that it takes in each step, with the flush of the file, and of the slowest figure."""
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
+    def __init__(self) -> None:
+        super().__init__()
         self.times: list[float] = []
         self.figure = 0.0
 
-    def _log(self, trainer: L.Trainer, *args: Any) -> None:
-        start = time.perf_counter_ns()
-        super()._log(trainer, *args)
-        if trainer.global_step % trainer.log_every_n_steps == 0:
-            trainer.logger.experiment.flush()
-        self.times.append((time.perf_counter_ns() - start) / 1e3)
+    def record(self, context: LogContext) -> None:
+        """Record the trained mix of a step."""
+        self.times.append(_microseconds(super().record, context))
 
-    def on_train_epoch_end(self, *args: Any) -> None:
-        """Plot a figure, after some of the epochs."""
-        self._time_figure(super().on_train_epoch_end, args)
+    def write_scalars(self, context: LogContext, *values: Any) -> None:
+        """Write the scalars of a step."""
+        self.times[-1] += _microseconds(super().write_scalars, context, *values)
+        self.times[-1] += sum(_microseconds(logger.experiment.flush) for logger in context.loggers)
 
-    def on_train_end(self, *args: Any) -> None:
-        """Plot the last figure, unless it was just plotted."""
-        self._time_figure(super().on_train_end, args)
+    def _add_figure(self, *arguments: Any) -> None:
+        self.figure = max(self.figure, _microseconds(super()._add_figure, *arguments))
 
-    def _time_figure(self, hook: Callable[..., None], args: tuple[Any, ...]) -> None:
-        start = time.perf_counter_ns()
-        hook(*args)
-        self.figure = max(self.figure, (time.perf_counter_ns() - start) / 1e3)
+
+def _microseconds(function: Callable[..., None], *arguments: Any) -> float:
+    start = time.perf_counter_ns()
+    function(*arguments)
+    return (time.perf_counter_ns() - start) / 1e3
+
+
+class Timed(FairSampling):
+    """Has a dashboard that is timed."""
+
+    def on_train_start(self, *arguments: Any) -> None:
+        """Replace the dashboard before it is used."""
+        super().on_train_start(*arguments)
+        self.dashboard = self._run.dashboard = TimedDashboard()
 
 
 def writing(steps: int, seed: int, num_classes: int = 100) -> tuple[float, float, float]:
@@ -258,7 +266,7 @@ def writing(steps: int, seed: int, num_classes: int = 100) -> tuple[float, float
             enable_model_summary=False,
         )
         trainer.fit(Weighted(num_classes), DataLoader(images(num_classes), batch_size=BATCH, shuffle=True))
-    return float(clock.step_times()[0]), float(np.mean(fair.times)), fair.figure
+    return float(clock.step_times()[0]), float(np.mean(fair.dashboard.times)), fair.dashboard.figure
 
 
 def rows(name: str, goal: str, times: NDArray[np.float64]) -> list[list[str]]:

@@ -16,4 +16,6 @@ def test_table_of_overhead_is_printed(load, capsys, monkeypatch):
         overhead.main(["--rounds", "1", "--steps", "1"])
     finally:
         torch.set_num_threads(threads)
-    assert "callback and mixin, K = 10, processor" in capsys.readouterr().out
+    assert "callback and mixin, K = 10, processor" in (printed := capsys.readouterr().out)
+    assert "TensorBoard" in printed
+    assert "nan" not in printed
