@@ -83,8 +83,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     ) -> None:
         numbered = to_class_labels(labels, None if controller is None else controller.num_classes)
         # A copy, so that labels which are changed in place can be compared with those that are drawn from.
-        y: NDArray[Any] = numbered.numbers
-        self.labels = y if isinstance(y, np.memmap) else y.copy()
+        self.labels = numbered.numbers if isinstance(numbered.numbers, np.memmap) else numbered.numbers.copy()
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self.world_size = check_integer("world_size", world_size, 1)
         self.seed = check_integer("seed", seed, 0)
