@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from lightning_fair.common.arrays import Ints, to_numpy
 
@@ -144,6 +145,9 @@ def _to_array(values: Any) -> NDArray[Any]:
             f"{len(values)} keys. If it maps ids to labels, pass labels=[mapping[id] for id in ids], with the id of "
             "each sample."
         )
+    has_items_only = hasattr(values, "__getitem__") and not hasattr(values, "__iter__")  # NumPy would never end
+    if isinstance(values, (set, frozenset, Dataset)) or has_items_only:
+        raise ValueError(f"labels must be one class per sample, in order, got a {type(values).__name__}. Pass a list.")
     if isinstance(values, (list, tuple)):
         return _list_to_array(values)
     if isinstance(values, Tensor):
@@ -155,13 +159,10 @@ def _to_array(values: Any) -> NDArray[Any]:
         return np.asarray(categories[np.asarray(column.codes)])  # the code -1 is a missing label
     if type(values).__module__.partition(".")[0] == "pyarrow":
         return np.asarray(values.to_numpy(zero_copy_only=False))
-    if (
-        isinstance(values, Iterable)
-        and not hasattr(values, "__array__")
-        and not isinstance(values, (str, bytes, range))
-    ):
-        return _list_to_array(values[:] if hasattr(values, "__getitem__") else list(values))
-    return np.asanyarray(values)
+    if hasattr(values, "__array__") or not isinstance(values, Iterable) or isinstance(values, (str, bytes)):
+        return np.asanyarray(values)
+    is_hugging_face = hasattr(values, "column_name")  # reads its rows one by one if it is iterated over
+    return _list_to_array(values[:] if is_hugging_face else list(values))  # type: ignore[index]
 
 
 def _list_to_array(values: Sequence[Any]) -> NDArray[Any]:

@@ -98,7 +98,7 @@ def _announce(loader: DataLoader[Any], seconds: float, reason: str | None) -> No
 def _read_with_progress(loader: DataLoader[Any], key: Key, indices: NDArray[Any]) -> Iterator[Sequence[Any]]:
     from tqdm.auto import tqdm
 
-    with tqdm(total=indices.size, desc="Reading labels", unit="sample") as bar:
+    with tqdm(total=indices.size, desc="Reading labels", unit="sample", disable=not indices.size) as bar:
         for rows in _read(loader, key, indices, num_workers=loader.num_workers, batch_size=loader.batch_size or 32):
             yield rows
             bar.update(len(rows))

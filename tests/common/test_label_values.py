@@ -1,10 +1,13 @@
 """Labels in any form, as class numbers."""
 
 import enum
+from array import array
+from collections import deque
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
 from lightning_fair import FeedbackBatchSampler, FeedbackController
 from lightning_fair.common.label_values import ClassLabels, check_labels, has_repeats, label_array, number_labels
@@ -39,6 +42,8 @@ Color = enum.Enum("Color", ["RED", "BLUE"])
         torch.eye(3)[[0, 1, 1, 2]],
         torch.eye(3, dtype=torch.bool)[[0, 1, 1, 2]],
         iter([0, 1, 1, 2]),
+        deque([0, 1, 1, 2]),
+        array("q", [0, 1, 1, 2]),
         {7: 0, 8: 1, 9: 1, 10: 2}.values(),
     ],
     ids=lambda values: type(values).__name__,
@@ -152,6 +157,8 @@ def test_identifiers_or_class_numbers():
         ([torch.zeros(4, 4)] * 3, r"Of masks"),
         (3, r"got shape \(\)"),
         ("cat", r"got shape \(\)"),
+        ({1, 2}, r"in order, got a set\. Pass a list"),
+        (TensorDataset(torch.zeros(3)), r"in order, got a TensorDataset\. Pass a list"),
         ([[0], [0, 1]], r"lists of different lengths"),
         ([torch.zeros(2), torch.zeros(3)], r"lists of different lengths"),
         ([0.5, 1.0], r"whole numbers or names, got 0\.5 for sample 0.*labels=np\.digitize\(numbers, edges\)"),
