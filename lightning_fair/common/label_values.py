@@ -174,8 +174,10 @@ def _list_to_array(values: Sequence[Any]) -> NDArray[Any]:
             )
         except (ValueError, RuntimeError, TypeError) as error:
             raise ValueError("labels must be one class per sample, got lists of different lengths.") from error
-        # NumPy makes strings of numbers that stand beside a string, and a row of a tuple.
-        if array.dtype.kind not in "US" or not (array.ndim == 1 or isinstance(first, tuple)):
+        # NumPy makes strings of numbers beside a string, a row of a tuple, and inexact numbers of large ones.
+        is_text = array.dtype.kind in "US" and (array.ndim == 1 or isinstance(first, tuple))
+        is_inexact = array.dtype.kind == "f" and array.ndim == 1 and 2.0**53 <= np.abs(array).max(initial=0) < np.inf
+        if not (is_text or is_inexact):
             return array
     return np.fromiter(values, dtype=object, count=len(values))
 

@@ -237,7 +237,10 @@ def _tensor_at(position: int) -> _Places:
 
 def _attribute(dataset: Any, name: str) -> Any:
     """Return an attribute that may hold labels; None for a method, a text, or a number."""
-    values = None if _is_frame(dataset) else getattr(dataset, name, None)
+    try:
+        values = None if _is_frame(dataset) else getattr(dataset, name, None)
+    except Exception:  # of a property, which can raise anything
+        return None
     return None if callable(values) or isinstance(values, str) or not hasattr(values, "__len__") else values
 
 

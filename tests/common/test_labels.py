@@ -41,6 +41,12 @@ class GetLabels(Untouchable):
         return Y
 
 
+class Lazy(Untouchable):
+    @property
+    def targets(self):
+        raise RuntimeError("not downloaded")
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         return iter(())
@@ -142,6 +148,13 @@ def test_reason_of_refusal(attributes, message):
     for dataset in (Untouchable(**attributes), Subset(Untouchable(**attributes), [0, 2, 1, 3])):
         with pytest.raises(ValueError, match=message):
             find_labels(dataset)
+
+
+def test_property_that_raises():
+    """A property that cannot be computed does not hide another place."""
+    assert find_labels(Lazy(_labels=Y)).numbers.tolist() == Y
+    with pytest.raises(TypeError, match="Lazy has no labels"):
+        find_labels(Lazy())
 
 
 def test_own_labels_of_a_subset_have_priority():
