@@ -128,6 +128,7 @@ class LabelCheck:
     def _compare(self, batch: Any, drawn: NDArray[Any]) -> NDArray[Any] | None:
         """Update the evidence of all columns, and decide if it is enough; return labels that are not as drawn."""
         columns = read_columns(batch, drawn.size, can_be_shorter=self.can_reorder)
+        columns = {name: column for name, column in columns.items() if not self._is_index(column, drawn)}
         if not columns:
             self._warn_of_no_column()
             return None
@@ -142,6 +143,12 @@ class LabelCheck:
         if self.relation == "labels":
             return self._follow(batch, drawn)
         return self._guess(batch, {name: columns[name] for name in candidates if name in columns}, drawn)
+
+    def _is_index(self, column: NDArray[Any], drawn: NDArray[Any]) -> bool:
+        """Return whether all values differ, although some classes were drawn twice, and are no class numbers."""
+        if column.size < drawn.size or len(np.unique(drawn)) == drawn.size or len(np.unique(column)) < column.size:
+            return False
+        return column.dtype.kind == "U" or bool(column.max() >= self.num_classes)
 
     def _decide(self, batch: Any, arrays: Mapping[str, NDArray[Any]], drawn: NDArray[Any]) -> list[str]:
         """Accept the column whose evidence is enough; return those that may hold the labels of a changed batch."""
@@ -211,9 +218,9 @@ class LabelCheck:
     def _warn_of_no_column(self) -> None:
         self._warn(
             "no column",
-            "The batches hold no column of whole numbers on the CPU, one per sample, so FairSampling could not verify "
-            "that they hold the classes that were drawn. If the labels are soft (MixUp, CutMix) or reach the module "
-            "in another way, check the class mix once by yourself.",
+            "The batches hold no column of whole numbers on the CPU, one per sample, except perhaps an index. So "
+            "FairSampling could not verify that they hold the classes that were drawn. If the labels are soft (MixUp, "
+            "CutMix) or reach the module in another way, check the class mix once by yourself.",
         )
 
     def _warn_of_order(self, names: list[str]) -> None:

@@ -180,7 +180,6 @@ def test_identifiers_or_class_numbers():
         ([{"boxes": 3}, {"boxes": 4}], r"hashable"),
         ([object(), object()], r"got one of type object"),
     ],
-    ids=str,
 )
 def test_unusable_labels_are_refused(values, message):
     """Values that are not one class per sample are refused, with a remedy."""

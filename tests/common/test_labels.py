@@ -120,7 +120,6 @@ def test_places(dataset):
         {"samples": [("a", 5, 0), ("b", 6, 0), ("c", 7, 1), ("d", 5, 1)]},
         {"samples": ["a", "b", "c", "d"]},
     ],
-    ids=str,
 )
 @pytest.mark.parametrize("other", ["_labels", "dataset"])
 def test_unusable_place_blocks_no_other(attributes, other):
