@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,27 +19,37 @@ _MAX_DEPTH = 4
 _MAX_PARTS = 64  # of a list or tuple; a longer one holds samples, not columns
 
 
-def leaves(batch: Any, name: str = "batch", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Yield the arrays and lists of a batch in any structure, each with its name, for example ``batch[1]``."""
+def leaves(batch: Any, size: int) -> list[tuple[str, Any]]:
+    """Return the arrays and lists of a batch of ``size`` samples, each with its name, for example ``batch[1]``."""
+    result: list[tuple[str, Any]] = []
+    with suppress(Exception):  # a batch may be an object of any kind
+        result.extend(_walk(batch, size, "batch", 0))
+    return result
+
+
+def _walk(batch: Any, size: int, name: str, depth: int) -> Iterator[tuple[str, Any]]:
     if isinstance(batch, (Tensor, np.ndarray)):
         yield name, batch
-    elif depth == _MAX_DEPTH or isinstance(batch, (str, bytes, type(None))):
+    elif depth == _MAX_DEPTH or isinstance(batch, (str, bytes, type, ModuleType, type(None))):
         return
     elif isinstance(batch, Mapping):
         for key, part in batch.items():
-            yield from leaves(part, f"{name}[{key!r}]", depth + 1)
+            yield from _walk(part, size, f"{name}[{key!r}]", depth + 1)
     elif isinstance(batch, Sequence):
+        fields = getattr(batch, "_fields", None)  # of a named tuple
         if batch and _is_scalar(batch[0]) and _is_scalar(batch[-1]):
             yield name, batch
-        elif len(batch) <= _MAX_PARTS:
-            fields = getattr(batch, "_fields", None)  # of a named tuple
+        elif len(batch) <= _MAX_PARTS and (depth == 0 or fields or len(batch) != size):  # else one part per sample
             for i, part in enumerate(batch):
-                yield from leaves(part, f"{name}.{fields[i]}" if fields else f"{name}[{i}]", depth + 1)
+                yield from _walk(part, size, f"{name}.{fields[i]}" if fields else f"{name}[{i}]", depth + 1)
     else:
-        to_dict = getattr(batch, "to_dict", None)  # graph batches keep their arrays out of `__dict__`
-        attributes = to_dict() if callable(to_dict) else getattr(batch, "__dict__", {})
+        attributes = dict(getattr(batch, "__dict__", {}))
+        if is_dataclass(batch):
+            attributes |= {field.name: getattr(batch, field.name) for field in dataclass_fields(batch)}
+        with suppress(Exception):  # graph batches keep their arrays out of `__dict__`
+            attributes = dict(batch.to_dict())
         for key, part in attributes.items():
-            yield from leaves(part, f"{name}.{key}", depth + 1)
+            yield from _walk(part, size, f"{name}.{key}", depth + 1)
 
 
 def _is_scalar(value: Any) -> bool:
@@ -48,17 +63,20 @@ def as_column(leaf: Any) -> NDArray[Any] | None:
     Whole-number floats and rows that are one-hot count. A tensor on another device than the CPU does not, because
     reading it would make the device wait.
     """
+    with suppress(Exception):  # lists of different lengths, and tensors that NumPy cannot read
+        return _to_column(leaf)
+    return None
+
+
+def _to_column(leaf: Any) -> NDArray[Any] | None:
     values: NDArray[Any]
     if isinstance(leaf, Tensor):
         if leaf.device.type != "cpu" or leaf.layout != torch.strided or not 1 <= leaf.ndim <= 2:
             return None
         leaf = leaf.detach()
-        values = (leaf.float() if leaf.dtype == torch.bfloat16 else leaf).numpy()
+        values = (leaf.double() if leaf.is_floating_point() else leaf).numpy()
     else:
-        try:
-            values = np.asarray(leaf)
-        except (TypeError, ValueError):  # of lists of different lengths, or tensors on a device
-            return None
+        values = np.asarray(leaf)
     if values.ndim == 2 and values.shape[1] > 1:
         return _from_one_hot(values)
     if values.ndim > 2 or not values.size:
@@ -72,10 +90,14 @@ def as_column(leaf: Any) -> NDArray[Any] | None:
 
 
 def read_columns(batch: Any, size: int, *, can_be_shorter: bool) -> dict[str, NDArray[Any]]:
-    """Return the columns of ``size`` values by name; if there is none, the longest of the shorter columns."""
-    columns = {name: column for name, leaf in leaves(batch) if (column := as_column(leaf)) is not None}
-    lengths = {column.size for column in columns.values() if column.size == size or can_be_shorter}
-    length = max((n for n in lengths if n <= size), default=0)
+    """Return the columns of ``size`` values by name; if samples were left out, those of the values that are left."""
+    parts = leaves(batch, size)
+    columns = {name: column for name, leaf in parts if (column := as_column(leaf)) is not None}
+    length = size
+    if can_be_shorter and all(column.size != size for column in columns.values()):
+        # If samples were left out, most parts of the batch have the number of those that are left.
+        lengths = Counter(len(leaf) for _, leaf in parts if np.ndim(leaf) > 0)
+        length = max((n for n, count in lengths.items() if n < size and 2 * count > len(parts)), default=size)
     return {name: column for name, column in columns.items() if column.size == length}
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+_MIN_SEEN = 16  # values of a column that is called constant
+_MAX_SEEN = 4096  # values of a column
 MIN_EVIDENCE = math.log(1e-6)  # a relation is certain if an unrelated column fits with a smaller chance
 
 
@@ -19,43 +24,52 @@ class ColumnEvidence:
 
     Args:
         num_classes: Number of classes ``K``.
+
+    Attributes:
         equal: The column equals the drawn labels.
         function: The column is a function of the drawn labels.
+        finer: The drawn labels are a function of the column.
         part: The column holds the drawn labels or a part of them, in any order.
     """
 
-    def __init__(
-        self, num_classes: int, equal: float | None = 0.0, function: float | None = 0.0, part: float | None = 0.0
-    ) -> None:
-        self.equal, self.function, self.part = equal, function, part
+    def __init__(self, num_classes: int) -> None:
+        self.equal: float | None = 0.0
+        self.function: float | None = 0.0
+        self.finer: float | None = 0.0
+        self.part: float | None = 0.0
         self._values: NDArray[np.int64] = np.zeros(num_classes, dtype=np.int64)  # value of each class
         self._known: NDArray[np.bool_] = np.zeros(num_classes, dtype=np.bool_)
+        self._classes: dict[int, int] = {}  # class of each value
         self._codes: dict[str, int] = {}  # number of each string
+        self._seen: NDArray[Any] = np.zeros(0, dtype=np.int64)  # newest values
+        self._first: NDArray[Any] | None = None  # values of the first batch, until a batch has others
 
-    def state_dict(self) -> dict[str, float | None]:
-        """Return the chances; the values of the classes are learned anew."""
-        return {"equal": self.equal, "function": self.function, "part": self.part}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the evidence as tensors, plain numbers and strings."""
+        return {name: torch.from_numpy(x.copy()) if isinstance(x, np.ndarray) else x for name, x in vars(self).items()}
 
-    @property
-    def is_equal(self) -> bool:
-        """Whether the column equals the drawn labels in all batches so far, and in at least one."""
-        return self.equal is not None and self.equal < 0.0
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state that ``state_dict`` returned."""
+        vars(self).update({name: x.numpy().copy() if isinstance(x, Tensor) else x for name, x in state.items()})
 
     def update(self, values: NDArray[Any], drawn: NDArray[Any]) -> None:
         """Compare one batch: column of shape ``(n,)`` with labels of shape ``(batch,)``, ``n <= batch``."""
         if values.dtype.kind == "U":
             self.equal = self.part = None
             values = np.array([self._codes.setdefault(value, len(self._codes)) for value in values.tolist()])
-        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        log_shares = np.log(counts / values.size)
+        self._seen = np.concatenate([self._seen, values])[-_MAX_SEEN:]
         if values.size == drawn.size:
-            in_order = log_shares[inverse]
+            shares = _log_shares(self._seen, values)
             if self.equal is not None:
-                self.equal = self.equal + float(in_order.sum()) if np.array_equal(values, drawn) else None
+                self.equal = self.equal + float(shares.sum()) if np.array_equal(values, drawn) else None
             if self.function is not None:
-                self._update_function(values, drawn, in_order)
+                self._update_function(values, drawn, shares)
+            if self.finer is not None:
+                self._update_finer(values, drawn)
         if self.part is not None:
-            self.part = self.part + _chance_of_part(counts, log_shares, drawn) if is_part_of(values, drawn) else None
+            self.part = self.part + _chance_of_part(values, drawn) if is_part_of(values, drawn) else None
+        is_repeated = self._first is not None and np.array_equal(values, self._first)
+        self._first = values if self._seen.size == values.size or is_repeated else None
 
     def _update_function(self, values: NDArray[Any], drawn: NDArray[Any], log_shares: NDArray[Any]) -> None:
         classes, first = np.unique(drawn, return_index=True)
@@ -69,19 +83,45 @@ class ColumnEvidence:
         # The first sample of a class shows its value, and only the later ones could contradict.
         self.function += float(log_shares.sum() - log_shares[first[is_new]].sum())
 
+    def _update_finer(self, values: NDArray[Any], drawn: NDArray[Any]) -> None:
+        assert self.finer is not None
+        num_known = len(self._classes)
+        for value, label in zip(values.tolist(), drawn.tolist(), strict=True):
+            if self._classes.setdefault(value, label) != label:
+                self.finer = None
+                return
+        num_repeated = values.size - (len(self._classes) - num_known)
+        self.finer += num_repeated / values.size * float(_log_shares(drawn, drawn).sum())
+
     @property
     def _num_values(self) -> int:
         return len(np.unique(self._values[self._known]))
 
     @property
+    def is_equal(self) -> bool:
+        """Whether the column equals the drawn labels in all batches so far, and in at least one."""
+        return self.equal is not None and bool(self._known.any())
+
+    @property
     def is_one_to_one(self) -> bool:
         """Whether the column is a function of the labels with another value for each class so far."""
-        return self.function is not None and self._num_values == self._known.sum() > 1
+        return self.function is not None and bool(self._known.any()) and self._num_values == self._known.sum()
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether too few samples were seen to say that the column is constant."""
+        return self.function is not None and self._seen.size < _MIN_SEEN
 
     @property
     def is_merging(self) -> bool:
         """Whether the column is a function of the labels that has several values, and fewer than classes so far."""
         return self.function is not None and 1 < self._num_values < self._known.sum()
+
+    @property
+    def chance_of_order(self) -> float:
+        """The chance of ``part``; one if all batches have the same column, which tells nothing about their samples."""
+        is_constant = self._first is not None and self._seen.size > self._first.size
+        return 0.0 if self.part is None or is_constant else self.part
 
     def describe(self, max_values: int) -> str:
         """Return the classes of each value, for example ``0, 2 -> 1; 1 -> 0`` (class -> value)."""
@@ -101,11 +141,18 @@ def is_part_of(values: NDArray[Any], drawn: NDArray[Any]) -> bool:
     return bool((counts <= ordered.searchsorted(kinds, "right") - ordered.searchsorted(kinds, "left")).all())
 
 
-def _chance_of_part(counts: NDArray[Any], log_shares: NDArray[Any], drawn: NDArray[Any]) -> float:
+def _log_shares(seen: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
+    """Return the logarithm of the share that each value has among those seen, which include it."""
+    kinds, counts = np.unique(seen, return_counts=True)
+    return np.asarray(np.log(counts / seen.size)[kinds.searchsorted(values)])
+
+
+def _chance_of_part(values: NDArray[Any], drawn: NDArray[Any]) -> float:
     """Return a bound on the log chance that independent values with these counts are a part of the drawn labels."""
-    n, num_left_out, num_drawn = int(counts.sum()), drawn.size - int(counts.sum()), len(np.unique(drawn))
+    counts = np.unique(values, return_counts=True)[1]
+    n, num_left_out, num_drawn = values.size, drawn.size - values.size, len(np.unique(drawn))
+    # Multinomial probability of exactly these counts, times the number of ways to leave this many samples out.
     chance = math.lgamma(n + 1) - sum(math.lgamma(count + 1) for count in counts.tolist())
-    chance += float(counts @ log_shares)  # multinomial probability of exactly these counts
-    # Times the number of ways to leave this many samples out.
+    chance += float(_log_shares(values, values).sum())
     chance += math.lgamma(num_left_out + num_drawn) - math.lgamma(num_drawn) - math.lgamma(num_left_out + 1)
     return min(chance, 0.0)

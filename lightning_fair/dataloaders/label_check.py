@@ -24,8 +24,8 @@ _MAX_UNDECIDED = 8  # batches that may leave samples out before the check says t
 _MAX_SHOWN = 10  # classes in a message
 
 _REMEDY = (
-    "labels='scan' reads the label of each sample as the training gets it; labels=<function of the data set> is "
-    "called at the start of each epoch; weighted_loss(losses, labels) takes the labels of the batch."
+    "labels='scan' reads the label of each sample once, as the training gets it; labels=<function of the data set> is "
+    "called at the start of each epoch."
 )
 
 
@@ -47,18 +47,20 @@ class LabelCheck:
         are_groups: Whether the user passed the labels, so that they may divide the batch's classes into groups.
         were_numbered: Whether the class numbers are lightning-fair's own, for example those of strings.
         inform: Takes a message that says which groups are in which class.
+        warn: Takes a warning.
 
     Attributes:
         column: Name of the column that was verified, for example ``"batch[1]"``; None before.
         relation: ``"labels"`` if that column holds the drawn labels, ``"renumbered"`` if it numbers the classes in
-            another way, ``"groups"`` if it holds the classes of the drawn groups.
+            another way, ``"groups"`` if it holds the classes of the drawn groups, ``"finer"`` if it divides them.
 
     Example:
         >>> from types import SimpleNamespace
-        >>> check, draw = LabelCheck(3, can_reorder=True), SimpleNamespace(draw_id=0, labels=np.arange(60) % 3)
-        >>> y = torch.from_numpy(draw.labels).sort().values
-        >>> for _ in range(4):
-        ...     labels, as_drawn = check((torch.zeros(60, 8), y), draw)  # in a training, of other draws
+        >>> check, rng = LabelCheck(3, can_reorder=True), np.random.default_rng(0)
+        >>> for draw_id in range(4):
+        ...     draw = SimpleNamespace(draw_id=draw_id, labels=rng.integers(0, 3, 60))
+        ...     y = torch.from_numpy(draw.labels).sort().values
+        ...     labels, as_drawn = check((torch.zeros(60, 8), y), draw)
         >>> check.column, torch.equal(labels, y), as_drawn
         ('batch[1]', True, False)
     """
@@ -71,9 +73,10 @@ class LabelCheck:
         are_groups: bool = False,
         were_numbered: bool = False,
         inform: Callable[[str], None] | None = None,
+        warn: Callable[[str], None] = warnings.warn,
     ) -> None:
         self.num_classes, self.can_reorder = num_classes, can_reorder
-        self.are_groups, self.were_numbered, self.inform = are_groups, were_numbered, inform
+        self.are_groups, self.were_numbered, self.inform, self.warn = are_groups, were_numbered, inform, warn
         self.column: str | None = None
         self.relation: str | None = None
         self._columns: dict[str, ColumnEvidence] = {}
@@ -81,6 +84,7 @@ class LabelCheck:
         self._has_failed = False  # whether the batches contradict the drawn labels
         self._position = 0  # batches of this epoch
         self._num_checked = 0
+        self._newest = -1  # number of the newest draw that was compared
         self._given_warnings: set[str] = set()
 
     def start_epoch(self) -> None:
@@ -93,24 +97,31 @@ class LabelCheck:
         self._position += 1
         is_due = self._position <= _FIRST_BATCHES or zlib.crc32(b"%d" % draw.draw_id) % _LATER_BATCHES == 0
         labels = None
-        if self.relation == "labels" and self.can_reorder:
+        if self.num_classes == 1:
+            pass  # any batch holds this class
+        elif self.relation == "labels" and self.can_reorder:
             labels = self._follow(batch, drawn)
         elif self.relation is None and not self._has_failed and (self._columns or is_due):
-            labels = self._compare(batch, drawn)
+            labels = self._compare(batch, drawn, is_new=draw.draw_id > self._newest)
+            self._newest = max(self._newest, draw.draw_id)
         elif is_due:
             self._compare_again(batch, drawn)
-        as_drawn = labels is None or np.array_equal(labels, drawn)
-        return torch.from_numpy(drawn if as_drawn else labels), as_drawn
+        if labels is None or np.array_equal(labels, drawn):
+            return torch.from_numpy(drawn), True
+        return torch.from_numpy(labels.copy()), False  # the user may change the batch in place
 
     def _follow(self, batch: Any, drawn: NDArray[Any]) -> NDArray[Any] | None:
-        values = self._read(batch)
-        if values is not None and (np.array_equal(values, drawn) or is_part_of(values, drawn)):
+        values = self._read(batch, drawn.size)
+        if values is None:  # for example soft labels in some batches
+            self._warn_of_no_column()
+        elif np.array_equal(values, drawn) or (values.dtype.kind == "i" and is_part_of(values, drawn)):
             return values
-        self._fail(batch, drawn)
+        else:
+            self._fail(batch, drawn)
         return None
 
     def _compare_again(self, batch: Any, drawn: NDArray[Any]) -> None:
-        values = self._read(batch)
+        values = self._read(batch, drawn.size)
         if self.column is None or values is None or values.size != drawn.size:
             return
         if self.relation == "labels":
@@ -118,31 +129,63 @@ class LabelCheck:
         else:
             evidence = self._columns.setdefault(self.column, ColumnEvidence(self.num_classes))
             evidence.update(values, drawn)
-            fits = evidence.function is not None
+            fits = (evidence.finer if self.relation == "finer" else evidence.function) is not None
         if not fits:
             self._fail(batch, drawn)
 
-    def _read(self, batch: Any) -> NDArray[Any] | None:
-        return next((as_column(leaf) for name, leaf in leaves(batch) if name == self.column), None)
+    def _read(self, batch: Any, size: int) -> NDArray[Any] | None:
+        return next((as_column(leaf) for name, leaf in leaves(batch, size) if name == self.column), None)
 
-    def _compare(self, batch: Any, drawn: NDArray[Any]) -> NDArray[Any] | None:
+    def _compare(self, batch: Any, drawn: NDArray[Any], *, is_new: bool) -> NDArray[Any] | None:
         """Update the evidence of all columns, and decide if it is enough; return labels that are not as drawn."""
         columns = read_columns(batch, drawn.size, can_be_shorter=self.can_reorder)
         columns = {name: column for name, column in columns.items() if not self._is_index(column, drawn)}
         if not columns:
             self._warn_of_no_column()
             return None
-        if drawn.min() == drawn.max():  # a batch of one class shows nothing
-            return drawn[: next(iter(columns.values())).size]
-        self._num_checked += 1
+        self._num_checked += is_new  # after a resume, a batch may come again
         # A column that appears later was not in every batch.
         self._columns = self._columns or {name: ColumnEvidence(self.num_classes) for name in columns}
-        for name in self._columns.keys() & columns.keys():
+        for name in self._columns.keys() & columns.keys() if is_new else ():
             self._columns[name].update(columns[name], drawn)
-        candidates = self._decide(batch, columns, drawn)
-        if self.relation == "labels":
-            return self._follow(batch, drawn)
-        return self._guess(batch, {name: columns[name] for name in candidates if name in columns}, drawn)
+        in_order = self._fits_in_order()
+        # Labels in two forms, such as one-hot rows beside numbers, are one column.
+        parts: dict[str, NDArray[Any]] = {}
+        for name, values in columns.items():
+            if self._may_be_part(name) and not any(np.array_equal(values, other) for other in parts.values()):
+                parts[name] = values
+        by_chance = sorted(
+            [*in_order, *((self._columns[n].chance_of_order, "labels", n) for n in parts if len(parts) == 1)]
+        )
+        if by_chance and by_chance[0][0] < MIN_EVIDENCE:
+            self._accept(*by_chance[0][1:])
+            return self._follow(batch, drawn) if self.relation == "labels" and self.can_reorder else None
+        if not by_chance and not parts and not any(each.is_pending for each in self._columns.values()):
+            self._fail(batch, drawn)
+            return None
+        equal = {name: columns[name] for _, relation, name in in_order if relation == "labels" and name in columns}
+        if next(iter(columns.values())).size < drawn.size:
+            return self._guess_shorter(batch, equal or parts, drawn)
+        if by_chance and by_chance[0] not in in_order and by_chance[0][0] < _MAX_CHANCE:
+            self._followed = by_chance[0][2]
+            return parts[self._followed]
+        if parts and not any(relation in ("labels", "renumbered") for _, relation, _ in in_order):
+            self._warn_of_order(list(parts))
+        return None
+
+    def _fits_in_order(self) -> list[tuple[float, str, str]]:
+        """Return the relations of columns whose order is the drawn one: chance, relation and name."""
+        columns = self._columns.items()
+        fits = [(each.equal or 0.0, "labels", name) for name, each in columns if each.is_equal]
+        others = [name for name, each in columns if each.is_one_to_one and not each.is_equal]
+        fits += [(self._columns[name].function or 0.0, "renumbered", name) for name in others]
+        if fits:
+            return fits
+        finer = [(each.finer, "finer", name) for name, each in columns if self.are_groups and each.finer is not None]
+        return finer + [(each.function or 0.0, "groups", name) for name, each in columns if each.is_merging]
+
+    def _may_be_part(self, name: str) -> bool:
+        return self.can_reorder and name in self._columns and self._columns[name].part is not None
 
     def _is_index(self, column: NDArray[Any], drawn: NDArray[Any]) -> bool:
         """Return whether all values differ, although some classes were drawn twice, and are no class numbers."""
@@ -150,61 +193,40 @@ class LabelCheck:
             return False
         return column.dtype.kind == "U" or bool(column.max() >= self.num_classes)
 
-    def _decide(self, batch: Any, arrays: Mapping[str, NDArray[Any]], drawn: NDArray[Any]) -> list[str]:
-        """Accept the column whose evidence is enough; return those that may hold the labels of a changed batch."""
-        columns = self._columns
-        in_order = sorted(
-            (name for name in columns if columns[name].is_equal), key=lambda name: columns[name].equal or 0.0
-        )
-        one_to_one = [name for name in columns if columns[name].is_one_to_one]
-        merging = [name for name in columns if columns[name].is_merging]
-        reordered = [name for name in arrays if self.can_reorder and name in columns and columns[name].part is not None]
-        # Labels in two forms, such as one-hot rows beside numbers, are one column.
-        reordered = list({arrays[name].tobytes(): name for name in reversed(reordered)}.values())[::-1]
-        if in_order:
-            self._accept(in_order[0], "labels", columns[in_order[0]].equal)
-        elif one_to_one:
-            best = min(one_to_one, key=lambda name: columns[name].function or 0.0)
-            if self._accept(best, "renumbered", columns[best].function):
-                self._warn_of_numbers(best)
-        elif len(reordered) == 1:
-            self._accept(reordered[0], "labels", columns[reordered[0]].part)
-        elif merging and not reordered:
-            if self._accept(merging[0], "groups", columns[merging[0]].function):
-                self._report_groups(merging[0])
-        elif not reordered:
-            self._fail(batch, drawn)
-        return in_order[:1] or reordered
+    def _accept(self, relation: str, name: str) -> None:
+        self.column, self.relation = name, relation
+        if relation == "renumbered":
+            self._warn_of_numbers(name)
+        elif relation == "groups":
+            self._report_groups(name)
 
-    def _accept(self, name: str, relation: str, log_chance: float | None) -> bool:
-        is_certain = log_chance is not None and log_chance < MIN_EVIDENCE
-        if is_certain:
-            self.column, self.relation = name, relation
-        return is_certain
-
-    def _guess(self, batch: Any, candidates: dict[str, NDArray[Any]], drawn: NDArray[Any]) -> NDArray[Any] | None:
-        """Return the labels of a batch that has no certain column; None if the drawn labels are the best guess."""
-        is_fitting = any(each.is_equal or each.is_one_to_one for each in self._columns.values())
-        name, values = next(iter(candidates.items()), ("", drawn))
-        is_shorter = values.size < drawn.size
-        if not name or (is_fitting and not is_shorter):
+    def _guess_shorter(
+        self, batch: Any, candidates: Mapping[str, NDArray[Any]], drawn: NDArray[Any]
+    ) -> NDArray[Any] | None:
+        """Return the labels of a batch that has fewer samples than drawn, and no certain column."""
+        if not candidates:
             return None
+        name, values = next(iter(candidates.items()))
         evidence = self._columns[name]
-        is_likely = evidence.is_equal or (evidence.part or 0.0) < _MAX_CHANCE
-        if len(candidates) == 1 and (is_likely or (is_shorter and self._num_checked <= _MAX_UNDECIDED)):
+        is_likely = evidence.is_equal or evidence.chance_of_order < _MAX_CHANCE
+        if len(candidates) == 1 and (is_likely or self._num_checked <= _MAX_UNDECIDED):
             self._followed = name
             return values
         self._warn_of_order(list(candidates))
-        if not is_shorter:
-            return None
         usual = as_column(extract_labels(batch))
         fits = usual is not None and usual.dtype.kind == "i" and is_part_of(usual, drawn)
         return usual if fits else values
 
     def _fail(self, batch: Any, drawn: NDArray[Any]) -> None:
         self._has_failed = True
-        columns = {name: column for name, leaf in leaves(batch) if (column := as_column(leaf)) is not None}
+        columns = {name: column for name, leaf in leaves(batch, drawn.size) if (column := as_column(leaf)) is not None}
         until_now = f" Until now weights and losses followed {self._followed}." if self._followed else ""
+        on_purpose = (
+            " If you balance groups on purpose that the batch does not show, this is fine: return the group with each "
+            "sample to have it verified."
+            if self.are_groups
+            else ""
+        )
         shown = "; ".join(f"{name} holds {_counts(column)}" for name, column in list(columns.items())[:4])
         self._warn(
             "contradiction",
@@ -212,15 +234,16 @@ class LabelCheck:
             f"{shown or 'it holds no column of labels any more'}.{until_now} The class mix that is trained on may be "
             "another one than FairSampling reports. Usual causes: the data set was changed, split or shuffled after "
             "its labels were read; labels= belongs to other data; target_transform changes the classes; the batch "
-            f"holds other numbers, but not its labels. {_REMEDY}",
+            f"holds other numbers, but not its labels. {_REMEDY}{on_purpose}",
         )
 
     def _warn_of_no_column(self) -> None:
         self._warn(
             "no column",
-            "The batches hold no column of whole numbers on the CPU, one per sample, except perhaps an index. So "
-            "FairSampling could not verify that they hold the classes that were drawn. If the labels are soft (MixUp, "
-            "CutMix) or reach the module in another way, check the class mix once by yourself.",
+            "FairSampling could not verify that the batches hold the classes that were drawn, because they show no "
+            "column of whole numbers on the CPU, one per sample, except perhaps an index. This is usual for masks, "
+            "tags, soft labels (MixUp, CutMix) and batches without labels. To have the class verified, return it as a "
+            "further element of each sample.",
         )
 
     def _warn_of_order(self, names: list[str]) -> None:
@@ -242,8 +265,8 @@ class LabelCheck:
         self._warn(
             "numbers",
             f"{name} numbers the classes in another way than the labels that FairSampling has ({shown}). The batches "
-            "are balanced, but target_probs, the logged classes, and labels that you pass to weighted_loss have the "
-            "numbers of the latter. labels='scan' reads the label of each sample as the training gets it.",
+            "are balanced, but target_probs, the logged classes, and labels that you pass to weighted_loss "
+            "use FairSampling's numbers. labels='scan' reads the label of each sample as the training gets it.",
         )
 
     def _report_groups(self, name: str) -> None:
@@ -263,24 +286,21 @@ class LabelCheck:
     def _warn(self, kind: str, message: str) -> None:
         if kind not in self._given_warnings:
             self._given_warnings.add(kind)
-            warnings.warn(message, stacklevel=2)
+            self.warn(message)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the decision and the evidence, as plain numbers and strings."""
+        """Return the decision and the evidence, as tensors, plain numbers and strings."""
         evidence = {name: each.state_dict() for name, each in self._columns.items()} if self.column is None else {}
-        return {
-            "column": self.column,
-            "relation": self.relation,
-            "num_checked": self._num_checked,
-            "evidence": evidence,
-        }
+        names = ("column", "relation", "_num_checked", "_newest")
+        return {**{name.strip("_"): getattr(self, name) for name in names}, "evidence": evidence}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state that ``state_dict`` returned."""
-        self.column, self.relation, self._num_checked = state["column"], state["relation"], state["num_checked"]
-        self._columns = {
-            name: ColumnEvidence(self.num_classes, **each) for name, each in dict(state["evidence"]).items()
-        }
+        for name in ("column", "relation", "_num_checked", "_newest"):
+            setattr(self, name, state[name.strip("_")])
+        self._columns = {name: ColumnEvidence(self.num_classes) for name in state["evidence"]}
+        for name, evidence in self._columns.items():
+            evidence.load_state_dict(state["evidence"][name])
 
 
 def _counts(values: NDArray[Any]) -> str:

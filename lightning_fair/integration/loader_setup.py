@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as L
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from lightning_fair.control.draw_source import DrawSource
@@ -20,6 +21,7 @@ from lightning_fair.integration.run import Run, RunTotals
 from lightning_fair.integration.settings import FairSettings
 from lightning_fair.integration.trainer_internals import is_within_epoch, steps_per_epoch
 from lightning_fair.monitoring.tensorboard_layout import plural
+from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
 
 
 def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[Any]:
@@ -93,8 +95,11 @@ def _update_sampler(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> bo
     # The tuner tries batch sizes without callbacks, and then restores the state.
     is_tuning = not trainer.callbacks  # type: ignore[attr-defined]
     if sampler is not None and sampler.controller.draws and not is_tuning:
-        rank_zero_warn("The training data or the batch size have changed: FairSampling starts over.")
-        run.totals, run.has_warned = RunTotals(), False
+        rank_zero_warn(
+            f"{_describe_change(sampler, labels.numbers, size)}, so FairSampling starts over: trained mix, class "
+            "losses and the order of the samples begin anew."
+        )
+        run.totals, run.has_warned, run.has_warned_of_labels = RunTotals(), False, False
     if (ignored := checks.ignored_sampler(loader)) is not None:
         rank_zero_warn(
             f"FairSampling draws the batches, so the {ignored} of the training DataLoader has no effect. "
@@ -105,6 +110,15 @@ def _update_sampler(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> bo
     run.sampler = settings.make_sampler(labels, size, steps, dataset=loader.dataset, **options)
     _check_new_labels(run, loader.dataset, were_numbered=labels.values is not None)
     return True
+
+
+def _describe_change(sampler: FeedbackBatchSampler, labels: NDArray[Any], batch_size: int) -> str:
+    if sampler.batch_size != batch_size:
+        return f"The batch size has changed from {sampler.batch_size} to {batch_size}"
+    if sampler.labels.size != labels.size:
+        return f"The training data have changed from {sampler.labels.size} to {labels.size} samples"
+    changed = np.count_nonzero(sampler.labels != labels)
+    return f"The labels of the training data have changed ({changed} of {labels.size})"
 
 
 def _check_new_labels(run: Run, dataset: Any, *, were_numbered: bool) -> None:
@@ -120,7 +134,9 @@ def _check_new_labels(run: Run, dataset: Any, *, were_numbered: bool) -> None:
     if groups:
         run.announce_groups(groups)
     inform = None if groups else run.announce_groups
-    run.label_check = LabelCheck(num_classes, are_groups=chosen, were_numbered=were_numbered, inform=inform)
+    run.label_check = LabelCheck(
+        num_classes, are_groups=chosen, were_numbered=were_numbered, inform=inform, warn=rank_zero_warn
+    )
     _warn_of_single_class(run.sampler, run.noun)
 
 
@@ -151,7 +167,9 @@ def _make_stream_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> 
     if run.label_check is None:
         has_function = loader.dataset.label_fn is not None  # type: ignore[attr-defined]
         num_classes = run.tracker.controller.num_classes
-        run.label_check = LabelCheck(num_classes, are_groups=has_function, inform=run.announce_groups)
+        run.label_check = LabelCheck(
+            num_classes, are_groups=has_function, inform=run.announce_groups, warn=rank_zero_warn
+        )
         _warn_of_single_class(run.tracker, run.noun)
     on_start = partial(_start_drawing, run, trainer, loader)
     return make_stream_fair(loader, on_start=on_start, label_check=run.label_check)

@@ -29,6 +29,7 @@ from lightning_fair.integration.loss_check import LossCheck
 from lightning_fair.integration.settings import FairSettings
 from lightning_fair.integration.step_weights import StepWeights, copy_to_host
 from lightning_fair.monitoring.dashboard import BatchWeights, Dashboard
+from lightning_fair.monitoring.tensorboard_layout import plural
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
 
 _DEFAULT_DELAY = 16  # above the prefetching of most loaders, so that their batches do not depend on the workers
@@ -62,6 +63,7 @@ class Run:
     # Batches that were trained on, with a function that returns their sums; None: trained on as drawn.
     unreported: deque[tuple[Draw, Callable[[], Tensor] | None]] = field(default_factory=deque)
     has_warned: bool = False  # of a training step without `weighted_loss`
+    has_warned_of_labels: bool = False  # of labels given to `weighted_loss` that are other classes than were drawn
     totals: RunTotals = field(default_factory=RunTotals)
     dashboard: Dashboard = field(default_factory=Dashboard)
     checkpoint: Mapping[str, Any] | None = None  # state of the source that waits for the loader
@@ -149,6 +151,7 @@ class Run:
                 self.source.report(draw, sums)
             elif sums[0, -1]:
                 counts, num_finite, losses = sums[:, :-1]
+                self._compare_counts(counts, draw)
                 # A closure that runs several times (LBFGS) trains on more samples than were drawn.
                 self.source.report(draw, self.source.clip_counts(counts, draw), losses, num_finite)
             else:
@@ -159,6 +162,20 @@ class Run:
                         "and is not fed back."
                     )
                 self.has_warned = True
+
+    def _compare_counts(self, counts: Floats, draw: Draw) -> None:
+        """Warn if the labels that were given to ``weighted_loss`` are as many as were drawn, but of other classes."""
+        if self.has_warned_of_labels or self.sampler is None or counts.sum() != draw.counts.sum():
+            return
+        other = np.flatnonzero(counts != draw.counts)[:10].tolist()
+        if other:
+            self.has_warned_of_labels = True
+            seen, drawn = ({self.class_names[c]: int(each[c]) for c in other} for each in (counts, draw.counts))
+            rank_zero_warn(
+                f"weighted_loss(losses, labels) got samples of other {plural(self.noun)} than were drawn: {seen}, but "
+                f"{drawn} were drawn, so their weights and losses are those of other samples. Leave labels out, or "
+                f"pass the {plural(self.noun)} that FairSampling balances, in its numbers."
+            )
 
     def add_to_totals(self, draw: Draw) -> BatchWeights:
         """Count a batch that was trained on, and return the statistics of its weights."""

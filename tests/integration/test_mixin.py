@@ -22,6 +22,7 @@ from lightning_helpers import (
     own_draw,
     recorded_draws,
     trainer,
+    warnings_about,
     wrong_steps,
 )
 from torch.nn import functional as F
@@ -575,3 +576,21 @@ def test_weight_check_can_fail():
     probs, _ = draws[own_draw(step, draws)]
     assert as_expected(step, probs, by_target)
     assert not as_expected(step, np.roll(probs, 1), by_target)
+
+
+class PassesClasses(Weighted):
+    """Passes the classes of the batch to ``weighted_loss``, although groups of them are balanced."""
+
+    def record(self, x, y, index):
+        return self.weighted_loss(self.losses(x, y), y)
+
+
+@pytest.mark.parametrize("groups", [True, False])
+def test_labels_of_other_classes_warn(groups):
+    """Labels that are as many as were drawn, but of other classes, give one warning."""
+    classes = Indexed().targets.numpy()
+    fair = FairSampling(labels=(3 - classes) * 2 + np.arange(160) % 2 if groups else classes)
+    with warnings_about("got samples of other") as messages:
+        fit(PassesClasses(), loader(), fair, max_epochs=2)
+    assert len(messages) == groups
+    assert all("got samples of other groups than were drawn" in message for message in messages)
