@@ -83,6 +83,7 @@ class FairDataModule(L.LightningDataModule):
         self.fair = fair
         self._own = fair or FairSampling()
         self._sampler: FeedbackBatchSampler | None = None
+        self._label_check: LabelCheck | None = None
         # Lightning asks whether a data module overrides a hook, so the wrapped module's are shown only if it does.
         hooks = _HOOKS - vars(FairDataModule).keys()
         overridden = [name for name in hooks if is_overridden(name, self.wrapped, L.LightningDataModule)]
@@ -139,8 +140,12 @@ class FairDataModule(L.LightningDataModule):
             size = checks.batch_size(loader)
             steps = settings.steps_per_epoch or len(loader)
             self._sampler = settings.make_sampler(labels, size, steps, dataset=loader.dataset)
-        label_check = LabelCheck(self._sampler.controller.num_classes, are_groups=settings.has_chosen_labels)
-        return make_fair(loader, self._sampler, label_check=label_check)
+            self._label_check = LabelCheck(
+                self._sampler.controller.num_classes,
+                are_groups=settings.has_chosen_labels,
+                were_numbered=labels.values is not None,
+            )
+        return make_fair(loader, self._sampler, label_check=self._label_check)
 
     def __getattr__(self, name: str) -> Any:
         if name == "wrapped":  # not set yet: pickling asks before __init__ has run

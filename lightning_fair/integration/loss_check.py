@@ -31,8 +31,8 @@ class LossCheck:
     """Looks at the graph of the loss in the first steps of each epoch, and warns once of each problem.
 
     It reads what autograd has saved for the backward pass, so it changes no result, compiles nothing, and costs nothing
-    in the other steps. The answers of one look are read at the next, so that no step waits for the device. Inside a
-    compiled function it sees nothing.
+    in the other steps. The answers of one look are read at the next, so that no step waits for the device. It sees
+    nothing inside a compiled or checkpointed function.
 
     Args:
         settings: Decide which losses are wrong: with class weights unless batches or weights follow the prior; of mixed
@@ -55,7 +55,7 @@ class LossCheck:
         Args:
             loss: The loss, with its graph.
             labels: Class of each sample of the batch, shape ``(batch,)``.
-            num_classes: Number of classes. None: the labels are groups, so they are not compared with targets.
+            num_classes: Number of classes. None: the targets have other numbers, as of groups, and are not compared.
         """
         if not self._looks_left:
             return
@@ -128,7 +128,7 @@ class _Term(NamedTuple):
         if type(target) is not Tensor or not target.ndim or target.shape[0] != batch or not batch:
             return False  # a subclass may be a part of a tensor on several devices
         if not target.is_floating_point():
-            is_weight = self.weight is None or num_classes in (None, self.weight.numel())
+            is_weight = self.weight is None or num_classes is None or self.weight.numel() >= num_classes
             return target.ndim == 1 and is_weight
         columns = target.numel() // batch
         return target.ndim <= 2 and (num_classes in (None, columns) or (columns == 1 and num_classes == 2))
@@ -180,7 +180,7 @@ def _are_mixed(terms: list[_Term], labels: Tensor | None) -> Tensor:
 
 def _terms(loss: Tensor) -> Iterator[_Term]:
     """Find the losses of classes in the graph."""
-    queue, seen = deque[Any]([loss.grad_fn]), set[Any]()
+    queue, seen = deque[Any]([loss.grad_fn] if loss.grad_fn is not None else []), set[Any]()
     while queue and len(seen) < _MAX_NODES:
         node = queue.popleft()
         if node in seen:
@@ -196,10 +196,15 @@ def _terms(loss: Tensor) -> Iterator[_Term]:
 def _to_term(node: Any) -> _Term | None:
     name = _name(node)
     if name in _LOSSES:
-        target, weight = node._saved_target, node._saved_weight
+        target, weight = _saved(node, "target"), _saved(node, "weight")
         if target.is_floating_point() and weight is not None and weight.shape == target.shape and weight.stride(0):
             weight = None  # of each sample
-        return _Term(target, weight, getattr(node, "_saved_pos_weight", None), _scores(node))
+        return _Term(
+            target,
+            weight,
+            _saved(node, "pos_weight") if hasattr(node, "_raw_saved_pos_weight") else None,
+            _scores(node),
+        )
     # The cross entropy of probabilities is a sum of target * log_softmax(scores), and may be multiplied by weights.
     # Names are compared before saved values are read, because checkpointed layers compute them anew.
     path = [name, *_names_below(node, 2)]
@@ -226,9 +231,16 @@ def _names_below(node: Any, depth: int) -> list[str]:
     return names
 
 
+def _saved(node: Any, name: str) -> Any:
+    """Return a tensor that a node has saved for the backward pass."""
+    if getattr(getattr(node, f"_raw_saved_{name}"), "unpack_hook", None) is not None:
+        raise RuntimeError("Reading it would call a hook, for example compute a checkpointed layer again.")
+    return getattr(node, f"_saved_{name}")
+
+
 def _factor(node: Any) -> Tensor | None:
     """Return the constant that a multiplication multiplies by; None if it is a number, or neither is constant."""
-    constants = [value for value in (node._saved_self, node._saved_other) if isinstance(value, Tensor)]
+    constants = [value for value in (_saved(node, "self"), _saved(node, "other")) if isinstance(value, Tensor)]
     return constants[0] if len(constants) == 1 and constants[0].ndim else None
 
 

@@ -32,6 +32,7 @@ from lightning_fair.monitoring.dashboard import BatchWeights, Dashboard
 from lightning_fair.monitoring.tensorboard_layout import plural
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
 
+_MAX_SHOWN = 10  # classes in a message
 _DEFAULT_DELAY = 16  # above the prefetching of most loaders, so that their batches do not depend on the workers
 
 
@@ -167,7 +168,7 @@ class Run:
         """Warn if the labels that were given to ``weighted_loss`` are as many as were drawn, but of other classes."""
         if self.has_warned_of_labels or self.sampler is None or counts.sum() != draw.counts.sum():
             return
-        other = np.flatnonzero(counts != draw.counts)[:10].tolist()
+        other = np.flatnonzero(counts != draw.counts)[:_MAX_SHOWN].tolist()
         if other:
             self.has_warned_of_labels = True
             seen, drawn = ({self.class_names[c]: int(each[c]) for c in other} for each in (counts, draw.counts))
