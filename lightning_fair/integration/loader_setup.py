@@ -8,7 +8,6 @@ from typing import Any
 import lightning.pytorch as L
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from lightning_fair.control.draw_source import DrawSource
@@ -92,14 +91,6 @@ def _update_sampler(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> bo
     if sampler is not None and sampler.batch_size == size and np.array_equal(labels.numbers, sampler.labels):
         sampler.steps_per_epoch = steps
         return False
-    # The tuner tries batch sizes without callbacks, and then restores the state.
-    is_tuning = not trainer.callbacks  # type: ignore[attr-defined]
-    if sampler is not None and sampler.controller.draws and not is_tuning:
-        rank_zero_warn(
-            f"{_describe_change(sampler, labels.numbers, size)}, so FairSampling starts over: trained mix, class "
-            "losses and the order of the samples begin anew."
-        )
-        run.totals, run.has_warned, run.has_warned_of_labels = RunTotals(), False, False
     if (ignored := checks.ignored_sampler(loader)) is not None:
         rank_zero_warn(
             f"FairSampling draws the batches, so the {ignored} of the training DataLoader has no effect. "
@@ -107,18 +98,28 @@ def _update_sampler(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> bo
         )
     seed = trainer.strategy.broadcast(settings.draw_seed)  # each rank may have called seed_everything with its own
     options = {"rank": trainer.global_rank, "world_size": trainer.world_size, "seed": seed}
-    run.sampler = settings.make_sampler(labels, size, steps, dataset=loader.dataset, **options)
+    # During a fit, a change of the labels does not end the schedules.
+    previous = sampler if run.loader is not None and sampler is not None and sampler.batch_size == size else None
+    run.sampler = settings.make_sampler(labels, size, steps, dataset=loader.dataset, previous=previous, **options)
+    # The tuner tries batch sizes without callbacks, and then restores the state.
+    is_tuning = not trainer.callbacks  # type: ignore[attr-defined]
+    if sampler is not None and sampler.controller.draws and not is_tuning:
+        change = _describe_change(sampler, run.sampler)
+        if run.sampler.controller is sampler.controller:
+            rank_zero_warn(f"{change}: the batches follow the new ones. Trained mix, class losses and schedules go on.")
+        else:
+            rank_zero_warn(f"{change}: FairSampling starts over, without the trained mix and the class losses so far.")
+            run.totals, run.has_warned, run.has_warned_of_labels = RunTotals(), False, False
     _check_new_labels(run, loader.dataset, were_numbered=labels.values is not None)
     return True
 
 
-def _describe_change(sampler: FeedbackBatchSampler, labels: NDArray[Any], batch_size: int) -> str:
-    if sampler.batch_size != batch_size:
-        return f"The batch size has changed from {sampler.batch_size} to {batch_size}"
-    if sampler.labels.size != labels.size:
-        return f"The training data have changed from {sampler.labels.size} to {labels.size} samples"
-    changed = np.count_nonzero(sampler.labels != labels)
-    return f"The labels of the training data have changed ({changed} of {labels.size})"
+def _describe_change(old: FeedbackBatchSampler, new: FeedbackBatchSampler) -> str:
+    if old.batch_size != new.batch_size:
+        return f"The batch size has changed from {old.batch_size} to {new.batch_size}"
+    if old.labels.size != new.labels.size:
+        return f"The training data have changed from {old.labels.size} to {new.labels.size} samples"
+    return f"The labels of {np.count_nonzero(old.labels != new.labels)} of {new.labels.size} samples have changed"
 
 
 def _check_new_labels(run: Run, dataset: Any, *, were_numbered: bool) -> None:

@@ -137,6 +137,8 @@ class Run:
         sums = None
         if self.step_weights is not None:
             sums = self.step_weights.finish(trained=trained)
+            if self.step_weights.got_labels and not self.has_warned_of_labels:
+                self._warn_of_numbers()
         elif not (trained and current.as_drawn and self.source.world_size == 1):
             sums = torch.from_numpy(np.bincount(current.labels, minlength=draw.counts.size) * trained).to(device)
         self.unreported.append((draw, None if sums is None else copy_to_host(sum_over_ranks(sums))))
@@ -163,6 +165,17 @@ class Run:
                         "and is not fed back."
                     )
                 self.has_warned = True
+
+    def _warn_of_numbers(self) -> None:
+        """Warn if the labels given to ``weighted_loss`` are probably numbers of the batch, which are others."""
+        check = self.label_check
+        if check is not None and check.were_numbered and check.relation == "renumbered":
+            self.has_warned_of_labels = True
+            numbers = ", ".join(f"{name} = {c}" for c, name in enumerate(self.class_names[:_MAX_SHOWN]))
+            rank_zero_warn(
+                f"weighted_loss(losses, labels) needs FairSampling's numbers of the {plural(self.noun)} ({numbers}), "
+                f"and {check.column} has other numbers. Leave labels out, or pass labels in these numbers."
+            )
 
     def _compare_counts(self, counts: Floats, draw: Draw) -> None:
         """Warn if the labels that were given to ``weighted_loss`` are as many as were drawn, but of other classes."""

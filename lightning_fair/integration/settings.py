@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from lightning_fair.common.arrays import check_at_least_zero, check_integer
 from lightning_fair.common.labels import Labels, class_names, to_class_labels
@@ -112,12 +112,20 @@ class FairSettings:
         return self._known_num_classes or len(self.class_names or ()) or None
 
     def make_sampler(
-        self, labels: Any, batch_size: int, steps_per_epoch: int | None = None, *, dataset: Any = None, **options: int
+        self,
+        labels: Any,
+        batch_size: int,
+        steps_per_epoch: int | None = None,
+        *,
+        dataset: Any = None,
+        previous: FeedbackBatchSampler | None = None,
+        **options: int,
     ) -> FeedbackBatchSampler:
         """Return the sampler for a data set; the arguments are those of :class:`~lightning_fair.FeedbackBatchSampler`.
 
-        With ``dataset``, classes that the data set names count even if none of the labels is as large. The ``options``
-        are ``rank``, ``world_size`` and ``seed``.
+        With ``dataset``, classes that the data set names count even if none of the labels is as large. If ``previous``
+        is a sampler of the same classes, its controller and its epochs go on. The ``options`` are ``rank``,
+        ``world_size`` and ``seed``.
         """
         labels = to_class_labels(labels, self.stated_classes)
         num_present = int(labels.numbers.max()) + 1
@@ -126,11 +134,24 @@ class FairSettings:
             names = ()  # of the data set's own classes
         num_classes = self._known_num_classes or max(num_present, len(names))
         counts = np.bincount(labels.numbers, minlength=num_classes)
-        controller = self._make_controller(num_classes, counts[:num_classes], names, labels.values)
+        goes_on = previous is not None and self._fits(previous.class_counts, counts)
+        if previous is not None and goes_on:
+            controller = previous.controller
+        else:
+            controller = self._make_controller(num_classes, counts[:num_classes], names, labels.values)
         options.setdefault("seed", self.draw_seed)
-        return FeedbackBatchSampler(
+        sampler = FeedbackBatchSampler(
             labels, batch_size, steps_per_epoch, controller, empty_classes=self.empty_classes, **options
         )
+        if previous is not None and goes_on:
+            controller.forget_in_flight()
+            sampler.epoch = previous.epoch
+        return sampler
+
+    def _fits(self, old: NDArray[Any], new: NDArray[Any]) -> bool:
+        """Return whether a controller made for old class counts fits the new ones."""
+        has_same_target = np.array_equal(old, new) or not self._is_computed_from_data
+        return has_same_target and np.array_equal(old > 0, new > 0)
 
     def make_controller(self, stream: FairStream) -> FeedbackController:
         """Return the controller for a stream, which may name its classes."""

@@ -24,6 +24,7 @@ class StepWeights:
     def __init__(self, num_classes: int, device: torch.device, *, normalize: bool = False, noun: str = "class") -> None:
         self.num_classes, self.normalize, self.noun = num_classes, normalize, noun
         self.is_open = False  # whether a training step is in progress
+        self.got_labels = False  # whether labels were passed to `mean`
         self._weights = torch.ones(num_classes, device=device)
         # Rows: samples, samples with a finite loss, sum of the finite losses. The last column counts calls of `mean`.
         self._sums = torch.zeros(3, num_classes + 1, device=device)
@@ -45,6 +46,7 @@ class StepWeights:
             )
         y = self._labels if labels is None else labels.to(self._weights.device, torch.int64)
         if labels is not None:
+            self.got_labels = True
             self._check_labels(losses, labels, y)
         elif y.shape != losses.shape:
             raise ValueError(

@@ -7,7 +7,7 @@ import torch
 from lightning_helpers import BATCH, Indexed, Weighted, fit, loader, moving, warnings_about
 from torch.utils.data import default_collate
 
-from lightning_fair import FairSampling
+from lightning_fair import FairSampling, schedules
 from lightning_fair.dataloaders.label_groups import describe_groups
 
 
@@ -43,10 +43,10 @@ def shuffle(dataset):
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("change", [relabel, replace, shuffle])
 def test_changed_labels_are_read_again(change, workers, reload):
-    """The batches of each epoch are balanced, and one warning says that the sampler starts over."""
+    """The batches of each epoch are balanced, and a warning says what has changed."""
     module, data = Weighted(2), Arrays()
     settings = {"num_workers": workers, "persistent_workers": bool(workers)}
-    with warnings_about("FairSampling starts over") as messages:
+    with warnings_about("The labels of ") as messages:
         fit(
             module,
             loader(data, **settings),
@@ -55,15 +55,26 @@ def test_changed_labels_are_read_again(change, workers, reload):
             max_epochs=3,
             reload_dataloaders_every_n_epochs=reload,
         )
-    assert all("The labels of the training data have changed (" in message for message in messages)
+    assert all("of 160 samples have changed: the batches follow the new ones" in message for message in messages)
     assert 1 <= len(messages) <= 2
     assert len(module.steps) == 60
     for step in module.steps:
         assert sorted(step.labels) == [0] * 4 + [1] * 4
 
 
+def test_schedules_go_on():
+    """A target that moves by epochs reaches its end, although the data are shuffled after each of them."""
+    fair = FairSampling(target_probs=schedules.Shift(schedules.Step(0.0, 1.0, at=2, unit="epoch"), "prior", "uniform"))
+    module = Weighted(2)
+    fit(module, loader(Arrays()), fair, Changing(shuffle), max_epochs=4)
+    assert fair.state_dict()["steps"] == 80
+    counts = np.array([np.bincount(step.labels, minlength=2) for step in module.steps])
+    assert counts[:40, 1].mean() < 1.5
+    assert abs(counts[40:, 1].mean() - 4.0) < 0.5
+
+
 def test_unchanged_labels_are_kept():
-    with warnings_about("starts over") as messages:
+    with warnings_about("have changed") as messages:
         fit(Weighted(2), loader(Arrays()), FairSampling(), max_epochs=3, reload_dataloaders_every_n_epochs=1)
     assert not messages
 

@@ -594,3 +594,27 @@ def test_labels_of_other_classes_warn(groups):
         fit(PassesClasses(), loader(), fair, max_epochs=2)
     assert len(messages) == groups
     assert all("got samples of other groups than were drawn" in message for message in messages)
+
+
+class Named(Indexed):
+    """Its own labels are names, whose sorted order is not that of the numbers in a batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = self.targets
+        self.targets = [("zebra", "ant", "cow", "bee")[y] for y in self.numbers]
+
+    def __getitem__(self, index):
+        x, y = torch.zeros(4), int(self.numbers[index])
+        return x, y, index
+
+
+def test_labels_in_other_numbers_warn():
+    """Names are numbered in sorted order; numbers of the batch that are passed to weighted_loss are others."""
+    with warnings_about("weighted_loss(losses, labels)") as messages:
+        fit(PassesClasses(), loader(Named()), FairSampling(), max_epochs=2)
+    assert len(messages) == 1
+    assert "(ant = 0, bee = 1, cow = 2, zebra = 3), and batch[1] has other numbers" in messages[0]
+    with warnings_about("weighted_loss(losses, labels)") as messages:
+        fit(Weighted(), loader(Named()), FairSampling(), max_epochs=2)
+    assert not messages
