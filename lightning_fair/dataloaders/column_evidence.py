@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -123,12 +123,14 @@ class ColumnEvidence:
         is_constant = self._first is not None and self._seen.size > self._first.size
         return 0.0 if self.part is None or is_constant else self.part
 
-    def describe(self, max_values: int) -> str:
+    def describe(self, max_values: int, class_names: Sequence[str] | None = None) -> str:
         """Return the classes of each value, for example ``0, 2 -> 1; 1 -> 0`` (class -> value)."""
         names = {code: name for name, code in self._codes.items()}
         parts = []
         for value in np.unique(self._values[self._known]).tolist()[:max_values]:
             classes = np.flatnonzero(self._known & (self._values == value)).tolist()
+            if class_names:
+                classes = [class_names[c] for c in classes]
             shown = ", ".join(map(str, classes[:max_values])) + (", ..." if len(classes) > max_values else "")
             parts.append(f"{shown} -> {names.get(value, value)}")
         return "; ".join(parts) + ("; ..." if self._num_values > max_values else "")

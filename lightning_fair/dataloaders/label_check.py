@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ class LabelCheck:
     Args:
         num_classes: Number of classes ``K``.
         can_reorder: Whether the loader can deliver other samples, or another order, than drawn.
+        names: Names of the classes, for messages. None: their numbers.
         are_groups: Whether the user passed the labels, so that they may divide the batch's classes into groups.
         were_numbered: Whether the class numbers are lightning-fair's own, for example those of strings.
         inform: Takes a message that says which groups are in which class.
@@ -70,12 +71,13 @@ class LabelCheck:
         num_classes: int,
         *,
         can_reorder: bool = False,
+        names: Sequence[str] | None = None,
         are_groups: bool = False,
         were_numbered: bool = False,
         inform: Callable[[str], None] | None = None,
         warn: Callable[[str], None] = warnings.warn,
     ) -> None:
-        self.num_classes, self.can_reorder = num_classes, can_reorder
+        self.num_classes, self.can_reorder, self.names = num_classes, can_reorder, names
         self.are_groups, self.were_numbered, self.inform, self.warn = are_groups, were_numbered, inform, warn
         self.column: str | None = None
         self.relation: str | None = None
@@ -230,7 +232,7 @@ class LabelCheck:
         shown = "; ".join(f"{name} holds {_counts(column)}" for name, column in list(columns.items())[:4])
         self._warn(
             "contradiction",
-            f"A batch does not hold the classes that were drawn for it, {_counts(drawn)} (class: samples): "
+            f"A batch does not hold the classes that were drawn for it, {_counts(drawn, self.names)} (class: samples): "
             f"{shown or 'it holds no column of labels any more'}.{until_now} The class mix that is trained on may be "
             "another one than FairSampling reports. Usual causes: the data set was changed, split or shuffled after "
             "its labels were read; labels= belongs to other data; target_transform changes the classes; the batch "
@@ -261,7 +263,7 @@ class LabelCheck:
     def _warn_of_numbers(self, name: str) -> None:
         if self.were_numbered:
             return
-        shown = self._columns[name].describe(_MAX_SHOWN)
+        shown = self._columns[name].describe(_MAX_SHOWN, self.names)
         self._warn(
             "numbers",
             f"{name} numbers the classes in another way than the labels that FairSampling has ({shown}). The batches "
@@ -270,7 +272,7 @@ class LabelCheck:
         )
 
     def _report_groups(self, name: str) -> None:
-        shown = self._columns[name].describe(_MAX_SHOWN)
+        shown = self._columns[name].describe(_MAX_SHOWN, self.names)
         if self.are_groups:
             if self.inform:
                 self.inform(f"FairSampling balances groups of the classes in {name} (group -> class): {shown}.")
@@ -303,9 +305,8 @@ class LabelCheck:
             evidence.load_state_dict(state["evidence"][name])
 
 
-def _counts(values: NDArray[Any]) -> str:
-    kinds, counts = np.unique(values, return_counts=True)
-    shown = ", ".join(
-        f"{kind}: {count}" for kind, count in list(zip(kinds.tolist(), counts.tolist(), strict=True))[:_MAX_SHOWN]
-    )
+def _counts(values: NDArray[Any], names: Sequence[str] | None = None) -> str:
+    kinds, counts = (x.tolist() for x in np.unique(values, return_counts=True))
+    pairs = zip([names[kind] for kind in kinds] if names else kinds, counts, strict=True)
+    shown = ", ".join(f"{kind}: {count}" for kind, count in list(pairs)[:_MAX_SHOWN])
     return f"{{{shown}{', ...' if len(kinds) > _MAX_SHOWN else ''}}}"

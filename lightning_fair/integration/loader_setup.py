@@ -136,7 +136,12 @@ def _check_new_labels(run: Run, dataset: Any, *, were_numbered: bool) -> None:
         run.announce_groups(groups)
     inform = None if groups else run.announce_groups
     run.label_check = LabelCheck(
-        num_classes, are_groups=chosen, were_numbered=were_numbered, inform=inform, warn=rank_zero_warn
+        num_classes,
+        names=run.sampler.class_names,
+        are_groups=chosen,
+        were_numbered=were_numbered,
+        inform=inform,
+        warn=rank_zero_warn,
     )
     _warn_of_single_class(run.sampler, run.noun)
 
