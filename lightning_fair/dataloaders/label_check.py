@@ -168,10 +168,11 @@ class LabelCheck:
         equal = {name: columns[name] for _, relation, name in in_order if relation == "labels" and name in columns}
         if next(iter(columns.values())).size < drawn.size:
             return self._guess_shorter(batch, equal or parts, drawn)
-        if by_chance and by_chance[0] not in in_order and by_chance[0][0] < _MAX_CHANCE:
+        is_reordered = bool(by_chance) and by_chance[0] not in in_order
+        if is_reordered and by_chance[0][0] < _MAX_CHANCE:
             self._followed = by_chance[0][2]
             return parts[self._followed]
-        if parts and not any(relation in ("labels", "renumbered") for _, relation, _ in in_order):
+        if is_reordered or (parts and not any(relation in ("labels", "renumbered") for _, relation, _ in in_order)):
             self._warn_of_order(list(parts))
         return None
 
