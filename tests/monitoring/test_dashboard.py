@@ -597,7 +597,7 @@ def test_values_follow_new_data():
 
     fair, points = moving(), InMemory()
     settings = {"reload_dataloaders_every_n_epochs": 1, "max_epochs": 3, "log_every_n_steps": 1}
-    with pytest.warns(UserWarning, match="starts over"):
+    with pytest.warns(UserWarning, match="the batches follow the new ones"):
         fit(Weighted(), Growing(), fair, Look(), logger=points, **settings)
     assert shown == pytest.approx(right, rel=1e-5)
     assert [values["fair/distance"] for _, values in points.points] == pytest.approx(right)
