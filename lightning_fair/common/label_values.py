@@ -23,11 +23,13 @@ class ClassLabels:
         numbers: Class number of each sample, integers of at least 0, shape ``(N,)``.
         names: Name of each class; None if nothing names the classes.
         values: Label of each class in the data; None if the data has the class numbers themselves.
+        place: Where the labels are, such as ``"attribute 'targets'"`` or ``"labels="``; None for bare labels.
     """
 
     numbers: NDArray[Any]
     names: tuple[str, ...] | None = None
     values: tuple[Any, ...] | None = None
+    place: str | None = None
 
 
 def number_labels(values: Any, num_classes: int | None = None, num_named: int = 0) -> ClassLabels:
@@ -49,7 +51,7 @@ def number_labels(values: Any, num_classes: int | None = None, num_named: int = 
 
     Example:
         >>> number_labels(["dog", "cat", "dog"])
-        ClassLabels(numbers=array([1, 0, 1]), names=('cat', 'dog'), values=('cat', 'dog'))
+        ClassLabels(numbers=array([1, 0, 1]), names=('cat', 'dog'), values=('cat', 'dog'), place=None)
         >>> number_labels([7, 2**40, 7]).numbers
         array([0, 1, 0])
     """

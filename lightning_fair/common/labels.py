@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -12,7 +13,14 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
 
 from lightning_fair.common.label_values import ClassLabels, has_repeats, label_array, number_labels
-from lightning_fair.common.sample_labels import LABEL_KEYS, LabelColumns, choose_column, get_element, label_row
+from lightning_fair.common.sample_labels import (
+    LABEL_KEYS,
+    LabelColumns,
+    choose_column,
+    get_element,
+    label_row,
+    sample_place,
+)
 
 # In this order for parsers of configurations.
 Labels: TypeAlias = Literal["scan"] | Callable[[Any], Any] | int | str | ArrayLike | Sequence[Any] | None
@@ -25,9 +33,10 @@ _REMEDY = (
 
 
 class _Column(NamedTuple):
-    """The labels of a data set as they are stored, shape ``(N,)``, and the names of the classes if it has them."""
+    """The labels of a data set as they are stored, shape ``(N,)``, their place, and the names of the classes if any."""
 
     values: NDArray[Any]
+    place: str
     names: tuple[str, ...] | None = None
 
 
@@ -101,12 +110,12 @@ def look_up_labels(dataset: Any, labels: Labels = None, num_classes: int | None 
         # Not in a wrapper, whose samples may have other elements.
         column = _look_up(dataset, _tensor_at(labels), in_wrappers=False)
     else:
-        column = _Column(_one_per_sample(labels, dataset))
+        column = _Column(_one_per_sample(labels, dataset), "labels=")
     if column is None:
         return None
     num_named = len(column.names or (class_names(dataset) if labels is None else None) or ())
     numbered = number_labels(column.values, num_classes, num_named)
-    return ClassLabels(numbered.numbers, column.names) if numbered.names is None else numbered
+    return replace(numbered, names=numbered.names or column.names, place=column.place)
 
 
 def call_labels(labels: Labels, dataset: Any) -> Any:
@@ -154,7 +163,7 @@ def _look_up(dataset: Any, places: _Places, in_wrappers: bool = True) -> _Column
     index: _Column | None = None
     for place, values, names in places(dataset):
         try:
-            column = _Column(_one_per_sample(values, dataset, f", in its {place}"), names)
+            column = _Column(_one_per_sample(values, dataset, f", in its {place}"), place, names)
             if has_repeats(column.values):
                 return column
             index = index or column
@@ -176,7 +185,7 @@ def _look_up_inner(dataset: Any, places: _Places, in_wrappers: bool) -> _Column 
     indices = getattr(dataset, "indices", None)
     if isinstance(dataset, Subset) or (isinstance(indices, Sized) and len(indices) == len(dataset)):
         column = _look_up(inner, places, in_wrappers)
-        return column and _Column(column.values[np.asarray(indices, dtype=np.int64)], column.names)
+        return column and column._replace(values=column.values[np.asarray(indices, dtype=np.int64)])
     return _look_up(inner, places) if len(inner) == len(dataset) else None
 
 
@@ -184,7 +193,8 @@ def _concatenate(parts: Sequence[_Column]) -> _Column:
     numeric = all(part.values.dtype.kind in "biuf" for part in parts)
     values = np.concatenate([part.values if numeric else part.values.astype(object) for part in parts])
     names = {part.names for part in parts}
-    return _Column(values, names.pop() if len(names) == 1 else None)
+    place = " and ".join(dict.fromkeys(part.place for part in parts))
+    return _Column(values, place, names.pop() if len(names) == 1 else None)
 
 
 def _one_per_sample(values: Any, dataset: Any, place: str = "") -> NDArray[Any]:
@@ -258,21 +268,16 @@ def _column_called(dataset: Any, name: str) -> Iterator[_Place]:
 
 
 def _only_label_tensor(tensors: Sequence[Tensor]) -> Iterator[_Place]:
-    """Yield the only tensor that can hold labels: of integers, else of whole numbers, else of one-hot rows."""
+    """Yield the only tensor that can hold labels: whole numbers, or one-hot rows."""
     if len(tensors) < 2:
         return
-    shaped = {i: tensor for i, tensor in enumerate(tensors) if tensor.ndim == 1 or tensor.shape[1:] == (1,)}
-    integers = {i: tensor for i, tensor in shaped.items() if not (tensor.is_floating_point() or tensor.is_complex())}
-    for tier in (integers, shaped, dict(enumerate(tensors))):
-        columns = {}
-        for i, tensor in tier.items():
-            with suppress(ValueError):
-                columns[i] = label_array(tensor)
-        if columns:
-            position = choose_column(columns)
-            yield f"tensor {position}", columns[position], None
-            return
-    yield "tensor 1", tensors[1], None  # refused, with the reason
+    columns: dict[int, Any] = {}
+    for i, tensor in enumerate(tensors):
+        with suppress(ValueError):
+            label_array(tensor[:1])  # most inputs are refused by their first sample, without a copy of all
+            columns[i] = label_array(tensor)
+    position = choose_column(columns) if columns else 1  # which is refused, with the reason
+    yield f"tensor {position}", columns.get(position, tensors[position]), None
 
 
 def _labels_in_list(samples: Sequence[Any]) -> Iterator[_Place]:
@@ -283,11 +288,12 @@ def _labels_in_list(samples: Sequence[Any]) -> Iterator[_Place]:
             raise ValueError(f"labels must be one class per sample, but sample 0 {error}. {_REMEDY}") from error
         if len(row) == 1:
             (key,) = row
-            yield "list", [get_element(sample, key) for sample in samples], None
+            yield sample_place(key), [get_element(sample, key) for sample in samples], None
         else:
             columns = LabelColumns()
             columns.extend(map(label_row, samples))
-            yield "list", columns.choose()[1], None
+            key, values = columns.choose()
+            yield sample_place(key), values, None
 
 
 def _without_labels(dataset: Any) -> str:

@@ -31,6 +31,11 @@ def get_element(sample: Any, key: str | int) -> Any:
     raise TypeError(f"is a {type(sample).__name__} without {key!r}")
 
 
+def sample_place(key: str | int) -> str:
+    """Return the words for the element or the value of a key or attribute of each sample."""
+    return f"{f'element {key}' if isinstance(key, int) else repr(key)} of the samples"
+
+
 def extract_labels(sample: Any) -> Any:
     """Return the second element, or the value of a usual key, of a sample or batch; None if it has neither."""
     if isinstance(sample, Mapping):
@@ -122,12 +127,15 @@ class LabelColumns:
 def choose_column(columns: Mapping[Any, NDArray[Any]]) -> Any:
     """Return the name of the only column that can hold labels.
 
-    If there are several, columns whose values all differ, such as an index, do not count.
+    If there are several, columns whose values all differ, such as an index, or are all the same, such as a weight of
+    1.0, do not count.
 
     Raises:
         ValueError: If several columns remain, or there are none.
     """
     names = [name for name, values in columns.items() if has_repeats(values)] or list(columns)
+    if len(names) > 1:
+        names = [name for name in names if (columns[name] != columns[name][:1]).any()] or names
     if len(names) == 1:
         return names[0]
     if not names:
@@ -145,9 +153,13 @@ def _has(sample: Any, name: str) -> bool:
 
 
 def _is_whole_number(value: Any) -> bool:
-    if isinstance(value, (int, np.integer, np.bool_)):
+    if isinstance(value, int):
         return True
-    return getattr(value, "shape", None) in ((), (1,)) and np.asarray(to_numpy(value)).dtype.kind in "biu"
+    if not isinstance(value, float) and getattr(value, "shape", None) not in ((), (1,)):
+        return False
+    array = np.asarray(to_numpy(value))
+    # NaN is a missing label.
+    return array.dtype.kind in "biu" or (array.dtype.kind == "f" and not (np.floor(array) < array).any())
 
 
 def _to_value(value: Any) -> Any:

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, Subset
 
 from lightning_fair.common.label_values import ClassLabels, number_labels
 from lightning_fair.common.labels import Labels, call_labels, class_names, look_up_labels
-from lightning_fair.common.sample_labels import Key, LabelColumns, label_row
+from lightning_fair.common.sample_labels import Key, LabelColumns, label_row, sample_place
 from lightning_fair.dataloaders.label_cache import LabelCache
 
 _NUM_PROBES = 16  # samples that are read first: they show how long the others take, and whether a cached result holds
@@ -39,21 +40,22 @@ def find_loader_labels(loader: DataLoader[Any], labels: Labels = None, num_class
 
     Example:
         >>> loader = DataLoader([("a", "cat"), ("b", "dog"), ("c", "dog")])
-        >>> find_loader_labels(loader)  # with labels="scan", the same after a scan
-        ClassLabels(numbers=array([0, 1, 1]), names=('cat', 'dog'), values=('cat', 'dog'))
+        >>> labels = find_loader_labels(loader)  # with labels="scan", the same after a scan
+        >>> labels.numbers, labels.names, labels.place
+        (array([0, 1, 1]), ('cat', 'dog'), 'element 1 of the samples')
     """
     labels = call_labels(labels, loader.dataset)
     result = look_up_labels(loader.dataset, labels, num_classes)
     if result is not None:
         return result
     assert isinstance(labels, (str, int))
-    if labels != "scan":
-        return number_labels(_scan(loader, labels), num_classes)
-    return number_labels(_scan(loader, None), num_classes, len(class_names(loader.dataset) or ()))
+    key, values = _scan(loader, None if labels == "scan" else labels)
+    num_named = len(class_names(loader.dataset) or ()) if labels == "scan" else 0
+    return replace(number_labels(values, num_classes, num_named), place=sample_place(key))
 
 
-def _scan(loader: DataLoader[Any], key: Key) -> NDArray[Any]:
-    """Return the labels of all samples, from the cache if they are there."""
+def _scan(loader: DataLoader[Any], key: Key) -> tuple[str | int, NDArray[Any]]:
+    """Return where the labels are, and those of all samples, from the cache if they are there."""
     size = len(loader.dataset)  # type: ignore[arg-type]
     probes = np.unique(np.linspace(0, size - 1, _NUM_PROBES).astype(np.int64))
     rest = np.setdiff1d(np.arange(size), probes)
@@ -68,7 +70,7 @@ def _scan(loader: DataLoader[Any], key: Key) -> NDArray[Any]:
         cached = cache.load(size)
         if cached is not None and columns.agree(cached[0], cached[1][probes]):
             _log.info("The labels of %s are those of an earlier scan (%s).", type(loader.dataset).__name__, cache.path)
-            return cached[1]
+            return cached
         _announce(loader, seconds, cache.reason)
         for rows in _read_with_progress(loader, key, rest):
             columns.extend(rows)
@@ -76,7 +78,7 @@ def _scan(loader: DataLoader[Any], key: Key) -> NDArray[Any]:
     labels = np.empty_like(values)
     labels[np.concatenate([probes, rest])] = values
     cache.save(name, labels)
-    return labels
+    return name, labels
 
 
 def _announce(loader: DataLoader[Any], seconds: float, reason: str | None) -> None:

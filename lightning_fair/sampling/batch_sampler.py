@@ -53,6 +53,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     Attributes:
         labels: Class number of each sample, shape ``(N,)``. A copy, unless they are a ``numpy.memmap``.
         class_names: Name of each class; None if the labels do not name the classes.
+        label_place: Where the data set has its labels; None if bare labels were given.
         controller: The controller. Report each batch to it with ``step_update``.
         global_batch_size: Samples of a batch over all ranks.
         epoch: Number of the current epoch, from 0.
@@ -99,7 +100,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             counts = np.bincount(self.labels)
             controller = FeedbackController(counts.size, (counts > 0) / np.count_nonzero(counts))
         check_labels(self.labels, controller.num_classes)
-        K, names = controller.num_classes, numbered.names
+        K, names, self.label_place = controller.num_classes, numbered.names, numbered.place
         self.class_names = None if names is None else (*names, *map(str, range(len(names), K)))[:K]
         self.controller = controller
         self.drop_last = False  # every batch is full; Lightning and others read the attribute
@@ -122,9 +123,10 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         elif empty.any():
             names = [self.class_names[c] if self.class_names else str(c) for c in np.flatnonzero(empty).tolist()]
             shown = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
+            place = f" (the labels come from {self.label_place})" if self.label_place else ""
             raise ValueError(
-                f"No samples of class {shown}, but the target gives them a probability above 0. Set their target to 0, "
-                'check num_classes, or pass empty_classes="skip" to share their target out over the others.'
+                f"No samples of class {shown}{place}, but the target gives them a probability above 0. Set their "
+                'target to 0, check num_classes, or pass empty_classes="skip" to give their target to the others.'
             )
 
     @property

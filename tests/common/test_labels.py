@@ -178,7 +178,7 @@ class Filtered(Dataset):
         return len(self.kept)
 
     def __getitem__(self, index):
-        return float(self.kept[index]), self.targets[self.kept[index]]
+        return self.kept[index] + 0.5, self.targets[self.kept[index]]
 
 
 class Repeated(Filtered):
@@ -306,6 +306,56 @@ def test_negative_column_is_a_column():
         find_labels(TensorDataset(torch.zeros(4, 3), torch.tensor([5, 5, 3, 3]), torch.tensor([-1, 1, 1, -1])))
 
 
+FLOATS = torch.tensor(Y).float()
+
+
+@pytest.mark.parametrize("y", [FLOATS, FLOATS[:, None], torch.eye(3)[Y], torch.tensor(Y).bool()])
+@pytest.mark.parametrize("category", [torch.tensor([5, 5, 3, 3]), torch.tensor([5.0, 5.0, 3.0, 3.0])])
+def test_whole_numbers_of_any_type(y, category):
+    """A column of integers is no better than one of whole floats or one-hot rows, which are usual for binary losses."""
+    data = TensorDataset(torch.rand(4, 3), category, y)
+    with pytest.raises(ValueError, match=r"could be element 1 or 2 .*labels=2"):
+        find_labels(data)
+    assert find_labels(data, 1).numbers.tolist() == find_labels(data, category).numbers.tolist()
+    assert find_labels(data, 2).place == "tensor 2"
+
+
+@pytest.mark.parametrize(
+    "other", [torch.ones(4), torch.rand(4), torch.zeros(4, 1), torch.arange(4.0), torch.rand(4, 2)]
+)
+@pytest.mark.parametrize("y", [torch.tensor(Y), FLOATS])
+def test_columns_that_do_not_count(other, y):
+    """A weight of 1.0, a real number or an index is no label beside another column."""
+    assert find_labels(TensorDataset(torch.rand(4, 3), other, y)).numbers.tolist() == Y
+    samples = [("x", *map(torch.Tensor.tolist, row)) for row in zip(other, y, strict=True)]
+    if other.ndim == 1:
+        assert find_labels(samples).numbers.tolist() == Y
+
+
+@pytest.mark.parametrize(
+    ("dataset", "labels", "place"),
+    [
+        (Untouchable(targets=Y), None, "attribute 'targets'"),
+        (Subset(Wrapper(GetLabels()), [1, 0]), None, "method 'get_labels'"),
+        (
+            ConcatDataset([Untouchable(y=Y), Untouchable(y=Y), Untouchable(labels=Y)]),
+            None,
+            "attribute 'y' and attribute 'labels'",
+        ),
+        (TensorDataset(torch.rand(4, 3), torch.tensor(Y)), None, "tensor 1"),
+        ([("x", y) for y in Y], None, "element 1 of the samples"),
+        ([("x", 1.0, float(y)) for y in Y], None, "element 2 of the samples"),
+        ([{"x": 1.0, "label": y} for y in Y], None, "'label' of the samples"),
+        (Untouchable(site=Y), "site", "attribute 'site'"),
+        (Untouchable(), Y, "labels="),
+        (Untouchable(site=Y), lambda data: data.site, "labels="),
+    ],
+)
+def test_place(dataset, labels, place):
+    """The labels know where they are from."""
+    assert find_labels(dataset, labels).place == place
+
+
 @pytest.mark.parametrize(
     ("y", "message"),
     [
@@ -397,6 +447,7 @@ def test_hugging_face():
     dataset = hugging_face(label=[0, 1, 1, 2, 2], x=[1, 2, 3, 4, 5])
     labels = find_labels(dataset)
     assert (labels.numbers.tolist(), labels.names) == ([0, 1, 1, 2, 2], ("ant", "bee", "cat"))
+    assert labels.place == "column 'label'"
     for view in (
         dataset.shuffle(seed=1),
         dataset.select([4, 0, 1]),

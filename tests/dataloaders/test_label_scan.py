@@ -105,6 +105,17 @@ def test_ambiguous_samples(second):
     assert scan(samples, 2).numbers.tolist() == Y
 
 
+@pytest.mark.parametrize("kind", [float, torch.tensor, lambda y: torch.tensor([float(y)]), lambda y: np.float32(y)])
+def test_whole_floats(kind):
+    """Whole floats are as good as integers, a real number or a constant is not."""
+    with pytest.raises(ValueError, match=r"could be element 1 or 2"):
+        scan([("x", i // 5, kind(y)) for i, y in enumerate(Y)])
+    labels = scan([("x", kind(1), kind(y), torch.tensor(i / 3)) for i, y in enumerate(Y)])
+    assert (labels.numbers.tolist(), labels.place) == (Y, "element 2 of the samples")
+    with pytest.raises(ValueError, match="have none"):
+        scan([("x", i / 7, float(y) if i else float("nan")) for i, y in enumerate(Y)])
+
+
 @pytest.mark.parametrize("make", [lambda i, y: ("x", y, i), lambda i, y: ("x", i, y), lambda i, y: (i, f"{i}.png", y)])
 def test_index_is_no_label(make):
     """An element that is different in each sample does not count beside another one."""

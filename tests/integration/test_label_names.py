@@ -64,6 +64,16 @@ def test_names_in_a_run(settings, dataset, expected):
     assert logger.tags == set(expected)
 
 
+@pytest.mark.parametrize(
+    ("settings", "place"),
+    [({}, "attribute 'targets'"), ({"labels": "scan"}, "element 1 of the samples"), ({"labels": Y}, "labels=")],
+)
+def test_place_is_printed(settings, place, caplog):
+    """The message of the set-up says where the labels come from."""
+    fit(Weighted(), loader(Indexed()), FairSampling(**settings), limit_train_batches=1)
+    assert f"FairSampling steers 4 classes ({place}) in batches of 8; horizon " in caplog.text
+
+
 def test_target_by_name_in_a_run():
     """The class that is named gets its share."""
     fair = FairSampling(seed=0, target_probs={"dog": 0.1, "ant": 0.5})

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler, TensorDataset
 
 from lightning_fair import FeedbackBatchSampler, FeedbackController, importance_weights
+from lightning_fair.common.labels import find_labels
 from lightning_fair.schedules import Linear, Shift, Step
 
 LABELS = np.repeat([0, 1, 2], [90, 25, 5])
@@ -323,6 +324,9 @@ def test_empty_class_is_refused():
         FeedbackBatchSampler([0, 2], 2, controller=FeedbackController(4))
     with pytest.raises(ValueError, match=r"No samples of class 1, 2, 3, 4, 5, \.\.\., but"):
         FeedbackBatchSampler([0, 0], 2, controller=FeedbackController(9))
+    lengths = [("a", "b", length) for length in (0, 9, 9)]
+    with pytest.raises(ValueError, match=r"class 1, 2, .* \(the labels come from element 2 of the samples\), but"):
+        FeedbackBatchSampler(find_labels(lengths, num_classes=12), 2, controller=FeedbackController(12))
 
 
 def test_untargeted_class_can_be_empty():
