@@ -58,7 +58,8 @@ class FairSampling(L.Callback):
             keeps the result for later runs (see
             :func:`~lightning_fair.dataloaders.label_scan.find_loader_labels`). None: the data set's own labels (see
             :func:`~lightning_fair.common.labels.find_labels`).
-        num_classes: Number of classes ``K``. None: the largest label plus one, or the length of the target.
+        num_classes: Number of classes ``K``. None: the largest label plus one, at least the number of the
+            data set's ``classes``, or the length of the target.
         class_names: Names of the classes for the logger. None: the label values if these are no class numbers, else
             the data set's ``classes``, or else numbers.
         dataloader: Key or position of the loader to make fair, if there are several training loaders.

@@ -130,8 +130,8 @@ class FairSettings:
         labels = to_class_labels(labels, self.stated_classes)
         num_present = int(labels.numbers.max()) + 1
         names = labels.names or class_names(dataset) or ()
-        if labels.names is None and self.has_chosen_labels and len(names) != num_present:
-            names = ()  # of the data set's own classes
+        if labels.names is None and self.labels is not None and len(names) != num_present:
+            names = ()  # of other classes, before a target_transform or of the data set itself
         num_classes = self._known_num_classes or max(num_present, len(names))
         counts = np.bincount(labels.numbers, minlength=num_classes)
         goes_on = previous is not None and self._fits(previous.class_counts, counts)

@@ -169,6 +169,26 @@ def test_groups_need_no_class_names():
     assert fair.controller.num_classes == 2
 
 
+class Merged(Dataset):
+    """Its ``classes`` are those before a ``target_transform`` that merges them."""
+
+    classes = tuple("abcdefghij")
+
+    def __len__(self):
+        return len(Y)
+
+    def __getitem__(self, index):
+        return torch.zeros(4), Y[index] // 2, index
+
+
+@pytest.mark.parametrize("part", [Merged(), Subset(Merged(), range(150))])
+def test_scanned_classes(part):
+    """The data set's ``classes`` do not count for labels of the samples, of which there are fewer."""
+    fair = FairSampling(seed=0, labels="scan")
+    fit(Weighted(), loader(part), fair, limit_train_batches=2)
+    assert fair.controller.num_classes == 2
+
+
 def test_order_of_names():
     """Names of the settings come before those of the labels, these before the data set's, and these before numbers."""
     dataset = Named(classes=["x", "y"])
