@@ -14,6 +14,9 @@ from torch.utils.data import Dataset
 
 from lightning_fair.common.arrays import Ints, to_numpy
 
+MASKS = "Of masks, pass one class per image, such as labels=[int(mask.max()) for mask in masks]"
+_SEVERAL = "Several labels per sample are not supported: pass one of them, for example the rarest of its tags"
+
 
 @dataclass(frozen=True, eq=False)
 class ClassLabels:
@@ -37,8 +40,8 @@ def number_labels(values: Any, num_classes: int | None = None, num_named: int = 
 
     Whole numbers of at least 0 are class numbers already, of any numeric type. If ``num_classes`` is None and the
     largest is at least the number of samples and of named classes, they are identifiers. Identifiers, strings and other
-    hashable values are numbered in sorted order, and name their classes. The class of a row with a single 1 is its
-    column.
+    hashable values are numbered in sorted order, and name their classes; so are the tuples of a list, such as
+    ``list(zip(y, domain))``. The class of a row, or of a tuple, with a single 1 and else 0 is its column.
 
     Args:
         values: A list, array, tensor, or column of pandas or Arrow, shape ``(N,)`` or ``(N, 1)``, or one-hot rows of
@@ -169,17 +172,23 @@ def _to_array(values: Any) -> NDArray[Any]:
 
 def _list_to_array(values: Sequence[Any]) -> NDArray[Any]:
     first = values[0] if len(values) else None
+    if isinstance(first, tuple):
+        values = list(map(_plain, values))
     if not isinstance(first, (str, bytes)):
         try:
             array: NDArray[Any] = to_numpy(
                 torch.stack(list(values)) if isinstance(first, Tensor) else np.asarray(values)
             )
         except (ValueError, RuntimeError, TypeError) as error:
-            raise ValueError("labels must be one class per sample, got lists of different lengths.") from error
+            raise ValueError(
+                f"labels must be one class per sample, got lists of different lengths. {_SEVERAL}."
+            ) from error
         # NumPy makes strings of numbers beside a string, a row of a tuple, and inexact numbers of large ones.
-        is_text = array.dtype.kind in "US" and (array.ndim == 1 or isinstance(first, tuple))
+        is_value = array.dtype.kind in "US" and (array.ndim == 1 or isinstance(first, tuple))
+        if isinstance(first, tuple) and array.ndim == 2 and array.shape[1] > 1 and array.dtype.kind in "biuf":
+            is_value = not _is_one_hot(array) and bool((array == np.floor(array)).all())
         is_inexact = array.dtype.kind == "f" and array.ndim == 1 and 2.0**53 <= np.abs(array).max(initial=0) < np.inf
-        if not (is_text or is_inexact):
+        if not (is_value or is_inexact):
             return array
     return np.fromiter(values, dtype=object, count=len(values))
 
@@ -191,18 +200,28 @@ def _one_column(y: NDArray[Any]) -> NDArray[Any]:
         return y[:, 0]
     rule = f"labels must have shape (N,), one class per sample, got shape {y.shape}."
     if y.ndim != 2:
-        remedy = "Of masks, pass one class per image, such as labels=[int(mask.max()) for mask in masks]."
-        raise ValueError(f"{rule} {remedy if y.ndim > 2 else 'Pass a list or an array.'}")
+        raise ValueError(f"{rule} {MASKS if y.ndim > 2 else 'Pass a list or an array'}.")
     if y.dtype.kind in "biuf":
-        is_one, is_zero = y == 1, y == 0
-        if (is_one | is_zero).all() and (is_one.sum(1) == 1).all():
+        if _is_one_hot(y):
             return np.asarray(y.argmax(1))
         if y.dtype.kind == "f" and (y >= 0).all() and np.allclose(y.sum(1), 1.0, atol=1e-3):
             raise ValueError(f"{rule} Of class probabilities, pass the most probable class: labels=rows.argmax(1).")
     raise ValueError(
-        f"{rule} The rows are not one-hot. Pass one column, labels=rows[:, 0], or a class for each different row: "
-        "labels=np.unique(rows, axis=0, return_inverse=True)[1]."
+        f"{rule} It is not one-hot. {_SEVERAL}, or a class for each combination, as tuples: "
+        "labels=[tuple(values) for values in labels]."
     )
+
+
+def _is_one_hot(y: NDArray[Any]) -> bool:
+    is_one, is_zero = y == 1, y == 0
+    return bool((is_one | is_zero).all() and (is_one.sum(1) == 1).all())
+
+
+def _plain(value: Any) -> Any:
+    """Return a value whose tensors are numbers, because two tensors are never the same label."""
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
 
 
 def _number_values(y: NDArray[Any]) -> tuple[Ints, list[Any] | None]:
@@ -235,7 +254,7 @@ def _distinct(items: list[Any]) -> list[Any]:
     try:
         return list(dict.fromkeys(items))
     except TypeError as error:
-        raise ValueError(f"labels must be hashable values such as numbers or strings: {error}.") from error
+        raise ValueError(f"labels must be hashable values such as numbers or strings: {error}. {_SEVERAL}.") from error
 
 
 def _is_missing(value: Any) -> bool:

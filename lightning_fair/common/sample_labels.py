@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_fair.common.arrays import to_numpy
-from lightning_fair.common.label_values import has_repeats, label_array
+from lightning_fair.common.label_values import MASKS, has_repeats, label_array
 
 Key: TypeAlias = str | int | None  # key, attribute or position of the label in a sample; None: the usual place
 
@@ -170,5 +170,5 @@ def _to_value(value: Any) -> Any:
     if array.size == 1:
         return array.item()
     if array.ndim != 1 or array.size > _MAX_ROW:
-        raise ValueError(f"has a label of shape {tuple(array.shape)}")
+        raise ValueError(f"has a label of shape {tuple(array.shape)}. {MASKS}")
     return array.tolist()

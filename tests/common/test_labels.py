@@ -131,7 +131,7 @@ def test_unusable_place_blocks_no_other(attributes, other):
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
-        ({"targets": np.ones((4, 3), int)}, r"The rows are not one-hot"),
+        ({"targets": np.ones((4, 3), int)}, r"not one-hot"),
         ({"targets": {"a": 0, "b": 1}}, r"dict with 2 keys"),
         ({"targets": np.zeros((4, 5, 5))}, r"Of masks"),
         ({"labels": [0, 1, 1]}, r"got 3 for the 4 samples of Untouchable, in its attribute 'labels'"),
@@ -471,8 +471,10 @@ def test_hugging_face_strings_and_lists():
     assert find_labels(datasets.Dataset.from_dict({"label": [True, False, True]})).names == ("False", "True")
     both = datasets.Dataset.from_dict({"label": [[0, 1], [1]], "labels": [0, 0]})
     assert find_labels(both).numbers.tolist() == [0, 0]
-    with pytest.raises(ValueError, match="hashable"):
+    with pytest.raises(ValueError, match=r"hashable.* pass one of them, for example the rarest of its tags"):
         find_labels(both.remove_columns("labels"))
+    rarest = [max(tags) for tags in both["label"]]
+    assert find_labels(both.remove_columns("labels"), rarest).numbers.tolist() == [1, 1]
     with pytest.raises(ValueError, match="at least 0, got -1"):
         find_labels(hugging_face(label=[-1, -1]))
 

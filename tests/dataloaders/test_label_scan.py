@@ -143,7 +143,12 @@ def test_index_is_no_label(make):
         ([("x", np.array([0, 1, 1]), i) for i in range(9)], "scan", ValueError, r"not one-hot"),
         ([("x", torch.rand(1), i) for i in range(9)], "scan", ValueError, r"whole numbers"),
         ([("x", {"boxes": 3})], "scan", ValueError, r"hashable"),
-        ([("x", torch.zeros(4, 4))], "scan", ValueError, r"sample 0 has a label of shape \(4, 4\).*Pass labels="),
+        (
+            [("x", torch.zeros(4, 4))],
+            "scan",
+            ValueError,
+            r"sample 0 has a label of shape \(4, 4\).*mask\.max\(\).*Pass labels=",
+        ),
         ([("x", "a"), {"label": 1}], "scan", ValueError, r"no element in common"),
         ([{"x": 0}], "domain", TypeError, r"labels='domain' reads 'domain' of each sample, but sample 0 is a dict"),
         ([("x", 0)], "domain", TypeError, r"sample 0 is a tuple without 'domain'"),
