@@ -58,8 +58,8 @@ def find_labels(dataset: Any, labels: Labels = None, num_classes: int | None = N
     Args:
         dataset: A map-style data set.
         labels: Labels to use instead: one per sample; the name of an attribute or column, also of an inner data set;
-            the position of a tensor in a ``TensorDataset``; or a function that takes the data set and returns one of
-            these.
+            the position of a tensor in a ``TensorDataset``; or a function that takes the data set, which may be a
+            ``Subset``, and returns one of these.
         num_classes: Number of classes, if it is known; see
             :func:`~lightning_fair.common.label_values.number_labels`, which describes the labels that are accepted.
 
@@ -74,6 +74,11 @@ def find_labels(dataset: Any, labels: Labels = None, num_classes: int | None = N
         array([1, 0])
         >>> find_labels(dataset, labels=["cat", "dog", "dog", "cat"]).names
         ('cat', 'dog')
+        >>> find_labels(dataset, labels=lambda data: data.tensors[1] + 1).numbers
+        array([1, 2, 2, 1])
+        >>> part = Subset(dataset, [2, 3])
+        >>> find_labels(part, labels=lambda data: data.dataset.tensors[1][data.indices]).numbers
+        array([1, 0])
     """
     result = look_up_labels(dataset, labels, num_classes)
     if result is None:
@@ -120,7 +125,17 @@ def look_up_labels(dataset: Any, labels: Labels = None, num_classes: int | None 
 
 def call_labels(labels: Labels, dataset: Any) -> Any:
     """Return labels that are a function of the data set as the values, name or position that it returns."""
-    return labels(dataset) if callable(labels) and not hasattr(labels, "__array__") else labels
+    if not callable(labels) or hasattr(labels, "__array__"):
+        return labels
+    try:
+        return labels(dataset)
+    except Exception as error:  # of the user's function
+        if not isinstance(dataset, Subset):
+            raise
+        raise TypeError(
+            f"labels=<function> got the loader's data set, a {_kind(dataset)}, and raised {error!r}. Use data.dataset and "
+            "data.indices, for example labels=lambda data: [data.dataset.y[i] for i in data.indices]."
+        ) from error
 
 
 def class_names(dataset: Any) -> list[str] | None:

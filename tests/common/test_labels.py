@@ -387,6 +387,18 @@ def test_labels_argument(labels):
     assert find_labels(dataset, labels).numbers.tolist() == [1, 0]
 
 
+def test_function_of_a_subset():
+    """A function that forgets the ``Subset`` gets a hint, and the remedy works."""
+    data = Untouchable(y=Y)
+    with pytest.raises(TypeError, match=r"a Subset, and raised AttributeError\(.*data\.dataset.*data\.indices") as info:
+        find_labels(Subset(data, [3, 0]), lambda data: data.y)
+    assert isinstance(info.value.__cause__, AttributeError)
+    labels = find_labels(Subset(data, [3, 0]), lambda data: [data.dataset.y[i] for i in data.indices])
+    assert labels.names == ("0", "2")
+    with pytest.raises(AttributeError, match="'Untouchable' object has no attribute 'z'"):
+        find_labels(data, lambda data: data.z)
+
+
 def test_name_through_wrappers():
     """A name is that of an attribute or column with one value per sample, at any depth."""
     inner = Untouchable(domain=["snow", "sand", "sand", "snow"])
