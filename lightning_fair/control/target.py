@@ -14,7 +14,9 @@ from lightning_fair.common.class_mix import SUM_TOLERANCE, check_mix
 from lightning_fair.control.law import reciprocal
 from lightning_fair.schedules import Shift
 
-Target: TypeAlias = Literal["uniform", "prior", "sqrt"] | Mapping[int | str, float] | Sequence[float] | ArrayLike | None
+Target: TypeAlias = (
+    Literal["uniform", "prior", "sqrt"] | Mapping[int | float | str, float] | Sequence[float] | ArrayLike | None
+)
 
 
 class MovingTarget:
@@ -162,11 +164,14 @@ def number_target(target: Target | Shift, numbers: Mapping[Any, int]) -> Target 
         return replace(target, start=start, end=end)
     if not isinstance(target, Mapping):
         return target
-    numbered: dict[int | str, float] = {}
+    numbered: dict[int | float | str, float] = {}
     has_integers = any(type(value) is int for value in numbers)
     for key, prob in target.items():
         if key not in numbers and (has_integers or isinstance(key, str)):
-            names = ", ".join(repr(name) for name in numbers if isinstance(name, str)) or "numbers without names"
+            names = (
+                ", ".join(repr(name) for name in numbers if isinstance(name, str))
+                or "numbers without names; to name them, pass class_names=[...]"
+            )
             raise ValueError(f"target_probs names class {key!r}; the classes are {names}.")
         number = numbers.get(key, key)
         if number in numbered:
@@ -175,12 +180,12 @@ def number_target(target: Target | Shift, numbers: Mapping[Any, int]) -> Target 
     return numbered
 
 
-def _from_mapping(target: Mapping[int | str, float], num_classes: int) -> Floats:
+def _from_mapping(target: Mapping[int | float | str, float], num_classes: int) -> Floats:
     mix, unnamed = np.zeros(num_classes), np.ones(num_classes, dtype=bool)
     for label, prob in target.items():
-        if not (isinstance(label, (int, np.integer)) and 0 <= label < num_classes):
+        if label not in range(num_classes):
             raise ValueError(f"target_probs names class {label!r}; classes are the integers 0 to {num_classes - 1}.")
-        mix[label], unnamed[label] = prob, False
+        mix[int(label)], unnamed[int(label)] = prob, False
     if unnamed.any():
         rest = 1.0 - mix[np.isfinite(mix)].sum()
         if rest < -SUM_TOLERANCE:

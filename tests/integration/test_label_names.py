@@ -98,6 +98,9 @@ def test_target_by_name_in_a_run():
         ({"target_probs": {"x": 0.5}, "class_names": ["x", "y"]}, ["b", "a"], None, [0.5, 0.5]),
         ({"target_probs": {"b": 0.7}, "class_names": ["x", "y"]}, ["b", "a"], None, [0.3, 0.7]),
         ({"target_probs": {30: 0.7}}, [30, 10, 30], None, [0.3, 0.7]),
+        ({"target_probs": {1.0: 0.3, 0.0: 0.7}}, [0.0, 1.0, 1.0], None, [0.7, 0.3]),
+        ({"target_probs": {np.float32(1): 0.3}}, [0, 1], None, [0.7, 0.3]),
+        ({"target_probs": {30.0: 0.7}}, [30.0, 10.0, 30.0], None, [0.3, 0.7]),
         ({"target_probs": {"30": 0.7}}, [30, 10, 30], None, [0.3, 0.7]),
         ({"target_probs": {True: 0.7}}, [False, True], None, [0.3, 0.7]),
         ({"target_probs": {("dog", 1): 0.7}}, [("dog", 1), ("dog", 0)], None, [0.3, 0.7]),
@@ -120,7 +123,11 @@ def test_target_by_name(settings, labels, dataset, expected):
     ("settings", "labels", "message"),
     [
         ({"target_probs": {"fox": 0.5}}, ["ant", "bee"], r"names class 'fox'; the classes are 'ant', 'bee'"),
-        ({"target_probs": {"fox": 0.5}}, [0, 1], r"names class 'fox'; the classes are numbers without names"),
+        (
+            {"target_probs": {"fox": 0.5}},
+            [0, 1],
+            r"names class 'fox'; the classes are numbers without names; .* class_names=\[\.\.\.\]",
+        ),
         ({"target_probs": {1: 0.5}}, [10, 30], r"names class 1; the classes are '10', '30'"),
         ({"target_probs": {"c": 0.5}}, ClassLabels(np.array([0, 1]), ("c", "c")), r"names class 'c'"),
     ],
