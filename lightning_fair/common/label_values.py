@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from lightning_fair.common.arrays import Ints, to_numpy
 
 MASKS = "Of masks, pass one class per image, such as labels=[int(mask.max()) for mask in masks]"
-_SEVERAL = "Several labels per sample are not supported: pass one of them, for example the rarest of its tags"
+_TAGS = "Several labels per sample are not supported: pass one of them, for example the rarest of its tags"
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +181,7 @@ def _list_to_array(values: Sequence[Any]) -> NDArray[Any]:
             )
         except (ValueError, RuntimeError, TypeError) as error:
             raise ValueError(
-                f"labels must be one class per sample, got lists of different lengths. {_SEVERAL}."
+                f"labels must be one class per sample, got lists of different lengths. {_TAGS}."
             ) from error
         # NumPy makes strings of numbers beside a string, a row of a tuple, and inexact numbers of large ones.
         is_value = array.dtype.kind in "US" and (array.ndim == 1 or isinstance(first, tuple))
@@ -207,7 +207,7 @@ def _one_column(y: NDArray[Any]) -> NDArray[Any]:
         if y.dtype.kind == "f" and (y >= 0).all() and np.allclose(y.sum(1), 1.0, atol=1e-3):
             raise ValueError(f"{rule} Of class probabilities, pass the most probable class: labels=rows.argmax(1).")
     raise ValueError(
-        f"{rule} It is not one-hot. {_SEVERAL}, or a class for each combination, as tuples: "
+        f"{rule} It is not one-hot. {_TAGS}, or a class for each combination, as tuples: "
         "labels=[tuple(values) for values in labels]."
     )
 
@@ -254,7 +254,7 @@ def _distinct(items: list[Any]) -> list[Any]:
     try:
         return list(dict.fromkeys(items))
     except TypeError as error:
-        raise ValueError(f"labels must be hashable values such as numbers or strings: {error}. {_SEVERAL}.") from error
+        raise ValueError(f"labels must be hashable values such as numbers or strings: {error}. {_TAGS}.") from error
 
 
 def _is_missing(value: Any) -> bool:

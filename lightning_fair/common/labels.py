@@ -13,14 +13,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
 
 from lightning_fair.common.label_values import ClassLabels, has_repeats, label_array, number_labels
-from lightning_fair.common.sample_labels import (
-    LABEL_KEYS,
-    LabelColumns,
-    choose_column,
-    get_element,
-    label_row,
-    sample_place,
-)
+from lightning_fair.common.sample_labels import LABEL_KEYS, LabelColumns, choose_column, label_row, sample_place
 
 # In this order for parsers of configurations.
 Labels: TypeAlias = Literal["scan"] | Callable[[Any], Any] | int | str | ArrayLike | Sequence[Any] | None
@@ -74,10 +67,7 @@ def find_labels(dataset: Any, labels: Labels = None, num_classes: int | None = N
         array([1, 0])
         >>> find_labels(dataset, labels=["cat", "dog", "dog", "cat"]).names
         ('cat', 'dog')
-        >>> find_labels(dataset, labels=lambda data: data.tensors[1] + 1).numbers
-        array([1, 2, 2, 1])
-        >>> part = Subset(dataset, [2, 3])
-        >>> find_labels(part, labels=lambda data: data.dataset.tensors[1][data.indices]).numbers
+        >>> find_labels(Subset(dataset, [2, 3]), labels=lambda data: data.dataset.tensors[1][data.indices]).numbers
         array([1, 0])
     """
     result = look_up_labels(dataset, labels, num_classes)
@@ -133,8 +123,8 @@ def call_labels(labels: Labels, dataset: Any) -> Any:
         if not isinstance(dataset, Subset):
             raise
         raise TypeError(
-            f"labels=<function> got the loader's data set, a {_kind(dataset)}, and raised {error!r}. Use data.dataset and "
-            "data.indices, for example labels=lambda data: [data.dataset.y[i] for i in data.indices]."
+            f"labels=<function> got the loader's data set, a {_kind(dataset)}, and raised {error!r}. Use data.dataset "
+            "and data.indices, for example labels=lambda data: [data.dataset.y[i] for i in data.indices]."
         ) from error
 
 
@@ -301,14 +291,11 @@ def _labels_in_list(samples: Sequence[Any]) -> Iterator[_Place]:
             row = label_row(samples[0])
         except ValueError as error:
             raise ValueError(f"labels must be one class per sample, but sample 0 {error}. {_REMEDY}") from error
-        if len(row) == 1:
-            (key,) = row
-            yield sample_place(key), [get_element(sample, key) for sample in samples], None
-        else:
-            columns = LabelColumns()
-            columns.extend(map(label_row, samples))
-            key, values = columns.choose()
-            yield sample_place(key), values, None
+        key = next(iter(row)) if len(row) == 1 else None
+        columns = LabelColumns()
+        columns.extend(label_row(sample, key) for sample in samples)
+        key, values = columns.choose()
+        yield sample_place(key), values, None
 
 
 def _without_labels(dataset: Any) -> str:

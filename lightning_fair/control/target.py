@@ -14,9 +14,8 @@ from lightning_fair.common.class_mix import SUM_TOLERANCE, check_mix
 from lightning_fair.control.law import reciprocal
 from lightning_fair.schedules import Shift
 
-Target: TypeAlias = (
-    Literal["uniform", "prior", "sqrt"] | Mapping[int | float | str, float] | Sequence[float] | ArrayLike | None
-)
+_Key: TypeAlias = int | float | str
+Target: TypeAlias = Literal["uniform", "prior", "sqrt"] | Mapping[_Key, float] | Sequence[float] | ArrayLike | None
 
 
 class MovingTarget:
@@ -164,14 +163,12 @@ def number_target(target: Target | Shift, numbers: Mapping[Any, int]) -> Target 
         return replace(target, start=start, end=end)
     if not isinstance(target, Mapping):
         return target
-    numbered: dict[int | float | str, float] = {}
+    numbered: dict[_Key, float] = {}
     has_integers = any(type(value) is int for value in numbers)
     for key, prob in target.items():
         if key not in numbers and (has_integers or isinstance(key, str)):
-            names = (
-                ", ".join(repr(name) for name in numbers if isinstance(name, str))
-                or "numbers without names; to name them, pass class_names=[...]"
-            )
+            names = ", ".join(repr(name) for name in numbers if isinstance(name, str))
+            names = names or "numbers without names; to name them, pass class_names=[...]"
             raise ValueError(f"target_probs names class {key!r}; the classes are {names}.")
         number = numbers.get(key, key)
         if number in numbered:
@@ -180,7 +177,7 @@ def number_target(target: Target | Shift, numbers: Mapping[Any, int]) -> Target 
     return numbered
 
 
-def _from_mapping(target: Mapping[int | float | str, float], num_classes: int) -> Floats:
+def _from_mapping(target: Mapping[_Key, float], num_classes: int) -> Floats:
     mix, unnamed = np.zeros(num_classes), np.ones(num_classes, dtype=bool)
     for label, prob in target.items():
         if label not in range(num_classes):

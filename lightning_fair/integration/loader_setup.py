@@ -37,11 +37,10 @@ def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[An
     controller = run.source.controller
     run.restore_source()
     if run.loader is None:
-        place = f" ({run.sampler.label_place})" if run.sampler and run.sampler.label_place else ""
+        noun = plural(run.noun) + (f" ({run.sampler.label_place})" if run.sampler and run.sampler.label_place else "")
         rank_zero_info(
-            f"FairSampling steers {controller.num_classes} {plural(run.noun)}{place} in batches of "
-            f"{run.source.batch_size}; horizon {controller.horizon:g} batches, feedback delay "
-            f"{controller.feedback_delay}."
+            f"FairSampling steers {controller.num_classes} {noun} in batches of {run.source.batch_size}; "
+            f"horizon {controller.horizon:g} batches, feedback delay {controller.feedback_delay}."
         )
     run.loader = fair
     _name_classes(run, loader.dataset)
