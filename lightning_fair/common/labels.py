@@ -73,7 +73,7 @@ def find_labels(dataset: Any, labels: Labels = None, num_classes: int | None = N
     result = look_up_labels(dataset, labels, num_classes)
     if result is None:
         what = "labels in the usual places" if labels in (None, "scan") else f"labels at {labels!r}"
-        raise TypeError(f"{_kind(_innermost(dataset))} has no {what}. {_REMEDY}")
+        raise TypeError(f"{_kind(_innermost(dataset))} has no {what}. {_offers(_innermost(dataset))}{_REMEDY}")
     return result
 
 
@@ -264,7 +264,7 @@ def _column_called(dataset: Any, name: str) -> Iterator[_Place]:
     if _is_frame(dataset):
         if name in dataset.columns:
             yield f"column {name!r}", dataset[name], None
-    elif name in (getattr(dataset, "features", None) or ()) and hasattr(getattr(dataset, "data", None), "column"):
+    elif _is_hugging_face(dataset) and name in dataset.features:
         values = dataset.data.column(name)  # the rows would be decoded one by one
         if (order := getattr(dataset, "_indices", None)) is not None:
             values = values.take(order.column(0))
@@ -301,11 +301,31 @@ def _labels_in_list(samples: Sequence[Any]) -> Iterator[_Place]:
 def _without_labels(dataset: Any) -> str:
     inner = _innermost(dataset)
     if _is_dataset(inner):
-        return f"{_kind(inner)} has no labels in the usual places (targets, labels, y, ...). {_REMEDY}"
+        return f"{_kind(inner)} has no labels in the usual places (targets, labels, y, ...). {_offers(inner)}{_REMEDY}"
     return (
         f"The data set is of type {_kind(inner)}: its elements are samples and not labels. Pass labels=<one class per "
         "sample>; if the elements are ids, labels=[label_of[id] for id in ids]."
     )
+
+
+def _offers(dataset: Any) -> str:
+    """Return a sentence that names the columns of a data set, or its attributes that may be labels."""
+    if is_table := _is_frame(dataset) or _is_hugging_face(dataset):
+        names = list(dataset.columns if _is_frame(dataset) else dataset.features)
+    else:
+        names = [name for name in getattr(dataset, "__dict__", ()) if _may_be_labels(dataset, name)]
+    if not names:
+        return ""
+    example = next((f"; for example labels={name!r}" for name in names if _may_be_labels(dataset, name)), "")
+    kind = "columns" if is_table else "attributes with repeated values"
+    return f"Its {kind} are {', '.join(map(repr, names[:20]))}{example}. "
+
+
+def _may_be_labels(dataset: Any, name: str) -> bool:
+    with suppress(Exception):  # of what is no sequence, or of labels that are refused
+        ((_, values, _),) = _places_called(name)(dataset)
+        return len(values) == len(dataset) and has_repeats(label_array(values[:1000]))
+    return False
 
 
 def _innermost(dataset: Any) -> Any:
@@ -315,7 +335,12 @@ def _innermost(dataset: Any) -> Any:
 
 
 def _kind(dataset: Any) -> str:
-    return type(dataset).__name__
+    name = type(dataset).__name__
+    return f"{type(dataset).__module__.partition('.')[0]}.{name}" if name == "Dataset" else name
+
+
+def _is_hugging_face(dataset: Any) -> bool:
+    return hasattr(dataset, "features") and hasattr(getattr(dataset, "data", None), "column")
 
 
 def _is_frame(dataset: Any) -> bool:

@@ -28,7 +28,7 @@ def get_element(sample: Any, key: str | int) -> Any:
             return sample[key] if isinstance(sample, Mapping) else getattr(sample, key)
     elif isinstance(sample, Sequence) and -len(sample) <= key < len(sample):
         return sample[key]
-    raise TypeError(f"is a {type(sample).__name__} without {key!r}")
+    raise TypeError(f"is a {type(sample).__name__} without {key!r}{_contents(sample)}")
 
 
 def sample_place(key: str | int) -> str:
@@ -64,7 +64,9 @@ def label_row(sample: Any, key: Key = None) -> dict[str | int, Any]:
             return {name: _to_value(get_element(sample, name))}
     if not isinstance(sample, (tuple, list)) or len(sample) < 2:
         places = " or ".join(map(repr, LABEL_KEYS))
-        raise TypeError(f"is a {type(sample).__name__} without one, and without a key or attribute {places}")
+        raise TypeError(
+            f"is a {type(sample).__name__} without one, and without a key or attribute {places}{_contents(sample)}"
+        )
     numbers: dict[str | int, Any] = {
         position: _to_value(value) for position, value in enumerate(sample) if _is_whole_number(value)
     }
@@ -144,6 +146,13 @@ def choose_column(columns: Mapping[Any, NDArray[Any]]) -> Any:
         f"The label could be element {', '.join(map(str, names[:-1]))} or {names[-1]} of each sample (counted from 0). "
         f"State which one it is, for example labels={names[-1]}."
     )
+
+
+def _contents(sample: Any) -> str:
+    if isinstance(sample, (tuple, list)):
+        return f" (length {len(sample)}{': labels=1 is its second element' * (len(sample) > 1)})"
+    kind, names = ("keys", sample) if isinstance(sample, Mapping) else ("attributes", getattr(sample, "__dict__", ()))
+    return f" ({kind} {', '.join(map(repr, names))})" if names else ""
 
 
 def _has(sample: Any, name: str) -> bool:

@@ -267,6 +267,22 @@ def test_samples_are_no_labels(dataset):
     assert find_labels(dataset, labels).numbers.tolist() == labels
 
 
+def test_error_names_what_there_is():
+    """An error names the columns, or the attributes, that may be meant; the example works."""
+    datasets = pytest.importorskip("datasets")
+    pd = pytest.importorskip("pandas")
+    columns = {"text": ["p", "q", "r"], "intent": ["a", "b", "a"]}
+    for table in (datasets.Dataset.from_dict(columns), Wrapper(pd.DataFrame(columns))):
+        with pytest.raises(TypeError, match=r"Its columns are 'text', 'intent'; for example labels='intent'\. Pass"):
+            find_labels(table)
+        assert find_labels(table, "intent").names == ("a", "b")
+    data = Untouchable(files=list("abcd"), n=torch.tensor(4), kinds=list("aabb"), features=np.zeros((4, 2)))
+    with pytest.raises(
+        TypeError, match=r"Its attributes with repeated values are 'kinds'; for example labels='kinds'\."
+    ):
+        find_labels(Subset(data, [0, 1]), "kind")
+
+
 # -- several columns ----------------------------------------------------------------------------------------
 
 SEVERAL = TensorDataset(torch.zeros(4, 3), torch.tensor([5, 5, 3, 3]), torch.tensor(Y))
@@ -472,7 +488,9 @@ def test_hugging_face():
     assert find_labels(dataset, labels=dataset["label"]).numbers.tolist() == [0, 1, 1, 2, 2]
     assert find_labels(dataset, "x").names == ("1", "2", "3", "4", "5")
     assert find_labels(ConcatDataset([dataset, dataset])).names == ("ant", "bee", "cat")
-    with pytest.raises(TypeError, match="Dataset has no labels at 'z'"):
+    with pytest.raises(
+        TypeError, match=r"^datasets\.Dataset has no labels at 'z'\. Its columns are .*; for example labels='label'"
+    ):
         find_labels(dataset, "z")
 
 
