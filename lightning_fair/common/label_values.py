@@ -173,7 +173,7 @@ def _to_array(values: Any) -> NDArray[Any]:
 def _list_to_array(values: Sequence[Any]) -> NDArray[Any]:
     first = values[0] if len(values) else None
     if isinstance(first, tuple):
-        values = list(map(_plain, values))
+        values = [_plain(value) for value in values]
     if not isinstance(first, (str, bytes)):
         try:
             array: NDArray[Any] = to_numpy(
@@ -218,10 +218,9 @@ def _is_one_hot(y: NDArray[Any]) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value whose tensors are numbers, because two tensors are never the same label."""
     if isinstance(value, tuple):
         return tuple(map(_plain, value))
-    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value  # two tensors are never equal
 
 
 def _number_values(y: NDArray[Any]) -> tuple[Ints, list[Any] | None]:

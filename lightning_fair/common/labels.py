@@ -264,7 +264,7 @@ def _column_called(dataset: Any, name: str) -> Iterator[_Place]:
     if _is_frame(dataset):
         if name in dataset.columns:
             yield f"column {name!r}", dataset[name], None
-    elif _is_hugging_face(dataset) and name in dataset.features:
+    elif hasattr(getattr(dataset, "data", None), "column") and name in getattr(dataset, "features", ()):
         values = dataset.data.column(name)  # the rows would be decoded one by one
         if (order := getattr(dataset, "_indices", None)) is not None:
             values = values.take(order.column(0))
@@ -309,16 +309,11 @@ def _without_labels(dataset: Any) -> str:
 
 
 def _offers(dataset: Any) -> str:
-    """Return a sentence that names the columns of a data set, or its attributes that may be labels."""
-    if is_table := _is_frame(dataset) or _is_hugging_face(dataset):
-        names = list(dataset.columns if _is_frame(dataset) else dataset.features)
-    else:
-        names = [name for name in getattr(dataset, "__dict__", ()) if _may_be_labels(dataset, name)]
-    if not names:
-        return ""
-    example = next((f"; for example labels={name!r}" for name in names if _may_be_labels(dataset, name)), "")
-    kind = "columns" if is_table else "attributes with repeated values"
-    return f"Its {kind} are {', '.join(map(repr, names[:20]))}{example}. "
+    """Return a sentence that names the columns or attributes that may be meant."""
+    own = getattr(dataset, "columns" if _is_frame(dataset) else "column_names", None)
+    names = [name for name in [*(vars(dataset) if own is None else own)] if _may_be_labels(dataset, name)]
+    listed = ", ".join(map(repr, names[:20]))
+    return f"It has {listed}; for example labels={names[-1]!r}. " if names else ""
 
 
 def _may_be_labels(dataset: Any, name: str) -> bool:
@@ -337,10 +332,6 @@ def _innermost(dataset: Any) -> Any:
 def _kind(dataset: Any) -> str:
     name = type(dataset).__name__
     return f"{type(dataset).__module__.partition('.')[0]}.{name}" if name == "Dataset" else name
-
-
-def _is_hugging_face(dataset: Any) -> bool:
-    return hasattr(dataset, "features") and hasattr(getattr(dataset, "data", None), "column")
 
 
 def _is_frame(dataset: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import hashlib
 import os
 import pickle
@@ -9,8 +10,9 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -30,12 +32,15 @@ def fingerprint(dataset: Any, *settings: Any) -> str:
     It changes with
 
     - the pickled data set, the settings, and the versions of Python, NumPy and torch;
+    - the pickled values that the user's own classes and functions among these refer to, and those that these use in
+      turn: module-level variables, class attributes, defaults and closures;
     - the source of all modules that define its classes and functions, and of those which these use; of an installed
       package, its version;
     - size and time of all files whose paths the data set or these modules hold, and of all files in such folders.
 
     Raises:
-        Exception: If the data set cannot be pickled, its code is in no file, or the files are more than 200,000.
+        Exception: If the data set or such a value cannot be pickled, its code is in no file, or the files are more
+            than 200,000.
 
     Example:
         >>> fingerprint([1, 2]) == fingerprint([1, 2]), fingerprint([1, 2]) == fingerprint([1, 3])
@@ -45,6 +50,7 @@ def fingerprint(dataset: Any, *settings: Any) -> str:
     checksum.add(settings, sys.version_info[:2], np.__version__, torch.__version__)
     pickler = _Pickler(checksum, protocol=5)
     pickler.dump(dataset)
+    _add_used_values(checksum, pickler)
     for name in sorted(_with_imports(pickler.modules, pickler.texts)):
         _add_module(checksum, name)
     _add_files(checksum, _existing_paths(pickler.texts))
@@ -70,6 +76,7 @@ class _Pickler(pickle.Pickler):
     def __init__(self, file: Any, protocol: int) -> None:
         super().__init__(file, protocol)
         self.modules: set[str] = set()
+        self.code: list[type | FunctionType] = []
         self.texts: set[str] = set()
 
     def persistent_id(self, obj: Any) -> Any:  # called for every object
@@ -90,9 +97,48 @@ class _Pickler(pickle.Pickler):
             return str, (str(obj.filename), obj.ctypes.data - start, obj.shape, obj.strides, obj.dtype.str)
         if isinstance(obj, type):
             self.modules.update(base.__module__ for base in obj.__mro__)
+            self.code += obj.__mro__
         elif isinstance(obj, FunctionType):
             self.modules.add(obj.__module__)
+            self.code.append(obj)
         return NotImplemented
+
+
+def _add_used_values(checksum: _Checksum, pickler: _Pickler) -> None:
+    """Add the values that the user's own classes and functions use by name, also in the functions that they call."""
+    known: set[int] = set()
+    for code in pickler.code:  # which grows
+        if id(code) in known or _is_installed(str(code.__module__)):
+            continue
+        known.add(id(code))
+        for name, value in [*vars(code).items()] if isinstance(code, type) else _used_values(code):
+            inner = [getattr(value, part, None) for part in ("__func__", "__wrapped__", "fget", "func")]
+            pickler.code += [function for function in (value, *inner) if isinstance(function, FunctionType)]
+            is_code = hasattr(value, "__get__") and not isinstance(value, (MethodType, partial))
+            if not is_code and name[:2] != "__" and name != "_abc_impl":
+                checksum.add(name)
+                pickler.dump(value)
+
+
+def _used_values(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """Yield the values that a function refers to: from its closure, its defaults, and modules of the user's own."""
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    yield from [("", value) for value in (*cells, *defaults)]
+    spaces = [(function.__globals__, _names(function.__code__, "LOAD_GLOBAL", "LOAD_NAME"))]
+    for space, names in spaces:  # which grows by the modules that are used
+        if _is_installed(space["__name__"]):
+            continue
+        for name in sorted(names & space.keys()):
+            if not isinstance(value := space[name], ModuleType):
+                yield name, value
+            elif all(vars(value) is not other for other, _ in spaces[1:]):
+                spaces.append((vars(value), _names(function.__code__, "LOAD_ATTR", "LOAD_METHOD")))
+
+
+def _names(code: CodeType, *kinds: str) -> set[str]:
+    inner = [_names(part, *kinds) for part in code.co_consts if isinstance(part, CodeType)]
+    return {step.argval for step in dis.get_instructions(code) if step.opname in kinds}.union(*inner)
 
 
 def _with_imports(names: set[str], texts: set[str]) -> set[str]:

@@ -153,6 +153,7 @@ def test_identifiers_or_class_numbers():
         ([[3, 1], [2, 1]], r"not one-hot"),
         ([(0.3, 0.7), (0.2, 0.8)], r"Of class probabilities"),
         ([(0.3, 1.7), (0.2, 0.8)], r"not one-hot"),
+        ([(3, 1), "31"], r"lists of different lengths"),
         ([(3, 1), (2,)], r"lists of different lengths\. Several labels per sample"),
         (torch.tensor([[1.0, 1.0], [0.0, 1.0]]), r"not one-hot"),
         (torch.zeros(3, 5), r"not one-hot"),

@@ -6,6 +6,7 @@ import pickle
 import random
 import subprocess
 import sys
+import threading
 import types
 from functools import partial
 from pathlib import Path
@@ -165,6 +166,97 @@ def test_code(package, file):
     assert fingerprint(dataset) != before
     dataset.function = own_helpers.f
     assert fingerprint(dataset) != before
+
+
+USES = """
+import functools, enum, abc, logging, threading, re
+from torch.utils.data import Dataset
+import torch
+import own_helpers, own_nested
+from own_nested import TABLE as renamed
+
+LISTED, UNUSED, LOCK = [1, 2], [1], threading.Lock()
+ARRAY = {0: torch.zeros(3)}
+log = logging.getLogger("own")
+Kind = enum.Enum("Kind", ["A", "B"])
+
+class Shape(enum.Enum):
+    ROUND = 1
+
+def deep(x):
+    return [y + LISTED[0] for y in x]
+
+def wraps(f):
+    @functools.wraps(f)
+    def wrapper(*args):
+        return f(*args)
+    return wrapper
+
+def plain(f):
+    scale = [f(0), 2]
+    return lambda *args: f(*args) * scale[0]
+
+@functools.lru_cache
+def cached(x): return own_helpers.NUMBERS
+
+@wraps
+def wrapped(x): return own_nested.f(x)
+
+@plain
+def other(x): return 3
+
+def default(x, table=renamed, *, key=lambda v: v): return table
+
+class Helper:
+    table = (1, 2)
+    UNUSED = own_nested.CLASS_LEVEL
+    def read(self): return self.table
+
+class Data(Dataset, abc.ABC):
+    def __init__(self): self.LOCK = 3
+    @staticmethod
+    def static(x): return deep([x])
+    @property
+    def prop(self): return ARRAY, Kind.A, Shape.ROUND
+    @functools.cached_property
+    def lazy(self): return wrapped(1), other(1)
+    @torch.no_grad()
+    def __getitem__(self, i):
+        log.info("x")
+        return cached(i), default(i), Helper().read(), self.LOCK, [own_helpers.own_nested.INNER for _ in "a"]
+"""
+NESTED = "def f(x): return FAR[x]\nFAR, TABLE, INNER, CLASS_LEVEL, UNUSED = [1], [2], [3], [4], [5]\n"
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "counts"),
+    [
+        ("own_uses", "LISTED", True),
+        ("own_uses", "ARRAY", True),
+        ("own_uses", "UNUSED", False),
+        ("own_helpers", "NUMBERS", True),
+        ("own_nested", "FAR", True),
+        ("own_nested", "TABLE", True),
+        ("own_nested", "INNER", True),
+        ("own_nested", "CLASS_LEVEL", True),
+        ("own_nested", "UNUSED", False),
+    ],
+)
+def test_values_that_code_uses(package, place, name, counts):
+    """Module-level values count if the code of the data set uses them, at any depth; unused ones need no pickling."""
+    write(package / "own_nested.py", NESTED)
+    write(package / "own_helpers.py", "import own_nested\nNUMBERS = [1]\n")
+    write(package / "own_uses.py", USES)
+    dataset = importlib.import_module("own_uses").Data()
+    before = fingerprint(dataset)
+    assert fingerprint(dataset) == before
+    values = getattr(sys.modules[place], name)
+    values[0] = 9
+    assert (fingerprint(dataset) != before) is counts
+    sys.modules["own_uses"].LISTED = threading.Lock()
+    with pytest.raises(TypeError, match="pickle"):
+        fingerprint(dataset)
+    sys.modules.pop("own_uses")
 
 
 @pytest.mark.slow

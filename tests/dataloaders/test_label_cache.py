@@ -14,10 +14,21 @@ from lightning_fair.dataloaders.label_cache import LabelCache
 from lightning_fair.dataloaders.label_scan import find_loader_labels
 
 
+class Count:
+    """A number that is no part of the state, so that counting does not change a checksum."""
+
+    number = 0
+
+    def __reduce__(self):
+        return Count, ()
+
+
+READS = Count()
+
+
 class Listed(Dataset):
     """Reads its labels from a file, and counts the samples that are read."""
 
-    reads = 0
     names = None
 
     def __init__(self, path, column=1, transform=None):
@@ -27,7 +38,7 @@ class Listed(Dataset):
         return 60
 
     def __getitem__(self, index):
-        Listed.reads += 1
+        READS.number += 1
         label = int(Path(self.path).read_text().split()[index][self.column - 1])
         label = label if self.transform is None else self.transform(label)
         return index * 0.5, label if self.names is None else self.names[label]
@@ -62,9 +73,9 @@ def file(tmp_path):
 
 def scan(dataset, key="scan"):
     """Return the labels, and whether all samples were read."""
-    before = Listed.reads
+    before = READS.number
     labels = find_loader_labels(DataLoader(dataset), key)
-    return labels, Listed.reads - before == len(dataset)
+    return labels, READS.number - before == len(dataset)
 
 
 def test_hit(cache, file):
@@ -151,6 +162,27 @@ def test_change_of_code(cache, file, tmp_path, monkeypatch):
     assert labels.numbers.tolist() == [2, 1, 0] * 20
     for name in ("test_label_cache_code", "test_label_cache_helper"):
         sys.modules.pop(name)
+
+
+CORRECTED = list(Y)
+
+
+class FromGlobal(Listed):
+    def __getitem__(self, index):
+        READS.number += 1
+        return index * 0.5, CORRECTED[index]
+
+
+def test_module_level_labels(cache, file, monkeypatch):
+    """If an array that ``__getitem__`` reads by its name was corrected, all samples are read again."""
+    assert [scan(FromGlobal(file))[1] for _ in range(2)] == [True, False]
+    corrected = [*Y[:-3], 0, 0, Y[-1]]  # not a sample that is compared
+    monkeypatch.setitem(globals(), "CORRECTED", corrected)
+    labels, read_all = scan(FromGlobal(file))
+    assert (labels.numbers.tolist(), read_all) == (corrected, True)
+    monkeypatch.setitem(globals(), "CORRECTED", {i: lambda: None for i in range(60)})
+    assert LabelCache(FromGlobal(file), None).path is None
+    assert "FromGlobal cannot be identified" in LabelCache(FromGlobal(file), None).reason
 
 
 def test_difference_of_a_sample(cache, file, monkeypatch):
