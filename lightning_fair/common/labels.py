@@ -310,8 +310,8 @@ def _without_labels(dataset: Any) -> str:
 
 def _offers(dataset: Any) -> str:
     """Return a sentence that names the columns or attributes that may be meant."""
-    own = getattr(dataset, "columns" if _is_frame(dataset) else "column_names", None)
-    names = [name for name in [*(vars(dataset) if own is None else own)] if _may_be_labels(dataset, name)]
+    names = getattr(dataset, "columns" if _is_frame(dataset) else "column_names", getattr(dataset, "__dict__", ()))
+    names = [name for name in names if _may_be_labels(dataset, name)]
     listed = ", ".join(map(repr, names[:20]))
     return f"It has {listed}; for example labels={names[-1]!r}. " if names else ""
 

@@ -17,20 +17,6 @@ LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 _MAX_ROW = 100_000  # numbers in the label of one sample; a longer one is no one-hot row
 
 
-def get_element(sample: Any, key: str | int) -> Any:
-    """Return the value of a key or an attribute of a sample, or its element at a position.
-
-    Raises:
-        TypeError: If the sample does not have it.
-    """
-    if isinstance(key, str):
-        if _has(sample, key):
-            return sample[key] if isinstance(sample, Mapping) else getattr(sample, key)
-    elif isinstance(sample, Sequence) and -len(sample) <= key < len(sample):
-        return sample[key]
-    raise TypeError(f"is a {type(sample).__name__} without {key!r}{_contents(sample)}")
-
-
 def sample_place(key: str | int) -> str:
     """Return the words for the element or the value of a key or attribute of each sample."""
     return f"{f'element {key}' if isinstance(key, int) else repr(key)} of the samples"
@@ -58,10 +44,10 @@ def label_row(sample: Any, key: Key = None) -> dict[str | int, Any]:
         ({1: 3}, {'y': 3}, {1: 'cat', 2: 17})
     """
     if key is not None:
-        return {key: _to_value(get_element(sample, key))}
+        return {key: _to_value(_get(sample, key))}
     for name in LABEL_KEYS:
         if _has(sample, name):
-            return {name: _to_value(get_element(sample, name))}
+            return {name: _to_value(_get(sample, name))}
     if not isinstance(sample, (tuple, list)) or len(sample) < 2:
         places = " or ".join(map(repr, LABEL_KEYS))
         raise TypeError(
@@ -146,6 +132,15 @@ def choose_column(columns: Mapping[Any, NDArray[Any]]) -> Any:
         f"The label could be element {', '.join(map(str, names[:-1]))} or {names[-1]} of each sample (counted from 0). "
         f"State which one it is, for example labels={names[-1]}."
     )
+
+
+def _get(sample: Any, key: str | int) -> Any:
+    if isinstance(key, str):
+        if _has(sample, key):
+            return sample[key] if isinstance(sample, Mapping) else getattr(sample, key)
+    elif isinstance(sample, Sequence) and -len(sample) <= key < len(sample):
+        return sample[key]
+    raise TypeError(f"is a {type(sample).__name__} without {key!r}{_contents(sample)}")
 
 
 def _contents(sample: Any) -> str:

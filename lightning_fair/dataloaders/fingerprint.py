@@ -32,15 +32,13 @@ def fingerprint(dataset: Any, *settings: Any) -> str:
     It changes with
 
     - the pickled data set, the settings, and the versions of Python, NumPy and torch;
-    - the pickled values that the user's own classes and functions among these refer to, and those that these use in
-      turn: module-level variables, class attributes, defaults and closures;
+    - the pickled module-level values, class attributes, defaults and closures that its code uses, at any depth;
     - the source of all modules that define its classes and functions, and of those which these use; of an installed
       package, its version;
     - size and time of all files whose paths the data set or these modules hold, and of all files in such folders.
 
     Raises:
-        Exception: If the data set or such a value cannot be pickled, its code is in no file, or the files are more
-            than 200,000.
+        Exception: If one of these cannot be pickled, the code is in no file, or the files are more than 200,000.
 
     Example:
         >>> fingerprint([1, 2]) == fingerprint([1, 2]), fingerprint([1, 2]) == fingerprint([1, 3])

@@ -20,9 +20,9 @@ class LabelCache:
     The folder is ``$LIGHTNING_FAIR_CACHE``, or ``lightning_fair`` in ``$XDG_CACHE_HOME`` or ``~/.cache``. The name of
     the file is a checksum of everything that the labels depend on: the pickled data set; the source of the modules that
     define its classes and functions, and of those which these use, or the version of an installed package; the
-    module-level values that these refer to; size and time of all files and folders whose paths the data set holds; and
-    the key of the label in a sample. A data set for which one of these is not known is not cached. To scan again,
-    delete the folder; the log names it.
+    module-level values that these use; size and time of all files and folders whose paths the data set holds; and the
+    key of the label in a sample. If one of these is not known, nothing is cached. To scan again, delete the folder,
+    which the log names.
 
     Args:
         dataset: The data set.

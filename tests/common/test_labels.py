@@ -424,6 +424,7 @@ def test_name_through_wrappers():
         Untouchable(domain="photo"),
         Untouchable(domain=lambda: Y),
         TensorDataset(torch.ones(3)),
+        [("x", 0), ("y", 0)],
     ):
         assert look_up_labels(dataset, "domain") is None
         with pytest.raises(TypeError, match="has no labels at 'domain'"):
