@@ -310,10 +310,11 @@ def _without_labels(dataset: Any) -> str:
 
 def _offers(dataset: Any) -> str:
     """Return a sentence that names the columns or attributes that may be meant."""
-    names = getattr(dataset, "columns" if _is_frame(dataset) else "column_names", getattr(dataset, "__dict__", ()))
-    names = [name for name in names if _may_be_labels(dataset, name)]
-    listed = ", ".join(map(repr, names[:20]))
-    return f"It has {listed}; for example labels={names[-1]!r}. " if names else ""
+    columns: list[Any] = list(getattr(dataset, "columns" if _is_frame(dataset) else "column_names", []))
+    fits = [name for name in columns or getattr(dataset, "__dict__", ()) if _may_be_labels(dataset, name)]
+    listed = ", ".join(map(repr, (columns or fits)[:20]))
+    example = f"; for example labels={fits[-1]!r}" if fits else ""
+    return f"{'Its columns are' if columns else 'It has'} {listed}{example}. " if listed else ""
 
 
 def _may_be_labels(dataset: Any, name: str) -> bool:
