@@ -311,7 +311,7 @@ def _without_labels(dataset: Any) -> str:
 def _offers(dataset: Any) -> str:
     """Return a sentence that names the columns or attributes that may be meant."""
     columns: list[Any] = list(getattr(dataset, "columns" if _is_frame(dataset) else "column_names", []))
-    fits = [name for name in columns or getattr(dataset, "__dict__", ()) if _may_be_labels(dataset, name)]
+    fits = [name for name in columns or getattr(dataset, "__dict__", []) if _may_be_labels(dataset, name)]
     listed = ", ".join(map(repr, (columns or fits)[:20]))
     example = f"; for example labels={fits[-1]!r}" if fits else ""
     return f"{'Its columns are' if columns else 'It has'} {listed}{example}. " if listed else ""
