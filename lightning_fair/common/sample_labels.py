@@ -33,7 +33,7 @@ def label_row(sample: Any, key: Key = None) -> dict[str | int, Any]:
     """Return each element of a sample that may be its label, by key, attribute or position.
 
     Without a ``key`` this is the value of a usual key or attribute. If the sample has none, these are its second
-    element and all elements that are whole numbers.
+    element and all elements that are whole numbers or one-hot rows.
 
     Raises:
         TypeError: If the sample has no such element.
@@ -54,7 +54,7 @@ def label_row(sample: Any, key: Key = None) -> dict[str | int, Any]:
             f"is a {type(sample).__name__} without one, and without a key or attribute {places}{_contents(sample)}"
         )
     numbers: dict[str | int, Any] = {
-        position: _to_value(value) for position, value in enumerate(sample) if _is_whole_number(value)
+        position: _to_value(value) for position, value in enumerate(sample) if _may_be_label(value)
     }
     if 1 in numbers:
         return numbers
@@ -156,14 +156,17 @@ def _has(sample: Any, name: str) -> bool:
     return hasattr(sample, name) and not callable(getattr(sample, name))
 
 
-def _is_whole_number(value: Any) -> bool:
+def _may_be_label(value: Any) -> bool:
+    """Return whether a value is a whole number, a missing one (NaN), or a one-hot row."""
     if isinstance(value, int):
         return True
-    if not isinstance(value, float) and getattr(value, "shape", None) not in ((), (1,)):
+    shape = () if isinstance(value, float) else getattr(value, "shape", None)
+    if not isinstance(shape, tuple) or len(shape) > 1:
         return False
     array = np.asarray(to_numpy(value))
-    # NaN is a missing label.
-    return array.dtype.kind in "biu" or (array.dtype.kind == "f" and not (np.floor(array) < array).any())
+    if array.dtype.kind not in "biuf" or not 0 < array.size <= _MAX_ROW:
+        return False
+    return not (np.floor(array) < array).any() if array.size == 1 else np.count_nonzero(array) == 1 == array.max()
 
 
 def _to_value(value: Any) -> Any:

@@ -105,9 +105,11 @@ def test_ambiguous_samples(second):
     assert scan(samples, 2).numbers.tolist() == Y
 
 
-@pytest.mark.parametrize("kind", [float, torch.tensor, lambda y: torch.tensor([float(y)]), lambda y: np.float32(y)])
+@pytest.mark.parametrize(
+    "kind", [float, torch.tensor, lambda y: torch.tensor([float(y)]), np.float32, lambda y: torch.eye(3)[y]]
+)
 def test_whole_floats(kind):
-    """Whole floats are as good as integers, a real number or a constant is not."""
+    """Whole floats and one-hot rows are as good as integers, a real number or a constant is not."""
     with pytest.raises(ValueError, match=r"could be element 1 or 2"):
         scan([("x", i // 5, kind(y)) for i, y in enumerate(Y)])
     labels = scan([("x", kind(1), kind(y), torch.tensor(i / 3)) for i, y in enumerate(Y)])
