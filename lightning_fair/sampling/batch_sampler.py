@@ -122,11 +122,10 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             self.controller.skip_classes(empty)
         elif empty.any():
             names = [self.class_names[c] if self.class_names else str(c) for c in np.flatnonzero(empty).tolist()]
-            shown = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
             place = f" (the labels come from {self.label_place})" if self.label_place else ""
             raise ValueError(
-                f"No samples of class {shown}{place}, but the target gives them a probability above 0. Set their "
-                'target to 0, check num_classes, or pass empty_classes="skip" to give their target to the others.'
+                f"No samples of class {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}{place}, but the target "
+                'gives them a probability. Set their target to 0, check num_classes, or pass empty_classes="skip".'
             )
 
     @property
@@ -152,7 +151,6 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     @property
     def arriving(self) -> None:
         """None: only a stream has a class mix that arrives."""
-        return None
 
     @property
     def coverage(self) -> float:
