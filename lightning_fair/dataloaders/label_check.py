@@ -6,7 +6,7 @@ import math
 import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,14 @@ _REMEDY = (
     "labels='scan' reads the label of each sample once, as the training gets it; labels=<function of the data set> is "
     "called at the start of each epoch."
 )
+
+
+class _Fit(NamedTuple):
+    """A relation of a column to the drawn labels that no batch has contradicted; the smallest chance comes first."""
+
+    chance: float  # logarithm of the chance that an unrelated column would have fitted
+    relation: str  # see `LabelCheck.relation`, or "reordered"
+    column: str
 
 
 class LabelCheck:
@@ -150,45 +158,56 @@ class LabelCheck:
         self._columns = self._columns or {name: ColumnEvidence(self.num_classes) for name in columns}
         for name in self._columns.keys() & columns.keys() if is_new else ():
             self._columns[name].update(columns[name], drawn)
-        in_order = self._fits_in_order()
-        # Labels in two forms, such as one-hot rows beside numbers, are one column.
-        parts: dict[str, NDArray[Any]] = {}
-        for name, values in columns.items():
-            if self._may_be_part(name) and not any(np.array_equal(values, other) for other in parts.values()):
-                parts[name] = values
-        by_chance = sorted(
-            [*in_order, *((self._columns[n].chance_of_order, "labels", n) for n in parts if len(parts) == 1)]
-        )
-        if by_chance and by_chance[0][0] < MIN_EVIDENCE:
-            self._accept(*by_chance[0][1:])
+        fits = sorted([*self._fits_in_order(), *self._fits_reordered(columns)])
+        if fits and fits[0].chance < MIN_EVIDENCE:
+            self._accept(fits[0])
             return self._follow(batch, drawn) if self.relation == "labels" and self.can_reorder else None
-        if not by_chance and not parts and not any(each.is_pending for each in self._columns.values()):
+        if not fits and not any(each.is_pending for each in self._columns.values()):
             self._fail(batch, drawn)
             return None
-        equal = {name: columns[name] for _, relation, name in in_order if relation == "labels" and name in columns}
-        if next(iter(columns.values())).size < drawn.size:
-            return self._guess_shorter(batch, equal or parts, drawn)
-        is_reordered = bool(by_chance) and by_chance[0] not in in_order
-        if is_reordered and by_chance[0][0] < _MAX_CHANCE:
-            self._followed = by_chance[0][2]
-            return parts[self._followed]
-        if is_reordered or (parts and not any(relation in ("labels", "renumbered") for _, relation, _ in in_order)):
-            self._warn_of_order(list(parts))
-        return None
+        return self._guess(batch, columns, fits, drawn)
 
-    def _fits_in_order(self) -> list[tuple[float, str, str]]:
-        """Return the relations of columns whose order is the drawn one: chance, relation and name."""
+    def _fits_in_order(self) -> list[_Fit]:
+        """Return the relations of the columns whose order is the drawn one."""
         columns = self._columns.items()
-        fits = [(each.equal or 0.0, "labels", name) for name, each in columns if each.is_equal]
-        others = [name for name, each in columns if each.is_one_to_one and not each.is_equal]
-        fits += [(self._columns[name].function or 0.0, "renumbered", name) for name in others]
+        fits = [_Fit(each.equal or 0.0, "labels", name) for name, each in columns if each.is_equal]
+        others = [(name, each) for name, each in columns if each.is_one_to_one and not each.is_equal]
+        fits += [_Fit(each.function or 0.0, "renumbered", name) for name, each in others]
         if fits:
             return fits
-        finer = [(each.finer, "finer", name) for name, each in columns if self.are_groups and each.finer is not None]
-        return finer + [(each.function or 0.0, "groups", name) for name, each in columns if each.is_merging]
+        finer = [(each.finer, name) for name, each in columns if self.are_groups and each.finer is not None]
+        merging = [(each.function or 0.0, name) for name, each in columns if each.is_merging]
+        return [_Fit(chance, "finer", name) for chance, name in finer] + [_Fit(c, "groups", n) for c, n in merging]
 
-    def _may_be_part(self, name: str) -> bool:
-        return self.can_reorder and name in self._columns and self._columns[name].part is not None
+    def _fits_reordered(self, columns: Mapping[str, NDArray[Any]]) -> list[_Fit]:
+        """Return the columns that may hold the drawn labels, or a part of them, in another order."""
+        names: list[str] = []
+        for name in columns if self.can_reorder else ():
+            evidence = self._columns.get(name)
+            # Labels in two forms, such as one-hot rows beside numbers, are one column.
+            is_known = any(np.array_equal(columns[name], columns[other]) for other in names)
+            if evidence is not None and evidence.part is not None and not is_known:
+                names.append(name)
+        # Several columns are no evidence for any of them.
+        return [_Fit(self._columns[n].chance_of_order if len(names) == 1 else 0.0, "reordered", n) for n in names]
+
+    def _guess(
+        self, batch: Any, columns: Mapping[str, NDArray[Any]], fits: list[_Fit], drawn: NDArray[Any]
+    ) -> NDArray[Any] | None:
+        """Return the labels of a batch without a certain column; None if the drawn labels are the best guess."""
+        reordered = {fit.column: columns[fit.column] for fit in fits if fit.relation == "reordered"}
+        if next(iter(columns.values())).size < drawn.size:
+            equal = {
+                fit.column: columns[fit.column] for fit in fits if fit.relation == "labels" and fit.column in columns
+            }
+            return self._guess_shorter(batch, equal or reordered, drawn)
+        if not reordered or fits[0].relation in ("labels", "renumbered"):
+            return None
+        if fits[0].relation == "reordered" and fits[0].chance < _MAX_CHANCE:
+            self._followed = fits[0].column
+            return reordered[self._followed]
+        self._warn_of_order(list(reordered))
+        return None
 
     def _is_index(self, column: NDArray[Any], drawn: NDArray[Any]) -> bool:
         """Return whether all values differ, although some classes were drawn twice, and are no class numbers."""
@@ -196,12 +215,12 @@ class LabelCheck:
             return False
         return column.dtype.kind == "U" or bool(column.max() >= self.num_classes)
 
-    def _accept(self, relation: str, name: str) -> None:
-        self.column, self.relation = name, relation
-        if relation == "renumbered":
-            self._warn_of_numbers(name)
-        elif relation == "groups":
-            self._report_groups(name)
+    def _accept(self, fit: _Fit) -> None:
+        self.column, self.relation = fit.column, "labels" if fit.relation == "reordered" else fit.relation
+        if fit.relation == "renumbered":
+            self._warn_of_numbers(fit.column)
+        elif fit.relation == "groups":
+            self._report_groups(fit.column)
 
     def _guess_shorter(
         self, batch: Any, candidates: Mapping[str, NDArray[Any]], drawn: NDArray[Any]
