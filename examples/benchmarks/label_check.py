@@ -47,9 +47,9 @@ class TimedCheck(LabelCheck):
         self.times.append(((time.perf_counter_ns() - start) / 1e3, self.compares))
         return result
 
-    def _compare(self, *arguments: Any) -> Any:
+    def _compare(self, *arguments: Any, **keywords: Any) -> Any:
         self.compares = True
-        return super()._compare(*arguments)
+        return super()._compare(*arguments, **keywords)
 
     def _compare_again(self, *arguments: Any) -> Any:
         self.compares = True
