@@ -257,6 +257,7 @@ def test_overfit_batches_with_mixin(kind, callbacks):
     assert all((step.weights == 1.0).all() for step in module.steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("callbacks", [(), (moving(),)])
 @pytest.mark.parametrize("search", ["lr_find", "scale_batch_size"])
 def test_tuner_trains_without_callbacks(search, callbacks, tmp_path):
