@@ -6,11 +6,13 @@ import dis
 import hashlib
 import os
 import pickle
+import re
 import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -22,6 +24,7 @@ from torch import Tensor
 from lightning_fair.common.arrays import to_numpy
 
 _MAX_FILES = 200_000  # that a data set may depend on
+_PATHS = re.compile(rf"[^\s\"'<>|,;]*{re.escape(os.sep)}[^\s\"'<>|,;]*")  # words of a text that may be paths
 _MAX_PATH = 1024  # characters; a longer text is no path
 _STDLIB = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
 
@@ -35,7 +38,9 @@ def fingerprint(dataset: Any, *settings: Any) -> str:
     - the pickled module-level values, class attributes, defaults and closures that its code uses, at any depth;
     - the source of all modules that define its classes and functions, and of those which these use; of an installed
       package, its version;
-    - size and time of all files whose paths the data set or these modules hold, and of all files in such folders.
+    - the environment variables that they name;
+    - size and time of all files whose paths the data set or these modules hold, of all files in such folders, and of
+      those in a folder of which they hold a part or a pattern of the names.
 
     Raises:
         Exception: If one of these cannot be pickled, the code is in no file, or the files are more than 200,000.
@@ -78,16 +83,35 @@ class _Pickler(pickle.Pickler):
         self.texts: set[str] = set()
 
     def persistent_id(self, obj: Any) -> Any:  # called for every object
-        if type(obj) is str:
-            if len(obj) <= _MAX_PATH:
-                self.texts.add(obj)
+        if type(obj) in (str, bytes):
+            self._note(obj)
         elif isinstance(obj, os.PathLike):
             return "path", os.fspath(obj)  # pickled in parts, each part would be taken for a path
         elif isinstance(obj, (set, frozenset)):
             return "set", sorted(obj, key=repr)  # the order of a set differs between processes
         return None
 
+    def _note(self, text: str | bytes) -> None:
+        """Note a text that may be a path, or hold paths, as a list in JSON or on several lines does."""
+        if isinstance(text, bytes):
+            text = text.decode(errors="ignore") if len(text) <= _MAX_PATH else ""
+        if len(text) <= _MAX_PATH:
+            self.texts.add(text.strip().removeprefix("file://"))
+        if os.sep in text:
+            self.texts.update(_PATHS.findall(text))
+
+    def _note_array(self, texts: list[Any]) -> None:
+        """Note the texts of an array, which are not pickled one by one, if the first one is a path."""
+        if texts and os.sep in str(texts[0]):
+            for text in texts:
+                if isinstance(text, (str, bytes)):
+                    self._note(text)
+
     def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, np.ndarray) and obj.dtype.kind in "US":
+            self._note_array(obj.ravel().tolist())
+        elif type(obj).__module__.startswith("pyarrow") and "string" in str(getattr(obj, "type", "")):
+            self._note_array(obj.to_pylist())
         if isinstance(obj, Tensor):
             return str, (str(obj.dtype), tuple(obj.shape), np.asarray(to_numpy(obj)))
         if isinstance(obj, np.memmap) and obj.filename and obj.mode != "c":
@@ -109,6 +133,10 @@ def _add_used_values(checksum: _Checksum, pickler: _Pickler) -> None:
         if id(code) in known or _is_installed(str(code.__module__)):
             continue
         known.add(id(code))
+        if isinstance(code, FunctionType):
+            texts = _texts(code.__code__)
+            pickler.dump([texts, [os.environ.get(text) for text in texts if text]])
+            pickler.modules.update(_names(code.__code__, "IMPORT_NAME"))
         for name, value in [*vars(code).items()] if isinstance(code, type) else _used_values(code):
             inner = [getattr(value, part, None) for part in ("__func__", "__wrapped__", "fget", "func")]
             pickler.code += [function for function in (value, *inner) if isinstance(function, FunctionType)]
@@ -132,6 +160,11 @@ def _used_values(function: FunctionType) -> Iterator[tuple[str, Any]]:
                 yield name, value
             elif all(vars(value) is not other for other, _ in spaces[1:]):
                 spaces.append((vars(value), _names(function.__code__, "LOAD_ATTR", "LOAD_METHOD")))
+
+
+def _texts(code: CodeType) -> list[str]:
+    inner = [_texts(part) for part in code.co_consts if isinstance(part, CodeType)]
+    return sum(inner, [part for part in code.co_consts if isinstance(part, str)])
 
 
 def _names(code: CodeType, *kinds: str) -> set[str]:
@@ -177,9 +210,12 @@ def _add_module(checksum: _Checksum, name: str) -> None:
         return
     module = sys.modules.get(name)
     file = getattr(module, "__file__", None)
+    if module is None:  # imported when a sample is read
+        with suppress(Exception):
+            file = getattr(find_spec(name), "origin", None)
     if module is not None and file is None and not hasattr(module, "__path__"):
         raise ValueError(f"the code of module {name} is in no file")
-    if file is not None:
+    if file is not None and os.path.isfile(file):
         checksum.add(name)
         checksum.write(Path(file).read_bytes())
 
@@ -195,6 +231,9 @@ def _existing_paths(texts: set[str]) -> Iterator[str]:
                 listings[folder] = {*os.listdir(folder or "."), ".", ".."}
         if name in listings[folder]:
             yield os.path.abspath(os.path.join(folder, name))
+        elif os.path.basename(folder):  # a part or a pattern of file names, such as "images/img_{}.png"
+            paths = (os.path.abspath(os.path.join(folder, other)) for other in listings[folder])
+            yield from filter(os.path.isfile, paths)
 
 
 def _add_files(checksum: _Checksum, paths: Iterator[str]) -> None:

@@ -1,4 +1,4 @@
-"""A cache of scanned labels, between runs, that is never stale."""
+"""A cache of scanned labels, between runs."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class LabelCache:
     the file is a checksum of everything that the labels depend on: the pickled data set; the source of the modules that
     define its classes and functions, and of those which these use, or the version of an installed package; the
     module-level values that these use; size and time of all files and folders whose paths the data set holds; and the
-    key of the label in a sample. If one of these is not known, nothing is cached. To scan again, delete the folder,
-    which the log names.
+    key of the label in a sample. If one of these is not known, nothing is cached. Data that are in no file, for example
+    on a server, do not show a change. To scan again, delete the folder, which the log names.
 
     Args:
         dataset: The data set.

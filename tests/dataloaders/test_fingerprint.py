@@ -288,3 +288,66 @@ def test_code_in_no_file(monkeypatch):
 def test_long_texts_and_roots_are_no_paths():
     """Texts that cannot be paths are skipped, and so is the root folder."""
     assert fingerprint(Files("/", "", "a\0b", "x" * 5000, "~nobody/x", "no such file"))
+
+
+def arrow(paths):
+    return pytest.importorskip("pyarrow").array(paths)
+
+
+def frame(paths):
+    return pytest.importorskip("pandas").DataFrame({"path": paths})
+
+
+FORMS = {
+    "bytes": lambda paths: [path.encode() for path in paths],
+    "lines": "\n".join,
+    "json": lambda paths: f'{{"images": ["{paths[0]}", "{paths[1]}"]}}',
+    "uri": lambda paths: [f"file://{path}" for path in paths],
+    "numpy": np.array,
+    "arrow": arrow,
+    "pandas": frame,
+    "prefix": lambda paths: paths[0].removesuffix("0.txt"),
+    "pattern": lambda paths: paths[0].replace("0.txt", "{}.txt"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_forms_of_paths(tmp_path, form):
+    """Paths count in texts, arrays and tables, and as parts of names."""
+    paths = [str(tmp_path / "images" / f"img_{i}.txt") for i in range(3)]
+    for path in paths:
+        write(Path(path), "0")
+    before = fingerprint(Files(form(paths)))
+    assert fingerprint(Files(form(paths))) == before
+    write(Path(paths[1]), "1")
+    assert fingerprint(Files(form(paths))) != before
+
+
+CODE = """
+import os
+class Reads:
+    def __getitem__(self, index):
+        import lazy_labels
+        root = os.environ["IMAGES_OF_A_TEST"]
+        return open("{literal}").read(), root, lazy_labels.LABELS
+"""
+
+
+def test_code_that_names_its_data(tmp_path, monkeypatch):
+    """A path in the code, an environment variable, and a module that is imported when a sample is read count."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("IMAGES_OF_A_TEST", str(tmp_path / "env"))
+    places = {name: tmp_path / name for name in ("literal.txt", "env/file.txt", "lazy_labels.py")}
+    for path in places.values():
+        write(path, "LABELS = [0]")
+    write(tmp_path / "reads_by_name.py", CODE.format(literal=places["literal.txt"]))
+    importlib.invalidate_caches()
+    dataset = importlib.import_module("reads_by_name").Reads()
+    before = fingerprint(dataset)
+    assert fingerprint(dataset) == before
+    for path in places.values():
+        write(path, "LABELS = [1]")
+        assert fingerprint(dataset) != before
+        before = fingerprint(dataset)
+    monkeypatch.setenv("IMAGES_OF_A_TEST", "elsewhere")
+    assert fingerprint(dataset) != before
