@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 _MIN_SEEN = 16  # values of a column that is called constant
 _MAX_SEEN = 4096  # values of a column
-MIN_EVIDENCE = math.log(1e-6)  # a relation is certain if an unrelated column fits with a smaller chance
+CERTAIN_CHANCE = math.log(1e-6)  # a relation is certain if an unrelated column fits with a smaller chance
 
 
 class ColumnEvidence:
@@ -46,11 +47,13 @@ class ColumnEvidence:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the evidence as tensors, plain numbers and strings."""
-        return {name: torch.from_numpy(x.copy()) if isinstance(x, np.ndarray) else x for name, x in vars(self).items()}
+        state = deepcopy(vars(self))  # the evidence grows in place
+        return {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in state.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state that ``state_dict`` returned."""
-        vars(self).update({name: x.numpy().copy() if isinstance(x, Tensor) else x for name, x in state.items()})
+        state = deepcopy(dict(state))
+        vars(self).update({name: x.numpy() if isinstance(x, Tensor) else x for name, x in state.items()})
 
     def update(self, values: NDArray[Any], drawn: NDArray[Any]) -> None:
         """Compare one batch: column of shape ``(n,)`` with labels of shape ``(batch,)``, ``n <= batch``."""

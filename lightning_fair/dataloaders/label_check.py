@@ -15,11 +15,11 @@ from torch import Tensor
 
 from lightning_fair.common.sample_labels import extract_labels
 from lightning_fair.dataloaders.batch_columns import as_column, leaves, read_columns
-from lightning_fair.dataloaders.column_evidence import MIN_EVIDENCE, ColumnEvidence, is_part_of
+from lightning_fair.dataloaders.column_evidence import CERTAIN_CHANCE, ColumnEvidence, is_part_of
 
 _FIRST_BATCHES = 4  # of each epoch, which are always checked
 _LATER_BATCHES = 64  # one of so many later ones is checked
-_MAX_CHANCE = math.log(0.05)  # a column that may hold the labels in another order is followed below this chance
+_LIKELY_CHANCE = math.log(0.05)  # a column that may hold the labels in another order is followed below this chance
 _MAX_UNDECIDED = 8  # batches that may leave samples out before the check says that it is not certain
 _MAX_SHOWN = 10  # classes in a message
 
@@ -159,7 +159,7 @@ class LabelCheck:
         for name in self._columns.keys() & columns.keys() if is_new else ():
             self._columns[name].update(columns[name], drawn)
         fits = sorted([*self._fits_in_order(), *self._fits_reordered(columns)])
-        if fits and fits[0].chance < MIN_EVIDENCE:
+        if fits and fits[0].chance < CERTAIN_CHANCE:
             self._accept(fits[0])
             return self._follow(batch, drawn) if self.relation == "labels" and self.can_reorder else None
         if not fits and not any(each.is_pending for each in self._columns.values()):
@@ -203,7 +203,7 @@ class LabelCheck:
             return self._guess_shorter(batch, equal or reordered, drawn)
         if not reordered or fits[0].relation in ("labels", "renumbered"):
             return None
-        if fits[0].relation == "reordered" and fits[0].chance < _MAX_CHANCE:
+        if fits[0].relation == "reordered" and fits[0].chance < _LIKELY_CHANCE:
             self._followed = fits[0].column
             return reordered[self._followed]
         self._warn_of_order(list(reordered))
@@ -230,7 +230,7 @@ class LabelCheck:
             return None
         name, values = next(iter(candidates.items()))
         evidence = self._columns[name]
-        is_likely = evidence.is_equal or evidence.chance_of_order < _MAX_CHANCE
+        is_likely = evidence.is_equal or evidence.chance_of_order < _LIKELY_CHANCE
         if len(candidates) == 1 and (is_likely or self._num_checked <= _MAX_UNDECIDED):
             self._followed = name
             return values

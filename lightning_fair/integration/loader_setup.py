@@ -111,7 +111,7 @@ def _update_sampler(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> bo
         else:
             rank_zero_warn(f"{change}: FairSampling starts over, without the trained mix and the class losses so far.")
             run.totals, run.has_warned, run.has_warned_of_labels = RunTotals(), False, False
-    _check_new_labels(run, loader.dataset, were_numbered=labels.values is not None)
+    _make_label_check(run, loader.dataset, were_numbered=labels.values is not None)
     return True
 
 
@@ -123,14 +123,14 @@ def _describe_change(old: FeedbackBatchSampler, new: FeedbackBatchSampler) -> st
     return f"The labels of {np.count_nonzero(old.labels != new.labels)} of {new.labels.size} samples have changed"
 
 
-def _check_new_labels(run: Run, dataset: Any, *, were_numbered: bool) -> None:
-    """Say which groups are in which class, and make a new label check."""
+def _make_label_check(run: Run, dataset: Any, *, were_numbered: bool) -> None:
+    """Make the label check of a new sampler, and say which groups are in which class."""
     assert run.sampler is not None
     num_classes, chosen = run.sampler.controller.num_classes, run.settings.has_chosen_labels
     if run.step_weights is not None and run.step_weights.num_classes != num_classes:
         raise ValueError(
             f"The number of classes has changed from {run.step_weights.num_classes} to {num_classes} during the fit. "
-            f"Set FairSampling(num_classes=...) to the larger number, and empty_classes='skip'."
+            "Set FairSampling(num_classes=...) to the larger number, and empty_classes='skip'."
         )
     groups = describe_groups(run.sampler.labels, dataset, run.sampler.class_names) if chosen else None
     if groups:

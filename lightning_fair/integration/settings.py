@@ -134,16 +134,17 @@ class FairSettings:
             names = ()  # of other classes, before a target_transform or of the data set itself
         num_classes = self._known_num_classes or max(num_present, len(names))
         counts = np.bincount(labels.numbers, minlength=num_classes)
-        goes_on = previous is not None and self._fits(previous.class_counts, counts)
-        if previous is not None and goes_on:
-            controller = previous.controller
-        else:
+        if previous is not None and not self._fits(previous.class_counts, counts):
+            previous = None
+        if previous is None:
             controller = self._make_controller(num_classes, counts[:num_classes], names, labels.values)
+        else:
+            controller = previous.controller
         options.setdefault("seed", self.draw_seed)
         sampler = FeedbackBatchSampler(
             labels, batch_size, steps_per_epoch, controller, empty_classes=self.empty_classes, **options
         )
-        if previous is not None and goes_on:
+        if previous is not None:
             controller.forget_in_flight()
             sampler.epoch = previous.epoch
         return sampler

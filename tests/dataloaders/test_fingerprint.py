@@ -127,10 +127,10 @@ def test_memory_map(tmp_path):
     """A memory map counts by its file and its place in it."""
     np.save(tmp_path / "x.npy", np.arange(100))
     x = np.load(tmp_path / "x.npy", mmap_mode="r")
-    again = np.load(tmp_path / "x.npy", mmap_mode="r")
+    second_map = np.load(tmp_path / "x.npy", mmap_mode="r")
     parts = [fingerprint(Files(x=part)) for part in (x, x[:50], x[50:], x[::2])]
     assert len(set(parts)) == 4
-    assert fingerprint(Files(x=again[50:])) == parts[2]
+    assert fingerprint(Files(x=second_map[50:])) == parts[2]
     write(tmp_path / "x.npy", "")
     assert fingerprint(Files(x=x)) != parts[0]
 

@@ -61,14 +61,18 @@ def image_folder(folder: Path) -> Dataset:
     return datasets.ImageFolder(str(folder), transform=lambda image: torch.tensor(image.getpixel((0, 0))))
 
 
-class AugMix(Dataset):
-    """timm's AugMixDataset and most wrappers: the data set inside is called ``dataset``."""
+class Wrapper(Dataset):
+    """Most wrappers: the data set inside is called ``dataset``."""
 
     def __init__(self, dataset):
         self.dataset = dataset
 
     def __len__(self):
         return len(self.dataset)
+
+
+class AugMix(Wrapper):
+    """timm's AugMixDataset: an image and its augmentations."""
 
     def __getitem__(self, index):
         x, y = self.dataset[index]
@@ -114,14 +118,8 @@ class MedMNIST(Dataset):
         return self.imgs[index], self.labels[index].astype(int)
 
 
-class Views(Dataset):
+class Views(Wrapper):
     """lightly's data sets for self-supervision: two views of an image, its class and its file name."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def __len__(self):
-        return len(self.dataset)
 
     def __getitem__(self, index):
         x, y = self.dataset[index]
@@ -216,14 +214,8 @@ def hugging_face(_: Path, label: str = "label") -> Any:
     return datasets.Dataset.from_dict(rows, features=features).with_format("torch")
 
 
-class WrapsHuggingFace(Dataset):
+class WrapsHuggingFace(Wrapper):
     """A class around a Hugging Face data set, which it keeps as ``dataset``."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def __len__(self):
-        return len(self.dataset)
 
     def __getitem__(self, index):
         row = self.dataset[index]

@@ -27,8 +27,8 @@ def one_hot(y, K=4):
     return F.one_hot(y, K).float()
 
 
-class Own(Weighted):
-    """A module whose losses are a function of the network's outputs and the labels."""
+class OfBatch:
+    """The losses of a module are a function of the network's outputs and the labels."""
 
     def __init__(self, losses, **settings):
         super().__init__(**settings)
@@ -36,17 +36,15 @@ class Own(Weighted):
 
     def training_step(self, batch, batch_idx):
         x, y, *_ = batch
-        return self.weighted_loss(self.of_batch(self.net(x), y))
+        return self.reduce(self.of_batch(self.net(x), y))
 
 
-class OwnPlain(Plain):
-    def __init__(self, losses, **settings):
-        super().__init__(**settings)
-        self.of_batch = losses
+class Own(OfBatch, Weighted):
+    """With importance weights."""
 
-    def training_step(self, batch, batch_idx):
-        x, y, *_ = batch
-        return self.of_batch(self.net(x), y).mean()
+
+class OwnPlain(OfBatch, Plain):
+    """The same without the mixin."""
 
 
 def warned_of(words, module, fair=None, data=None, **settings):
