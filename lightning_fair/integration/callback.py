@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as L
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.types import STEP_OUTPUT
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_fair.common.labels import Labels
@@ -17,6 +15,7 @@ from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.control.target import Target
 from lightning_fair.integration import trainer_internals
+from lightning_fair.integration.lightning_packages import Callback, check_trainer
 from lightning_fair.integration.loader_setup import make_loader_fair
 from lightning_fair.integration.loss_check import LossCheck
 from lightning_fair.integration.run import Run
@@ -26,8 +25,12 @@ from lightning_fair.monitoring.dashboard import LogContext, show_distance
 from lightning_fair.sampling.batch_sampler import EmptyClasses
 from lightning_fair.schedules import Schedule, Shift
 
+if TYPE_CHECKING:
+    import lightning.pytorch as L
+    from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-class FairSampling(L.Callback):
+
+class FairSampling(Callback):
     """Steers the class mix of the training batches of any Trainer by negative feedback.
 
     ``Trainer(callbacks=[FairSampling()])`` is enough: the training ``DataLoader`` keeps all of its settings and gets
@@ -79,6 +82,7 @@ class FairSampling(L.Callback):
         TypeError: If ``alpha`` is neither a number nor a schedule.
 
     Example:
+        >>> import lightning.pytorch as L  # or: import pytorch_lightning as L
         >>> callback = FairSampling(alpha=8.0, max_weight=50.0)
         >>> trainer = L.Trainer(callbacks=[callback], logger=False, enable_checkpointing=False)
     """
@@ -141,7 +145,7 @@ class FairSampling(L.Callback):
         self._stage = stage
         if stage != "fit":
             return
-        trainer_internals.check_trainer(trainer)
+        check_trainer(trainer)
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
         data_source = trainer_internals.train_data_source(trainer)
         if self._installed_by_datamodule and getattr(data_source, "_own", None) is not self:

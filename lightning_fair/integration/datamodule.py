@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as L
-from lightning.pytorch.core.hooks import DataHooks
-from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning_utilities.core.overrides import is_overridden
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_fair.control.controller import FeedbackController
@@ -17,14 +15,17 @@ from lightning_fair.dataloaders.fair_loader import make_fair
 from lightning_fair.dataloaders.label_check import LabelCheck
 from lightning_fair.dataloaders.label_scan import find_loader_labels
 from lightning_fair.integration.callback import FairSampling
-from lightning_fair.integration.trainer_internals import check_trainer, forward_hyperparameters
+from lightning_fair.integration.lightning_packages import LightningDataModule, check_trainer, package_of
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
 
+if TYPE_CHECKING:
+    import lightning.pytorch as L
+
 _ATTRIBUTES = ("prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices")
-_HOOKS = {name for name in vars(DataHooks) if name[0] != "_"} | {"state_dict", "load_state_dict", "on_exception"}
+_STATE_HOOKS = {"state_dict", "load_state_dict", "on_exception"}
 
 
-class FairDataModule(L.LightningDataModule):
+class FairDataModule(LightningDataModule):
     """Wraps a DataModule, or a data set, so that its training loader is fair.
 
     In a Trainer it installs the callback :class:`~lightning_fair.FairSampling`, which then owns the sampler. Without a
@@ -64,9 +65,11 @@ class FairDataModule(L.LightningDataModule):
         test: Dataset[Any] | None = None,
         **loader: Any,
     ) -> None:
-        super().__init__()
         arguments = {"batch_size": batch_size, "val": val, "test": test}
-        if isinstance(data, L.LightningDataModule):
+        package = package_of(data, "LightningDataModule")
+        self.wrapped: Any
+        self._trainer: L.Trainer | None = None
+        if package is not None:
             given = {name: value for name, value in arguments.items() if value is not None} | loader
             if given:
                 kind, names = type(data).__name__, ", ".join(given)
@@ -85,11 +88,14 @@ class FairDataModule(L.LightningDataModule):
         self._sampler: FeedbackBatchSampler | None = None
         self._label_check: LabelCheck | None = None
         # Lightning asks whether a data module overrides a hook, so the wrapped module's are shown only if it does.
-        hooks = _HOOKS - vars(FairDataModule).keys()
-        overridden = [name for name in hooks if is_overridden(name, self.wrapped, L.LightningDataModule)]
+        if package is None:
+            overridden = [name for name in ("val_dataloader", "test_dataloader") if hasattr(self.wrapped, name)]
+        else:
+            hooks = {name for name in vars(package.core.hooks.DataHooks) if name[0] != "_"} | _STATE_HOOKS
+            hooks -= vars(FairDataModule).keys()
+            overridden = [name for name in hooks if is_overridden(name, self.wrapped, package.LightningDataModule)]
         for name in (*_ATTRIBUTES, *overridden):
             setattr(self, name, getattr(self.wrapped, name))
-        forward_hyperparameters(self)
 
     @property
     def trainer(self) -> L.Trainer | None:
@@ -100,9 +106,14 @@ class FairDataModule(L.LightningDataModule):
     def trainer(self, trainer: L.Trainer | None) -> None:
         if trainer is not None:
             check_trainer(trainer)
+            package, wrapped = package_of(trainer, "Trainer"), package_of(self.wrapped, "LightningDataModule")
+            if wrapped not in (None, package):
+                raise TypeError(
+                    f"The Trainer is of {package.__name__}, and {type(self.wrapped).__name__} is of "
+                    f"{wrapped.__name__}. Import both from the same package."
+                )
         self._trainer = trainer
-        if "wrapped" in self.__dict__:
-            self.wrapped.trainer = trainer
+        self.wrapped.trainer = trainer
 
     @property
     def sampler(self) -> DrawSource | None:
@@ -159,16 +170,22 @@ class FairDataModule(L.LightningDataModule):
         return next((c for c in fair if c is self._own or not c._installed_by_datamodule), None)
 
 
-class _DatasetModule(L.LightningDataModule):
+class _DatasetModule:
     """Plain loaders over plain data sets."""
 
+    prepare_data_per_node, allow_zero_length_dataloader_with_multiple_devices = True, False
+    _log_hyperparams = False
+    trainer: L.Trainer | None = None
+
     def __init__(self, train: Any, val: Dataset[Any] | None, test: Dataset[Any] | None, loader: dict[str, Any]) -> None:
-        super().__init__()
         loader.pop("shuffle", None)  # FairSampling shuffles the training data, and the others keep their order
         self._train, self._loader = train, loader
         for name, dataset in (("val_dataloader", val), ("test_dataloader", test)):
             if dataset is not None:
                 setattr(self, name, self._in_order(dataset))
+
+    def setup(self, stage: str) -> None:
+        """Do nothing: the data sets are there."""
 
     def train_dataloader(self) -> DataLoader[Any]:
         return DataLoader(self._train, **self._loader)

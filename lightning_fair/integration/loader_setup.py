@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as L
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from lightning_fair.control.draw_source import DrawSource
@@ -21,6 +20,9 @@ from lightning_fair.integration.settings import FairSettings
 from lightning_fair.integration.trainer_internals import is_within_epoch, steps_per_epoch
 from lightning_fair.monitoring.tensorboard_layout import plural
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
+
+if TYPE_CHECKING:
+    import lightning.pytorch as L
 
 
 def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[Any]:

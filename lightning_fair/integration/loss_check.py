@@ -6,16 +6,18 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import lightning.pytorch as L
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.nn.modules.loss import _WeightedLoss
 
 from lightning_fair.integration.settings import FairSettings
 from lightning_fair.integration.step_weights import copy_to_host
+
+if TYPE_CHECKING:
+    import lightning.pytorch as L
 
 _LOOKS_PER_EPOCH = 8  # a module may mix only some batches, or only from some epoch on
 _MAX_NODES = 1000  # of the graph, from the loss on; losses are near its root

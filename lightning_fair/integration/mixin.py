@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as L
 from torch import Tensor
 
 from lightning_fair.integration.callback import FairSampling, find_callback
+from lightning_fair.integration.lightning_packages import check_trainer
 from lightning_fair.integration.step_weights import StepWeights
-from lightning_fair.integration.trainer_internals import can_be_weighted, check_trainer
+from lightning_fair.integration.trainer_internals import can_be_weighted
 
 if TYPE_CHECKING:
+    import lightning.pytorch as L
+
     _Base = L.LightningModule
 else:
     _Base = object
@@ -29,6 +31,7 @@ class ImportanceWeightedMixin(_Base):
             with other settings, or False for none. Set it in the class or in ``__init__``.
 
     Example:
+        >>> import lightning.pytorch as L  # or: import pytorch_lightning as L
         >>> import torch
         >>> class Classifier(ImportanceWeightedMixin, L.LightningModule):
         ...     def __init__(self):

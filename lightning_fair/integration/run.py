@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as L
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -31,6 +30,9 @@ from lightning_fair.integration.step_weights import StepWeights, copy_to_host
 from lightning_fair.monitoring.dashboard import BatchWeights, Dashboard
 from lightning_fair.monitoring.tensorboard_layout import plural
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
+
+if TYPE_CHECKING:
+    import lightning.pytorch as L
 
 _MAX_SHOWN = 10  # classes in a message
 _DEFAULT_DELAY = 16  # above the prefetching of most loaders, so that their batches do not depend on the workers

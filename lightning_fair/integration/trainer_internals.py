@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import copy
-from typing import Any
+from inspect import signature, unwrap
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as L
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.dataloaders.checks import batch_size, samplers
+from lightning_fair.integration.lightning_packages import imported_packages, package_of
 from lightning_fair.monitoring.dashboard import Board, LogContext
+
+if TYPE_CHECKING:
+    import lightning.pytorch as L
 
 
 def train_data_source(trainer: L.Trainer) -> object:
@@ -43,15 +44,11 @@ def log_context(
     trainer: L.Trainer, source: DrawSource, class_names: Sequence[str], *, weighted: bool, noun: str = "class"
 ) -> LogContext:
     """Return the state of the training that the dashboard logs of the training."""
-    writers = [x for x in trainer.loggers if isinstance(x, TensorBoardLogger)] if trainer.is_global_zero else []
+    kinds = tuple(package.loggers.TensorBoardLogger for package in imported_packages())
+    writers = [x for x in trainer.loggers if isinstance(x, kinds)] if trainer.is_global_zero else []
     boards = [Board(x, f"{x._prefix}{x.LOGGER_JOIN_CHAR}" if x._prefix else "") for x in writers]
     step = trainer.fit_loop.epoch_loop._batches_that_stepped
     return LogContext(source, class_names, weighted, step, trainer.loggers, boards, noun)
-
-
-def forward_hyperparameters(wrapper: L.LightningDataModule) -> None:
-    """Let ``wrapper.__getattr__`` answer for all hyperparameters."""
-    del wrapper._log_hyperparams  # the only attribute of them that the constructor sets
 
 
 def intercept_train_dataloader(trainer: L.Trainer, key: str | int | None, replace: Callable[[Any], Any]) -> ExitStack:
@@ -63,13 +60,14 @@ def intercept_train_dataloader(trainer: L.Trainer, key: str | int | None, replac
     request, process = source.dataloader, strategy.process_dataloader
     num_processed = position = 0
     users_loader: Any = None
+    combined_loader = package_of(trainer, "Trainer").utilities.CombinedLoader
 
     def request_loaders() -> object:
         nonlocal num_processed, position, users_loader
         loaders = request()
-        if isinstance(loaders, CombinedLoader):
+        if isinstance(loaders, combined_loader):
             loaders = copy(loaders)  # Lightning stores the processed loaders in it
-        num_processed, (position, users_loader) = 0, _find_loader(loaders, key)
+        num_processed, (position, users_loader) = 0, _find_loader(loaders, key, combined_loader)
         return loaders
 
     def process_loader(dataloader: object) -> object:
@@ -89,18 +87,18 @@ def intercept_train_dataloader(trainer: L.Trainer, key: str | int | None, replac
     return patches
 
 
-def _find_loader(loaders: Any, key: str | int | None) -> tuple[int, Any]:
+def _find_loader(loaders: Any, key: str | int | None, combined_loader: Any) -> tuple[int, Any]:
     """Return the position of the chosen loader among all training loaders, and the loader."""
-    if isinstance(loaders, CombinedLoader):
+    if isinstance(loaders, combined_loader):
         loaders = loaders.iterables
-    flat = CombinedLoader(loaders).flattened
+    flat = combined_loader(loaders).flattened
     if key is None and len(flat) == 1:
         return 0, flat[0]
     listed = loaders if isinstance(loaders, (list, tuple)) else [loaders]
     # By position, because the same loader may be listed under several keys.
     position, positions = 0, {}
     for name, part in loaders.items() if isinstance(loaders, Mapping) else enumerate(listed):
-        size = len(CombinedLoader(part).flattened)
+        size = len(combined_loader(part).flattened)
         if size == 1:
             positions[name] = position
         position += size
@@ -138,18 +136,9 @@ def steps_per_epoch(loader: DataLoader[Any], world_size: int) -> int:
     return -(-len(loader) // world_size)
 
 
-def check_trainer(trainer: object) -> None:
-    """Raise a ``TypeError`` if ``trainer`` is not of ``lightning.pytorch``: ``pytorch_lightning`` has other classes."""
-    if not isinstance(trainer, L.Trainer):
-        raise TypeError(
-            f"lightning_fair works with lightning.pytorch, got a Trainer of {type(trainer).__module__.split('.')[0]}. "
-            "Write `import lightning.pytorch as pl` in place of `import pytorch_lightning as pl`, everywhere."
-        )
-
-
 def check_training_step(pl_module: L.LightningModule) -> None:
     """Raise a ``ValueError`` if the training step fetches its batches itself."""
-    if is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):
+    if "dataloader_iter" in signature(unwrap(pl_module.training_step)).parameters:
         raise ValueError(
             "training_step(dataloader_iter) fetches its batches itself, so FairSampling cannot know which batch is "
             "trained on. Use training_step(batch, batch_idx)."

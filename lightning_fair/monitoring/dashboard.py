@@ -9,11 +9,9 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
 
-import lightning.pytorch as L
 import numpy as np
 import torch
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from numpy.typing import NDArray
 
 from lightning_fair.common.arrays import Floats, Ints
@@ -26,6 +24,8 @@ from lightning_fair.monitoring.history import DownsampledHistory
 from lightning_fair.monitoring.tensorboard_layout import MAX_NAMED_CLASSES, make_charts, make_layout
 
 if TYPE_CHECKING:
+    import lightning.pytorch as L
+    from lightning.pytorch.loggers import Logger, TensorBoardLogger
     from matplotlib.figure import Figure
 
 _QUANTILES = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1.0}

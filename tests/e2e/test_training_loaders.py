@@ -33,7 +33,7 @@ from lightning_helpers import (
 from packaging.version import Version
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from lightning_fair import FairDataModule, ImportanceWeightedMixin
+from lightning_fair import FairDataModule
 
 PAIRS: Counter = Counter()
 
@@ -440,7 +440,7 @@ def test_short_feedback_delay_warns():
     assert fair.controller.feedback_delay == 3
 
 
-# -- LightningCLI and pytorch_lightning ------------------------------------------------------------------
+# -- LightningCLI ----------------------------------------------------------------------------------------
 
 
 def test_lightning_cli_creates_the_callback(tmp_path, monkeypatch):
@@ -462,31 +462,3 @@ def test_lightning_cli_creates_the_callback(tmp_path, monkeypatch):
     assert fair.sampler.drawn.sum() == len(Indexed())
     assert fair.settings.max_weight == 20
     assert np.allclose(fair.controller.q, [0.4, 0.3, 0.2, 0.1])
-
-
-@pytest.mark.parametrize("way", ["callback", "data module", "mixin"])
-def test_pytorch_lightning_trainer_raises(way, tmp_path):
-    other_lightning = pytest.importorskip("pytorch_lightning")
-
-    class Theirs(other_lightning.LightningModule):
-        def training_step(self, batch, batch_idx):
-            raise AssertionError("trained")
-
-        def configure_optimizers(self):
-            return None
-
-    class Mixed(ImportanceWeightedMixin, Theirs):
-        pass
-
-    def train():
-        run = other_lightning.Trainer(
-            callbacks=[moving()] if way == "callback" else [], logger=False, default_root_dir=tmp_path
-        )
-        if way == "data module":
-            run.fit(Theirs(), datamodule=FairDataModule(Indexed(), batch_size=BATCH))
-        else:
-            run.fit(Mixed() if way == "mixin" else Theirs(), loader())
-
-    # Some versions of pytorch_lightning raise by themselves, with the same advice.
-    with pytest.raises(TypeError, match=r"lightning\.pytorch"):
-        train()
