@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from lightning_helpers import fit
+from lightning_utilities.core import rank_zero
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
@@ -139,7 +140,7 @@ def train(module: Any, data: Any, fair: FairSampling, *callbacks: L.Callback, **
         report(self, draw, *sums)
 
     lines = _Lines(outcome.printed)
-    logger = logging.getLogger("lightning.pytorch")
+    logger = rank_zero.log  # of the Lightning package that was imported last
     logger.addHandler(lines)
     try:
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
