@@ -130,7 +130,7 @@ def test_resumes_in_both(package, other, tmp_path):
     resumed = FairSampling()
     trainer = make_trainer(package, [resumed], max_epochs=3)
     loader = DataLoader(data(), batch_size=6, shuffle=True)
-    trainer.fit(make_classifier(package), loader, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    trainer.fit(make_classifier(package), loader, ckpt_path=tmp_path / "last.ckpt")
     assert resumed.sampler.drawn.tolist() == [102, 102, 102]
 
 
