@@ -1,0 +1,198 @@
+"""The programs of examples/README.md without Lightning's Trainer: Fabric, Hugging Face, timm."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from loop_runs import run_program
+from rank_runs import end, free_port
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "examples/README.md"
+PATIENCE = 240.0  # seconds
+TWO = ("Fabric(devices=1)", 'Fabric(accelerator="cpu", devices=2)')  # starts the second process itself
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not PAGE.exists(), reason="The pages are not part of an installed package."),
+]
+
+
+def program(heading: str, language: str = "python") -> str:
+    """Return the first block of code below a heading."""
+    _, section = PAGE.read_text().split(f"# {heading}\n", 1)
+    return re.findall(rf"^```{language}\n(.*?)^```", section, flags=re.DOTALL | re.MULTILINE)[0]
+
+
+def changed(code: str, *changes: tuple[str, str]) -> str:
+    for old, new in changes:
+        assert old in code
+        code = code.replace(old, new)
+    return code
+
+
+def run_in_two(code: str, folder: Path, *launcher: str) -> list[dict[str, Any]]:
+    """Run the program in two processes, and return the record of each."""
+    (folder / "program.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, *launcher, str(Path(__file__).with_name("loop_runs.py"))]
+    process = subprocess.Popen(
+        [*command, "program.py", "."],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=PATIENCE)
+    finally:
+        end(process)
+    assert process.returncode == 0, output
+    return [pickle.loads((folder / f"rank{rank}").read_bytes()) for rank in range(2)]
+
+
+def ours(record: dict[str, Any]) -> list[str]:
+    """Return the warnings of lightning-fair."""
+    return [message for message in record["warnings"] if "rank" in message and "draw" in message]
+
+
+def assert_shares_of_one_draw(records: list[dict[str, Any]], sizes: tuple[int, ...]) -> None:
+    """Check that the ranks have the same ``p``, bit for bit, and together go through the items of each class."""
+    first, second = records
+    assert len(first["probs"]) == len(second["probs"]) > 0
+    assert np.array_equal(first["probs"], second["probs"])
+    assert np.array_equal(first["counts"], second["counts"])
+    uses = np.bincount(list(chain(*first["indices"], *second["indices"])), minlength=sum(sizes))
+    assert [np.ptp(part) for part in np.split(uses, np.cumsum(sizes)[:-1])] == [1] * len(sizes)
+    assert not set(chain(*first["indices"])) & set(chain(*second["indices"])) & set(range(sizes[0]))  # less than a pass
+    assert [ours(record) for record in records] == [[], []]
+
+
+def is_balanced(counts: Any) -> bool:
+    return bool(np.ptp(np.sum(counts, axis=0)) <= 0.1 * np.mean(np.sum(counts, axis=0)))
+
+
+# -- Fabric ------------------------------------------------------------------------------------------------
+
+
+def test_fabric():
+    """Fabric's loop draws the classes equally often, and reports every batch."""
+    variables, draws = run_program(program("Fabric"))
+    assert len(draws) == 32
+    assert is_balanced(variables["sampler"].drawn)
+    assert not variables["controller"].in_flight
+    assert np.isfinite(variables["controller"].ema_loss).all()
+
+
+def test_fabric_in_two_processes(tmp_path):
+    """Two processes share each draw, also when the losses act on ``p``."""
+    code = changed(
+        program("Fabric"),
+        TWO,
+        ("batch_size=32,", "batch_size=12, steps_per_epoch=25, controller=FeedbackController(3, lambda2=0.4),"),
+        ("import FeedbackBatchSampler,", "import FeedbackBatchSampler, FeedbackController,"),
+    )
+    records = run_in_two(code, tmp_path)
+    assert_shares_of_one_draw(records, (900, 90, 10))
+    assert np.ptp(records[0]["probs"], axis=0).min() > 1e-3
+
+
+def test_fabric_errors(tmp_path):
+    """Without the flag, Fabric's error names it; without ranks, and with the report of one rank, one warning does."""
+    attempts = """
+try:
+    fabric.setup_dataloaders(DataLoader(dataset, batch_sampler=sampler))
+except TypeError as error:
+    assert "use_distributed_sampler=False" in str(error)
+else:
+    raise AssertionError("no error")
+"""
+    code = changed(
+        program("Fabric"),
+        TWO,
+        (", rank=fabric.global_rank, world_size=fabric.world_size", ""),
+        ("controller = sampler.controller", attempts + "controller = sampler.controller"),
+    )
+    (tmp_path / "ranks").mkdir()
+    for record in run_in_two(code, tmp_path / "ranks"):
+        (message,) = ours(record)
+        assert "fabric.global_rank" in message
+    code = changed(program("Fabric"), TWO, ("fabric.all_gather((y, losses.detach()))", "(y, losses.detach())"))
+    for record in run_in_two(code, tmp_path):
+        (message,) = ours(record)
+        assert "fabric.all_gather" in message
+
+
+# -- Hugging Face --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hugging_face():
+    for name in ("transformers", "accelerate", "datasets"):
+        pytest.importorskip(name)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_hugging_face(hugging_face, accumulate, tmp_path, monkeypatch):
+    """The Trainer gets balanced batches, and reports every loss, also if it accumulates gradients."""
+    monkeypatch.chdir(tmp_path)
+    settings = f"gradient_accumulation_steps={accumulate}, eval_strategy='epoch', use_cpu=True, report_to=[]"
+    code = changed(
+        program("Hugging Face"),
+        ("report_to=[]", settings),
+        ("train_dataset=dataset", "train_dataset=dataset, eval_dataset=dataset"),
+        ("num_classes=3", "num_classes=3, lambda2=0.4"),
+    )
+    variables, draws = run_program(code)
+    assert len(draws) == 40
+    assert variables["trainer"].state.global_step == -(-20 // accumulate) * 2
+    assert not variables["controller"].in_flight
+    assert np.isfinite(variables["controller"].ema_loss).all()
+    used = np.bincount(list(chain(*(draw.indices for draw in draws))), minlength=240)
+    assert used[220:].min() > 0  # all of the rare class
+
+
+def test_hugging_face_in_two_processes(hugging_face, tmp_path):
+    """Two processes of the Trainer share each draw, and the losses of both act on ``p``."""
+    code = changed(program("Hugging Face"), ("num_classes=3", "num_classes=3, lambda2=0.4"))
+    code = changed(code, ("report_to=[]", "report_to=[], use_cpu=True, save_strategy='no'"))
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}")
+    records = run_in_two(code, tmp_path, *launcher)
+    assert_shares_of_one_draw(records, (180, 40, 20))
+    assert len(records[0]["probs"]) == 20
+    assert np.ptp(records[0]["probs"], axis=0).min() > 1e-3
+
+
+# -- timm ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefetch", [True, False])
+def test_timm(prefetch, tmp_path, monkeypatch):
+    """The loader keeps timm's transforms and prefetching, and classes of 90 and 10 images come equally often."""
+    pytest.importorskip("timm")
+    image = pytest.importorskip("PIL.Image")
+    for name, count in {"cat": 90, "dog": 10}.items():
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(count):
+            image.new("RGB", (40, 40), (2 * number, 0, 0)).save(tmp_path / f"images/{name}/{number}.png")
+    monkeypatch.chdir(tmp_path)
+    code = program("timm")
+    if not prefetch:
+        code = changed(code, ("is_training=True,", "is_training=True, use_prefetcher=False,"))
+        code = changed(code, ("old = loader.loader", "old = loader"), ("loader.loader = ", "loader = "))
+    variables, draws = run_program(code)
+    assert variables["sampler"].drawn.tolist() == [52, 52]
+    assert variables["x"].shape == (8, 3, 32, 32)
+    assert sorted(variables["y"].tolist()) == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert len(variables["loader"]) == len(draws) == 13
