@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import pickle
 import re
-import subprocess
-import sys
 import warnings
 from functools import partial
 from itertools import chain
@@ -18,16 +14,15 @@ import numpy as np
 import pytest
 import torch
 from lightning_helpers import Indexed, Plain
-from loop_runs import run_program
-from rank_runs import end, free_port
+from loop_runs import Draws, run_on_rank, run_program
+from rank_runs import Ranks, RanksError
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from lightning_fair import FairSampling
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "examples/README.md"
-PATIENCE = 240.0  # seconds
-TWO = ("Fabric(devices=1)", 'Fabric(accelerator="cpu", devices=2)')  # starts the second process itself
+TWO = ("Fabric(devices=1)", 'Fabric(accelerator="cpu", devices=2)')
 
 pytestmark = [
     pytest.mark.slow,
@@ -48,42 +43,22 @@ def changed(code: str, *changes: tuple[str, str]) -> str:
     return code
 
 
-def run_in_two(code: str, folder: Path, *launcher: str) -> list[dict[str, Any]]:
-    """Run the program in two processes, and return the record of each."""
-    (folder / "program.py").write_text(code)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, *launcher, str(Path(__file__).with_name("loop_runs.py"))]
-    process = subprocess.Popen(
-        [*command, "program.py", "."],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=PATIENCE)
-    finally:
-        end(process)
-    assert process.returncode == 0, output
-    return [pickle.loads((folder / f"rank{rank}").read_bytes()) for rank in range(2)]
+@pytest.fixture(scope="module")
+def two():
+    ranks = Ranks(2)
+    yield partial(ranks, run_on_rank)
+    ranks.end()
 
 
-def ours(record: dict[str, Any]) -> list[str]:
-    """Return the warnings of lightning-fair."""
-    return [message for message in record["warnings"] if "rank" in message and "draw" in message]
-
-
-def assert_shares_of_one_draw(records: list[dict[str, Any]], sizes: tuple[int, ...]) -> None:
+def assert_shares_of_one_draw(ranks: list[Draws], sizes: tuple[int, ...]) -> None:
     """Check that the ranks have the same ``p``, bit for bit, and together go through the items of each class."""
-    first, second = records
-    assert len(first["probs"]) == len(second["probs"]) > 0
-    assert np.array_equal(first["probs"], second["probs"])
-    assert np.array_equal(first["counts"], second["counts"])
-    uses = np.bincount(list(chain(*first["indices"], *second["indices"])), minlength=sum(sizes))
+    first, second = ranks
+    assert len(first.probs) == len(second.probs) > 0
+    assert np.array_equal(first.probs, second.probs)
+    assert np.array_equal(first.counts, second.counts)
+    uses = np.bincount(list(chain(*first.indices, *second.indices)), minlength=sum(sizes))
     assert [np.ptp(part) for part in np.split(uses, np.cumsum(sizes)[:-1])] == [1] * len(sizes)
-    assert [ours(record) for record in records] == [[], []]
+    assert first.warnings == second.warnings == []
 
 
 def is_balanced(counts: Any) -> bool:
@@ -140,13 +115,13 @@ def test_weighted_random_sampler():
 def test_fabric():
     """Fabric's loop draws the classes equally often, and reports every batch."""
     variables, draws = run_program(program("Fabric"))
-    assert len(draws) == 32
+    assert len(draws.probs) == 32
     assert is_balanced(variables["sampler"].drawn)
     assert not variables["controller"].in_flight
     assert np.isfinite(variables["controller"].ema_loss).all()
 
 
-def test_fabric_in_two_processes(tmp_path):
+def test_fabric_in_two_processes(two, tmp_path):
     """Two processes share each draw, also when the losses act on ``p``."""
     code = changed(
         program("Fabric"),
@@ -154,35 +129,30 @@ def test_fabric_in_two_processes(tmp_path):
         ("batch_size=32,", "batch_size=12, steps_per_epoch=25, controller=FeedbackController(3, lambda2=0.4),"),
         ("import FeedbackBatchSampler,", "import FeedbackBatchSampler, FeedbackController,"),
     )
-    records = run_in_two(code, tmp_path)
-    assert_shares_of_one_draw(records, (900, 90, 10))
-    assert np.ptp(records[0]["probs"], axis=0).min() > 1e-3
+    ranks = two(code=code, folder=tmp_path)
+    assert_shares_of_one_draw(ranks, (900, 90, 10))
+    assert np.ptp(ranks[0].probs, axis=0).min() > 1e-3
 
 
-def test_fabric_errors(tmp_path):
-    """Without the flag, Fabric's error names it; without ranks, and with the report of one rank, one warning does."""
-    attempts = """
-try:
-    fabric.setup_dataloaders(DataLoader(dataset, batch_sampler=sampler))
-except TypeError as error:
-    assert "use_distributed_sampler=False" in str(error)
-else:
-    raise AssertionError("no error")
-"""
-    code = changed(
-        program("Fabric"),
-        TWO,
-        (", rank=fabric.global_rank, world_size=fabric.world_size", ""),
-        ("controller = sampler.controller", attempts + "controller = sampler.controller"),
-    )
-    (tmp_path / "ranks").mkdir()
-    for record in run_in_two(code, tmp_path / "ranks"):
-        (message,) = ours(record)
-        assert "fabric.global_rank" in message
-    code = changed(program("Fabric"), TWO, ("fabric.all_gather((y, losses.detach()))", "(y, losses.detach())"))
-    for record in run_in_two(code, tmp_path):
-        (message,) = ours(record)
-        assert "fabric.all_gather" in message
+@pytest.mark.parametrize(
+    ("mistake", "remedy"),
+    [
+        ((", rank=fabric.global_rank, world_size=fabric.world_size", ""), "fabric.global_rank"),
+        (("fabric.all_gather((y, losses.detach()))", "(y, losses.detach())"), "fabric.all_gather"),
+    ],
+    ids=["ranks", "gather"],
+)
+def test_fabric_warnings(two, mistake, remedy, tmp_path):
+    """If the sampler does not know the ranks, or gets the report of one rank only, one warning names the remedy."""
+    for draws in two(code=changed(program("Fabric"), TWO, mistake), folder=tmp_path):
+        (message,) = draws.warnings
+        assert remedy in message
+
+
+def test_fabric_without_flag(two, tmp_path):
+    """Without ``use_distributed_sampler=False``, the error names it."""
+    with pytest.raises(RanksError, match=r"TypeError: .*use_distributed_sampler=False"):
+        two(code=changed(program("Fabric"), TWO, (", use_distributed_sampler=False", "")), folder=tmp_path)
 
 
 # -- Hugging Face --------------------------------------------------------------------------------------------
@@ -205,22 +175,24 @@ def test_hugging_face(hugging_face, accumulate, tmp_path, monkeypatch):
         ("train_dataset=dataset", "train_dataset=dataset, eval_dataset=dataset"),
     )
     variables, draws = run_program(code)
-    assert len(draws) == 40
+    assert len(draws.probs) == 40
     assert variables["trainer"].state.global_step == -(-20 // accumulate) * 2
     assert not variables["controller"].in_flight
     assert np.isfinite(variables["controller"].ema_loss).all()
-    assert is_balanced([draw.counts for draw in draws])
+    assert is_balanced(draws.counts)
 
 
-def test_hugging_face_in_two_processes(hugging_face, tmp_path):
+def test_hugging_face_in_two_processes(hugging_face, two, tmp_path):
     """Two processes of the Trainer share each draw, and the losses of both act on ``p``."""
-    code = changed(program("Hugging Face"), ("num_classes=3", "num_classes=3, lambda2=0.4"))
-    code = changed(code, ("report_to=[]", "report_to=[], use_cpu=True, save_strategy='no'"))
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}")
-    records = run_in_two(code, tmp_path, *launcher)
-    assert_shares_of_one_draw(records, (180, 40, 20))
-    assert len(records[0]["probs"]) == 20
-    assert np.ptp(records[0]["probs"], axis=0).min() > 1e-3
+    code = changed(
+        program("Hugging Face"),
+        ("num_classes=3", "num_classes=3, lambda2=0.4"),
+        ("report_to=[]", "report_to=[], use_cpu=True, save_strategy='no'"),
+    )
+    ranks = two(code=code, folder=tmp_path)
+    assert_shares_of_one_draw(ranks, (180, 40, 20))
+    assert len(ranks[0].probs) == 20
+    assert np.ptp(ranks[0].probs, axis=0).min() > 1e-3
 
 
 # -- timm ----------------------------------------------------------------------------------------------------
@@ -244,4 +216,4 @@ def test_timm(prefetch, tmp_path, monkeypatch):
     assert variables["sampler"].drawn.tolist() == [52, 52]
     assert variables["x"].shape == (8, 3, 32, 32)
     assert sorted(variables["y"].tolist()) == [0, 0, 0, 0, 1, 1, 1, 1]
-    assert len(variables["loader"]) == len(draws) == 13
+    assert len(variables["loader"]) == len(draws.probs) == 13
