@@ -195,6 +195,28 @@ def test_hugging_face_in_two_processes(hugging_face, two, tmp_path):
     assert np.ptp(ranks[0].probs, axis=0).min() > 1e-3
 
 
+ACCELERATE = """
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from lightning_fair import FeedbackBatchSampler
+
+labels = torch.repeat_interleave(torch.arange(3), torch.tensor([180, 40, 20]))
+sampler = FeedbackBatchSampler(labels, batch_size=12, world_size=1)
+loader = Accelerator(cpu=True).prepare(DataLoader(labels, batch_sampler=sampler))
+batches = [batch.bincount(minlength=3).tolist() for batch in loader]
+assert batches == [[4, 4, 4]] * 10, batches
+"""
+
+
+def test_accelerate(hugging_face, two, tmp_path):
+    """With ``world_size=1``, accelerate gives each process every second batch of the same draws, without a warning."""
+    first, second = two(code=ACCELERATE, folder=tmp_path)
+    assert first.indices == second.indices
+    assert len(first.indices) == 20
+    assert first.warnings == second.warnings == []
+
+
 # -- timm ----------------------------------------------------------------------------------------------------
 
 
