@@ -127,7 +127,7 @@ class FeedbackController:
         # A plain loop that never reports must not keep every record: with more, the oldest counts as trained on.
         self._in_flight: deque[Draw] = deque(maxlen=min(max(2**21 // self.num_classes, 512), 4096))
         self._reports: deque[Report] = deque()
-        self._warned = False
+        self._warned = self._warned_of_ranks = False
 
     @property
     def q(self) -> Floats:
@@ -245,7 +245,9 @@ class FeedbackController:
             loss_counts: Number of finite losses of each class, shape ``(K,)``.
             draw: The draw. Default: the oldest in flight; if none is in flight, the batch counts as one of its own.
         """
-        draw = draw or self.oldest
+        if draw is None:
+            draw = self.oldest
+            self._check_all_ranks(counts)
         if draw:
             self._in_flight.remove(draw)
         report = Report(draw.draw_id if draw else self.draws)
@@ -297,6 +299,18 @@ class FeedbackController:
         self._in_flight.clear()
         self._in_flight.extend(map(Draw.from_state_dict, state["in_flight"]))
         self._reports = deque(Report(**to_arrays(report)) for report in state["reports"])
+
+    def _check_all_ranks(self, counts: NDArray[Any]) -> None:
+        """Warn, once, if a batch that several ranks share is reported with the samples of one rank."""
+        draw = self.oldest
+        if draw and not self._warned_of_ranks and counts.sum() == draw.local_size < draw.counts.sum():
+            self._warned_of_ranks = True
+            warnings.warn(
+                f"The report has {draw.local_size} samples, those of one rank, of a batch of {draw.counts.sum()} over "
+                "all ranks, so the ranks would draw with different probabilities. Report the labels and losses of all "
+                "ranks on each, for example fabric.all_gather((y, losses)), flattened.",
+                stacklevel=4,
+            )
 
     def skip_classes(self, skipped: NDArray[np.bool_]) -> None:
         """Set the target of the ``skipped`` classes to zero, share it out over the others in proportion, and reset.

@@ -33,6 +33,11 @@ class Draw:
     progress: float = field(default=0.0, kw_only=True)
     drawn_before: Ints = field(default_factory=lambda: np.zeros(0, np.int64), kw_only=True)
 
+    @property
+    def local_size(self) -> int:
+        """Number of samples of the batch on this rank."""
+        return int(self.counts.sum())
+
     def reference(self, mix: Floats) -> Floats:
         """Return the mix that the weighted loss of this batch represents if that of all batches represents ``mix``."""
         return mix

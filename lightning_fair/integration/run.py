@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_fair.common.arrays import Floats
+from lightning_fair.common.distributed import sum_over_ranks
 from lightning_fair.common.label_values import ClassLabels
 from lightning_fair.common.labels import look_up_labels
 from lightning_fair.control.draw import Draw
@@ -23,7 +24,6 @@ from lightning_fair.dataloaders.fair_loader import DeliveredBatch, FairLoader
 from lightning_fair.dataloaders.label_check import LabelCheck
 from lightning_fair.dataloaders.label_scan import find_loader_labels
 from lightning_fair.dataloaders.stream_tracker import StreamTracker
-from lightning_fair.integration.distributed import sum_over_ranks
 from lightning_fair.integration.loss_check import LossCheck
 from lightning_fair.integration.settings import FairSettings
 from lightning_fair.integration.step_weights import StepWeights, copy_to_host

@@ -28,6 +28,11 @@ class BatchDraw(Draw):
     shuffle: Ints
     is_delivered: bool = False
 
+    @property
+    def local_size(self) -> int:
+        """Number of samples of the batch on this rank."""
+        return len(self.indices)
+
     @cached_property
     def labels(self) -> Ints:
         """Class of each of this rank's samples, in the order of its indices, int64, shape ``(batch,)``."""

@@ -16,6 +16,7 @@ from torch.utils.data import Sampler
 
 from lightning_fair.common.arrays import Floats, Ints, check_integer
 from lightning_fair.common.class_counts import ClassCounts
+from lightning_fair.common.distributed import warn_if_ranks_repeat
 from lightning_fair.common.label_values import check_labels
 from lightning_fair.common.labels import to_class_labels
 from lightning_fair.control.controller import FeedbackController
@@ -46,7 +47,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         controller: The controller to follow. Default: one with a uniform target over the classes that have samples.
         seed: Seed of the draws, at least 0.
         rank: This process's rank, in ``[0, world_size)``.
-        world_size: Number of processes, at least 1.
+        world_size: Number of processes, at least 1. Default: 1, and a warning if several train together.
         empty_classes: If a class has a target but no samples, ``"error"`` raises, and ``"skip"`` shares its target
             out over the other classes in proportion.
 
@@ -79,21 +80,22 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         *,
         seed: int = 0,
         rank: int = 0,
-        world_size: int = 1,
+        world_size: int | None = None,
         empty_classes: EmptyClasses = "error",
     ) -> None:
         numbered = to_class_labels(labels, None if controller is None else controller.num_classes)
         # A copy, so that labels which are changed in place can be compared with those that are drawn from.
         self.labels = numbered.numbers if isinstance(numbered.numbers, np.memmap) else numbered.numbers.copy()
         self.batch_size = check_integer("batch_size", batch_size, 1)
-        self.world_size = check_integer("world_size", world_size, 1)
+        self.world_size = check_integer("world_size", 1 if world_size is None else world_size, 1)
+        self._assumes_one_rank = world_size is None
         self.seed = check_integer("seed", seed, 0)
         self.global_batch_size = self.batch_size * self.world_size
         steps = -(-self.labels.size // self.global_batch_size) if steps_per_epoch is None else steps_per_epoch
         self.steps_per_epoch = check_integer("steps_per_epoch", steps, 1)
         self.rank = check_integer("rank", rank, 0)
-        if rank >= world_size:
-            raise ValueError(f"rank must lie in [0, world_size), got {rank} for {world_size} ranks.")
+        if rank >= self.world_size:
+            raise ValueError(f"rank must lie in [0, world_size), got {rank} for {self.world_size} ranks.")
         if empty_classes not in ("error", "skip"):
             raise ValueError(f"empty_classes must be 'error' or 'skip', got {empty_classes!r}.")
         if controller is None:
@@ -103,7 +105,6 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         K, names, self.label_place = controller.num_classes, numbered.names, numbered.place
         self.class_names = None if names is None else (*names, *map(str, range(len(names), K)))[:K]
         self.controller = controller
-        self.drop_last = False  # every batch is full; Lightning and others read the attribute
         self._pools = ClassPools(self.labels, controller.num_classes, self.seed)
         self._randomness = DrawRandomness(self.seed, controller.num_classes, self.batch_size)
         # The global batch is ordered by class, so a stride gives each rank about the same class counts.
@@ -181,6 +182,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             # A second iteration within an epoch, whose length another, longer loader determines.
             self._position = -num_in_flight
         self._has_begun, self._keeps_in_flight, self.exhausted = True, False, False
+        self._assumes_one_rank = self._assumes_one_rank and not warn_if_ranks_repeat()
         self.controller.epoch = self.epoch
         for _ in range(self.steps_per_epoch - self._position - num_in_flight):
             draw = self._next_draw()
@@ -197,9 +199,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         """Return the draw of the batch that the loader delivers, by default the oldest one not delivered yet."""
         draws = self._undelivered() if draw_id is None else [d for d in self._in_flight() if d.draw_id == draw_id]
         if not draws:
-            raise RuntimeError(
-                "The loader delivered a batch that was not drawn, or one batch twice. Each must be delivered once."
-            )
+            raise RuntimeError("The loader delivered a batch that was not drawn, or one batch twice; each comes once.")
         draws[-1].is_delivered = True
         return draws[-1]
 

@@ -258,6 +258,31 @@ def test_state_of_other_run_is_refused(change, message):
 # -- ranks (law 6) -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("world_size", [None, 1])
+def test_unknown_ranks_are_warned_about(world_size, monkeypatch, recwarn):
+    """Without ``world_size``, a sampler in several processes warns once that all of them draw the same samples."""
+    sampler = FeedbackBatchSampler([0, 0, 0, 1], batch_size=2, world_size=world_size)
+    list(sampler)
+    assert not recwarn.list
+    monkeypatch.setattr("lightning_fair.common.distributed.count_ranks", lambda: 2)
+    list(sampler)
+    list(sampler)
+    assert ["2 processes" in str(warning.message) for warning in recwarn] == [True] * (world_size is None)
+
+
+def test_report_of_one_rank_is_warned_about(recwarn):
+    """If a batch of several ranks is reported with the labels of one rank, one warning says so; else there is none."""
+    labels = np.array([0] * 30 + [1] * 10)
+    samplers = [FeedbackBatchSampler(labels, batch_size=4, rank=rank, world_size=2) for rank in range(2)]
+    for batches in zip(*samplers, strict=True):
+        samplers[0].controller.step_update(labels[batches[0] + batches[1]])
+    assert not recwarn.list
+    samplers[0].controller.step_update([])  # a skipped step
+    for batch in samplers[0]:
+        samplers[0].controller.step_update(labels[batch])
+    assert ["4 samples" in str(warning.message) for warning in recwarn] == [True]
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_draw_batch_of_one_process(world_size):
     alone = make(batch_size=12)
