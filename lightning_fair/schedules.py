@@ -20,6 +20,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import torch
+
+from lightning_fair.common.arrays import to_plain
 
 Unit: TypeAlias = Literal["step", "epoch"]
 
@@ -35,6 +38,9 @@ class Schedule(ABC):
         for value in self.extremes:
             if not math.isfinite(value):
                 raise ValueError(f"{type(self).__name__} needs finite values, got {value}.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return _plain_fields(self)
 
     @abstractmethod
     def __call__(self, step: int, epoch: int) -> float:
@@ -223,6 +229,9 @@ class Shift:
         if low < 0 or high > 1:
             raise ValueError(f"Shift's progress must stay in [0, 1], got values from {low:g} to {high:g}.")
 
+    def __getstate__(self) -> dict[str, Any]:
+        return _plain_fields(self)
+
 
 @dataclass(frozen=True)
 class Join(Schedule):
@@ -266,6 +275,10 @@ class Join(Schedule):
         return super().by_epoch or any(schedule.by_epoch for schedule in self.schedules)
 
 
+def _plain_fields(owner: object) -> dict[str, Any]:
+    return {name: to_plain(value) for name, value in vars(owner).items()}
+
+
 def as_schedule(value: float | Schedule) -> Schedule:
     """Return ``value`` if it is a schedule, else ``Constant(value)``."""
     if isinstance(value, Schedule):
@@ -276,3 +289,7 @@ def as_schedule(value: float | Schedule) -> Schedule:
             "For a function of the step, subclass Schedule, which also states its extremes."
         )
     return Constant(float(value))
+
+
+# So that `torch.load(weights_only=True)` reads a checkpoint with one of them among its hyperparameters.
+torch.serialization.add_safe_globals([Constant, Linear, Cosine, Step, Join, Shift])

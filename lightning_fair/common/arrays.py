@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -38,6 +38,15 @@ def to_numpy(values: Any) -> Any:
         return values
     values = values.detach().cpu()
     return values.float().numpy() if values.dtype is torch.bfloat16 else values.numpy()  # NumPy has no bfloat16
+
+
+def to_plain(value: Any) -> Any:
+    """Return ``value`` with every array, tensor and NumPy number in it as plain Python values."""
+    if isinstance(value, (np.ndarray, np.generic, torch.Tensor)):
+        return to_numpy(value).tolist()
+    if isinstance(value, Mapping):
+        return {to_plain(key): to_plain(inner) for key, inner in value.items()}
+    return [to_plain(inner) for inner in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 def to_tensors(values: Mapping[str, Any]) -> dict[str, Any]:

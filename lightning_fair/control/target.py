@@ -92,14 +92,16 @@ class MovingTarget:
                 "Resume with the data set the checkpoint was made with."
             )
         if not np.allclose([start, end], [self.start, self.end], rtol=0.0, atol=1e-9):
+            theirs, ours = describe_mixes(start, end), describe_mixes(self.start, self.end)
             raise ValueError(
-                f"The state steers to {_describe(start, end)}, this controller to {_describe(self.start, self.end)}. "
+                f"The state steers to {theirs}, this controller to {ours}. "
                 "Resume with the target_probs the checkpoint was made with, or start without the checkpoint."
             )
         self.move_to(state["progress"])
 
 
-def _describe(start: Floats, end: Floats) -> str:
+def describe_mixes(start: Floats, end: Floats) -> str:
+    """Return the endpoints of a target in words, or the only mix of a fixed one."""
     first, last = (np.array2string(mix, precision=4, threshold=10) for mix in (start, end))
     return last if first == last else f"{last} from {first}"
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from lightning_fair.integration.lightning_packages import Callback, check_traine
 from lightning_fair.integration.loader_setup import make_loader_fair
 from lightning_fair.integration.loss_check import LossCheck
 from lightning_fair.integration.run import Run
-from lightning_fair.integration.settings import FairSettings, Reference
+from lightning_fair.integration.settings import FairSettings, Reference, Resume
 from lightning_fair.integration.step_weights import StepWeights
 from lightning_fair.monitoring.dashboard import LogContext, show_distance
 from lightning_fair.sampling.batch_sampler import EmptyClasses
@@ -73,9 +74,16 @@ class FairSampling(Callback):
             drawn ahead (``num_workers * prefetch_factor``), the batches do not depend on that number. None: the delay
             of the checkpoint on resume, else 16, or more if the loader draws further ahead.
         seed: Seed of the draws, at least 0. None: that of ``seed_everything``, or else 0.
+        resume: What ``fit(ckpt_path=...)`` takes from the checkpoint: ``"continue"``, the model and the state of the
+            class mix, so that the batches are those of an uninterrupted run; other data, another batch size or another
+            target is an error. Or ``"restart"``, only the model, the optimizer and the progress of the Trainer: trained
+            mix, class losses and the uses of samples start anew, with any data, and schedules go on at the Trainer's
+            step and epoch.
 
     Attributes:
-        settings: The arguments, as a frozen :class:`~lightning_fair.integration.settings.FairSettings`.
+        settings: The arguments, as a frozen :class:`~lightning_fair.integration.settings.FairSettings`. A copy or a
+            pickle of the callback has only these. Among hyperparameters (``save_hyperparameters``), a checkpoint holds
+            them without ``labels`` that are values or a function.
 
     Raises:
         ValueError: If an argument is out of range. An argument that does not fit the data raises before the first step.
@@ -109,16 +117,26 @@ class FairSampling(Callback):
         empty_classes: EmptyClasses = "error",
         feedback_delay: int | None = None,
         seed: int | None = None,
+        resume: Resume = "continue",
     ) -> None:
         # The arguments are spelled out, because LightningCLI and Hydra read this signature.
         self.settings = FairSettings(**{name: value for name, value in locals().items() if name != "self"})
+        self._installed_by_datamodule = False
+        self._forget_fit()
+
+    def _forget_fit(self) -> None:
         self._run = Run(self.settings)
         self._stage = "fit"
         self._patches = ExitStack()  # of Lightning's methods, during a fit
-        self._installed_by_datamodule = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_patches": ExitStack()}  # a copy has no part in the fit
+        # `log` and `log_dict` are methods of the module, which Lightning adds.
+        of_fit = ("_run", "_stage", "_patches", "log", "log_dict")
+        return {name: value for name, value in self.__dict__.items() if name not in of_fit}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget_fit()
 
     @property
     def sampler(self) -> DrawSource | None:
@@ -244,6 +262,10 @@ class FairSampling(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self._stage == "fit":  # `validate(ckpt_path=...)` and the like leave the run as it is
             self._run.load_state_dict(state_dict)
+
+
+# So that `torch.load(weights_only=True)` reads a checkpoint with a callback among its hyperparameters.
+torch.serialization.add_safe_globals([FairSampling])
 
 
 def find_callback(trainer: L.Trainer) -> FairSampling | None:

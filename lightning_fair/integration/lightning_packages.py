@@ -58,6 +58,10 @@ class _JoinsLightning:
         # Python compares another class than the type's own, so the answer is right the first time too.
         return type(own.__name__, (own,), {"__qualname__": own.__qualname__}) if join_lightning(own) else own
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        join_lightning(type(self))  # `pickle` compares the type with `__class__`
+        return super().__reduce_ex__(protocol)
+
     def __getattr__(self, name: str) -> Any:
         if join_lightning(type(self)):
             return getattr(self, name)

@@ -17,7 +17,7 @@ from lightning_fair.dataloaders.label_groups import describe_groups
 from lightning_fair.dataloaders.stream_tracker import StreamTracker
 from lightning_fair.integration.run import Run, RunTotals
 from lightning_fair.integration.settings import FairSettings
-from lightning_fair.integration.trainer_internals import is_within_epoch, steps_per_epoch
+from lightning_fair.integration.trainer_internals import is_within_epoch, steps_per_epoch, training_time
 from lightning_fair.monitoring.tensorboard_layout import plural
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
 
@@ -82,6 +82,7 @@ def _start_drawing(run: Run, trainer: L.Trainer, users_loader: DataLoader[Any]) 
             run.loader.__dict__.update(changed)
             run.restore_source()
             _name_classes(run, users_loader.dataset)
+    run.begin_at(*training_time(trainer))
     keep = bool(run.loader.pending_batches)
     run.source.start_iteration(trainer.current_epoch, within_epoch=within_epoch, keep_delivered=keep)
 

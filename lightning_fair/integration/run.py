@@ -19,6 +19,7 @@ from lightning_fair.common.label_values import ClassLabels
 from lightning_fair.common.labels import look_up_labels
 from lightning_fair.control.draw import Draw
 from lightning_fair.control.draw_source import DrawSource
+from lightning_fair.control.target import describe_mixes
 from lightning_fair.control.weights import class_weights
 from lightning_fair.dataloaders.fair_loader import DeliveredBatch, FairLoader
 from lightning_fair.dataloaders.label_check import LabelCheck
@@ -34,6 +35,7 @@ from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
 if TYPE_CHECKING:
     import lightning.pytorch as L
 
+_RESTART = 'FairSampling(resume="restart") keeps the model, and starts the class mix anew.'
 _MAX_SHOWN = 10  # classes in a message
 _DEFAULT_DELAY = 16  # above the prefetching of most loaders, so that their batches do not depend on the workers
 
@@ -72,12 +74,11 @@ class Run:
     checkpoint: Mapping[str, Any] | None = None  # state of the source that waits for the loader
     checkpoint_delay: int | None = None
     checkpoint_check: Mapping[str, Any] | None = None  # state of the label check that waits for the loader
+    abandoned: Mapping[str, Any] | None = None  # state of a checkpoint in place of which the class mix starts anew
+    has_begun: bool = False  # whether this fit has begun to draw
     label_check: LabelCheck | None = None
     groups: bool = False  # whether the labels divide the classes of the data set into groups
     scanned_labels: tuple[Any, ClassLabels] | None = None  # a data set, and its labels
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "loader": None}  # a copy has no part in the fit
 
     @property
     def source(self) -> DrawSource | None:
@@ -95,7 +96,7 @@ class Run:
             return Run(self.settings, id(trainer), scanned_labels=self.scanned_labels)
         self.flush_reports()
         self.source.abandon_epoch()
-        return replace(self, loader=None, step_weights=None, current=None)
+        return replace(self, loader=None, step_weights=None, current=None, has_begun=False)
 
     def find_labels(self, loader: DataLoader[Any]) -> ClassLabels:
         """Return the label of every sample; a data set is scanned once, however often its loader is made again."""
@@ -225,7 +226,17 @@ class Run:
         return {"sampler": sampler, "feedback_delay": delay, "label_check": check, **vars(self.totals)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state that ``state_dict`` returned: now, or as soon as the loader is known."""
+        """Take over a state that ``state_dict`` returned: now, or as soon as the loader is known.
+
+        With ``resume="restart"``, start anew in its place. A state that is loaded after the first draw is that of
+        Lightning's tuner, which goes back to its own checkpoint.
+        """
+        if self.settings.resume == "restart" and not self.has_begun:
+            self._abandon(state.get("sampler") or {})
+            return
+        if missing := self.state_dict().keys() - state.keys():
+            names = ", ".join(sorted(missing))
+            raise ValueError(f"The checkpoint is of another version of lightning-fair: it has no {names}. {_RESTART}")
         self.checkpoint, self.checkpoint_delay = state["sampler"], state["feedback_delay"]
         self.checkpoint_check = state["label_check"]
         self.totals = RunTotals(**{name: state[name] for name in vars(self.totals)})
@@ -233,6 +244,7 @@ class Run:
             return
         if self.checkpoint is None:
             self.source.reset()  # Lightning's tuner restores a checkpoint that is older than the source
+            self.has_begun = False
         self.restore_source()
         self.loader.restart = True  # some versions of Lightning continue with the old iterator
 
@@ -242,11 +254,43 @@ class Run:
         checkpoint, self.checkpoint = self.checkpoint, None  # if it is refused, nothing of it stays
         if self.min_delay is not None:
             self.source.controller.feedback_delay = self._choose_delay(self.min_delay)
+        if self.abandoned is not None:
+            changes = _describe_changes(self.abandoned, self.source.capture())
+            rank_zero_info(
+                f'resume="restart": the model is that of the checkpoint, and the class mix starts anew.{changes}'
+            )
+            self.abandoned = None
         if checkpoint is not None:
-            self.source.restore(checkpoint)
+            try:
+                self.source.restore(checkpoint)
+            except ValueError as error:
+                raise ValueError(f"{error} {_RESTART}") from None
         if self.checkpoint_check is not None and self.label_check is not None:
             self.label_check.load_state_dict(self.checkpoint_check)
         self.checkpoint_check = None
+
+    def _abandon(self, state: Mapping[str, Any]) -> None:
+        """Start anew in place of a checkpoint's state."""
+        self.abandoned, self.totals = state, RunTotals()
+        if self.source is not None:
+            self.source.reset()
+            if self.loader is not None:
+                self.restore_source()
+
+    def begin_at(self, epoch: int, position: int, step: int) -> None:
+        """Begin to draw. A mix that starts in the middle of a training takes the place of the Trainer.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            position: Batches of this epoch that were trained on.
+            step: Batches of all epochs that were trained on.
+        """
+        assert self.source is not None
+        self.has_begun = True
+        if step and not self.source.controller.draws:
+            state = self.source.capture()
+            controller = {**state["controller"], "draws": step, "epoch": epoch}
+            self.source.restore({**state, "epoch": epoch, "position": position, "controller": controller})
 
     def _choose_delay(self, min_delay: int) -> int:
         """Return the delay of the settings or the checkpoint, else the default or the smallest of the loader."""
@@ -258,3 +302,23 @@ class Run:
                 f"feedback_delay={min_delay} or more, or use fewer workers."
             )
         return self.settings.feedback_delay or max(wanted or _DEFAULT_DELAY, min_delay)
+
+
+def _describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Return how the data and the settings of a source differ from those in a checkpoint; empty if they do not."""
+    if _layout(old) != _layout(new):
+        return " The checkpoint is of other data, or of another version of lightning-fair."
+    before, now = _facts(old), _facts(new)
+    changes = [f"{name} {before[name]} -> {value}" for name, value in now.items() if before[name] != value]
+    return f" Changed: {', '.join(changes)}." if changes else ""
+
+
+def _layout(state: Mapping[str, Any]) -> tuple[Any, ...]:
+    versions = state.get("version"), state.get("stream_version"), state.get("controller", {}).get("version")
+    return (state.keys(), *versions)
+
+
+def _facts(state: Mapping[str, Any]) -> dict[str, Any]:
+    target = state["controller"]["target"]
+    mixes = describe_mixes(target["start"].numpy(), target["end"].numpy())
+    return {**state.get("data", {}), "batch size": state.get("batch_size"), "target": mixes}

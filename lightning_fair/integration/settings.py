@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
-from lightning_fair.common.arrays import check_at_least_zero, check_integer
+from lightning_fair.common.arrays import check_at_least_zero, check_integer, to_plain
 from lightning_fair.common.labels import Labels, class_names, to_class_labels
 from lightning_fair.control import law
 from lightning_fair.control.controller import FeedbackController
@@ -22,8 +23,34 @@ from lightning_fair.schedules import Schedule, Shift, as_schedule
 from lightning_fair.streaming.stream import FairStream
 
 Reference: TypeAlias = Literal["target", "prior"]
+Resume: TypeAlias = Literal["continue", "restart"]
 
 _LAW = ("alpha", "lambda1", "lambda2", "min_prob", "horizon", "loss_ema_decay")
+
+
+@dataclass(frozen=True)
+class UnsavedLabels:
+    """Stands for label values or a function in settings that were loaded from a checkpoint, which does not hold them.
+
+    Attributes:
+        kind: What the labels were.
+    """
+
+    kind: str
+
+    @classmethod
+    def of(cls, labels: Any) -> UnsavedLabels:
+        """Return the stand-in for ``labels``, which are values, a function, or a stand-in already."""
+        if isinstance(labels, cls):
+            return labels
+        return cls("a function of the data set" if callable(labels) else f"{len(labels)} values")
+
+    def __call__(self, dataset: object) -> Any:  # noqa: ARG002
+        """Raise a ``ValueError``, at the place where a function would return the labels."""
+        raise ValueError(
+            f"The labels of this FairSampling were {self.kind}, and a checkpoint does not hold them. Train with a new "
+            "FairSampling(labels=...)."
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +80,15 @@ class FairSettings:
     empty_classes: EmptyClasses = "error"
     feedback_delay: int | None = None
     seed: int | None = None
+    resume: Resume = "continue"
 
     def __post_init__(self) -> None:
         if self.reference not in ("target", "prior"):
             raise ValueError(f"reference must be 'target' or 'prior', got {self.reference!r}.")
         if self.empty_classes not in ("error", "skip"):
             raise ValueError(f"empty_classes must be 'error' or 'skip', got {self.empty_classes!r}.")
+        if self.resume not in ("continue", "restart"):
+            raise ValueError(f"resume must be 'continue' or 'restart', got {self.resume!r}.")
         if self.max_weight is not None and not self.max_weight > 0:
             raise ValueError(f"max_weight must be positive, or None for no bound, got {self.max_weight}.")
         if not 0.0 <= self.exponent <= 1.0:
@@ -76,6 +106,15 @@ class FairSettings:
             if len(set(self.class_names)) != len(self.class_names):
                 raise ValueError("class_names must differ: classes of one name would share their tags.")
         self._check_law()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced: Any = super().__reduce_ex__(protocol)
+        new, args, state, *_ = reduced
+        # `torch.save` and YAML ask for protocol 2. Copies and other processes ask for a later one, and get all values.
+        if protocol == 2:
+            is_small = isinstance(self.labels, (str, int, type(None)))
+            state = to_plain({**state, "labels": self.labels if is_small else UnsavedLabels.of(self.labels)})
+        return new, args, state
 
     @property
     def has_chosen_labels(self) -> bool:
@@ -224,3 +263,7 @@ class FairSettings:
 
 def _names(target: Target) -> list[str]:
     return [key for key in target if isinstance(key, str)] if isinstance(target, Mapping) else []
+
+
+# So that `torch.load(weights_only=True)` reads a checkpoint with settings among its hyperparameters.
+torch.serialization.add_safe_globals([FairSettings, UnsavedLabels])

@@ -35,6 +35,12 @@ def is_within_epoch(trainer: L.Trainer) -> bool:
     return bool(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
 
 
+def training_time(trainer: L.Trainer) -> tuple[int, int, int]:
+    """Return the number of the epoch, the batches of this epoch so far, and those of all epochs so far."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    return trainer.current_epoch, progress.current.ready, progress.total.ready
+
+
 def should_log(trainer: L.Trainer) -> bool:
     """Return whether ``log_every_n_steps`` asks for values now: one point, not several, per optimizer step."""
     return trainer._logger_connector.should_update_logs and not trainer.fit_loop._should_accumulate()

@@ -12,7 +12,7 @@ def test_arguments_are_the_settings():
     arguments = list(inspect.signature(FairSampling).parameters.values())
     fields = dataclasses.fields(FairSettings)
     assert [(a.name, a.default) for a in arguments] == [(f.name, f.default) for f in fields]
-    assert len(arguments) == 19
+    assert len(arguments) == 20
 
 
 def test_settings_are_frozen():
@@ -113,6 +113,7 @@ def test_controller_of_stream():
         ({"exponent": 1.5}, "exponent must lie in"),
         ({"reference": "balanced"}, "reference must be"),
         ({"empty_classes": "ignore"}, "empty_classes must be"),
+        ({"resume": "again"}, "resume must be 'continue' or 'restart', got 'again'"),
         ({"seed": -1}, "seed must be"),
         ({"steps_per_epoch": 0}, "steps_per_epoch must be"),
         ({"class_names": ["a", "b"], "num_classes": 3}, "class_names"),
