@@ -14,7 +14,9 @@ from lightning_fair.dataloaders import checks
 from lightning_fair.dataloaders.fair_loader import make_fair, make_stream_fair
 from lightning_fair.dataloaders.label_check import LabelCheck
 from lightning_fair.dataloaders.label_groups import describe_groups
+from lightning_fair.dataloaders.samplers import ignored_sampler, samples_per_class
 from lightning_fair.dataloaders.stream_tracker import StreamTracker
+from lightning_fair.dataloaders.wrappers import loader_inside, unchain
 from lightning_fair.integration.run import Run, RunTotals
 from lightning_fair.integration.settings import FairSettings
 from lightning_fair.integration.trainer_internals import is_within_epoch, steps_per_epoch, training_time
@@ -27,14 +29,16 @@ if TYPE_CHECKING:
 
 def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[Any]:
     """Return the fair loader for the user's training loader, and let the run train on it."""
-    if checks.is_fair(loader):
+    loader = unchain(loader)
+    inner = loader_inside(loader)
+    if checks.is_fair(inner):
         raise ValueError(
             "The training DataLoader is fair already, with settings of its own. Give the Trainer the plain loader, "
             "or the FairDataModule it comes from."
         )
     # Not the module's device: the module may not have been moved yet.
     run.steps_on_device = 0 if trainer.strategy.root_device.type == "cpu" else 1
-    fair: Any = (_make_stream_fair if checks.is_stream(loader) else _make_data_set_fair)(run, trainer, loader)
+    fair: Any = (_make_stream_fair if checks.is_stream(inner) else _make_data_set_fair)(run, trainer, loader, inner)
     assert run.source is not None
     controller = run.source.controller
     run.restore_source()
@@ -45,7 +49,7 @@ def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[An
             f"horizon {controller.horizon:g} batches, feedback delay {controller.feedback_delay}."
         )
     run.loader = fair
-    _name_classes(run, loader.dataset)
+    _name_classes(run, inner.dataset)
     return run.loader  # type: ignore[return-value]
 
 
@@ -55,15 +59,15 @@ def _name_classes(run: Run, dataset: Any) -> None:
     run.class_names = run.settings.names_for(run.source.controller.num_classes, dataset, label_names)
 
 
-def _make_data_set_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> DataLoader[Any]:
+def _make_data_set_fair(run: Run, trainer: L.Trainer, loader: Any, inner: DataLoader[Any]) -> DataLoader[Any]:
     checks.check_loader(loader)
     run.tracker = None
-    _update_sampler(run, trainer, loader)
+    _update_sampler(run, trainer, inner)
     assert run.sampler is not None
     # Lightning fetches one batch ahead if another training loader has no length.
     several = run.settings.dataloader is not None
-    run.min_delay = checks.num_prefetched(loader) + 1 + run.steps_on_device + several
-    on_start = partial(_start_drawing, run, trainer, loader)
+    run.min_delay = checks.num_prefetched(inner) + 1 + run.steps_on_device + several
+    on_start = partial(_start_drawing, run, trainer, inner)
     return make_fair(loader, run.sampler, on_start=on_start, label_check=run.label_check)
 
 
@@ -95,16 +99,12 @@ def _update_sampler(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> bo
     if sampler is not None and sampler.batch_size == size and np.array_equal(labels.numbers, sampler.labels):
         sampler.steps_per_epoch = steps
         return False
-    if (ignored := checks.ignored_sampler(loader)) is not None:
-        rank_zero_warn(
-            f"FairSampling draws the batches, so the {ignored} of the training DataLoader has no effect. "
-            "Set the class mix with target_probs."
-        )
     seed = trainer.strategy.broadcast(settings.draw_seed)  # each rank may have called seed_everything with its own
     options = {"rank": trainer.global_rank, "world_size": trainer.world_size, "seed": seed}
     # During a fit, a change of the labels does not end the schedules.
     previous = sampler if run.loader is not None and sampler is not None and sampler.batch_size == size else None
     run.sampler = settings.make_sampler(labels, size, steps, dataset=loader.dataset, previous=previous, **options)
+    _warn_of_ignored_sampler(run.sampler, loader)
     # The tuner tries batch sizes without callbacks, and then restores the state.
     is_tuning = not trainer.callbacks  # type: ignore[attr-defined]
     if sampler is not None and sampler.controller.draws and not is_tuning:
@@ -116,6 +116,25 @@ def _update_sampler(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> bo
             run.totals, run.has_warned, run.has_warned_of_labels = RunTotals(), False, False
     _make_label_check(run, loader.dataset, were_numbered=labels.values is not None)
     return True
+
+
+def _warn_of_ignored_sampler(sampler: FeedbackBatchSampler, loader: DataLoader[Any]) -> None:
+    name, size = ignored_sampler(loader), sampler.batch_size
+    if name is None:
+        return
+    warning = f"FairSampling draws the batches, so the {name} of the training DataLoader has no effect"
+    targets = np.concatenate([sampler.controller.target_at(progress) for progress in (0.0, 1.0)])
+    smallest, num_drawn = targets[targets > 0].min(), np.count_nonzero(sampler.controller.target_at(0.0))
+    if size * smallest < 2 and (num := samples_per_class(loader, sampler.labels)) is not None:
+        num_short = np.count_nonzero(size * targets[targets > 0] < 2)
+        rank_zero_warn(
+            f"{warning}. It puts {num} samples of each of its classes into a batch; a fair batch of {size} samples of "
+            f"{num_drawn} classes has fewer than two of {num_short} of them, so pairs of the same class (positives) "
+            f"are lost. Set batch_size={int(np.ceil(2 / smallest))} or more, or, if the loss needs such pairs, train "
+            "without FairSampling."
+        )
+    else:
+        rank_zero_warn(f"{warning}. Remove it; target_probs sets the class mix.")
 
 
 def _describe_change(old: FeedbackBatchSampler, new: FeedbackBatchSampler) -> str:
@@ -165,7 +184,12 @@ def _warn_of_single_class(source: DrawSource, noun: str) -> None:
         )
 
 
-def _make_stream_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> DataLoader[Any]:
+def _make_stream_fair(run: Run, trainer: L.Trainer, loader: Any, inner: DataLoader[Any]) -> DataLoader[Any]:
+    if loader is not inner:
+        raise TypeError(
+            f"A FairStream works in a DataLoader of its own, got one inside {type(loader).__name__}. "
+            "Return the DataLoader itself for training."
+        )
     for name, default, remedy in (
         ("labels", None, "FairStream(label_fn=...) takes a sample and returns its class"),
         ("steps_per_epoch", None, "Trainer(limit_train_batches=...) ends its epochs"),

@@ -1,0 +1,226 @@
+"""Questions about the sampler of a training ``DataLoader``, which fair batches replace."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from lightning_fair.common.arrays import Ints, to_numpy
+from lightning_fair.common.class_mix import total_variation
+from lightning_fair.common.labels import look_up_labels
+from lightning_fair.dataloaders.label_scan import same_random_state
+
+# These draw from all of their source, on one rank or over all ranks, whatever number of samples they draw.
+_WHOLE_DATASET_SAMPLERS = (RandomSampler, SequentialSampler, WeightedRandomSampler, DistributedSampler)
+_WRAPPED = ("sampler", "_sampler", "batch_sampler")  # attributes with a sampler inside another
+_DEFAULT_SAMPLERS = (RandomSampler, SequentialSampler, DistributedSampler)
+_BALANCES = re.compile("balanc|weight|class|stratif|(over|under|up|down)_?sampl", re.IGNORECASE)
+_SUBSET = "torch.utils.data.Subset(dataset, indices) with the indices of the samples to train on"
+
+
+def reads_in_bulk(loader: DataLoader[Any]) -> bool:
+    """Return whether the data set of ``loader`` gets the indices of a whole batch: ``batch_size=None``."""
+    sampler: Any = loader.sampler
+    if loader.batch_sampler is not None or isinstance(sampler, BatchSampler):
+        return loader.batch_sampler is None
+    with same_random_state(), suppress(Exception):  # the sampler is the user's
+        return np.ndim(next(iter(sampler))) == 1
+    return False
+
+
+def batch_sampler(loader: DataLoader[Any]) -> Any:
+    """Return what makes the batches of ``loader``, without a wrapper that repeats them; None if nothing does."""
+    sampler: Any = loader.sampler if reads_in_bulk(loader) else loader.batch_sampler
+    inner = sampler
+    while inner is not None and not isinstance(inner, BatchSampler) and not hasattr(inner, "batch_size"):
+        inner = next((getattr(inner, name) for name in _WRAPPED if hasattr(inner, name)), None)
+    return sampler if inner is None else inner
+
+
+def samplers(loader: DataLoader[Any]) -> list[Any]:
+    """Return the loader's sampler, and the sampler of its batch sampler if that is another one."""
+    batches = batch_sampler(loader)
+    own, inner = [loader.sampler] if loader.sampler is not batches else [], getattr(batches, "sampler", None)
+    return own if inner is None or inner is loader.sampler else [*own, inner]
+
+
+def ignored_sampler(loader: DataLoader[Any]) -> str | None:
+    """Return the name of the user's own sampler, which fair batches do not use; None if there is none."""
+    # By name, because a stateful loader has its own subclass called BatchSampler.
+    if type(batch_sampler(loader)).__name__ != BatchSampler.__name__:
+        return type(batch_sampler(loader)).__name__
+    own = [type(sampler).__name__ for sampler in samplers(loader) if not isinstance(sampler, _DEFAULT_SAMPLERS)]
+    return own[0] if own else None
+
+
+def samples_per_class(loader: DataLoader[Any], labels: Ints) -> int | None:
+    """Return how many samples of each of its classes the user's sampler puts into a batch, at least 2; else None.
+
+    Samplers for metric learning do so, because a loss over pairs needs two samples of a class. The first batch of
+    indices is made for that, without a sample; the global random state stays as it was.
+
+    Args:
+        loader: The user's loader, with a sampler of its own.
+        labels: Class of each sample, shape ``(N,)``.
+    """
+    sampler, size = batch_sampler(loader), loader.batch_size or getattr(batch_sampler(loader), "batch_size", None)
+    counts: Ints = np.zeros(1, dtype=np.int64)
+    with same_random_state(), suppress(Exception):  # the sampler is the user's, and will not be used
+        counts = np.bincount(labels[_indices(sampler, int(size or 0))])  # of one batch
+    counts = counts[counts > 0]
+    # The last class of the batch may be cut off.
+    is_grouped = counts.size > 1 and counts[counts > 1].sum() >= 0.9 * counts.sum()
+    return int(np.median(counts)) if is_grouped else None
+
+
+def check_samplers(loader: DataLoader[Any]) -> None:
+    """Raise a ``ValueError`` if a sampler of ``loader`` draws a part of the data set only."""
+    size, batches = len(loader.dataset), batch_sampler(loader)  # type: ignore[arg-type]
+    for sampler in _nested_samplers(loader):
+        name, purpose = type(sampler).__name__, "selects"
+        reason = _left_out(sampler, size)
+        if reason is None and (reason := _shortfall(sampler, size, makes_batches=sampler is batches)) is not None:
+            purpose = _purpose(sampler, loader)
+        if reason is None:
+            continue
+        if purpose == "balances":
+            raise ValueError(
+                f"{name} draws a part of the data set in each epoch ({reason}) to balance it, but FairSampling balances "
+                "by itself. Remove the sampler: DataLoader(dataset, batch_size=..., shuffle=True). target_probs sets "
+                "the class mix."
+            )
+        if purpose == "selects":
+            raise ValueError(
+                f"The training DataLoader draws from a part of its data set with {name} ({reason}); fair batches "
+                f"would be drawn from all of it. Use {_SUBSET}, instead of the sampler."
+            )
+        raise ValueError(
+            f"The training DataLoader draws a part of its data set with {name} ({reason}); fair batches would be drawn "
+            f"from all of it. If {name} balances the classes, remove it: FairSampling does so. If it leaves samples "
+            f"out on purpose, use {_SUBSET}, instead of the sampler."
+        )
+
+
+def _left_out(sampler: Any, size: int) -> str | None:
+    """Return why a sampler can never draw some samples of a data set of this size; None if that is not certain."""
+    is_indices = isinstance(sampler, (Sequence, np.ndarray, torch.Tensor))
+    weights = _vector(getattr(sampler, "weights", None))
+    if weights is not None and weights.size == size and not weights.all():
+        return f"weight 0 for {int((weights == 0).sum()):,} of {size:,} samples"
+    if weights is not None and weights.size < size and isinstance(sampler, WeightedRandomSampler):
+        return f"weights for {weights.size:,} of {size:,} samples"
+    if is_indices or isinstance(sampler, SubsetRandomSampler):
+        return _too_few_indices(sampler if is_indices else sampler.indices, sampler, size)
+    if isinstance(sampler, _WHOLE_DATASET_SAMPLERS):
+        source = getattr(sampler, "data_source", getattr(sampler, "dataset", None))
+        return None if any(hasattr(source, name) for name in _WRAPPED) else _too_short(source, sampler, size)
+    return None
+
+
+def _shortfall(sampler: Any, size: int, *, makes_batches: bool) -> str | None:
+    """Return by how much the next epoch of a sampler falls short of a data set of this size; None if it does not."""
+    if isinstance(sampler, _WHOLE_DATASET_SAMPLERS):
+        return None
+    weights = _vector(getattr(sampler, "weights", None))
+    reason = _too_few_indices(getattr(sampler, "indices", None), sampler, size)
+    if reason or makes_batches or isinstance(sampler, BatchSampler) or (weights is not None and weights.size == size):
+        return reason  # the length of a batch sampler is in batches; a sampler with weights may draw any sample
+    return _too_short(sampler, sampler, size)
+
+
+def _too_few_indices(values: Any, sampler: Any, size: int) -> str | None:
+    indices = _vector(values)
+    if indices is None or (num_indices := np.unique(indices).size) > _largest_part(sampler, size):
+        return None
+    return f"indices of {num_indices:,} of {size:,} samples"
+
+
+def _too_short(sized: Any, sampler: Any, size: int) -> str | None:
+    length = length_of(sized)
+    return f"{length:,} of {size:,} samples" if length is not None and length <= _largest_part(sampler, size) else None
+
+
+def _largest_part(sampler: Any, size: int) -> int:
+    """Return the largest number of samples that is no rank's share of the whole data set."""
+    return size // int(getattr(sampler, "num_replicas", 1)) - 1
+
+
+def length_of(sized: Any) -> int | None:
+    """Return the length of a loader or a sampler; None if it has none, as one that never ends."""
+    with suppress(TypeError, AttributeError, NotImplementedError, OverflowError):
+        return len(sized)
+    return None
+
+
+def _purpose(sampler: Any, loader: DataLoader[Any]) -> str | None:
+    """Return whether a short sampler ``"balances"`` or ``"selects"``, by its indices in two epochs; None if unclear."""
+    size = len(loader.dataset)  # type: ignore[arg-type]
+    is_named = _BALANCES.search(type(sampler).__name__) is not None
+    with same_random_state(), suppress(Exception):  # the sampler is the user's, and will not be used
+        first, second = _indices(sampler, size), _indices(sampler, size)
+        if np.array_equal(np.unique(first), np.unique(second)):
+            return None if is_named else "selects"
+        if is_named or _is_balanced(first, loader):
+            return "balances"
+    return None
+
+
+def _is_balanced(indices: Ints, loader: DataLoader[Any]) -> bool:
+    """Return whether the class mix of these samples is much closer to uniform than that of the data set."""
+    labels = look_up_labels(loader.dataset)
+    if labels is None:
+        return False
+    counts = np.bincount(labels.numbers)
+    uniform = (counts > 0) / np.count_nonzero(counts)
+    mix = np.bincount(labels.numbers[indices], minlength=counts.size) / indices.size
+    return total_variation(mix, uniform) < 0.5 * total_variation(counts / counts.sum(), uniform)
+
+
+def _indices(sampler: Any, size: int) -> Ints:
+    """Return up to ``size`` indices of an iteration over a sampler or a batch sampler."""
+    return np.fromiter(islice(_flat(sampler), size), dtype=np.int64)
+
+
+def _flat(sampler: Any) -> Iterator[int]:
+    for item in sampler:
+        yield from item if np.ndim(item) else (item,)
+
+
+def _vector(values: Any) -> NDArray[Any] | None:
+    """Return ``values`` as an array; None if they are not a vector of numbers."""
+    try:
+        vector = np.asarray(to_numpy(values))
+    except ValueError:  # lists of several lengths
+        return None
+    return vector if vector.ndim == 1 and vector.size and vector.dtype.kind in "biuf" else None
+
+
+def _nested_samplers(loader: DataLoader[Any]) -> list[Any]:
+    """Return the loader's sampler and batch sampler, and all that they wrap."""
+    candidates: list[Any] = [loader.sampler, loader.batch_sampler]
+    nested: list[Any] = []
+    while candidates:
+        sampler = candidates.pop()
+        if sampler is None or any(sampler is other for other in nested):
+            continue
+        nested.append(sampler)
+        # A DistributedSampler wraps another sampler as its data set.
+        owners = sampler, getattr(sampler, "dataset", None)
+        candidates += [getattr(owner, name, None) for owner in owners for name in _WRAPPED]
+    return nested
