@@ -129,7 +129,7 @@ def _left_out(sampler: Any, size: int) -> str | None:
         return _too_few_indices(sampler if is_indices else sampler.indices, sampler, size)
     if isinstance(sampler, _WHOLE_DATASET_SAMPLERS):
         source = getattr(sampler, "data_source", getattr(sampler, "dataset", None))
-        return None if any(hasattr(source, name) for name in _WRAPPED) else _too_short(source, sampler, size)
+        return None if any(hasattr(source, name) for name in _WRAPPED) else _too_short(source, source, size)
     return None
 
 
