@@ -48,6 +48,10 @@ class FairLoader:
     def __iter__(self) -> Iterator[Any]:
         return _FairIterator(self, super().__iter__)  # type: ignore[misc]
 
+    def __len__(self) -> int:
+        # The user's class may have no length, or take it from an attribute of its own batch sampler.
+        return super().__len__() if self.fair_sampler is None else len(self.fair_sampler)  # type: ignore[misc]
+
     def pop_pending(self) -> DeliveredBatch | None:
         """Return the oldest pending batch; None if there is none. Lightning may fetch one batch ahead."""
         return self.pending_batches.popleft() if self.pending_batches else None
@@ -228,9 +232,6 @@ def _copy_loader(loader: Any, kind: type, settings: dict[str, Any]) -> DataLoade
         settings = {"_iterator": None, **settings}
         made_once = [name for name, value in vars(loader).items() if isinstance(value, _BaseDataLoaderIter)]
         made_once = [name for name in made_once if name != "_iterator"]  # of persistent workers
-    if made_once:
-        # Such a class often takes its length from an attribute of its batch sampler.
-        kind = type(kind.__name__, (kind,), {"__len__": DataLoader.__len__})
     # The constructor of a subclass may take other arguments, and `copy.copy` cannot change the class. Attributes are
     # set in `__dict__`, because `DataLoader.__setattr__` refuses a new batch sampler.
     result: DataLoader[Any] = object.__new__(kind)

@@ -168,6 +168,15 @@ def length_of(sized: Any) -> int | None:
     return None
 
 
+def endless_part(loader: DataLoader[Any]) -> str:
+    """Return the name of what has no length: the sampler or the batch sampler of ``loader``, or its own class."""
+    sampler: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    if length_of(sampler) is not None:
+        return type(loader).__name__
+    # A BatchSampler has a length if the sampler inside has.
+    return type(getattr(sampler, "sampler", sampler) if isinstance(sampler, BatchSampler) else sampler).__name__
+
+
 def _purpose(sampler: Any, loader: DataLoader[Any]) -> str | None:
     """Return whether a short sampler ``"balances"`` or ``"selects"``, by its indices in two epochs; None if unclear."""
     size = len(loader.dataset)  # type: ignore[arg-type]

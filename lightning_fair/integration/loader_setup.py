@@ -123,15 +123,14 @@ def _warn_of_ignored_sampler(sampler: FeedbackBatchSampler, loader: DataLoader[A
     if name is None:
         return
     warning = f"FairSampling draws the batches, so the {name} of the training DataLoader has no effect"
-    targets = np.concatenate([sampler.controller.target_at(progress) for progress in (0.0, 1.0)])
-    smallest, num_drawn = targets[targets > 0].min(), np.count_nonzero(sampler.controller.target_at(0.0))
-    if size * smallest < 2 and (num := samples_per_class(loader, sampler.labels)) is not None:
-        num_short = np.count_nonzero(size * targets[targets > 0] < 2)
+    targets = np.stack([sampler.controller.target_at(progress) for progress in (0.0, 1.0)])
+    num_short = np.count_nonzero(((targets > 0) & (size * targets < 2)).any(axis=0))
+    if num_short and (num := samples_per_class(loader, sampler.labels)) is not None:
         rank_zero_warn(
-            f"{warning}. It puts {num} samples of each of its classes into a batch; a fair batch of {size} samples of "
-            f"{num_drawn} classes has fewer than two of {num_short} of them, so pairs of the same class (positives) "
-            f"are lost. Set batch_size={int(np.ceil(2 / smallest))} or more, or, if the loss needs such pairs, train "
-            "without FairSampling."
+            f"{warning}. It puts {num} samples of each of its classes into a batch; a fair batch of {size} samples has "
+            f"fewer than two of {num_short} of the {targets.any(axis=0).sum()} classes, so pairs of the same class "
+            f"(positives) are lost. Set batch_size={int(np.ceil(2 / targets[targets > 0].min()))} or more, or, if the "
+            "loss needs such pairs, train without FairSampling."
         )
     else:
         rank_zero_warn(f"{warning}. Remove it; target_probs sets the class mix.")

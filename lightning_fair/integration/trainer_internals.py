@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.dataloaders.checks import batch_size
-from lightning_fair.dataloaders.samplers import batch_sampler, length_of, samplers
+from lightning_fair.dataloaders.samplers import batch_sampler, endless_part, length_of, samplers
 from lightning_fair.integration.lightning_packages import imported_packages, package_of
 from lightning_fair.monitoring.dashboard import Board, LogContext
 
@@ -130,11 +130,10 @@ def steps_per_epoch(loader: DataLoader[Any], world_size: int) -> int:
     """Return the batches of an epoch on this rank: the length of the user's loader, split over the ranks."""
     length, batches = length_of(loader), batch_sampler(loader)
     if length is None:
-        size = len(loader.dataset)  # type: ignore[arg-type]
-        kind = type(loader if length_of(batches) is not None else samplers(loader)[0]).__name__
+        size, endless = len(loader.dataset), endless_part(loader)  # type: ignore[arg-type]
         raise ValueError(
-            f"The training DataLoader has no length, because {kind} has none. Set FairSampling(steps_per_epoch=...), "
-            f"for example {-(-size // (batch_size(loader) * world_size))} for as many samples as the data set has."
+            f"The training DataLoader has no length, because {endless} has none. Set FairSampling(steps_per_epoch=...),"
+            f" for example {-(-size // (batch_size(loader) * world_size))} for as many samples as the data set has."
         )
     if not length:
         raise ValueError(
