@@ -71,7 +71,7 @@ class _FairIterator:
         return self
 
     def __len__(self) -> int:
-        return len(self._loader)  # type: ignore[arg-type]
+        return len(self._loader)
 
     def __next__(self) -> Any:
         loader = self._loader
@@ -239,4 +239,3 @@ def _copy_loader(loader: Any, kind: type, settings: dict[str, Any]) -> DataLoade
     for name in made_once:  # these classes keep their workers
         result.__dict__.update({name: _EndlessIterator(result), "persistent_workers": result.num_workers > 0})
     return result
-

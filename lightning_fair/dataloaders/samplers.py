@@ -93,7 +93,8 @@ def check_samplers(loader: DataLoader[Any]) -> None:
     """Raise a ``ValueError`` if a sampler of ``loader`` draws a part of the data set only."""
     size, batches = len(loader.dataset), batch_sampler(loader)  # type: ignore[arg-type]
     for sampler in _nested_samplers(loader):
-        name, purpose = type(sampler).__name__, "selects"
+        name = type(sampler).__name__
+        purpose: str | None = "selects"
         reason = _left_out(sampler, size)
         if reason is None and (reason := _shortfall(sampler, size, makes_batches=sampler is batches)) is not None:
             purpose = _purpose(sampler, loader)

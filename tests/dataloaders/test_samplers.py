@@ -43,7 +43,7 @@ class Undersampling:
     """As many samples of each class as the rarest has, others in each epoch."""
 
     def draw(self, rng):
-        classes = [np.flatnonzero(LABELS == c) for c in range(4)]
+        classes = [np.flatnonzero(c == LABELS) for c in range(4)]
         size = min(map(len, classes))
         return rng.permutation(np.concatenate([rng.permutation(indices)[:size] for indices in classes]))
 
@@ -81,7 +81,7 @@ class MPerClassSampler(Drawn):
 
     def draw(self, rng):
         order = np.concatenate([rng.permutation(4) for _ in range(20)])
-        blocks = [rng.choice(np.flatnonzero(LABELS == c), self.m_per_class) for c in order]
+        blocks = [rng.choice(np.flatnonzero(c == LABELS), self.m_per_class) for c in order]
         return np.concatenate(blocks)[: self.length]
 
 
@@ -121,7 +121,16 @@ BOTH = r"If \w+ balances the classes, remove it.*If it leaves samples out on pur
         (ClassOfInterestSampler, BOTH),
         (Varying, BOTH),
     ],
-    ids=["undersampling", "balanced classes", "without a name", "m per class", "batches", "fold", "one class", "varying"],
+    ids=[
+        "undersampling",
+        "balanced classes",
+        "without a name",
+        "m per class",
+        "batches",
+        "fold",
+        "one class",
+        "varying",
+    ],
 )
 @pytest.mark.parametrize("in_bulk", [False, True], ids=["samples", "in bulk"])
 def test_purpose_of_a_short_sampler(make, message, in_bulk):

@@ -223,7 +223,8 @@ KINDS = {
         lambda: Prefetcher(loader(num_workers=2)), Weighted, {}, {"limit_train_batches": 6}, 6,
     ),
     "prefetcher, key of a dict": (
-        lambda: {"other": other(), "fair": Prefetcher(loader(num_workers=2))}, Among, {"dataloader": "fair"}, {}, BATCHES,
+        lambda: {"other": other(), "fair": Prefetcher(loader(num_workers=2))},
+        Among, {"dataloader": "fair"}, {}, BATCHES,
     ),
     **{
         f"keeps its workers, {workers} workers{', some of the batches' if limit else ''}": (
