@@ -52,6 +52,14 @@ class FairLoader:
         # The user's class may have no length, or take it from an attribute of its own batch sampler.
         return super().__len__() if self.fair_sampler is None else len(self.fair_sampler)  # type: ignore[misc]
 
+    def replace_sampler(self, sampler: FeedbackBatchSampler, label_check: LabelCheck) -> None:
+        """Take the batches of the next epochs from another sampler, because the labels have changed."""
+        inner: Any = self if self.inner is None else self.inner
+        # Without `_iterator`, persistent workers start again, with the new data.
+        vars(inner).update({_sampler_place(inner): sampler, "_iterator": None})
+        label_check.can_reorder = self.label_check.can_reorder
+        self.fair_sampler, self.label_check = sampler, label_check
+
     def pop_pending(self) -> DeliveredBatch | None:
         """Return the oldest pending batch; None if there is none. Lightning may fetch one batch ahead."""
         return self.pending_batches.popleft() if self.pending_batches else None
@@ -188,7 +196,7 @@ def make_fair(
     check_loader(loader)
     label_check = label_check or LabelCheck(sampler.controller.num_classes)
     inner = loader_inside(loader)
-    settings = {"batch_sampler" if inner.batch_sampler is not None else "sampler": sampler}
+    settings = {_sampler_place(inner): sampler}
     own = {"label_check": label_check, "on_start": on_start, "fair_sampler": sampler}
     if inner is loader:
         return _fair_copy(loader, settings, own)
@@ -217,6 +225,11 @@ def make_stream_fair(
     return _fair_copy(loader, {}, {"label_check": label_check, "on_start": on_start, "fair_sampler": None})
 
 
+def _sampler_place(loader: DataLoader[Any]) -> str:
+    """Return the attribute that the loader takes its batches of indices from; the other one is None or not used."""
+    return "sampler" if loader.batch_sampler is None else "batch_sampler"
+
+
 def _fair_copy(loader: Any, settings: dict[str, Any], own: dict[str, Any]) -> DataLoader[Any]:
     own["label_check"].can_reorder = can_reorder(loader)
     kind, stateless = type(loader), _STATELESS if hasattr(loader, "state_dict") else {}
@@ -227,15 +240,15 @@ def _fair_copy(loader: Any, settings: dict[str, Any], own: dict[str, Any]) -> Da
 
 def _copy_loader(loader: Any, kind: type, settings: dict[str, Any]) -> DataLoader[Any]:
     """Return a copy of class ``kind`` with other settings."""
-    made_once: list[str] = []
-    if isinstance(loader, DataLoader):
-        settings = {"_iterator": None, **settings}
-        made_once = [name for name, value in vars(loader).items() if isinstance(value, _BaseDataLoaderIter)]
-        made_once = [name for name in made_once if name != "_iterator"]  # of persistent workers
+    is_loader = isinstance(loader, DataLoader)
+    iterators = [name for name, value in vars(loader).items() if is_loader and isinstance(value, _BaseDataLoaderIter)]
+    if is_loader:
+        settings = {"_iterator": None, **settings}  # of persistent workers
     # The constructor of a subclass may take other arguments, and `copy.copy` cannot change the class. Attributes are
     # set in `__dict__`, because `DataLoader.__setattr__` refuses a new batch sampler.
     result: DataLoader[Any] = object.__new__(kind)
     result.__dict__.update(vars(loader), **settings)
-    for name in made_once:  # these classes keep their workers
-        result.__dict__.update({name: _EndlessIterator(result), "persistent_workers": result.num_workers > 0})
+    for name in iterators:
+        if name != "_iterator":  # made once, by a class that keeps its workers
+            result.__dict__.update({name: _EndlessIterator(result), "persistent_workers": result.num_workers > 0})
     return result

@@ -31,6 +31,7 @@ _WHOLE_DATASET_SAMPLERS = (RandomSampler, SequentialSampler, WeightedRandomSampl
 _WRAPPED = ("sampler", "_sampler", "batch_sampler")  # attributes with a sampler inside another
 _DEFAULT_SAMPLERS = (RandomSampler, SequentialSampler, DistributedSampler)
 _BALANCES = re.compile("balanc|weight|class|stratif|(over|under|up|down)_?sampl", re.IGNORECASE)
+_NUM_BATCHES = 8  # of independent draws, at least one has classes with a single sample
 _SUBSET = "torch.utils.data.Subset(dataset, indices) with the indices of the samples to train on"
 
 
@@ -72,21 +73,21 @@ def ignored_sampler(loader: DataLoader[Any]) -> str | None:
 def samples_per_class(loader: DataLoader[Any], labels: Ints) -> int | None:
     """Return how many samples of each of its classes the user's sampler puts into a batch, at least 2; else None.
 
-    Samplers for metric learning do so, because a loss over pairs needs two samples of a class. The first batch of
-    indices is made for that, without a sample; the global random state stays as it was.
+    Samplers for metric learning do so, because a loss over pairs needs two samples of a class. The first batches of
+    indices are made for that, without a sample; the global random state stays as it was.
 
     Args:
         loader: The user's loader, with a sampler of its own.
         labels: Class of each sample, shape ``(N,)``.
     """
-    sampler, size = batch_sampler(loader), loader.batch_size or getattr(batch_sampler(loader), "batch_size", None)
-    counts: Ints = np.zeros(1, dtype=np.int64)
+    counts: list[Ints] = []
     with same_random_state(), suppress(Exception):  # the sampler is the user's, and will not be used
-        counts = np.bincount(labels[_indices(sampler, int(size or 0))])  # of one batch
-    counts = counts[counts > 0]
-    # The last class of the batch may be cut off.
-    is_grouped = counts.size > 1 and counts[counts > 1].sum() >= 0.9 * counts.sum()
-    return int(np.median(counts)) if is_grouped else None
+        batches = list(islice(batch_sampler(loader), _NUM_BATCHES))
+        counts = [np.bincount(labels[batch]) for batch in batches if len(batch) == len(batches[0])]
+    counts = [each[each > 0] for each in counts]
+    # The last class of a batch may be cut off.
+    are_grouped = [each.size > 1 and each[each > 1].sum() >= 0.9 * each.sum() for each in counts]
+    return int(np.median(np.concatenate(counts))) if counts and all(are_grouped) else None
 
 
 def check_samplers(loader: DataLoader[Any]) -> None:
@@ -102,9 +103,9 @@ def check_samplers(loader: DataLoader[Any]) -> None:
             continue
         if purpose == "balances":
             raise ValueError(
-                f"{name} draws a part of the data set in each epoch ({reason}) to balance it, but FairSampling balances "
-                "by itself. Remove the sampler: DataLoader(dataset, batch_size=..., shuffle=True). target_probs sets "
-                "the class mix."
+                f"{name} draws a part of the data set in each epoch ({reason}) to balance it, but FairSampling "
+                "balances by itself. Remove the sampler: DataLoader(dataset, batch_size=..., shuffle=True). "
+                "target_probs sets the class mix."
             )
         if purpose == "selects":
             raise ValueError(
@@ -140,9 +141,11 @@ def _shortfall(sampler: Any, size: int, *, makes_batches: bool) -> str | None:
         return None
     weights = _vector(getattr(sampler, "weights", None))
     reason = _too_few_indices(getattr(sampler, "indices", None), sampler, size)
-    if reason or makes_batches or isinstance(sampler, BatchSampler) or (weights is not None and weights.size == size):
-        return reason  # the length of a batch sampler is in batches; a sampler with weights may draw any sample
-    return _too_short(sampler, sampler, size)
+    if makes_batches or isinstance(sampler, BatchSampler):
+        return reason  # its length is in batches
+    if weights is not None and weights.size == size:
+        return reason  # it may draw any sample
+    return reason or _too_short(sampler, sampler, size)
 
 
 def _too_few_indices(values: Any, sampler: Any, size: int) -> str | None:
@@ -164,7 +167,7 @@ def _largest_part(sampler: Any, size: int) -> int:
 
 def length_of(sized: Any) -> int | None:
     """Return the length of a loader or a sampler; None if it has none, as one that never ends."""
-    with suppress(TypeError, AttributeError, NotImplementedError, OverflowError):
+    with suppress(TypeError, AttributeError, NotImplementedError, OverflowError, RuntimeError):
         return len(sized)
     return None
 

@@ -38,7 +38,7 @@ def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[An
         )
     # Not the module's device: the module may not have been moved yet.
     run.steps_on_device = 0 if trainer.strategy.root_device.type == "cpu" else 1
-    fair: Any = (_make_stream_fair if checks.is_stream(inner) else _make_data_set_fair)(run, trainer, loader, inner)
+    fair: Any = (_make_stream_fair if checks.is_stream(inner) else _make_data_set_fair)(run, trainer, loader)
     assert run.source is not None
     controller = run.source.controller
     run.restore_source()
@@ -59,19 +59,19 @@ def _name_classes(run: Run, dataset: Any) -> None:
     run.class_names = run.settings.names_for(run.source.controller.num_classes, dataset, label_names)
 
 
-def _make_data_set_fair(run: Run, trainer: L.Trainer, loader: Any, inner: DataLoader[Any]) -> DataLoader[Any]:
+def _make_data_set_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[Any]:
     checks.check_loader(loader)
     run.tracker = None
-    _update_sampler(run, trainer, inner)
+    _update_sampler(run, trainer, loader)
     assert run.sampler is not None
     # Lightning fetches one batch ahead if another training loader has no length.
     several = run.settings.dataloader is not None
-    run.min_delay = checks.num_prefetched(inner) + 1 + run.steps_on_device + several
-    on_start = partial(_start_drawing, run, trainer, inner)
+    run.min_delay = checks.num_prefetched(loader_inside(loader)) + 1 + run.steps_on_device + several
+    on_start = partial(_start_drawing, run, trainer, loader)
     return make_fair(loader, run.sampler, on_start=on_start, label_check=run.label_check)
 
 
-def _start_drawing(run: Run, trainer: L.Trainer, users_loader: DataLoader[Any]) -> None:
+def _start_drawing(run: Run, trainer: L.Trainer, users_loader: Any) -> None:
     """Withdraw the draws that were not trained on, and begin an epoch if Lightning does."""
     assert run.source is not None
     assert run.loader is not None
@@ -81,21 +81,20 @@ def _start_drawing(run: Run, trainer: L.Trainer, users_loader: DataLoader[Any]) 
     if not within_epoch:
         run.loader.pending_batches.clear()
         if run.sampler is not None and _update_sampler(run, trainer, users_loader):
-            # The labels have changed. Without `_iterator`, persistent workers start again, with the new data.
-            changed = {"batch_sampler": run.sampler, "label_check": run.label_check, "_iterator": None}
-            run.loader.__dict__.update(changed)
+            assert run.label_check is not None
+            run.loader.replace_sampler(run.sampler, run.label_check)
             run.restore_source()
-            _name_classes(run, users_loader.dataset)
+            _name_classes(run, loader_inside(users_loader).dataset)
     run.begin_at(*training_time(trainer))
     keep = bool(run.loader.pending_batches)
     run.source.start_iteration(trainer.current_epoch, within_epoch=within_epoch, keep_delivered=keep)
 
 
-def _update_sampler(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> bool:
+def _update_sampler(run: Run, trainer: L.Trainer, users_loader: Any) -> bool:
     """Keep the run's sampler if the loader has the same data as before, else make a new one and return True."""
-    settings, sampler = run.settings, run.sampler
+    settings, sampler, loader = run.settings, run.sampler, loader_inside(users_loader)
     labels, size = run.find_labels(loader), checks.batch_size(loader)
-    steps = settings.steps_per_epoch or steps_per_epoch(loader, trainer.world_size)
+    steps = settings.steps_per_epoch or steps_per_epoch(users_loader, trainer.world_size)
     if sampler is not None and sampler.batch_size == size and np.array_equal(labels.numbers, sampler.labels):
         sampler.steps_per_epoch = steps
         return False
@@ -183,8 +182,8 @@ def _warn_of_single_class(source: DrawSource, noun: str) -> None:
         )
 
 
-def _make_stream_fair(run: Run, trainer: L.Trainer, loader: Any, inner: DataLoader[Any]) -> DataLoader[Any]:
-    if loader is not inner:
+def _make_stream_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> DataLoader[Any]:
+    if loader_inside(loader) is not loader:
         raise TypeError(
             f"A FairStream works in a DataLoader of its own, got one inside {type(loader).__name__}. "
             "Return the DataLoader itself for training."

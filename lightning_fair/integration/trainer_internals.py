@@ -8,11 +8,12 @@ from copy import copy
 from inspect import signature, unwrap
 from typing import TYPE_CHECKING, Any
 
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DistributedSampler
 
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.dataloaders.checks import batch_size
 from lightning_fair.dataloaders.samplers import batch_sampler, endless_part, length_of, samplers
+from lightning_fair.dataloaders.wrappers import loader_inside
 from lightning_fair.integration.lightning_packages import imported_packages, package_of
 from lightning_fair.monitoring.dashboard import Board, LogContext
 
@@ -126,10 +127,11 @@ def _patch_method(patches: ExitStack, owner: Any, name: str, method: Callable[..
     patches.callback(owner.__dict__.pop, name, None)  # callbacks run in reverse order
 
 
-def steps_per_epoch(loader: DataLoader[Any], world_size: int) -> int:
+def steps_per_epoch(users_loader: Any, world_size: int) -> int:
     """Return the batches of an epoch on this rank: the length of the user's loader, split over the ranks."""
-    length, batches = length_of(loader), batch_sampler(loader)
-    if length is None:
+    loader = loader_inside(users_loader)
+    length, batches = length_of(users_loader), batch_sampler(loader)
+    if length is None and (length := length_of(loader)) is None:
         size, endless = len(loader.dataset), endless_part(loader)  # type: ignore[arg-type]
         raise ValueError(
             f"The training DataLoader has no length, because {endless} has none. Set FairSampling(steps_per_epoch=...),"

@@ -169,7 +169,7 @@ class Endless(Sampler):
 
 
 def test_endless_sampler():
-    """A sampler that never ends is asked for one batch only."""
+    """A sampler that never ends is asked for a few batches only."""
     check_loader(shown(Endless()))
     assert samples_per_class(shown(Endless()), LABELS.numpy()) is None
 
@@ -178,15 +178,24 @@ def test_endless_sampler():
     ("make", "expected"),
     [
         (lambda: shown(MPerClassSampler(LABELS, 4)), 4),
-        (lambda: shown(MPerClassSampler(LABELS, 3)), 3),  # the last class of a batch has two
+        (lambda: DataLoader(Indexed(), 31, sampler=MPerClassSampler(LABELS, 3, None, 320)), 8),  # 31 of 4 classes
         (lambda: DataLoader(Indexed(), batch_sampler=BatchSampler(MPerClassSampler(LABELS, 2), 8, drop_last=True)), 2),
     ],
-    ids=["4", "3", "2"],
+    ids=["4", "cut off", "2"],
 )
 def test_samples_per_class(make, expected):
     """Several samples of each class in a batch are noticed, without reading a sample."""
     assert samples_per_class(make(), LABELS.numpy()) == expected
     assert samples_per_class(make(), np.arange(SIZE)) is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_chance_makes_no_pairs(seed):
+    """Independent draws of few classes, where a batch may have two of each by chance."""
+    torch.manual_seed(seed)
+    weights = 1.0 / torch.bincount(LABELS)[LABELS]
+    assert samples_per_class(shown(WeightedRandomSampler(weights, SIZE)), LABELS.numpy()) is None
+    assert samples_per_class(shown(RandomSampler(Indexed())), LABELS.numpy()) is None
 
 
 def test_batches_of_one_class_are_no_pairs():

@@ -185,6 +185,65 @@ class FastTensorLoader:
             yield tuple(tensor[indices] for tensor in self.tensors)
 
 
+class Splits(Wrapper):
+    """Makes two batches of one."""
+
+    def __iter__(self):
+        for batch in self.loader:
+            yield [part[:4] for part in batch]
+            yield [part[4:] for part in batch]
+
+
+class Skips(Wrapper):
+    """Leaves out every other batch."""
+
+    def __iter__(self):
+        for number, batch in enumerate(self.loader):
+            if number % 2:
+                yield batch
+
+
+class Cuts(Wrapper):
+    """Ends after five batches."""
+
+    def __len__(self):
+        return 5
+
+    def __iter__(self):
+        return itertools.islice(self.loader, 5)
+
+
+@pytest.mark.parametrize(("kind", "steps"), [(Splits, 1), (Skips, 9)])
+def test_wrapper_that_changes_the_batches_is_refused(kind, steps):
+    """A batch without a draw of its own is an error, and so are draws that are never delivered."""
+    with pytest.raises(RuntimeError, match=rf"{kind.__name__}\.__iter__ (delivered a batch|leaves batches out)"):
+        fit(module := Weighted(), kind(loader()), moving())
+    assert len(module.steps) <= steps
+
+
+def test_wrapper_has_its_own_length():
+    module = train(Cuts(loader()), max_epochs=3)
+    assert len(module.steps) == 15
+
+
+@pytest.mark.parametrize("kind", [in_bulk, lambda data: Wrapper(loader(data)), KeepsWorkers])
+def test_labels_that_change(kind):
+    """The batches of the next epoch follow the new labels."""
+
+    class Relabels(L.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            dataset.targets = 3 - dataset.targets
+
+    dataset = Bulk() if kind is in_bulk else Indexed()
+    settings = {"batch_size": BATCH} if kind is KeepsWorkers else {}
+    fair, module = FairSampling(), Weighted()
+    with pytest.warns(UserWarning, match="160 samples have changed: the batches follow the new ones"):
+        fit(module, kind(dataset, **settings), fair, Relabels(), max_epochs=3)
+    assert len(module.steps) == 3 * BATCHES
+    assert all(np.bincount(step.labels).tolist() == [2, 2, 2, 2] for step in module.steps)
+    assert fair._run.label_check.relation == "labels"
+
+
 # -- an __iter__ of one's own --------------------------------------------------------------------------------
 
 
