@@ -16,6 +16,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 from lightning_fair.control.draw import Draw
 from lightning_fair.dataloaders.checks import can_reorder, check_loader, num_prefetched
 from lightning_fair.dataloaders.label_check import LabelCheck
+from lightning_fair.dataloaders.samplers import repeats_batches
 from lightning_fair.dataloaders.tagging import Tagged, tagged_batches
 from lightning_fair.dataloaders.wrappers import loader_inside, replace_loader
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
@@ -40,6 +41,7 @@ class FairLoader:
 
     fair_sampler: FeedbackBatchSampler | None  # draws the batches; None for a stream
     inner: DataLoader[Any] | None  # makes the batches, if the user's loader is a wrapper
+    keeps_iterator: bool  # whether the user's class takes the batches of all epochs from one iterator
     pending_batches: deque[DeliveredBatch]  # delivered batches that nobody has taken yet, oldest first
     on_start: Callable[[], None] | None  # called before the first batch of an iteration is drawn
     label_check: LabelCheck  # compares the labels of each batch with the drawn ones
@@ -105,9 +107,8 @@ class _FairIterator:
         if loader.on_start:
             loader.on_start()
         loader.label_check.start_epoch()
-        for value in vars(self._inner).values():
-            if isinstance(value, _EndlessIterator):
-                value.restart()
+        if loader.keeps_iterator:
+            _renew_iterators(self._inner)
         with tagged_batches(self._inner):
             return self._start()
 
@@ -141,27 +142,28 @@ class _FairIterator:
 
 
 class _EndlessIterator:
-    """Stands in for the iterator that a loader class makes once, in its constructor, and then uses in each epoch."""
+    """Stands in for an iterator over a batch sampler that never ends."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._loader = loader
-        self._batches: Iterator[Any] | None = None
-
-    def restart(self) -> None:
-        """Begin a new iteration at the next batch."""
-        self._batches = None
+        self._batches: Iterator[Any] = iter(())
 
     def __iter__(self) -> _EndlessIterator:
         return self
 
     def __next__(self) -> Any:
-        if self._batches is None:
-            self._batches = DataLoader.__iter__(self._loader)
         try:
             return next(self._batches)
         except StopIteration:
             self._batches = DataLoader.__iter__(self._loader)
             return next(self._batches)
+
+
+def _renew_iterators(loader: DataLoader[Any]) -> None:
+    """Let the class of ``loader`` take the next batches from a new iterator, and not from the one it has kept."""
+    for name, value in vars(loader).items():
+        if name != "_iterator" and isinstance(value, (_BaseDataLoaderIter, _EndlessIterator)):
+            vars(loader)[name] = _EndlessIterator(loader)
 
 
 def make_fair(
@@ -196,8 +198,10 @@ def make_fair(
     check_loader(loader)
     label_check = label_check or LabelCheck(sampler.controller.num_classes)
     inner = loader_inside(loader)
-    settings = {_sampler_place(inner): sampler}
-    own = {"label_check": label_check, "on_start": on_start, "fair_sampler": sampler}
+    settings: dict[str, Any] = {_sampler_place(inner): sampler}
+    own: dict[str, Any] = {"label_check": label_check, "on_start": on_start, "fair_sampler": sampler}
+    if repeats_batches(inner):  # so that the workers stay from epoch to epoch
+        own["keeps_iterator"], settings["persistent_workers"] = True, inner.num_workers > 0
     if inner is loader:
         return _fair_copy(loader, settings, own)
     inner_copy = _copy_loader(inner, type(inner), settings)
@@ -234,21 +238,15 @@ def _fair_copy(loader: Any, settings: dict[str, Any], own: dict[str, Any]) -> Da
     own["label_check"].can_reorder = can_reorder(loader)
     kind, stateless = type(loader), _STATELESS if hasattr(loader, "state_dict") else {}
     fair_kind = type(f"Fair{kind.__name__}", (FairLoader, kind), stateless)
-    state = {"pending_batches": deque(maxlen=_MAX_PENDING), "restart": False, "inner": None}
+    state = {"pending_batches": deque(maxlen=_MAX_PENDING), "restart": False, "inner": None, "keeps_iterator": False}
     return _copy_loader(loader, fair_kind, {**settings, **state, **own})
 
 
 def _copy_loader(loader: Any, kind: type, settings: dict[str, Any]) -> DataLoader[Any]:
     """Return a copy of class ``kind`` with other settings."""
-    is_loader = isinstance(loader, DataLoader)
-    iterators = [name for name, value in vars(loader).items() if is_loader and isinstance(value, _BaseDataLoaderIter)]
-    if is_loader:
-        settings = {"_iterator": None, **settings}  # of persistent workers
     # The constructor of a subclass may take other arguments, and `copy.copy` cannot change the class. Attributes are
     # set in `__dict__`, because `DataLoader.__setattr__` refuses a new batch sampler.
     result: DataLoader[Any] = object.__new__(kind)
-    result.__dict__.update(vars(loader), **settings)
-    for name in iterators:
-        if name != "_iterator":  # made once, by a class that keeps its workers
-            result.__dict__.update({name: _EndlessIterator(result), "persistent_workers": result.num_workers > 0})
+    of_workers = {"_iterator": None} if isinstance(loader, DataLoader) else {}
+    result.__dict__.update({**vars(loader), **of_workers, **settings})
     return result

@@ -47,11 +47,19 @@ def reads_in_bulk(loader: DataLoader[Any]) -> bool:
 
 def batch_sampler(loader: DataLoader[Any]) -> Any:
     """Return what makes the batches of ``loader``, without a wrapper that repeats them; None if nothing does."""
-    sampler: Any = loader.sampler if reads_in_bulk(loader) else loader.batch_sampler
-    inner = sampler
+    inner = sampler = _index_sampler(loader)
     while inner is not None and not isinstance(inner, BatchSampler) and not hasattr(inner, "batch_size"):
         inner = next((getattr(inner, name) for name in _WRAPPED if hasattr(inner, name)), None)
     return sampler if inner is None else inner
+
+
+def repeats_batches(loader: DataLoader[Any]) -> bool:
+    """Return whether the batches of ``loader`` come from a wrapper around its batch sampler, as if they never end."""
+    return batch_sampler(loader) is not _index_sampler(loader)
+
+
+def _index_sampler(loader: DataLoader[Any]) -> Any:
+    return loader.sampler if reads_in_bulk(loader) else loader.batch_sampler
 
 
 def samplers(loader: DataLoader[Any]) -> list[Any]:
@@ -99,7 +107,7 @@ def check_samplers(loader: DataLoader[Any]) -> None:
         reason = _left_out(sampler, size)
         if reason is None and (reason := _shortfall(sampler, size, makes_batches=sampler is batches)) is not None:
             purpose = _purpose(sampler, loader)
-        if reason is None:
+        if reason is None or purpose == "pairs":
             continue
         if purpose == "balances":
             raise ValueError(
@@ -182,27 +190,40 @@ def endless_part(loader: DataLoader[Any]) -> str:
 
 
 def _purpose(sampler: Any, loader: DataLoader[Any]) -> str | None:
-    """Return whether a short sampler ``"balances"`` or ``"selects"``, by its indices in two epochs; None if unclear."""
-    size = len(loader.dataset)  # type: ignore[arg-type]
+    """Return what a short sampler does: ``"balances"``, ``"selects"``, or makes ``"pairs"``; None if it is unclear.
+
+    The indices that it draws in two epochs show that, together with its name.
+    """
+    size, labels = len(loader.dataset), _labels(loader)  # type: ignore[arg-type]
     is_named = _BALANCES.search(type(sampler).__name__) is not None
     with same_random_state(), suppress(Exception):  # the sampler is the user's, and will not be used
         first, second = _indices(sampler, size), _indices(sampler, size)
         if np.array_equal(np.unique(first), np.unique(second)):
             return None if is_named else "selects"
-        if is_named or _is_balanced(first, loader):
-            return "balances"
+        if labels is None:
+            return "balances" if is_named else None
+        if len(np.unique(labels[np.concatenate([first, second])])) < len(np.unique(labels)):
+            return None  # some classes may be left out on purpose
+        if samples_per_class(loader, labels) is not None:
+            return "pairs"
+        return "balances" if is_named or _is_balanced(labels[first], labels) else None
     return None
 
 
-def _is_balanced(indices: Ints, loader: DataLoader[Any]) -> bool:
-    """Return whether the class mix of these samples is much closer to uniform than that of the data set."""
-    labels = look_up_labels(loader.dataset)
-    if labels is None:
-        return False
-    counts = np.bincount(labels.numbers)
+def _is_balanced(drawn: Ints, labels: Ints) -> bool:
+    """Return whether the class mix of the drawn samples is much closer to uniform than that of the data set."""
+    counts = np.bincount(labels)
     uniform = (counts > 0) / np.count_nonzero(counts)
-    mix = np.bincount(labels.numbers[indices], minlength=counts.size) / indices.size
+    mix = np.bincount(drawn, minlength=counts.size) / drawn.size
     return total_variation(mix, uniform) < 0.5 * total_variation(counts / counts.sum(), uniform)
+
+
+def _labels(loader: DataLoader[Any]) -> Ints | None:
+    """Return the labels that the data set shows by itself, shape ``(N,)``; None if it does not."""
+    with suppress(TypeError, ValueError):
+        labels = look_up_labels(loader.dataset)
+        return None if labels is None else labels.numbers
+    return None
 
 
 def _indices(sampler: Any, size: int) -> Ints:

@@ -126,14 +126,16 @@ class Repeated:
 class KeepsWorkers(DataLoader):
     """Makes its iterator once, so that its workers stay from epoch to epoch; many projects have such a class."""
 
-    def __init__(self, *args, **settings) -> None:
+    def __init__(self, *args, at_once: bool = True, **settings) -> None:
         super().__init__(*args, **settings)
         object.__setattr__(self, "batch_sampler", Repeated(self.batch_sampler))
-        self.iterator = super().__iter__()
+        self.iterator = super().__iter__() if at_once else None
 
     def __len__(self) -> int:
         return len(self.batch_sampler.sampler)
 
     def __iter__(self):
+        if self.iterator is None:
+            self.iterator = super().__iter__()
         for _ in range(len(self)):
             yield next(self.iterator)

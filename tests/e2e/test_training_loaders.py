@@ -227,10 +227,11 @@ KINDS = {
         Among, {"dataloader": "fair"}, {}, BATCHES,
     ),
     **{
-        f"keeps its workers, {workers} workers{', some of the batches' if limit else ''}": (
-            lambda w=workers: KeepsWorkers(Indexed(), BATCH, shuffle=True, num_workers=w), Weighted, {},
-            {"limit_train_batches": limit}, limit or BATCHES,
+        f"keeps its workers{' from the first epoch on' * later}, {workers} workers{', cut short' if limit else ''}": (
+            lambda w=workers, t=later: KeepsWorkers(Indexed(), BATCH, shuffle=True, num_workers=w, at_once=not t),
+            Weighted, {}, {"limit_train_batches": limit}, limit or BATCHES,
         )
+        for later in (False, True)
         for workers in (0, 2)
         for limit in (None, 6)
     },
