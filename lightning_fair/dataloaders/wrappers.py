@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from copy import copy
 from typing import Any
 
@@ -57,7 +57,7 @@ def replace_loader(wrapper: Any, old: DataLoader[Any], new: DataLoader[Any]) -> 
 
 
 def _map(value: Any, change: Callable[[Any], Any], depth: int = _MAX_DEPTH) -> Any:
-    if isinstance(value, Mapping) and type(value) is dict:
+    if type(value) is dict:
         return {key: _map(part, change, depth) for key, part in value.items()}
     if type(value) in (list, tuple) and len(value) <= _MAX_PARTS:
         return type(value)(_map(part, change, depth) for part in value)
