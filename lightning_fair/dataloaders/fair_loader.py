@@ -108,7 +108,8 @@ class _FairIterator:
             loader.on_start()
         loader.label_check.start_epoch()
         if loader.keeps_iterator:
-            _renew_iterators(self._inner)
+            for holder in (loader, self._inner):
+                vars(holder).update(dict.fromkeys(_kept_iterators(holder), _EndlessIterator(self._inner)))
         with tagged_batches(self._inner):
             return self._start()
 
@@ -142,7 +143,7 @@ class _FairIterator:
 
 
 class _EndlessIterator:
-    """Stands in for an iterator over a batch sampler that never ends."""
+    """Stands in for an iterator that a class keeps, so that its next batches are new ones."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._loader = loader
@@ -159,11 +160,10 @@ class _EndlessIterator:
             return next(self._batches)
 
 
-def _renew_iterators(loader: DataLoader[Any]) -> None:
-    """Let the class of ``loader`` take the next batches from a new iterator, and not from the one it has kept."""
-    for name, value in vars(loader).items():
-        if name != "_iterator" and isinstance(value, (_BaseDataLoaderIter, _EndlessIterator)):
-            vars(loader)[name] = _EndlessIterator(loader)
+def _kept_iterators(holder: Any) -> list[str]:
+    """Return the attributes with iterators that the class of a loader or of a wrapper has made itself."""
+    kinds = (_BaseDataLoaderIter, _EndlessIterator)
+    return [name for name, value in vars(holder).items() if name != "_iterator" and isinstance(value, kinds)]
 
 
 def make_fair(
@@ -201,7 +201,8 @@ def make_fair(
     settings: dict[str, Any] = {_sampler_place(inner): sampler}
     own: dict[str, Any] = {"label_check": label_check, "on_start": on_start, "fair_sampler": sampler}
     if repeats_batches(inner):  # so that the workers stay from epoch to epoch
-        own["keeps_iterator"], settings["persistent_workers"] = True, inner.num_workers > 0
+        settings["persistent_workers"] = inner.num_workers > 0
+    own["keeps_iterator"] = repeats_batches(inner) or bool(_kept_iterators(loader) or _kept_iterators(inner))
     if inner is loader:
         return _fair_copy(loader, settings, own)
     inner_copy = _copy_loader(inner, type(inner), settings)

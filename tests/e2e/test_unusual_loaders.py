@@ -7,7 +7,18 @@ import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
-from lightning_helpers import BATCH, BATCHES, Indexed, Weighted, fit, loader, moving, warnings_about
+from lightning_helpers import (
+    BATCH,
+    BATCHES,
+    Indexed,
+    Weighted,
+    fit,
+    loader,
+    moving,
+    recorded_draws,
+    warnings_about,
+    wrong_steps,
+)
 from loader_runs import Bulk, Chained, KeepsWorkers, Repeated, Wrapper, in_bulk
 from torch.utils.data import (
     BatchSampler,
@@ -267,26 +278,14 @@ class OwnSource(Wrapper):
             yield self.loader.collate_fn([self.loader.dataset[index] for index in indices])
 
 
-class KeptIterator(Wrapper):
-    """Makes the iterator of its loader at once, and uses it later."""
-
-    def __init__(self, data):
-        super().__init__(data)
-        self.batches = iter(data)
-
-    def __iter__(self):
-        return self.batches
-
-
 @pytest.mark.parametrize(
     "make",
     [
         lambda: OwnBatches(Indexed(), BATCH, shuffle=True),
         lambda: OwnIndices(Indexed(), BATCH, shuffle=True),
         lambda: OwnSource(loader()),
-        lambda: KeptIterator(loader()),
     ],
-    ids=["own batches", "own indices", "own source", "kept iterator"],
+    ids=["own batches", "own indices", "own source"],
 )
 def test_batches_past_the_batch_sampler_are_refused(make):
     """The first batch shows that nothing was drawn for it, so the error comes before the first training step."""
@@ -322,6 +321,50 @@ def test_iterator_that_is_kept_is_made_again():
     train(theirs, max_epochs=3, limit_train_batches=5)
     assert theirs.iterator is iterator
     assert len(theirs) == BATCHES
+
+
+class KeptIterator(Wrapper):
+    """Makes the iterator of its loader at once, and uses it later."""
+
+    def __init__(self, data):
+        super().__init__(data)
+        self.batches = iter(data)
+
+    def __iter__(self):
+        return self.batches
+
+
+class InfiniteLoader(DataLoader):
+    """Begins again by itself, with an iterator that it makes at once."""
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
+        self.batches = super().__iter__()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        try:
+            return next(self.batches)
+        except StopIteration:
+            self.batches = super().__iter__()
+            return next(self.batches)
+
+
+@pytest.mark.parametrize("limit", [None, 5])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", [KeptIterator, InfiniteLoader])
+def test_iterator_that_is_made_at_once(kind, workers, limit):
+    """An iterator of the plain loader is not used, although the class has made it already."""
+    data = loader(num_workers=workers)
+    if kind is InfiniteLoader:
+        data = InfiniteLoader(Indexed(), BATCH, shuffle=True, num_workers=workers)
+    module, fair = Weighted(), moving()
+    with recorded_draws() as draws:
+        fit(module, data if kind is InfiniteLoader else kind(data), fair, max_epochs=3, limit_train_batches=limit)
+    assert len(module.steps) == 3 * (limit or BATCHES)
+    assert wrong_steps(module.steps, draws) == 0
 
 
 # -- loaders that never end ----------------------------------------------------------------------------------
