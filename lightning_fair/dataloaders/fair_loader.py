@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from lightning_fair.control.draw import Draw
-from lightning_fair.dataloaders.checks import can_reorder, check_loader, is_stream, num_prefetched
+from lightning_fair.dataloaders.checks import can_reorder, check_loader, num_prefetched
 from lightning_fair.dataloaders.label_check import LabelCheck
+from lightning_fair.dataloaders.samplers import repeats_batches
 from lightning_fair.dataloaders.tagging import Tagged, tagged_batches
+from lightning_fair.dataloaders.wrappers import loader_inside, replace_loader
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
 
 _MAX_PENDING = 4096  # if nobody takes them, as in a loop without the callback
@@ -36,7 +39,9 @@ class DeliveredBatch:
 class FairLoader:
     """Base class that a loader gets when it is made fair, in front of its own class."""
 
-    batch_sampler: Any  # for a stream, the loader's own
+    fair_sampler: FeedbackBatchSampler | None  # draws the batches; None for a stream
+    inner: DataLoader[Any] | None  # makes the batches, if the user's loader is a wrapper
+    keeps_iterator: bool  # whether the user's class takes the batches of all epochs from one iterator
     pending_batches: deque[DeliveredBatch]  # delivered batches that nobody has taken yet, oldest first
     on_start: Callable[[], None] | None  # called before the first batch of an iteration is drawn
     label_check: LabelCheck  # compares the labels of each batch with the drawn ones
@@ -44,6 +49,18 @@ class FairLoader:
 
     def __iter__(self) -> Iterator[Any]:
         return _FairIterator(self, super().__iter__)  # type: ignore[misc]
+
+    def __len__(self) -> int:
+        # The user's class may have no length, or take it from an attribute of its own batch sampler.
+        return super().__len__() if self.fair_sampler is None else len(self.fair_sampler)  # type: ignore[misc]
+
+    def replace_sampler(self, sampler: FeedbackBatchSampler, label_check: LabelCheck) -> None:
+        """Take the batches of the next epochs from another sampler, because the labels have changed."""
+        inner: Any = self if self.inner is None else self.inner
+        # Without `_iterator`, persistent workers start again, with the new data.
+        vars(inner).update({_sampler_place(inner): sampler, "_iterator": None})
+        label_check.can_reorder = self.label_check.can_reorder
+        self.fair_sampler, self.label_check = sampler, label_check
 
     def pop_pending(self) -> DeliveredBatch | None:
         """Return the oldest pending batch; None if there is none. Lightning may fetch one batch ahead."""
@@ -56,6 +73,7 @@ class _FairIterator:
     def __init__(self, loader: FairLoader, start: Callable[[], Iterator[Any]]) -> None:
         self._loader, self._start = loader, start
         self._name = type(loader).__name__.removeprefix("Fair")
+        self._inner: Any = loader if loader.inner is None else loader.inner
         # None before the first `next`: Lightning creates iterators that it never uses, or before it restores a state.
         self._batches: Iterator[Any] | None = None
 
@@ -63,7 +81,7 @@ class _FairIterator:
         return self
 
     def __len__(self) -> int:
-        return len(self._loader)  # type: ignore[arg-type]
+        return len(self._loader)
 
     def __next__(self) -> Any:
         loader = self._loader
@@ -89,14 +107,24 @@ class _FairIterator:
         if loader.on_start:
             loader.on_start()
         loader.label_check.start_epoch()
-        with tagged_batches(loader):
+        if loader.keeps_iterator:
+            for holder in (loader, self._inner):
+                vars(holder).update(dict.fromkeys(_kept_iterators(holder), _EndlessIterator(self._inner)))
+        with tagged_batches(self._inner):
             return self._start()
 
     def _deliver(self, draw_id: int | None) -> Draw:
         """Return the record of the draw with this number; None: of the oldest one that has not been delivered."""
-        sampler = self._loader.batch_sampler
+        sampler = self._loader.fair_sampler
+        assert sampler is not None
+        if draw_id is None and not sampler.num_undelivered:
+            raise RuntimeError(
+                f"{self._name}.__iter__ delivered a batch that the batch sampler of its DataLoader has not drawn, or "
+                "one batch twice, so FairSampling cannot choose the samples. Let __iter__ take each batch from a new "
+                "iterator of the DataLoader, for example super().__iter__(), or return a DataLoader of torch."
+            )
         draw: Draw = sampler.deliver(draw_id)
-        if draw_id is None and sampler.num_undelivered > num_prefetched(self._loader) + _MAX_HELD_BACK:
+        if draw_id is None and sampler.num_undelivered > num_prefetched(self._inner) + _MAX_HELD_BACK:
             raise RuntimeError(
                 f"{self._name}.__iter__ leaves batches out, or fetches more than {_MAX_HELD_BACK} ahead by itself: its "
                 "batches cannot be matched with their draws. Deliver every batch, or leave samples out of the data set."
@@ -104,14 +132,38 @@ class _FairIterator:
         return draw
 
     def _warn_of_undelivered(self) -> None:
-        sampler = self._loader.batch_sampler
-        if not is_stream(self._loader) and sampler.exhausted and sampler.num_undelivered:
+        sampler = self._loader.fair_sampler
+        if sampler is not None and sampler.exhausted and sampler.num_undelivered:
             warnings.warn(
                 f"{self._name}.__iter__ ended with {sampler.num_undelivered} of the drawn batches not delivered. If it "
                 "left out others than the last ones, later batches had the weights of other draws: deliver every "
                 "batch, or leave samples out of the data set.",
                 stacklevel=3,
             )
+
+
+class _EndlessIterator:
+    """Stands in for an iterator that a class keeps, so that its next batches are new ones."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._loader = loader
+        self._batches: Iterator[Any] = iter(())
+
+    def __iter__(self) -> _EndlessIterator:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._batches)
+        except StopIteration:
+            self._batches = DataLoader.__iter__(self._loader)
+            return next(self._batches)
+
+
+def _kept_iterators(holder: Any) -> list[str]:
+    """Return the attributes with iterators that the class of a loader or of a wrapper has made itself."""
+    kinds = (_BaseDataLoaderIter, _EndlessIterator)
+    return [name for name, value in vars(holder).items() if name != "_iterator" and isinstance(value, kinds)]
 
 
 def make_fair(
@@ -145,7 +197,16 @@ def make_fair(
     """
     check_loader(loader)
     label_check = label_check or LabelCheck(sampler.controller.num_classes)
-    return _fair_copy(loader, label_check, batch_sampler=sampler, on_start=on_start)
+    inner = loader_inside(loader)
+    settings: dict[str, Any] = {_sampler_place(inner): sampler}
+    own: dict[str, Any] = {"label_check": label_check, "on_start": on_start, "fair_sampler": sampler}
+    if repeats_batches(inner):  # so that the workers stay from epoch to epoch
+        settings["persistent_workers"] = inner.num_workers > 0
+    own["keeps_iterator"] = repeats_batches(inner) or bool(_kept_iterators(loader) or _kept_iterators(inner))
+    if inner is loader:
+        return _fair_copy(loader, settings, own)
+    inner_copy = _copy_loader(inner, type(inner), settings)
+    return _fair_copy(loader, replace_loader(loader, inner, inner_copy), {**own, "inner": inner_copy})
 
 
 def make_stream_fair(
@@ -166,15 +227,27 @@ def make_stream_fair(
             f"batch must be one draw. Set DataLoader(stream, batch_size={stream.batch_size})."
         )
     label_check = label_check or LabelCheck(stream.controller.num_classes)
-    return _fair_copy(loader, label_check, on_start=on_start)
+    return _fair_copy(loader, {}, {"label_check": label_check, "on_start": on_start, "fair_sampler": None})
 
 
-def _fair_copy(loader: DataLoader[Any], label_check: LabelCheck, **settings: Any) -> DataLoader[Any]:
-    own, label_check.can_reorder = type(loader), can_reorder(loader)
+def _sampler_place(loader: DataLoader[Any]) -> str:
+    """Return the attribute that the loader takes its batches of indices from; the other one is None or not used."""
+    return "sampler" if loader.batch_sampler is None else "batch_sampler"
+
+
+def _fair_copy(loader: Any, settings: dict[str, Any], own: dict[str, Any]) -> DataLoader[Any]:
+    own["label_check"].can_reorder = can_reorder(loader)
+    kind, stateless = type(loader), _STATELESS if hasattr(loader, "state_dict") else {}
+    fair_kind = type(f"Fair{kind.__name__}", (FairLoader, kind), stateless)
+    state = {"pending_batches": deque(maxlen=_MAX_PENDING), "restart": False, "inner": None, "keeps_iterator": False}
+    return _copy_loader(loader, fair_kind, {**settings, **state, **own})
+
+
+def _copy_loader(loader: Any, kind: type, settings: dict[str, Any]) -> DataLoader[Any]:
+    """Return a copy of class ``kind`` with other settings."""
     # The constructor of a subclass may take other arguments, and `copy.copy` cannot change the class. Attributes are
     # set in `__dict__`, because `DataLoader.__setattr__` refuses a new batch sampler.
-    stateless = _STATELESS if hasattr(own, "state_dict") else {}
-    fair: DataLoader[Any] = object.__new__(type(f"Fair{own.__name__}", (FairLoader, own), stateless))
-    own_state = {"pending_batches": deque(maxlen=_MAX_PENDING), "restart": False, "_iterator": None}
-    fair.__dict__.update(loader.__dict__, label_check=label_check, **own_state, **settings)
-    return fair
+    result: DataLoader[Any] = object.__new__(kind)
+    of_workers = {"_iterator": None} if isinstance(loader, DataLoader) else {}
+    result.__dict__.update({**vars(loader), **of_workers, **settings})
+    return result

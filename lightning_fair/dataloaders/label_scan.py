@@ -60,7 +60,7 @@ def _scan(loader: DataLoader[Any], key: Key) -> tuple[str | int, NDArray[Any]]:
     probes = np.unique(np.linspace(0, size - 1, _NUM_PROBES).astype(np.int64))
     rest = np.setdiff1d(np.arange(size), probes)
     cache = LabelCache(loader.dataset, key)  # before a sample is read, which may change the data set
-    with _same_random_state():
+    with same_random_state():
         columns, arrivals = LabelColumns(), []
         for rows in _read(loader, key, probes, num_workers=min(loader.num_workers, 1), batch_size=1):
             columns.extend(rows)
@@ -147,7 +147,7 @@ def _label_rows(key: Key, samples: Sequence[Any]) -> list[Any]:
 
 
 @contextmanager
-def _same_random_state() -> Iterator[None]:
+def same_random_state() -> Iterator[None]:
     """Restore the random state of Python, NumPy and torch, which a data set in this process may use."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     try:

@@ -33,7 +33,8 @@ def tagged_batches(loader: Any) -> Iterator[None]:
         stream = _TaggedStream(loader.dataset, loader.drop_last)
         changed = {"dataset": stream, "batch_sampler": None, "batch_size": None}
     elif not keeps_order(loader):
-        changed = {"dataset": _TaggedDataset(loader.dataset), "batch_sampler": _TaggedSampler(loader.batch_sampler)}
+        place = "sampler" if loader.batch_sampler is None else "batch_sampler"
+        changed = {"dataset": _TaggedDataset(loader.dataset), place: _TaggedSampler(settings[place])}
     if changed:
         changed["collate_fn"] = partial(_collate_tagged, loader.collate_fn)
     original = {name: settings[name] for name in changed}
@@ -81,6 +82,10 @@ class _TaggedDataset(_Proxy):
         fetch = getattr(self._dataset, "__getitems__", None)
         samples = fetch(batch.content) if fetch else [self._dataset[index] for index in batch.content]
         return Tagged(batch.tag, samples)
+
+    def __getitem__(self, batch: Tagged) -> Tagged:
+        """Read a whole batch, in a loader without a batch sampler."""
+        return Tagged(batch.tag, self._dataset[batch.content])
 
     def __len__(self) -> int:
         return len(self._dataset)

@@ -14,7 +14,9 @@ from lightning_fair.dataloaders import checks
 from lightning_fair.dataloaders.fair_loader import make_fair, make_stream_fair
 from lightning_fair.dataloaders.label_check import LabelCheck
 from lightning_fair.dataloaders.label_groups import describe_groups
+from lightning_fair.dataloaders.samplers import ignored_sampler, samples_per_class
 from lightning_fair.dataloaders.stream_tracker import StreamTracker
+from lightning_fair.dataloaders.wrappers import loader_inside, unchain
 from lightning_fair.integration.run import Run, RunTotals
 from lightning_fair.integration.settings import FairSettings
 from lightning_fair.integration.trainer_internals import is_within_epoch, steps_per_epoch, training_time
@@ -27,14 +29,16 @@ if TYPE_CHECKING:
 
 def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[Any]:
     """Return the fair loader for the user's training loader, and let the run train on it."""
-    if checks.is_fair(loader):
+    loader = unchain(loader)
+    inner = loader_inside(loader)
+    if checks.is_fair(inner):
         raise ValueError(
             "The training DataLoader is fair already, with settings of its own. Give the Trainer the plain loader, "
             "or the FairDataModule it comes from."
         )
     # Not the module's device: the module may not have been moved yet.
     run.steps_on_device = 0 if trainer.strategy.root_device.type == "cpu" else 1
-    fair: Any = (_make_stream_fair if checks.is_stream(loader) else _make_data_set_fair)(run, trainer, loader)
+    fair: Any = (_make_stream_fair if checks.is_stream(inner) else _make_data_set_fair)(run, trainer, loader)
     assert run.source is not None
     controller = run.source.controller
     run.restore_source()
@@ -45,7 +49,7 @@ def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[An
             f"horizon {controller.horizon:g} batches, feedback delay {controller.feedback_delay}."
         )
     run.loader = fair
-    _name_classes(run, loader.dataset)
+    _name_classes(run, inner.dataset)
     return run.loader  # type: ignore[return-value]
 
 
@@ -55,19 +59,19 @@ def _name_classes(run: Run, dataset: Any) -> None:
     run.class_names = run.settings.names_for(run.source.controller.num_classes, dataset, label_names)
 
 
-def _make_data_set_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> DataLoader[Any]:
+def _make_data_set_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[Any]:
     checks.check_loader(loader)
     run.tracker = None
     _update_sampler(run, trainer, loader)
     assert run.sampler is not None
     # Lightning fetches one batch ahead if another training loader has no length.
     several = run.settings.dataloader is not None
-    run.min_delay = checks.num_prefetched(loader) + 1 + run.steps_on_device + several
+    run.min_delay = checks.num_prefetched(loader_inside(loader)) + 1 + run.steps_on_device + several
     on_start = partial(_start_drawing, run, trainer, loader)
     return make_fair(loader, run.sampler, on_start=on_start, label_check=run.label_check)
 
 
-def _start_drawing(run: Run, trainer: L.Trainer, users_loader: DataLoader[Any]) -> None:
+def _start_drawing(run: Run, trainer: L.Trainer, users_loader: Any) -> None:
     """Withdraw the draws that were not trained on, and begin an epoch if Lightning does."""
     assert run.source is not None
     assert run.loader is not None
@@ -77,34 +81,29 @@ def _start_drawing(run: Run, trainer: L.Trainer, users_loader: DataLoader[Any]) 
     if not within_epoch:
         run.loader.pending_batches.clear()
         if run.sampler is not None and _update_sampler(run, trainer, users_loader):
-            # The labels have changed. Without `_iterator`, persistent workers start again, with the new data.
-            changed = {"batch_sampler": run.sampler, "label_check": run.label_check, "_iterator": None}
-            run.loader.__dict__.update(changed)
+            assert run.label_check is not None
+            run.loader.replace_sampler(run.sampler, run.label_check)
             run.restore_source()
-            _name_classes(run, users_loader.dataset)
+            _name_classes(run, loader_inside(users_loader).dataset)
     run.begin_at(*training_time(trainer))
     keep = bool(run.loader.pending_batches)
     run.source.start_iteration(trainer.current_epoch, within_epoch=within_epoch, keep_delivered=keep)
 
 
-def _update_sampler(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> bool:
+def _update_sampler(run: Run, trainer: L.Trainer, users_loader: Any) -> bool:
     """Keep the run's sampler if the loader has the same data as before, else make a new one and return True."""
-    settings, sampler = run.settings, run.sampler
+    settings, sampler, loader = run.settings, run.sampler, loader_inside(users_loader)
     labels, size = run.find_labels(loader), checks.batch_size(loader)
-    steps = settings.steps_per_epoch or steps_per_epoch(loader, trainer.world_size)
+    steps = settings.steps_per_epoch or steps_per_epoch(users_loader, trainer.world_size)
     if sampler is not None and sampler.batch_size == size and np.array_equal(labels.numbers, sampler.labels):
         sampler.steps_per_epoch = steps
         return False
-    if (ignored := checks.ignored_sampler(loader)) is not None:
-        rank_zero_warn(
-            f"FairSampling draws the batches, so the {ignored} of the training DataLoader has no effect. "
-            "Set the class mix with target_probs."
-        )
     seed = trainer.strategy.broadcast(settings.draw_seed)  # each rank may have called seed_everything with its own
     options = {"rank": trainer.global_rank, "world_size": trainer.world_size, "seed": seed}
     # During a fit, a change of the labels does not end the schedules.
     previous = sampler if run.loader is not None and sampler is not None and sampler.batch_size == size else None
     run.sampler = settings.make_sampler(labels, size, steps, dataset=loader.dataset, previous=previous, **options)
+    _warn_of_ignored_sampler(run.sampler, loader)
     # The tuner tries batch sizes without callbacks, and then restores the state.
     is_tuning = not trainer.callbacks  # type: ignore[attr-defined]
     if sampler is not None and sampler.controller.draws and not is_tuning:
@@ -116,6 +115,24 @@ def _update_sampler(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> bo
             run.totals, run.has_warned, run.has_warned_of_labels = RunTotals(), False, False
     _make_label_check(run, loader.dataset, were_numbered=labels.values is not None)
     return True
+
+
+def _warn_of_ignored_sampler(sampler: FeedbackBatchSampler, loader: DataLoader[Any]) -> None:
+    name, size = ignored_sampler(loader), sampler.batch_size
+    if name is None:
+        return
+    warning = f"FairSampling draws the batches, so the {name} of the training DataLoader has no effect"
+    targets = np.stack([sampler.controller.target_at(progress) for progress in (0.0, 1.0)])
+    num_short = np.count_nonzero(((targets > 0) & (size * targets < 2)).any(axis=0))
+    if num_short and (num := samples_per_class(loader, sampler.labels)) is not None:
+        rank_zero_warn(
+            f"{warning}. It puts {num} samples of each of its classes into a batch; a fair batch of {size} samples has "
+            f"fewer than two of {num_short} of the {targets.any(axis=0).sum()} classes, so pairs of the same class "
+            f"(positives) are lost. Set batch_size={int(np.ceil(2 / targets[targets > 0].min()))} or more, or, if the "
+            "loss needs such pairs, train without FairSampling."
+        )
+    else:
+        rank_zero_warn(f"{warning}. Remove it; target_probs sets the class mix.")
 
 
 def _describe_change(old: FeedbackBatchSampler, new: FeedbackBatchSampler) -> str:
@@ -166,6 +183,11 @@ def _warn_of_single_class(source: DrawSource, noun: str) -> None:
 
 
 def _make_stream_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> DataLoader[Any]:
+    if loader_inside(loader) is not loader:
+        raise TypeError(
+            f"A FairStream works in a DataLoader of its own, got one inside {type(loader).__name__}. "
+            "Return the DataLoader itself for training."
+        )
     for name, default, remedy in (
         ("labels", None, "FairStream(label_fn=...) takes a sample and returns its class"),
         ("steps_per_epoch", None, "Trainer(limit_train_batches=...) ends its epochs"),

@@ -8,10 +8,12 @@ from copy import copy
 from inspect import signature, unwrap
 from typing import TYPE_CHECKING, Any
 
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DistributedSampler
 
 from lightning_fair.control.draw_source import DrawSource
-from lightning_fair.dataloaders.checks import batch_size, samplers
+from lightning_fair.dataloaders.checks import batch_size
+from lightning_fair.dataloaders.samplers import batch_sampler, endless_part, length_of, samplers
+from lightning_fair.dataloaders.wrappers import loader_inside
 from lightning_fair.integration.lightning_packages import imported_packages, package_of
 from lightning_fair.monitoring.dashboard import Board, LogContext
 
@@ -125,21 +127,24 @@ def _patch_method(patches: ExitStack, owner: Any, name: str, method: Callable[..
     patches.callback(owner.__dict__.pop, name, None)  # callbacks run in reverse order
 
 
-def steps_per_epoch(loader: DataLoader[Any], world_size: int) -> int:
+def steps_per_epoch(users_loader: Any, world_size: int) -> int:
     """Return the batches of an epoch on this rank: the length of the user's loader, split over the ranks."""
-    if not hasattr(loader.batch_sampler, "__len__"):
-        kind = type(loader.batch_sampler).__name__
-        raise ValueError(f"The batch sampler {kind} has no length. Set FairSampling(steps_per_epoch=...).")
-    if not len(loader):
+    loader = loader_inside(users_loader)
+    length, batches = length_of(users_loader), batch_sampler(loader)
+    if length is None and (length := length_of(loader)) is None:
+        size, endless = len(loader.dataset), endless_part(loader)  # type: ignore[arg-type]
+        raise ValueError(
+            f"The training DataLoader has no length, because {endless} has none. Set FairSampling(steps_per_epoch=...),"
+            f" for example {-(-size // (batch_size(loader) * world_size))} for as many samples as the data set has."
+        )
+    if not length:
         raise ValueError(
             "The training DataLoader has no batch: its data set has fewer samples than "
             f"batch_size={batch_size(loader)}, and drop_last=True. Set drop_last=False or a smaller batch_size."
         )
     if world_size == 1 or any(isinstance(sampler, DistributedSampler) for sampler in samplers(loader)):
-        return len(loader)
-    if getattr(loader.batch_sampler, "drop_last", False):
-        return max(len(loader) // world_size, 1)
-    return -(-len(loader) // world_size)
+        return length
+    return max(length // world_size, 1) if getattr(batches, "drop_last", False) else -(-length // world_size)
 
 
 def check_training_step(pl_module: L.LightningModule) -> None:

@@ -28,6 +28,7 @@ import torch
 import torch.distributed
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_helpers import TARGET, Indexed, Plain, Step, Weighted, fit, loader
+from loader_runs import Bulk, Prefetcher
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -262,6 +263,9 @@ SAMPLERS: dict[str, Callable[[Dataset], dict[str, Any]]] = {
     "own batch sampler of a part": lambda d: {
         "batch_sampler": OwnBatches(SubsetRandomSampler(range(80)), 4, drop_last=False)
     },
+    "in bulk": lambda d: {"batch_size": None, "sampler": BatchSampler(RandomSampler(d), 4, drop_last=False)},
+    "in bulk, split": lambda d: {"batch_size": None, "sampler": BatchSampler(split(d), 4, drop_last=False)},
+    "prefetcher": lambda d: {"batch_size": 4, "shuffle": True},
     "no BatchSampler": lambda d: {"batch_sampler": OtherBatches(d, 4)},
 }
 
@@ -270,9 +274,10 @@ def split(dataset: Dataset) -> DistributedSampler:
     return DistributedSampler(dataset, num_replicas=2, rank=this_rank())
 
 
-def with_sampler(kind: str) -> DataLoader:
-    dataset = Indexed(COUNTS)
-    return DataLoader(dataset, **SAMPLERS[kind](dataset))
+def with_sampler(kind: str) -> Any:
+    dataset = (Bulk if "bulk" in kind else Indexed)(COUNTS)
+    data = DataLoader(dataset, **SAMPLERS[kind](dataset))
+    return Prefetcher(data) if kind == "prefetcher" else data
 
 
 class WithSampler(L.LightningDataModule):
@@ -282,7 +287,7 @@ class WithSampler(L.LightningDataModule):
         super().__init__()
         self.kind = kind
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> Any:
         return with_sampler(self.kind)
 
 

@@ -26,6 +26,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning_helpers import BATCH, Draws, Indexed, Plain, Step, Weighted, loader, moving, own_draw, recorded_draws
 from lightning_helpers import trainer as quiet_trainer
+from loader_runs import Bulk, KeepsWorkers, Prefetcher, in_bulk
 from torch.utils.data import DataLoader, default_collate
 
 from lightning_fair import FairDataModule, FairSampling, FeedbackBatchSampler, FeedbackController
@@ -148,6 +149,18 @@ def persistent(workers: int) -> dict[str, Any]:
     return {"train_dataloaders": small(num_workers=workers, persistent_workers=True)}
 
 
+def bulk(workers: int) -> dict[str, Any]:
+    return {"train_dataloaders": in_bulk(Bulk(COUNTS), num_workers=workers)}
+
+
+def prefetcher(workers: int) -> dict[str, Any]:
+    return {"train_dataloaders": Prefetcher(small(num_workers=workers))}
+
+
+def keeps_workers(workers: int) -> dict[str, Any]:
+    return {"train_dataloaders": KeepsWorkers(Indexed(COUNTS), BATCH, shuffle=True, num_workers=workers)}
+
+
 def stateful(workers: int) -> dict[str, Any]:
     from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -206,6 +219,10 @@ SCENARIOS: dict[str, Scenario] = {
     "persistent workers": Scenario(workers=2, data=persistent),
     "stateful loader": Scenario(**_TORCHDATA),
     "stateful loader, 2 workers": Scenario(workers=2, **_TORCHDATA),
+    "read in bulk": Scenario(data=bulk),
+    "read in bulk, 2 workers": Scenario(workers=2, data=bulk),
+    "prefetcher, 2 workers": Scenario(workers=2, data=prefetcher),
+    "class that keeps its workers": Scenario(workers=2, data=keeps_workers),
     "any order, 2 workers": Scenario(workers=2, data=usual(data=Uneven, in_order=False), any_order=True),
     "end of every epoch": Scenario(3, **_at_epoch_end()),
     "end of every epoch, 2 workers": Scenario(3, workers=2, **_at_epoch_end()),

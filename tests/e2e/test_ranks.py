@@ -218,6 +218,9 @@ def lengths_and_warnings(runs: list[dict]) -> tuple[set, set]:
         ("BatchSampler, split", EPOCH, False),
         ("own batch sampler", EPOCH, True),
         ("own batch sampler, split", EPOCH, True),
+        ("in bulk", EPOCH, False),
+        ("in bulk, split", EPOCH, False),
+        ("prefetcher", EPOCH, False),
     ],
 )
 def test_every_sampler_works(kind, steps, warns, two):

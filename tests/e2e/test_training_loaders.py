@@ -3,6 +3,7 @@
 ``pytest -q -m "" tests/e2e/test_training_loaders.py`` counts the batches with the weights of another draw.
 """
 
+import itertools
 import time
 from collections import Counter
 
@@ -30,6 +31,7 @@ from lightning_helpers import (
     warnings_about,
     wrong_steps,
 )
+from loader_runs import Chained, Delegating, KeepsWorkers, Prefetcher, Wrapper, in_bulk
 from packaging.version import Version
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
@@ -163,6 +165,15 @@ WORKERS = {
 }
 
 # name: (data, module, arguments of the callback, arguments of the Trainer, steps of one epoch)
+INSIDE = {
+    "chain": itertools.chain,
+    "chain of a list": lambda data: itertools.chain.from_iterable([data]),
+    "chain of a class": lambda data: Chained([data]),
+    "wrapper": Wrapper,
+    "wrapper of a wrapper": lambda data: Wrapper(Prefetcher(data)),
+    "prefetcher": Prefetcher,
+    "with the class of the loader inside": Delegating,
+}
 KINDS = {
     **{name: (lambda s=s: loader(**s), Weighted, {}, {}, BATCHES) for name, s in WORKERS.items()},
     **{
@@ -197,6 +208,33 @@ KINDS = {
     "samples dropped": (lambda: loader(num_workers=2, collate_fn=dropping), Weighted, {}, {}, BATCHES),
     "some None": (lambda: loader(num_workers=2, collate_fn=sometimes_none), Weighted, {}, {}, None),
     "drop_last": (lambda: loader(batch_size=7, drop_last=True), Weighted, {}, {}, 22),
+    "in bulk": (in_bulk, Weighted, {}, {}, BATCHES),
+    "in bulk, 2 workers": (lambda: in_bulk(num_workers=2), Weighted, {}, {}, BATCHES),
+    "in any order, in bulk": (lambda: in_bulk(num_workers=2, in_order=False), Weighted, {}, {}, BATCHES),
+    "in bulk, some of the batches": (
+        lambda: in_bulk(num_workers=2), Weighted, {}, {"limit_train_batches": 6}, 6,
+    ),
+    **{
+        f"{name}, {workers} workers": (lambda k=kind, w=workers: k(loader(num_workers=w)), Weighted, {}, {}, BATCHES)
+        for name, kind in INSIDE.items()
+        for workers in (0, 2)
+    },
+    "prefetcher, some of the batches": (
+        lambda: Prefetcher(loader(num_workers=2)), Weighted, {}, {"limit_train_batches": 6}, 6,
+    ),
+    "prefetcher, key of a dict": (
+        lambda: {"other": other(), "fair": Prefetcher(loader(num_workers=2))},
+        Among, {"dataloader": "fair"}, {}, BATCHES,
+    ),
+    **{
+        f"keeps its workers{' from the first epoch on' * later}, {workers} workers{', cut short' if limit else ''}": (
+            lambda w=workers, t=later: KeepsWorkers(Indexed(), BATCH, shuffle=True, num_workers=w, at_once=not t),
+            Weighted, {}, {"limit_train_batches": limit}, limit or BATCHES,
+        )
+        for later in (False, True)
+        for workers in (0, 2)
+        for limit in (None, 6)
+    },
     "module's own": (lambda: None, OwnLoader, {}, {}, BATCHES),
     "data module": (lambda: KeysAndNames(num_workers=2), Weighted, {}, {}, BATCHES),
     "fair data module": (lambda: FairDataModule(KeysAndNames(num_workers=2)), Weighted, {}, {}, BATCHES),
@@ -251,6 +289,9 @@ FAST = {
     "no workers",
     "stateful",
     "drop_last",
+    "in bulk",
+    "keeps its workers, 0 workers",
+    *(f"{name}, 0 workers" for name in INSIDE),
     "with a stream, the longer one, 0 workers",
     "with a stream, cut short, 0 workers",
 }
