@@ -7,6 +7,7 @@ of one sample.
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -155,20 +156,24 @@ class Library:
         self.trainer = self.prepare_trainer(folder)
         self.trainer.fit(self.model, train_dataloaders=loader(data))
 
-    def evaluate(self, data: Dataset, folder: Path) -> float:
+    def save_and_load(self, folder: Path) -> None:
+        (folder / "callbacks.sav").write_bytes(pickle.dumps(self.callbacks))
+        self.callbacks = pickle.loads((folder / "callbacks.sav").read_bytes())
         self.trainer = self.prepare_trainer(folder)
+
+    def evaluate(self, data: Dataset) -> float:
         return self.trainer.test(self.model, loader(data), verbose=False)[0]["test_loss"]
 
 
 @pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
 def test_library(package, tmp_path):
-    """A library's own Trainer is fair with a callback alone, also if a later Trainer gets the same callback."""
+    """A library's own Trainer is fair with a callback alone, and with one that the library has saved and loaded."""
     library, even = Library(pytest.importorskip(package)), torch.full((4,), N / 4)
-    fair = FairSampling()
-    library.fit(Rows(), tmp_path, [fair])
+    library.fit(Rows(), tmp_path, [FairSampling()])
     assert torch.allclose(library.model.trained, 2 * even)
-    assert library.evaluate(Rows(), tmp_path) > 0
-    library.fit(Rows(), tmp_path, [fair])
+    library.save_and_load(tmp_path)
+    assert library.evaluate(Rows()) > 0
+    library.fit(Rows(), tmp_path, library.callbacks)
     assert torch.allclose(library.model.trained, 4 * even)
 
 
