@@ -62,6 +62,11 @@ class FairLoader:
         label_check.can_reorder = self.label_check.can_reorder
         self.fair_sampler, self.label_check = sampler, label_check
 
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[type, bool], dict[str, Any]]:
+        # The class was made at run time. A copy has no part in a fit, and no workers yet.
+        of_fit = dict.fromkeys(("on_start", "_iterator") if isinstance(self, DataLoader) else ("on_start",))
+        return _new_loader, (type(self).__bases__[1], "state_dict" in vars(type(self))), {**vars(self), **of_fit}
+
     def pop_pending(self) -> DeliveredBatch | None:
         """Return the oldest pending batch; None if there is none. Lightning may fetch one batch ahead."""
         return self.pending_batches.popleft() if self.pending_batches else None
@@ -237,10 +242,19 @@ def _sampler_place(loader: DataLoader[Any]) -> str:
 
 def _fair_copy(loader: Any, settings: dict[str, Any], own: dict[str, Any]) -> DataLoader[Any]:
     own["label_check"].can_reorder = can_reorder(loader)
-    kind, stateless = type(loader), _STATELESS if hasattr(loader, "state_dict") else {}
-    fair_kind = type(f"Fair{kind.__name__}", (FairLoader, kind), stateless)
+    fair_kind = _fair_kind(type(loader), hasattr(loader, "state_dict"))
     state = {"pending_batches": deque(maxlen=_MAX_PENDING), "restart": False, "inner": None, "keeps_iterator": False}
     return _copy_loader(loader, fair_kind, {**settings, **state, **own})
+
+
+def _fair_kind(kind: type, is_stateful: bool) -> type:
+    return type(f"Fair{kind.__name__}", (FairLoader, kind), _STATELESS if is_stateful else {})
+
+
+def _new_loader(kind: type, is_stateful: bool) -> FairLoader:
+    """Return a fair loader of a kind, without attributes: unpickling adds them."""
+    result: FairLoader = object.__new__(_fair_kind(kind, is_stateful))
+    return result
 
 
 def _copy_loader(loader: Any, kind: type, settings: dict[str, Any]) -> DataLoader[Any]:

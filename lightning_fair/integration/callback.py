@@ -166,7 +166,7 @@ class FairSampling(Callback):
         check_trainer(trainer)
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
         data_source = trainer_internals.train_data_source(trainer)
-        if self._installed_by_datamodule and getattr(data_source, "_own", None) is not self:
+        if self._installed_by_datamodule and getattr(data_source, "_callback", None) is not self:
             trainer.callbacks = others  # type: ignore[attr-defined]  # the Trainer has another data module now
             return
         # First of all, so that a callback that saves a checkpoint after a batch finds the batch reported.
@@ -184,6 +184,8 @@ class FairSampling(Callback):
         self._run.loss_check = LossCheck(self.settings, pl_module)
         make_fair, key = partial(make_loader_fair, self._run, trainer), self.settings.dataloader
         self._patches = trainer_internals.intercept_train_dataloader(trainer, key, make_fair)
+        begin_search = partial(setattr, self._run, "in_search", True)
+        trainer_internals.join_searches(self._patches, trainer, self, begin_search)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -201,6 +203,8 @@ class FairSampling(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._run.loader is None or self.controller is None:
             return
+        if not self._run.in_search:
+            self._run.announce()
         if hasattr(pl_module, "_step_weights"):
             K, normalize = self.controller.num_classes, self.settings.normalize
             weights = StepWeights(K, pl_module.device, normalize=normalize, noun=self._run.noun)

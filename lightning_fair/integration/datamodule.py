@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from inspect import signature
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from lightning_utilities.core.overrides import is_overridden
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw_source import DrawSource
-from lightning_fair.dataloaders import checks
-from lightning_fair.dataloaders.fair_loader import make_fair
-from lightning_fair.dataloaders.label_check import LabelCheck
-from lightning_fair.dataloaders.label_scan import find_loader_labels
 from lightning_fair.integration.callback import FairSampling
-from lightning_fair.integration.lightning_packages import LightningDataModule, check_trainer, package_of
-from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
+from lightning_fair.integration.lightning_packages import (
+    LightningDataModule,
+    check_trainer,
+    imported_packages,
+    package_of,
+)
+from lightning_fair.integration.loader_setup import make_loader_fair_alone
+from lightning_fair.integration.run import Run
 
 if TYPE_CHECKING:
     import lightning.pytorch as L
 
-_ATTRIBUTES = ("prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices")
-_STATE_HOOKS = {"state_dict", "load_state_dict", "on_exception"}
+_STATE = {"wrapped", "fair", "_default", "_run"}
+_LOADER_ARGUMENTS = signature(DataLoader.__init__).parameters.keys() - {"self", "dataset"}
 
 
 class FairDataModule(LightningDataModule):
     """Wraps a DataModule, or a data set, so that its training loader is fair.
 
-    In a Trainer it installs the callback :class:`~lightning_fair.FairSampling`, which then owns the sampler. Without a
-    Trainer ``train_dataloader()`` is fair too, and you call ``controller.step_update``. The other loaders, hooks,
-    state and attributes are the wrapped module's own.
+    In a Trainer it installs the callback :class:`~lightning_fair.FairSampling`, which then owns the sampler. Outside of
+    a fit ``train_dataloader()`` is fair too, with a sampler of its own, and you call ``controller.step_update``;
+    ``setup("fit")`` starts it anew. The other loaders, hooks, state and attributes are the wrapped module's, also those
+    that you set: ``data.fold = 1``. Around a data set they are ``data``, ``val``, ``test`` and the loaders' arguments.
 
     Args:
         data: A ``LightningDataModule``, or a map-style training data set.
@@ -55,6 +58,8 @@ class FairDataModule(LightningDataModule):
         [2, 2]
     """
 
+    _own: ClassVar[frozenset[str]]  # names that are not the wrapped module's
+
     def __init__(
         self,
         data: L.LightningDataModule | Dataset[Any],
@@ -66,10 +71,8 @@ class FairDataModule(LightningDataModule):
         **loader: Any,
     ) -> None:
         arguments = {"batch_size": batch_size, "val": val, "test": test}
-        package = package_of(data, "LightningDataModule")
         self.wrapped: Any
-        self._trainer: L.Trainer | None = None
-        if package is not None:
+        if package_of(data, "LightningDataModule") is not None:
             given = {name: value for name, value in arguments.items() if value is not None} | loader
             if given:
                 kind, names = type(data).__name__, ", ".join(given)
@@ -78,29 +81,49 @@ class FairDataModule(LightningDataModule):
         elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):
             if batch_size is None:
                 raise ValueError("FairDataModule around a data set needs batch_size, for example batch_size=128.")
-            self.wrapped = _DatasetModule(data, val, test, {"batch_size": batch_size, **loader})
+            if unknown := loader.keys() - _LOADER_ARGUMENTS:
+                raise TypeError(f"DataLoader has no argument {', '.join(sorted(unknown))}.")
+            self.wrapped = _DatasetModule(data=data, **arguments, **loader)
         else:
             raise TypeError(
                 f"FairDataModule wraps a LightningDataModule or a map-style data set, got {type(data).__name__}."
             )
         self.fair = fair
-        self._own = fair or FairSampling()
-        self._sampler: FeedbackBatchSampler | None = None
-        self._label_check: LabelCheck | None = None
-        # Lightning asks whether a data module overrides a hook, so the wrapped module's are shown only if it does.
-        if package is None:
-            overridden = [name for name in ("val_dataloader", "test_dataloader") if hasattr(self.wrapped, name)]
+        self._default = FairSampling()  # if neither the Trainer nor the user has one
+        self._run: Run | None = None  # of the loop without a Trainer
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._own = cls._own | vars(cls).keys()
+
+    # Lightning's class, which is a base, has all hooks and hyperparameters too; the wrapped module's are asked for. So
+    # Lightning also sees which hooks the wrapped module overrides.
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("__") or name in type(self)._own:
+            return super().__getattribute__(name)
+        return getattr(self.wrapped, name)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in type(self)._own:  # such as `wrapped` before `__init__`: pickling asks
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.wrapped, name)  # raises the wrapped module's error
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _STATE or isinstance(getattr(type(self), name, None), property):
+            super().__setattr__(name, value)
         else:
-            hooks = {name for name in vars(package.core.hooks.DataHooks) if name[0] != "_"} | _STATE_HOOKS
-            hooks -= vars(FairDataModule).keys()
-            overridden = [name for name in hooks if is_overridden(name, self.wrapped, package.LightningDataModule)]
-        for name in (*_ATTRIBUTES, *overridden):
-            setattr(self, name, getattr(self.wrapped, name))
+            setattr(self.wrapped, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self.wrapped, name)
+
+    def __str__(self) -> str:
+        return str(self.wrapped)
 
     @property
     def trainer(self) -> L.Trainer | None:
-        """The Trainer of this module and of the wrapped one."""
-        return self._trainer
+        """The Trainer of the wrapped module."""
+        return getattr(self.wrapped, "trainer", None)
 
     @trainer.setter
     def trainer(self, trainer: L.Trainer | None) -> None:
@@ -112,89 +135,102 @@ class FairDataModule(LightningDataModule):
                     f"The Trainer is of {package.__name__}, and {type(self.wrapped).__name__} is of "
                     f"{wrapped.__name__}. Import both from the same package."
                 )
-        self._trainer = trainer
         self.wrapped.trainer = trainer
 
     @property
     def sampler(self) -> DrawSource | None:
-        """The sampler of the training loader, in a Trainer the callback's; None before the loader is made."""
-        callback = self._callback()
-        return self._sampler if callback is None or callback.sampler is None else callback.sampler
+        """The sampler of the newest training loader, in a Trainer the callback's; None before the loader is made."""
+        return self._callback.sampler if self._run is None else self._run.source
 
     @property
     def controller(self) -> FeedbackController | None:
         """The sampler's controller; None before the loader is made."""
         return None if self.sampler is None else self.sampler.controller
 
+    @property
+    def _callback(self) -> FairSampling:
+        """The Trainer's callback, or that of this module."""
+        callbacks = [] if self.trainer is None else self.trainer.callbacks  # type: ignore[attr-defined]
+        fair = (callback for callback in callbacks if isinstance(callback, FairSampling))
+        own = self.fair or self._default
+        # The callback of another FairDataModule removes itself in its `setup`.
+        return next((c for c in fair if c is own or not c._installed_by_datamodule), own)
+
     def setup(self, stage: str) -> None:
         """Install the callback if ``stage`` is ``"fit"``, and set up the wrapped module."""
-        if stage == "fit" and self.trainer is not None:
-            self._install(self.trainer)
+        if stage == "fit":
+            self._run = None
+            self._install()
         self.wrapped.setup(stage)
 
-    def _install(self, trainer: L.Trainer) -> None:
-        theirs = self._callback()
-        if theirs is None:
-            self._own._installed_by_datamodule = True
-            trainer.callbacks.append(self._own)  # type: ignore[attr-defined]
-        elif self.fair is not None and theirs is not self.fair:
+    def _install(self) -> None:
+        if self.trainer is None:
+            return
+        callback, callbacks = self._callback, self.trainer.callbacks  # type: ignore[attr-defined]
+        if callback not in callbacks:
+            callback._installed_by_datamodule = True
+            callbacks.append(callback)
+        elif self.fair is not None and callback is not self.fair:
             raise ValueError("Both Trainer(callbacks=[...]) and FairDataModule(fair=...) have FairSampling. Keep one.")
 
     def train_dataloader(self) -> Any:
-        """Return the training loader: fair, or in a Trainer the wrapped module's, which the callback makes fair."""
-        loader, settings = self.wrapped.train_dataloader(), self._own.settings
-        if self._callback() is not None or checks.is_stream(loader):  # a FairStream is fair by itself
+        """Return the training loader: fair, or during a fit the wrapped module's, which the callback makes fair."""
+        loader, state = self.wrapped.train_dataloader(), getattr(self.trainer, "state", None)
+        if state is not None and state.fn == "fit" and state.status == "running":
             return loader
-        checks.check_loader(loader)
-        if self._sampler is None:
-            labels = find_loader_labels(loader, settings.labels, settings.stated_classes)
-            size = checks.batch_size(loader)
-            steps = settings.steps_per_epoch or len(loader)
-            self._sampler = settings.make_sampler(labels, size, steps, dataset=loader.dataset)
-            self._label_check = LabelCheck(
-                self._sampler.controller.num_classes,
-                are_groups=settings.has_chosen_labels,
-                were_numbered=labels.values is not None,
-            )
-        return make_fair(loader, self._sampler, label_check=self._label_check)
+        if self._run is None:
+            self._run = Run(self._callback.settings)
+        return make_loader_fair_alone(self._run, loader)
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "wrapped":  # not set yet: pickling asks before __init__ has run
-            raise AttributeError(name)
-        return getattr(self.wrapped, name)
 
-    def _callback(self) -> FairSampling | None:
-        callbacks = self.trainer.callbacks if self.trainer is not None else []  # type: ignore[attr-defined]
-        fair = (callback for callback in callbacks if isinstance(callback, FairSampling))
-        # The callback of another FairDataModule removes itself in its `setup`.
-        return next((c for c in fair if c is self._own or not c._installed_by_datamodule), None)
+FairDataModule._own = frozenset(vars(FairDataModule)) | _STATE
 
 
 class _DatasetModule:
-    """Plain loaders over plain data sets."""
+    """Plain loaders over plain data sets; everything else is as in Lightning's own class.
+
+    Its attributes are ``data``, ``val``, ``test`` and the arguments of the loaders.
+    """
 
     prepare_data_per_node, allow_zero_length_dataloader_with_multiple_devices = True, False
     _log_hyperparams = False
     trainer: L.Trainer | None = None
 
-    def __init__(self, train: Any, val: Dataset[Any] | None, test: Dataset[Any] | None, loader: dict[str, Any]) -> None:
-        loader.pop("shuffle", None)  # FairSampling shuffles the training data, and the others keep their order
-        self._train, self._loader = train, loader
-        for name, dataset in (("val_dataloader", val), ("test_dataloader", test)):
-            if dataset is not None:
-                setattr(self, name, self._in_order(dataset))
+    def __init__(self, **attributes: Any) -> None:
+        self.__dict__.update(attributes)
+
+    def __getattr__(self, name: str) -> Any:
+        packages = imported_packages()[:1] if self.trainer is None else [package_of(self.trainer, "Trainer")]
+        if name.startswith("__") or not packages:
+            raise AttributeError(f"FairDataModule around a data set has no attribute {name!r}.")
+        # Lightning asks which hooks are overridden, so those that are not must be its own.
+        attribute = getattr(packages[0].LightningDataModule, name)
+        return attribute.__get__(self) if hasattr(attribute, "__get__") else attribute
 
     def setup(self, stage: str) -> None:
         """Do nothing: the data sets are there."""
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self._train, **self._loader)
+        return DataLoader(self.data, **self._settings())
 
-    def _in_order(self, dataset: Dataset[Any]) -> Callable[[], DataLoader[Any]]:
-        settings = {name: value for name, value in self._loader.items() if name not in ("drop_last", "sampler")}
+    @property
+    def val_dataloader(self) -> Callable[[], DataLoader[Any]]:
+        return self._in_order(self.val)
+
+    @property
+    def test_dataloader(self) -> Callable[[], DataLoader[Any]]:
+        return self._in_order(self.test)
+
+    def _settings(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name in _LOADER_ARGUMENTS}
+
+    def _in_order(self, dataset: Dataset[Any] | None) -> Callable[[], DataLoader[Any]]:
+        if dataset is None:
+            raise AttributeError  # the hook is not overridden
 
         # Not a `partial`, because Lightning reads the code of functions that override its hooks.
         def dataloader() -> DataLoader[Any]:
-            return DataLoader(dataset, **settings)
+            left_out = ("shuffle", "drop_last", "sampler")
+            return DataLoader(dataset, **{k: v for k, v in self._settings().items() if k not in left_out})
 
         return dataloader

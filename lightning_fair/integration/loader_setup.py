@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from lightning_fair.control.draw_source import DrawSource
@@ -20,7 +20,6 @@ from lightning_fair.dataloaders.wrappers import loader_inside, unchain
 from lightning_fair.integration.run import Run, RunTotals
 from lightning_fair.integration.settings import FairSettings
 from lightning_fair.integration.trainer_internals import is_within_epoch, steps_per_epoch, training_time
-from lightning_fair.monitoring.tensorboard_layout import plural
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
 
 if TYPE_CHECKING:
@@ -40,17 +39,21 @@ def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[An
     run.steps_on_device = 0 if trainer.strategy.root_device.type == "cpu" else 1
     fair: Any = (_make_stream_fair if checks.is_stream(inner) else _make_data_set_fair)(run, trainer, loader)
     assert run.source is not None
-    controller = run.source.controller
     run.restore_source()
-    if run.loader is None:
-        noun = plural(run.noun) + (f" ({run.sampler.label_place})" if run.sampler and run.sampler.label_place else "")
-        rank_zero_info(
-            f"FairSampling steers {controller.num_classes} {noun} in batches of {run.source.batch_size}; "
-            f"horizon {controller.horizon:g} batches, feedback delay {controller.feedback_delay}."
-        )
     run.loader = fair
     _name_classes(run, inner.dataset)
     return run.loader  # type: ignore[return-value]
+
+
+def make_loader_fair_alone(run: Run, loader: Any) -> Any:
+    """Return the fair loader for a user's loader that no Trainer trains on."""
+    loader = unchain(loader)
+    if checks.is_stream(loader_inside(loader)):  # a FairStream is fair by itself
+        return loader
+    checks.check_loader(loader)
+    _update_sampler(run, None, loader)
+    assert run.sampler is not None
+    return make_fair(loader, run.sampler, label_check=run.label_check)
 
 
 def _name_classes(run: Run, dataset: Any) -> None:
@@ -90,30 +93,33 @@ def _start_drawing(run: Run, trainer: L.Trainer, users_loader: Any) -> None:
     run.source.start_iteration(trainer.current_epoch, within_epoch=within_epoch, keep_delivered=keep)
 
 
-def _update_sampler(run: Run, trainer: L.Trainer, users_loader: Any) -> bool:
+def _update_sampler(run: Run, trainer: L.Trainer | None, users_loader: Any) -> bool:
     """Keep the run's sampler if the loader has the same data as before, else make a new one and return True."""
     settings, sampler, loader = run.settings, run.sampler, loader_inside(users_loader)
     labels, size = run.find_labels(loader), checks.batch_size(loader)
-    steps = settings.steps_per_epoch or steps_per_epoch(users_loader, trainer.world_size)
-    if sampler is not None and sampler.batch_size == size and np.array_equal(labels.numbers, sampler.labels):
+    steps = settings.steps_per_epoch or steps_per_epoch(users_loader, 1 if trainer is None else trainer.world_size)
+    has_same_labels = sampler is not None and np.array_equal(labels.numbers, sampler.labels)
+    if sampler is not None and has_same_labels and sampler.batch_size == size:
         sampler.steps_per_epoch = steps
         return False
-    seed = trainer.strategy.broadcast(settings.draw_seed)  # each rank may have called seed_everything with its own
-    options = {"rank": trainer.global_rank, "world_size": trainer.world_size, "seed": seed}
+    options = {}
+    if trainer is not None:
+        seed = trainer.strategy.broadcast(settings.draw_seed)  # each rank may have called seed_everything with its own
+        options = {"rank": trainer.global_rank, "world_size": trainer.world_size, "seed": seed}
+    run.flush_reports()
     # During a fit, a change of the labels does not end the schedules.
     previous = sampler if run.loader is not None and sampler is not None and sampler.batch_size == size else None
     run.sampler = settings.make_sampler(labels, size, steps, dataset=loader.dataset, previous=previous, **options)
     _warn_of_ignored_sampler(run.sampler, loader)
-    # The tuner tries batch sizes without callbacks, and then restores the state.
-    is_tuning = not trainer.callbacks  # type: ignore[attr-defined]
-    if sampler is not None and sampler.controller.draws and not is_tuning:
+    if sampler is not None and sampler.controller.draws and not run.in_search:
         change = _describe_change(sampler, run.sampler)
         if run.sampler.controller is sampler.controller:
             rank_zero_warn(f"{change}: the batches follow the new ones. Trained mix, class losses and schedules go on.")
         else:
             rank_zero_warn(f"{change}: FairSampling starts over, without the trained mix and the class losses so far.")
             run.totals, run.has_warned, run.has_warned_of_labels = RunTotals(), False, False
-    _make_label_check(run, loader.dataset, were_numbered=labels.values is not None)
+    if not has_same_labels:
+        _make_label_check(run, loader.dataset, were_numbered=labels.values is not None)
     return True
 
 

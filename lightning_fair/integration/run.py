@@ -58,6 +58,7 @@ class Run:
     sampler: FeedbackBatchSampler | None = None  # draws the batches of a data set
     tracker: StreamTracker | None = None  # follows the draws of a stream
     loader: FairLoader | None = None  # None outside of a fit
+    in_search: bool = False  # whether one of Lightning's finders tries steps; at the end it restores a checkpoint
     class_names: Sequence[str] = ()
     min_delay: int | None = None  # batches after which the losses of a draw are known; None for a stream
     steps_on_device: int = 0  # newest steps that a device may still be working on
@@ -107,6 +108,16 @@ class Run:
         if self.scanned_labels is None or self.scanned_labels[0] is not dataset:
             self.scanned_labels = dataset, find_loader_labels(loader, settings.labels, settings.stated_classes)
         return self.scanned_labels[1]
+
+    def announce(self) -> None:
+        """Print what is balanced, and how."""
+        assert self.source is not None
+        controller, place = self.source.controller, self.sampler.label_place if self.sampler is not None else None
+        rank_zero_info(
+            f"FairSampling steers {controller.num_classes} {plural(self.noun)}{f' ({place})' if place else ''} in "
+            f"batches of {self.source.batch_size}; horizon {controller.horizon:g} batches, feedback delay "
+            f"{controller.feedback_delay}."
+        )
 
     def announce_groups(self, message: str) -> None:
         """Print which groups are in which class, and speak of groups from now on."""
@@ -220,18 +231,20 @@ class Run:
     def state_dict(self) -> dict[str, Any]:
         """Return the state as of the last batch that was trained on."""
         self.flush_reports()
-        sampler = None if self.source is None else self.source.capture()
-        delay = None if self.source is None else self.source.controller.feedback_delay
-        check = None if self.label_check is None else self.label_check.state_dict()
+        # A checkpoint that waits for the loader is saved as it is.
+        sampler, delay, check = self.checkpoint, self.checkpoint_delay, self.checkpoint_check
+        if self.source is not None:
+            sampler, delay = self.source.capture(), self.source.controller.feedback_delay
+            check = None if self.label_check is None else self.label_check.state_dict()
         return {"sampler": sampler, "feedback_delay": delay, "label_check": check, **vars(self.totals)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state that ``state_dict`` returned: now, or as soon as the loader is known.
 
         With ``resume="restart"``, start anew in its place. A state that is loaded after the first draw is that of
-        Lightning's tuner, which goes back to its own checkpoint.
+        a search, which goes back to its own checkpoint.
         """
-        if self.settings.resume == "restart" and not self.has_begun:
+        if self.settings.resume == "restart" and not (self.has_begun or self.in_search):
             self._abandon(state.get("sampler") or {})
             return
         if missing := self.state_dict().keys() - state.keys():
@@ -240,11 +253,21 @@ class Run:
         self.checkpoint, self.checkpoint_delay = state["sampler"], state["feedback_delay"]
         self.checkpoint_check = state["label_check"]
         self.totals = RunTotals(**{name: state[name] for name in vars(self.totals)})
+        after_search, self.in_search = self.in_search, False
         if self.source is None or self.loader is None:
             return
+        self.unreported.clear()
+        self.current = None
+        if self.step_weights is not None:
+            self.step_weights.is_open = False
         if self.checkpoint is None:
-            self.source.reset()  # Lightning's tuner restores a checkpoint that is older than the source
+            self.source.reset()  # the checkpoint of a search may be older than the source
             self.has_begun = False
+        elif after_search and self.sampler is not None:
+            # The finder may have changed the batch size. Then it is restored as on another number of ranks.
+            size = self.checkpoint["batch_size"] * self.checkpoint["world_size"]
+            ranks = size / self.sampler.batch_size
+            self.checkpoint = {**self.checkpoint, "batch_size": self.sampler.batch_size, "world_size": ranks}
         self.restore_source()
         self.loader.restart = True  # some versions of Lightning continue with the old iterator
 

@@ -95,6 +95,25 @@ def intercept_train_dataloader(trainer: L.Trainer, key: str | int | None, replac
     return patches
 
 
+def join_searches(patches: ExitStack, trainer: L.Trainer, callback: L.Callback, on_start: Callable[[], None]) -> None:
+    """Let ``callback`` take part in the steps that Lightning's finders try, until ``patches`` is closed.
+
+    The finders of batch sizes and learning rates empty the Trainer's callbacks, and run the fit loop with other values
+    of the attribute. Afterwards they restore the callbacks, and a checkpoint that they saved before. ``on_start`` is
+    called when a search begins.
+    """
+    run = trainer.fit_loop.run
+
+    def run_loop() -> None:
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if callback not in callbacks:
+            callbacks.append(callback)  # the finder expects its own callback to be the first
+            on_start()
+        run()
+
+    _patch_method(patches, trainer.fit_loop, "run", run_loop)
+
+
 def _find_loader(loaders: Any, key: str | int | None, combined_loader: Any) -> tuple[int, Any]:
     """Return the position of the chosen loader among all training loaders, and the loader."""
     if isinstance(loaders, combined_loader):

@@ -236,7 +236,7 @@ class Dashboard:
 
     def _plot_mix(self, context: LogContext) -> None:
         history, source, names = self._history, context.source, context.class_names
-        if history is None or context.step == self._last_plot:
+        if history is None or not context.boards or context.step == self._last_plot:
             return
         self._last_plot = context.step
         steps, rows = np.array(history.steps), np.stack(history.rows)

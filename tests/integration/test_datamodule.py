@@ -22,9 +22,9 @@ from lightning_helpers import (
     trainer,
     wrong_steps,
 )
-from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch.utils.data import DataLoader, IterableDataset, Subset, default_collate
 
-from lightning_fair import FairDataModule, FairSampling
+from lightning_fair import FairDataModule, FairSampling, FeedbackBatchSampler
 
 # -- in a Trainer ----------------------------------------------------------------------------------------------
 
@@ -253,6 +253,205 @@ def test_copies(by):
     assert len(module.steps) == 2
 
 
+@pytest.mark.parametrize("by", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+@pytest.mark.parametrize("around", ["data module", "data set"])
+def test_copies_after_fit(by, around):
+    """After a fit the data module, the callback, the Trainer and the loaders can be copied and pickled."""
+    wrapped = {"data": KeysAndNames()} if around == "data module" else {"data": Indexed(), "batch_size": BATCH}
+    data = FairDataModule(**wrapped)
+    fitted = fit(Weighted(), data)
+    data, fitted = by(data), by(fitted)
+    assert data.trainer.global_step == BATCHES
+    for copied in (by(fitted.train_dataloader), by(data.train_dataloader())):
+        assert sum(len(y) for _, y, _ in copied) == 160
+    fit(module := Weighted(), data)
+    assert len(module.steps) == BATCHES
+
+
+# -- attributes that are set reach the wrapped module ----------------------------------------------------------
+
+
+class Folds(L.LightningDataModule):
+    """Trains on all parts of the data but one; each part has a class mix of its own."""
+
+    def __init__(self, batch_size: int = BATCH) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.fold, self._size = 0, batch_size
+
+    @property
+    def batch_size(self):
+        return self._size
+
+    @batch_size.setter
+    def batch_size(self, size):
+        self._size = int(size)
+
+    def setup(self, stage):
+        self.part = Subset(Indexed(), [i for i in range(160) if i % 5 != self.fold])
+
+    def train_dataloader(self):
+        return loader(self.part, batch_size=self.batch_size)
+
+    def val_dataloader(self):
+        return loader(Subset(Indexed(), range(self.fold, 160, 5)), shuffle=False)
+
+
+def test_cross_validation():
+    """The folds of a cross-validation are the user's."""
+    data = FairDataModule(Folds())
+    for fold in range(3):
+        data.fold = fold
+        fit(module := Weighted(), data)
+        assert data.wrapped.fold == fold
+        trained = {index for step in module.steps for index in step.indices}
+        assert not trained & set(range(fold, 160, 5))
+        labels = [y for step in module.steps for y in step.labels]
+        np.testing.assert_allclose(np.bincount(labels) / len(labels), 0.25, atol=0.02)
+        np.testing.assert_array_equal(data.sampler.labels, Indexed().targets[data.part.indices])
+        assert next(iter(data.val_dataloader()))[2].tolist() == list(range(fold, 160, 5))[:BATCH]
+
+
+def test_cross_validation_without_trainer():
+    """The folds of a loop of the user's own are, too: ``setup`` starts the sampler anew."""
+    data = FairDataModule(Folds())
+    for fold in range(2):
+        data.fold = fold
+        data.setup("fit")
+        indices = [i for _, _, index in data.train_dataloader() for i in index.tolist()]
+        assert not set(indices) & set(range(fold, 160, 5))
+        assert data.controller.draws == 16
+
+
+def test_new_data_without_setup():
+    """Other data in a loop of the user's own are drawn from, with a warning."""
+    data = FairDataModule(Indexed(), batch_size=BATCH)
+    assert len(list(data.train_dataloader())) == BATCHES
+    data.data = Indexed((24, 16, 8))
+    with pytest.warns(UserWarning, match="changed from 160 to 48 samples: FairSampling starts over"):
+        batches = list(data.train_dataloader())
+    assert torch.cat([y for _, y, _ in batches]).bincount().tolist() == [16, 16, 16]
+
+
+def test_attributes_are_set_in_wrapped_module():
+    theirs = Folds()
+    data = FairDataModule(theirs)
+    data.batch_size += 8  # a property
+    data.note, data.hparams.batch_size = "new", 3
+    assert (theirs.batch_size, theirs._size, theirs.note, theirs.hparams.batch_size) == (16, 16, "new", 3)
+    assert data.hparams_initial.batch_size == BATCH
+    del data.note
+    assert not hasattr(theirs, "note")
+    assert not hasattr(data, "note")
+    data.train_dataloader = lambda: loader(batch_size=4)
+    data.fold = 2
+    fit(module := Weighted(), data)
+    assert {len(step.indices) for step in module.steps} == {4}
+    assert isinstance(data.sampler, FeedbackBatchSampler)
+    assert vars(data).keys() == {"wrapped", "fair", "_default", "_run"}
+
+
+def test_error_of_property():
+    """The error of a property of the wrapped module is shown."""
+
+    class Early(KeysAndNames):
+        @property
+        def size(self):
+            return len(self.data)
+
+    with pytest.raises(AttributeError, match="'Early' object has no attribute 'data'"):
+        FairDataModule(Early()).size  # noqa: B018
+
+
+def test_own_attributes():
+    """The settings can be exchanged, and what the module computes cannot be set."""
+    data = FairDataModule(Indexed(), batch_size=BATCH)
+    data.fair = moving()
+    fit(Weighted(), data)
+    np.testing.assert_allclose(data.controller.q, TARGET)
+    with pytest.raises(AttributeError, match="sampler"):
+        data.sampler = None
+
+
+def test_loader_settings_are_attributes():
+    """Around a data set the loaders' arguments and the data sets are attributes."""
+    data = FairDataModule(Indexed(), batch_size=BATCH)
+    data.batch_size, data.num_workers, data.val = 16, 1, Indexed((10, 10, 10, 3))
+    assert (data.train_dataloader().num_workers, data.val_dataloader().num_workers) == (1, 1)
+    assert [len(batch[1]) for batch in data.val_dataloader()] == [16, 16, 1]
+    data.num_workers = 0
+    fit(module := Weighted(), data, num_sanity_val_steps=0)
+    assert {len(step.indices) for step in module.steps} == {16}
+    assert "val_loss" in data.trainer.callback_metrics
+
+
+def test_subclass():
+    """A subclass may add hooks and attributes."""
+
+    class Mine(FairDataModule):
+        def __init__(self):
+            super().__init__(Indexed(), batch_size=BATCH)
+            self.seen = []
+
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            self.seen.append(self.describe(batch))
+            return batch
+
+        def describe(self, batch):
+            return len(batch[1])
+
+    data = Mine()
+    fit(Weighted(), data)
+    assert data.seen == [BATCH] * BATCHES
+
+
+# -- after a fit -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("callback", ["data module's", "trainer's"])
+def test_loader_after_fit_is_fair(callback):
+    """After a fit the training loader is fair, with the settings of the fit, and the state of the fit stays."""
+    fair = moving(lambda2=0.0)
+    data = FairDataModule(KeysAndNames(), fair=fair if callback == "data module's" else None)
+    fitted = fit(Weighted(), data, *([fair] if callback == "trainer's" else []))
+    assert data.sampler is fair.sampler
+    labels = torch.cat([y for _, y, _ in data.train_dataloader()])
+    np.testing.assert_allclose(labels.bincount() / 160, TARGET, atol=0.06)
+    assert data.controller.draws == fair.controller.draws == BATCHES
+    assert data.sampler is not fair.sampler
+    fitted.fit_loop.max_epochs = 2
+    fitted.fit(Weighted(), datamodule=data)
+    assert data.sampler is fair.sampler
+    assert fair.controller.draws == 2 * BATCHES
+
+
+def test_loader_after_exception_is_fair():
+    class Breaks(Weighted):
+        def training_step(self, batch, batch_idx):
+            raise RuntimeError("out of luck")
+
+    data = FairDataModule(Indexed(), batch_size=BATCH)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        fit(Breaks(), data)
+    assert torch.cat([y for _, y, _ in data.train_dataloader()]).bincount().tolist() == [40, 40, 40, 40]
+
+
+def test_other_loaders_are_not_fair():
+    """A loader of the wrapped module that calls its training loader is plain."""
+
+    class Again(KeysAndNames):
+        def predict_dataloader(self):
+            return self.train_dataloader()
+
+    class Predicts(Weighted):
+        def predict_step(self, batch, batch_idx):
+            return batch[2]
+
+    data = FairDataModule(Again())
+    fitted = fit(Predicts(), data)
+    assert sorted(torch.cat(fitted.predict(Predicts(), datamodule=data)).tolist()) == list(range(160))
+
+
 def test_several_loaders_are_refused():
     """Several training loaders are refused."""
 
@@ -378,6 +577,7 @@ class NoLabels(L.LightningDataModule):
         ((loader(),), {"batch_size": 8}, TypeError, "got DataLoader"),
         ((NoLabels(),), {"batch_size": 8}, TypeError, "NoLabels makes its own loaders: set batch_size there"),
         ((NoLabels(),), {"num_workers": 2, "val": Indexed()}, TypeError, "set val, num_workers there"),
+        ((Indexed(),), {"batch_size": 8, "numworkers": 2}, TypeError, "DataLoader has no argument numworkers"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, settings, error, match):

@@ -111,6 +111,38 @@ def test_one_callback_in_both(package, other):
     assert fair.sampler.drawn.tolist() == [68, 68, 68]
 
 
+def test_one_data_module_in_both(package, other):
+    """A data module around a data set trains in one package after the other, even if their own hooks differ."""
+    wrapped = FairDataModule(data(), batch_size=6)
+
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        return [*batch]  # as in another version of Lightning
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(other.LightningDataModule, "on_before_batch_transfer", on_before_batch_transfer)
+        for each in (package, other, package):
+            model = make_classifier(each)
+            make_trainer(each).fit(model, datamodule=wrapped)
+            assert model.transfers == 34
+            assert wrapped.sampler.drawn.tolist() == [68, 68, 68]
+    assert wrapped.hparams == {}
+
+
+@pytest.mark.parametrize("search", ["lr_find", "scale_batch_size"])
+def test_tuner_of_both(package, other, search, tmp_path):
+    """The finders of either package work around a data set."""
+    wrapped, trainer, model = FairDataModule(data(), batch_size=6), make_trainer(package), make_classifier(package)
+    model.lr = 0.1
+    tuner = importlib.import_module(f"{package.__name__}.tuner").Tuner(trainer)
+    if search == "lr_find":
+        tuner.lr_find(model, datamodule=wrapped, num_training=5)
+    else:
+        tuner.scale_batch_size(model, datamodule=wrapped, init_val=3, max_trials=2)
+    trainer.fit(model, datamodule=wrapped)
+    assert wrapped.sampler.batch_size == wrapped.batch_size
+    assert np.ptp(wrapped.sampler.drawn) <= 3
+
+
 def test_tensorboard_of_both(package, other, tmp_path):
     """Scalars and the layout of the charts reach the TensorBoard logger of either package."""
     pytest.importorskip("tensorboard")
