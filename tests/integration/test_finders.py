@@ -36,6 +36,12 @@ WAYS = ["tuner", "callback", "callback listed first", "milestones"]
 KINDS = ["data module", "data set", "trainer's callback", "trainer's callback, loader", "mixin"]
 
 
+@pytest.fixture(autouse=True)
+def in_own_folder(tmp_path, monkeypatch) -> None:
+    """The finders save checkpoints in the working folder."""
+    monkeypatch.chdir(tmp_path)
+
+
 class Searched(Weighted):
     """Sorts its steps into those of a search, and the training."""
 

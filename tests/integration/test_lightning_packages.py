@@ -129,8 +129,9 @@ def test_one_data_module_in_both(package, other):
 
 
 @pytest.mark.parametrize("search", ["lr_find", "scale_batch_size"])
-def test_tuner_of_both(package, other, search, tmp_path):
+def test_tuner_of_both(package, other, search, tmp_path, monkeypatch):
     """The finders of either package work around a data set."""
+    monkeypatch.chdir(tmp_path)  # they save a checkpoint in it
     wrapped, trainer, model = FairDataModule(data(), batch_size=6), make_trainer(package), make_classifier(package)
     model.lr = 0.1
     tuner = importlib.import_module(f"{package.__name__}.tuner").Tuner(trainer)
