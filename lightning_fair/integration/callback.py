@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -121,17 +122,17 @@ class FairSampling(Callback):
     ) -> None:
         # The arguments are spelled out, because LightningCLI and Hydra read this signature.
         self.settings = FairSettings(**{name: value for name, value in locals().items() if name != "self"})
-        self._installed_by_datamodule = False
         self._forget_fit()
 
     def _forget_fit(self) -> None:
         self._run = Run(self.settings)
         self._stage = "fit"
         self._patches = ExitStack()  # of Lightning's methods, during a fit
+        self._installed_in: ref[L.Trainer] | None = None  # the Trainer that a FairDataModule has given it to
 
     def __getstate__(self) -> dict[str, Any]:
         # `log` and `log_dict` are methods of the module, which Lightning adds.
-        of_fit = ("_run", "_stage", "_patches", "log", "log_dict")
+        of_fit = ("_run", "_stage", "_patches", "_installed_in", "log", "log_dict")
         return {name: value for name, value in self.__dict__.items() if name not in of_fit}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -166,7 +167,7 @@ class FairSampling(Callback):
         check_trainer(trainer)
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
         data_source = trainer_internals.train_data_source(trainer)
-        if self._installed_by_datamodule and getattr(data_source, "_callback", None) is not self:
+        if self.is_installed_in(trainer) and getattr(data_source, "_callback", None) is not self:
             trainer.callbacks = others  # type: ignore[attr-defined]  # the Trainer has another data module now
             return
         # First of all, so that a callback that saves a checkpoint after a batch finds the batch reported.
@@ -186,6 +187,10 @@ class FairSampling(Callback):
         self._patches = trainer_internals.intercept_train_dataloader(trainer, key, make_fair)
         begin_search = partial(setattr, self._run, "in_search", True)
         trainer_internals.join_searches(self._patches, trainer, self, begin_search)
+
+    def is_installed_in(self, trainer: L.Trainer | None) -> bool:
+        """Return whether a :class:`~lightning_fair.FairDataModule` has given the callback to this Trainer."""
+        return self._installed_in is not None and self._installed_in() is trainer
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import ref
 
 from torch.utils.data import DataLoader, Dataset
 
@@ -154,7 +155,7 @@ class FairDataModule(LightningDataModule):
         fair = (callback for callback in callbacks if isinstance(callback, FairSampling))
         own = self.fair or self._default
         # The callback of another FairDataModule removes itself in its `setup`.
-        return next((c for c in fair if c is own or not c._installed_by_datamodule), own)
+        return next((c for c in fair if c is own or not c.is_installed_in(self.trainer)), own)
 
     def setup(self, stage: str) -> None:
         """Install the callback if ``stage`` is ``"fit"``, and set up the wrapped module."""
@@ -168,7 +169,7 @@ class FairDataModule(LightningDataModule):
             return
         callback, callbacks = self._callback, self.trainer.callbacks  # type: ignore[attr-defined]
         if callback not in callbacks:
-            callback._installed_by_datamodule = True
+            callback._installed_in = ref(self.trainer)
             callbacks.append(callback)
         elif self.fair is not None and callback is not self.fair:
             raise ValueError("Both Trainer(callbacks=[...]) and FairDataModule(fair=...) have FairSampling. Keep one.")

@@ -114,7 +114,12 @@ def _update_sampler(run: Run, trainer: L.Trainer | None, users_loader: Any) -> b
     if sampler is not None and sampler.controller.draws and not run.in_search:
         change = _describe_change(sampler, run.sampler)
         if run.sampler.controller is sampler.controller:
-            rank_zero_warn(f"{change}: the batches follow the new ones. Trained mix, class losses and schedules go on.")
+            if not run.has_warned_of_change:  # a data set may shuffle itself in each epoch
+                rank_zero_warn(
+                    f"{change}: the batches follow the new ones, also when they change again. Trained mix, class "
+                    "losses and schedules go on."
+                )
+            run.has_warned_of_change = True
         else:
             rank_zero_warn(f"{change}: FairSampling starts over, without the trained mix and the class losses so far.")
             run.totals, run.has_warned, run.has_warned_of_labels = RunTotals(), False, False

@@ -70,6 +70,7 @@ class Run:
     unreported: deque[tuple[Draw, Callable[[], Tensor] | None]] = field(default_factory=deque)
     has_warned: bool = False  # of a training step without `weighted_loss`
     has_warned_of_labels: bool = False  # of labels given to `weighted_loss` that are other classes than were drawn
+    has_warned_of_change: bool = False  # of labels that change during the fit
     totals: RunTotals = field(default_factory=RunTotals)
     dashboard: Dashboard = field(default_factory=Dashboard)
     checkpoint: Mapping[str, Any] | None = None  # state of the source that waits for the loader

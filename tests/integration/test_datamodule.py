@@ -589,3 +589,12 @@ def test_empty_data_set_is_refused():
     """An empty data set is refused with the usual message."""
     with pytest.raises(ValueError, match="The data set is empty"):
         fit(Weighted(), FairDataModule(Indexed((0, 0)), batch_size=BATCH))
+
+
+def test_callback_of_a_data_module_in_another_trainer():
+    """A callback that a data module has used can be given to a Trainer, which keeps it."""
+    fair = moving()
+    fit(Weighted(), FairDataModule(Indexed(), fair=fair, batch_size=BATCH))
+    trainer = fit(Weighted(), loader(), fair)
+    assert fair in trainer.callbacks
+    assert fair.sampler.drawn.sum() == len(Indexed())
