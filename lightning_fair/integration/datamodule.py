@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import ref
@@ -60,6 +61,7 @@ class FairDataModule(LightningDataModule):
     """
 
     _own: ClassVar[frozenset[str]]  # names that are not the wrapped module's
+    _added: ClassVar[frozenset[str]] = frozenset()  # those of them that subclasses have added
 
     def __init__(
         self,
@@ -95,28 +97,41 @@ class FairDataModule(LightningDataModule):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls._own = cls._own | vars(cls).keys()
+        theirs = {"builtins", "lightning", "pytorch_lightning"}
+        own = (vars(base).keys() for base in cls.__mro__ if base.__module__.split(".")[0] not in theirs)
+        cls._own = cls._own.union(*own)
+        cls._added = cls._own - FairDataModule._own
 
     # Lightning's class, which is a base, has all hooks and hyperparameters too; the wrapped module's are asked for. So
     # Lightning also sees which hooks the wrapped module overrides.
     def __getattribute__(self, name: str) -> Any:
-        if name.startswith("__") or name in type(self)._own:
-            return super().__getattribute__(name)
-        return getattr(self.wrapped, name)
+        attribute = super().__getattribute__
+        if name.startswith("__") or name in type(self)._own or name in (state := attribute("__dict__")):
+            return attribute(name)
+        return getattr(self.wrapped, name) if "wrapped" in state else attribute(name)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name in type(self)._own:  # such as `wrapped` before `__init__`: pickling asks
+        if name.startswith("__") or name in type(self)._own or "wrapped" not in vars(self):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.wrapped, name)  # raises the wrapped module's error
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _STATE or isinstance(getattr(type(self), name, None), property):
+        is_own = name in _STATE or name in type(self)._added or isinstance(getattr(type(self), name, None), property)
+        if is_own or name in vars(self) or "wrapped" not in vars(self):
             super().__setattr__(name, value)
         else:
             setattr(self.wrapped, name, value)
 
     def __delattr__(self, name: str) -> None:
-        delattr(self.wrapped, name)
+        if name in vars(self):
+            super().__delattr__(name)
+        else:
+            delattr(self.wrapped, name)
+
+    def __copy__(self) -> FairDataModule:
+        copied = object.__new__(type(self))
+        vars(copied).update(vars(self), wrapped=copy(self.wrapped))
+        return copied
 
     def __str__(self) -> str:
         return str(self.wrapped)
@@ -131,7 +146,7 @@ class FairDataModule(LightningDataModule):
         if trainer is not None:
             check_trainer(trainer)
             package, wrapped = package_of(trainer, "Trainer"), package_of(self.wrapped, "LightningDataModule")
-            if wrapped not in (None, package):
+            if wrapped is not None and not isinstance(self.wrapped, package.LightningDataModule):
                 raise TypeError(
                     f"The Trainer is of {package.__name__}, and {type(self.wrapped).__name__} is of "
                     f"{wrapped.__name__}. Import both from the same package."
@@ -157,9 +172,9 @@ class FairDataModule(LightningDataModule):
         # The callback of another FairDataModule removes itself in its `setup`.
         return next((c for c in fair if c is own or not c.is_installed_in(self.trainer)), own)
 
-    def setup(self, stage: str) -> None:
-        """Install the callback if ``stage`` is ``"fit"``, and set up the wrapped module."""
-        if stage == "fit":
+    def setup(self, stage: str | None = None) -> None:
+        """Install the callback if ``stage`` is ``"fit"`` or None, and set up the wrapped module."""
+        if stage in ("fit", None):
             self._run = None
             self._install()
         self.wrapped.setup(stage)
@@ -208,7 +223,7 @@ class _DatasetModule:
         attribute = getattr(packages[0].LightningDataModule, name)
         return attribute.__get__(self) if hasattr(attribute, "__get__") else attribute
 
-    def setup(self, stage: str) -> None:
+    def setup(self, stage: str | None) -> None:
         """Do nothing: the data sets are there."""
 
     def train_dataloader(self) -> DataLoader[Any]:

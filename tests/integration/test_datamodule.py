@@ -598,3 +598,51 @@ def test_callback_of_a_data_module_in_another_trainer():
     trainer = fit(Weighted(), loader(), fair)
     assert fair in trainer.callbacks
     assert fair.sampler.drawn.sum() == len(Indexed())
+
+
+def test_subclass_with_attributes():
+    """A subclass has attributes and hooks of its own, also from a mixin, or set before ``__init__``."""
+
+    class WithValidation:
+        def val_dataloader(self):
+            return [f"fold {self.fold}"]
+
+    class Ours(WithValidation, FairDataModule):
+        fold = 0
+
+        def __init__(self, data):
+            self.title = "ours"
+            super().__init__(data)
+            self.title += "!"
+
+    data = Ours(KeysAndNames())
+    data.fold = 2
+    assert data.val_dataloader() == ["fold 2"]
+    assert (data.title, vars(data.wrapped).get("fold"), hasattr(data.wrapped, "title")) == ("ours!", None, False)
+    copied = copy.deepcopy(data)
+    assert (copied.fold, copied.title) == (2, "ours!")
+    del data.title
+    assert not hasattr(data, "title")
+
+
+def test_setup_without_stage():
+    """``setup()`` of a module whose stage is optional, as in many loops over folds."""
+
+    class Optional(KeysAndNames):
+        def setup(self, stage=None):
+            self.stages = [*getattr(self, "stages", []), stage]
+
+    data = FairDataModule(Optional())
+    data.setup()
+    data.setup("fit")
+    assert data.stages == [None, "fit"]
+
+
+def test_shallow_copies():
+    """Attributes that are set on a copy stay there."""
+    data = FairDataModule(KeysAndNames())
+    copies = [copy.copy(data) for _ in range(3)]
+    for fold, copied in enumerate(copies):
+        copied.fold = fold
+    assert [copied.fold for copied in copies] == [0, 1, 2]
+    assert not hasattr(data, "fold")
