@@ -112,9 +112,10 @@ class _FairIterator:
         if loader.on_start:
             loader.on_start()
         loader.label_check.start_epoch()
-        if loader.keeps_iterator:
-            for holder in (loader, self._inner):
-                vars(holder).update(dict.fromkeys(_kept_iterators(holder), _EndlessIterator(self._inner)))
+        for holder in (loader, self._inner):
+            # One that was made early, such as at the end of the last epoch, has drawn batches that are withdrawn now.
+            renewed = _RenewedIterator(self._inner, is_endless=loader.keeps_iterator)
+            vars(holder).update(dict.fromkeys(_kept_iterators(holder), renewed))
         with tagged_batches(self._inner):
             return self._start()
 
@@ -147,27 +148,30 @@ class _FairIterator:
             )
 
 
-class _EndlessIterator:
-    """Stands in for an iterator that a class keeps, so that its next batches are new ones."""
+class _RenewedIterator:
+    """Stands in for an iterator that a class keeps, so that its next batches are new ones, of one epoch or of all."""
 
-    def __init__(self, loader: DataLoader[Any]) -> None:
-        self._loader = loader
-        self._batches: Iterator[Any] = iter(())
+    def __init__(self, loader: DataLoader[Any], *, is_endless: bool) -> None:
+        self._loader, self._is_endless = loader, is_endless
+        self._batches: Iterator[Any] | None = None
 
-    def __iter__(self) -> _EndlessIterator:
+    def __iter__(self) -> _RenewedIterator:
         return self
 
     def __next__(self) -> Any:
         try:
-            return next(self._batches)
+            if self._batches is not None:
+                return next(self._batches)
         except StopIteration:
-            self._batches = DataLoader.__iter__(self._loader)
-            return next(self._batches)
+            if not self._is_endless:
+                raise
+        self._batches = DataLoader.__iter__(self._loader)
+        return next(self._batches)
 
 
 def _kept_iterators(holder: Any) -> list[str]:
     """Return the attributes with iterators that the class of a loader or of a wrapper has made itself."""
-    kinds = (_BaseDataLoaderIter, _EndlessIterator)
+    kinds = (_BaseDataLoaderIter, _RenewedIterator)
     return [name for name, value in vars(holder).items() if name != "_iterator" and isinstance(value, kinds)]
 
 

@@ -19,12 +19,13 @@ def unchain(loader: Any) -> Any:
     if not isinstance(loader, itertools.chain):
         return loader
     # Two steps: from the chain to the iterator over its arguments, and from there to their tuple or list.
+    arguments: Any = loader
     for _ in range(2):
-        parts = gc.get_referents(loader)
+        parts = gc.get_referents(arguments)
         if len(parts) != 1:  # it has begun
             return loader
-        loader = parts[0]
-    return loader[0] if isinstance(loader, (tuple, list)) and len(loader) == 1 else loader
+        arguments = parts[0]
+    return arguments[0] if isinstance(arguments, (tuple, list)) and len(arguments) == 1 else loader
 
 
 def loader_inside(loader: Any) -> DataLoader[Any]:
@@ -40,7 +41,8 @@ def loader_inside(loader: Any) -> DataLoader[Any]:
     if not inside:
         raise TypeError(
             f"Only a torch.utils.data.DataLoader can be made fair, got {name}, which has none among its attributes. "
-            "Return a DataLoader for training, or remove FairSampling."
+            "Return a DataLoader for training (for several data sets, over torch.utils.data.ConcatDataset), or remove "
+            "FairSampling."
         )
     if len(inside) > 1:
         raise TypeError(

@@ -178,6 +178,12 @@ def test_iterables_without_a_loader_are_refused(make):
         train(make())
 
 
+def test_loaders_within_lists_are_refused():
+    """Loaders in lists within lists cannot be named by a key."""
+    with pytest.raises(ValueError, match="got 2 objects of type DataLoader in lists within lists"):
+        train({"both": [loader(), loader()]})
+
+
 def test_chain_that_has_begun_is_refused():
     chain = itertools.chain(loader())
     next(chain)
@@ -334,6 +340,28 @@ class KeptIterator(Wrapper):
         return self.batches
 
 
+class Renews(Wrapper):
+    """Makes the iterator of the next epoch at the end of an epoch."""
+
+    batches = None
+
+    def __init__(self, data):
+        super().__init__(data)
+        self.data = data
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.batches is None:
+            self.batches = iter(self.data)
+        try:
+            return next(self.batches)
+        except StopIteration:
+            self.batches = iter(self.data)
+            raise
+
+
 class InfiniteLoader(DataLoader):
     """Begins again by itself, with an iterator that it makes at once."""
 
@@ -354,7 +382,7 @@ class InfiniteLoader(DataLoader):
 
 @pytest.mark.parametrize("limit", [None, 5])
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", [KeptIterator, InfiniteLoader])
+@pytest.mark.parametrize("kind", [KeptIterator, Renews, InfiniteLoader])
 def test_iterator_that_is_made_at_once(kind, workers, limit):
     """An iterator of the plain loader is not used, although the class has made it already."""
     data = loader(num_workers=workers)
