@@ -32,7 +32,7 @@ _WRAPPED = ("sampler", "_sampler", "batch_sampler")  # attributes with a sampler
 _DEFAULT_SAMPLERS = (RandomSampler, SequentialSampler, DistributedSampler)
 _BALANCES = re.compile("balanc|weight|class|stratif|(over|under|up|down)_?sampl", re.IGNORECASE)
 _NUM_BATCHES = 8  # of independent draws, at least one has classes with a single sample
-_SUBSET = "torch.utils.data.Subset(dataset, indices) with the indices of the samples to train on"
+SUBSET = "torch.utils.data.Subset(dataset, indices) with the indices of the samples to train on"
 
 
 def reads_in_bulk(loader: DataLoader[Any]) -> bool:
@@ -118,12 +118,12 @@ def check_samplers(loader: DataLoader[Any]) -> None:
         if purpose == "selects":
             raise ValueError(
                 f"The training DataLoader draws from a part of its data set with {name} ({reason}); fair batches "
-                f"would be drawn from all of it. Use {_SUBSET}, instead of the sampler."
+                f"would be drawn from all of it. Use {SUBSET}, instead of the sampler."
             )
         raise ValueError(
             f"The training DataLoader draws a part of its data set with {name} ({reason}); fair batches would be drawn "
             f"from all of it. If {name} balances the classes, remove it: FairSampling does so. If it leaves samples "
-            f"out on purpose, use {_SUBSET}, instead of the sampler."
+            f"out on purpose, use {SUBSET}, instead of the sampler."
         )
 
 

@@ -84,7 +84,8 @@ class FairSampling(Callback):
     Attributes:
         settings: The arguments, as a frozen :class:`~lightning_fair.integration.settings.FairSettings`. A copy or a
             pickle of the callback has only these. Among hyperparameters (``save_hyperparameters``), a checkpoint holds
-            them without ``labels`` that are values or a function.
+            them without ``labels`` that are values or a function. With a lambda, Lightning leaves the callback out, and
+            warns.
 
     Raises:
         ValueError: If an argument is out of range. An argument that does not fit the data raises before the first step.
@@ -167,6 +168,11 @@ class FairSampling(Callback):
         check_trainer(trainer)
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
         data_source = trainer_internals.train_data_source(trainer)
+        if self._run.loader is not None and self._run.trainer_id != id(trainer):
+            raise RuntimeError(
+                "This FairSampling is in the fit of another Trainer. Give each Trainer one of its own, for example "
+                "copy.deepcopy(fair)."
+            )
         if self.is_installed_in(trainer) and getattr(data_source, "_callback", None) is not self:
             trainer.callbacks = others  # type: ignore[attr-defined]  # the Trainer has another data module now
             return
@@ -268,6 +274,18 @@ class FairSampling(Callback):
     def state_dict(self) -> dict[str, Any]:
         return self._run.state_dict()
 
+    # Lightning stores the state of a data module under the name of its class. Under that of the wrapped one as well, it
+    # can be resumed without the plugin, and the plugin can be added.
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        data, wrapped = _data_module_names(trainer)
+        if data in checkpoint:
+            checkpoint.setdefault(wrapped, checkpoint[data])
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        data, wrapped = _data_module_names(trainer)
+        if data not in checkpoint and wrapped in checkpoint and self._stage == "fit":
+            trainer.datamodule.load_state_dict(checkpoint[wrapped])  # type: ignore[attr-defined]
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self._stage == "fit":  # `validate(ckpt_path=...)` and the like leave the run as it is
             self._run.load_state_dict(state_dict)
@@ -275,6 +293,13 @@ class FairSampling(Callback):
 
 # So that `torch.load(weights_only=True)` reads a checkpoint with a callback among its hyperparameters.
 torch.serialization.add_safe_globals([FairSampling])
+
+
+def _data_module_names(trainer: L.Trainer) -> tuple[str | None, str]:
+    """Return the names of the classes of the Trainer's data module, and of the one that it wraps."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    name = None if data is None else type(data).__qualname__
+    return name, type(getattr(data, "wrapped", data)).__qualname__
 
 
 def find_callback(trainer: L.Trainer) -> FairSampling | None:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.dataloaders import checks
 from lightning_fair.dataloaders.fair_loader import make_fair, make_stream_fair
 from lightning_fair.dataloaders.label_check import LabelCheck
 from lightning_fair.dataloaders.label_groups import describe_groups
-from lightning_fair.dataloaders.samplers import ignored_sampler, samples_per_class
+from lightning_fair.dataloaders.samplers import SUBSET, ignored_sampler, samples_per_class
 from lightning_fair.dataloaders.stream_tracker import StreamTracker
 from lightning_fair.dataloaders.wrappers import loader_inside, unchain
 from lightning_fair.integration.run import Run, RunTotals
@@ -143,7 +143,9 @@ def _warn_of_ignored_sampler(sampler: FeedbackBatchSampler, loader: DataLoader[A
             "loss needs such pairs, train without FairSampling."
         )
     else:
-        rank_zero_warn(f"{warning}. Remove it; target_probs sets the class mix.")
+        draws_all = name == WeightedRandomSampler.__name__  # else it would have been refused
+        advice = "" if draws_all else f" If it leaves samples out on purpose, use {SUBSET}."
+        rank_zero_warn(f"{warning}. Remove it; target_probs sets the class mix.{advice}")
 
 
 def _describe_change(old: FeedbackBatchSampler, new: FeedbackBatchSampler) -> str:

@@ -115,9 +115,9 @@ class Run:
         assert self.source is not None
         controller, place = self.source.controller, self.sampler.label_place if self.sampler is not None else None
         rank_zero_info(
-            f"FairSampling steers {controller.num_classes} {plural(self.noun)}{f' ({place})' if place else ''} in "
-            f"batches of {self.source.batch_size}; horizon {controller.horizon:g} batches, feedback delay "
-            f"{controller.feedback_delay}."
+            f"FairSampling steers {controller.num_classes} {plural(self.noun)}"
+            f"{f' (labels: {place})' if place else ''} in batches of {self.source.batch_size}; "
+            f"horizon {controller.horizon:g} batches, feedback delay {controller.feedback_delay}."
         )
 
     def announce_groups(self, message: str) -> None:

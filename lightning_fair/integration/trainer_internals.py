@@ -129,10 +129,11 @@ def _find_loader(loaders: Any, key: str | int | None, combined_loader: Any) -> t
         if size == 1:
             positions[name] = position
         position += size
-    if not positions:
+    if flat and not positions:
+        kind = type(flat[0]).__name__
         raise ValueError(
-            f"FairSampling steers one training DataLoader, but got {len(flat)} objects of type {type(flat[0]).__name__} "
-            "in lists within lists. Return DataLoaders in one dict, and choose one with FairSampling(dataloader=<key>)."
+            f"FairSampling steers one training DataLoader, but got {len(flat)} objects of type {kind} in lists within "
+            "lists. Return DataLoaders in one dict, and choose one with FairSampling(dataloader=<key>)."
         )
     if key not in positions:
         problem = "there are several" if key is None else f"dataloader={key!r} is none of them"

@@ -545,4 +545,26 @@ def test_pairs_that_stay(num_classes, batch_size, sampler):
     with warnings_about(sampler.__name__) as warned:
         fit(Weighted(num_classes), data, FairSampling())
     (message,) = warned
-    assert message.endswith("has no effect. Remove it; target_probs sets the class mix.")
+    assert "has no effect. Remove it; target_probs sets the class mix." in message
+
+
+class TrainingPart:
+    """An endless sampler over a part of the data set that it does not show."""
+
+    def __init__(self, indices):
+        self.part = indices
+
+    def __iter__(self):
+        while True:
+            yield from np.random.default_rng(0).permutation(self.part).tolist()
+
+
+def test_endless_sampler_of_a_part():
+    """A part that only drawing would show is named in the warning, and its remedy works."""
+    part = range(0, SIZE, 2)
+    with warnings_about("has no effect") as messages:
+        data = DataLoader(Indexed(), BATCH, sampler=TrainingPart(part))
+        fit(Weighted(), data, moving(steps_per_epoch=5))
+    assert "If it leaves samples out on purpose, use torch.utils.data.Subset" in messages[0]
+    module = train(loader(Subset(Indexed(), part)))
+    assert {index for step in module.steps for index in step.indices} <= set(part)

@@ -206,3 +206,22 @@ def test_new_run_starts_over():
         runs.append([step.indices for step in module.steps])
     assert runs[0] == runs[1]
     assert fair.controller.draws == len(runs[0])
+
+
+def test_fit_within_a_fit():
+    """A callback cannot be in two fits at once; a copy can."""
+
+    class Inner(L.Callback):
+        def __init__(self, fair):
+            self.fair = fair
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx == 3:
+                fit(Weighted(), loader(), self.fair)
+
+    fair, module = moving(), Weighted()
+    with pytest.raises(RuntimeError, match="in the fit of another Trainer"):
+        fit(Weighted(), loader(), fair, Inner(fair))
+    fit(module, loader(), fair, Inner(copy.deepcopy(fair)))
+    assert len(module.steps) == BATCHES
+    assert (module.steps[-1].weights != 1.0).any()

@@ -646,3 +646,28 @@ def test_shallow_copies():
         copied.fold = fold
     assert [copied.fold for copied in copies] == [0, 1, 2]
     assert not hasattr(data, "fold")
+
+
+class Counts(KeysAndNames):
+    """A data module with a state."""
+
+    count = 0
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+
+@pytest.mark.parametrize("resumed", ["wrapped", "plain"])
+@pytest.mark.parametrize("saved", ["wrapped", "plain"])
+def test_state_with_and_without_plugin(saved, resumed, tmp_path):
+    """A run can be resumed with the plugin added or removed: the state of the data module is restored."""
+    first, second = Counts(), Counts()
+    first.count = 5
+    trainer = fit(Plain(), FairDataModule(first) if saved == "wrapped" else first)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    data = FairDataModule(second) if resumed == "wrapped" else second
+    fit(Plain(), data, ckpt=tmp_path / "last.ckpt", max_epochs=2)
+    assert second.count == 5

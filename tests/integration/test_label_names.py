@@ -71,7 +71,7 @@ def test_names_in_a_run(settings, dataset, expected):
 def test_place_is_printed(settings, place, caplog):
     """The message of the set-up says where the labels come from."""
     fit(Weighted(), loader(Indexed()), FairSampling(**settings), limit_train_batches=1)
-    assert f"FairSampling steers 4 classes ({place}) in batches of 8; horizon " in caplog.text
+    assert f"FairSampling steers 4 classes (labels: {place}) in batches of 8; horizon " in caplog.text
 
 
 def test_target_by_name_in_a_run():
