@@ -29,7 +29,26 @@ _STATE = {"wrapped", "fair", "_default", "_run"}
 _LOADER_ARGUMENTS = signature(DataLoader.__init__).parameters.keys() - {"self", "dataset"}
 
 
-class FairDataModule(LightningDataModule):
+_HOOKS = ("prepare_data", "teardown", "val_dataloader", "test_dataloader", "predict_dataloader", "state_dict")
+_HOOKS += ("load_state_dict", "on_exception", "on_before_batch_transfer", "on_after_batch_transfer")
+_HOOKS += ("transfer_batch_to_device",)
+
+
+def _forward(name: str) -> Callable[..., Any]:
+    def hook(self: FairDataModule, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.wrapped, name)(*args, **kwargs)
+
+    return hook
+
+
+class _ForwardsHooks(LightningDataModule):
+    """The wrapped module's hooks, for ``super()`` in the hooks of a subclass."""
+
+    if not TYPE_CHECKING:
+        locals().update({name: _forward(name) for name in _HOOKS})
+
+
+class FairDataModule(_ForwardsHooks):
     """Wraps a DataModule, or a data set, so that its training loader is fair.
 
     In a Trainer it installs the callback :class:`~lightning_fair.FairSampling`, which then owns the sampler. Outside of
@@ -98,8 +117,8 @@ class FairDataModule(LightningDataModule):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         theirs = {"builtins", "lightning", "pytorch_lightning"}
-        own = (vars(base).keys() for base in cls.__mro__ if base.__module__.split(".")[0] not in theirs)
-        cls._own = cls._own.union(*own)
+        bases = (base for base in cls.__mro__ if base.__module__.split(".")[0] not in theirs)
+        cls._own = cls._own.union(*(vars(base).keys() for base in bases if base is not _ForwardsHooks))
         cls._added = cls._own - FairDataModule._own
 
     # Lightning's class, which is a base, has all hooks and hyperparameters too; the wrapped module's are asked for. So

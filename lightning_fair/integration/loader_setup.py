@@ -46,8 +46,18 @@ def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[An
 
 
 def make_loader_fair_alone(run: Run, loader: Any) -> Any:
-    """Return the fair loader for a user's loader that no Trainer trains on."""
-    loader = unchain(loader)
+    """Return the fair loader for a user's loader that no Trainer trains on; of several, the chosen one is fair."""
+    loader, key = unchain(loader), run.settings.dataloader
+    if isinstance(loader, (dict, list, tuple)):
+        parts: dict[Any, Any] = loader if isinstance(loader, dict) else dict(enumerate(loader))
+        key = next(iter(parts), None) if len(parts) == 1 else key
+        if key not in parts:
+            raise ValueError(
+                f"FairSampling steers one of the training loaders {', '.join(map(repr, parts))}. Choose one with "
+                "FairSampling(dataloader=<key>)."
+            )
+        fair = {**parts, key: make_loader_fair_alone(run, parts[key])}
+        return fair if isinstance(loader, dict) else list(fair.values())
     if checks.is_stream(loader_inside(loader)):  # a FairStream is fair by itself
         return loader
     checks.check_loader(loader)

@@ -671,3 +671,45 @@ def test_state_with_and_without_plugin(saved, resumed, tmp_path):
     data = FairDataModule(second) if resumed == "wrapped" else second
     fit(Plain(), data, ckpt=tmp_path / "last.ckpt", max_epochs=2)
     assert second.count == 5
+
+
+def test_super_in_hooks():
+    """In a subclass, ``super()`` reaches the hooks of the wrapped module."""
+
+    class Ours(FairDataModule):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            x, *rest = super().on_after_batch_transfer(batch, dataloader_idx)
+            return 2 * x, *rest
+
+        def val_dataloader(self):
+            return [super().val_dataloader()]
+
+    class Theirs(KeysAndNames):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            x, *rest = batch
+            return 3 * x, *rest
+
+        def val_dataloader(self):
+            return loader()
+
+    data = Ours(Theirs())
+    assert data.on_after_batch_transfer((1, 2), 0) == (6, 2)
+    assert len(data.val_dataloader()[0]) == BATCHES
+
+
+@pytest.mark.parametrize("kind", [dict, list])
+def test_chosen_loader_outside_of_a_fit(kind):
+    """Of several training loaders, the chosen one is fair outside of a fit, too."""
+
+    class Several(L.LightningDataModule):
+        def train_dataloader(self):
+            loaders = {"plain": loader(), "fair": loader()}
+            return loaders if kind is dict else list(loaders.values())
+
+    key = "fair" if kind is dict else 1
+    loaders = FairDataModule(Several(), fair=FairSampling(dataloader=key)).train_dataloader()
+    x, y, index = next(iter(loaders[key]))
+    assert y.bincount().tolist() == [2, 2, 2, 2]
+    assert not hasattr(loaders["plain" if kind is dict else 0], "pending_batches")
+    with pytest.raises(ValueError, match=r"Choose one with FairSampling\(dataloader=<key>\)"):
+        FairDataModule(Several()).train_dataloader()
