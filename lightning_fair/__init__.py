@@ -44,11 +44,7 @@ _LIGHTNING = {
 
 def __getattr__(name: str) -> Any:
     if name in _LIGHTNING:
-        from lightning_fair.integration.lightning_packages import join_lightning
-
-        value = getattr(import_module(f"lightning_fair.{_LIGHTNING[name]}"), name)
-        join_lightning(value)  # a class that was imported before Lightning
-        return value
+        return getattr(import_module(f"lightning_fair.{_LIGHTNING[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

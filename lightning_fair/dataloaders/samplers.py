@@ -31,7 +31,7 @@ _WHOLE_DATASET_SAMPLERS = (RandomSampler, SequentialSampler, WeightedRandomSampl
 _WRAPPED = ("sampler", "_sampler", "batch_sampler")  # attributes with a sampler inside another
 _DEFAULT_SAMPLERS = (RandomSampler, SequentialSampler, DistributedSampler)
 _BALANCES = re.compile("balanc|weight|class|stratif|(over|under|up|down)_?sampl", re.IGNORECASE)
-_NUM_BATCHES = 8  # of independent draws, at least one has classes with a single sample
+_NUM_BATCHES = 8  # of independent draws, at least one has unequal class counts
 SUBSET = "torch.utils.data.Subset(dataset, indices) with the indices of the samples to train on"
 
 
@@ -93,9 +93,10 @@ def samples_per_class(loader: DataLoader[Any], labels: Ints) -> int | None:
         batches = list(islice(batch_sampler(loader), _NUM_BATCHES))
         counts = [np.bincount(labels[batch]) for batch in batches if len(batch) == len(batches[0])]
     counts = [each[each > 0] for each in counts]
-    # The last class of a batch may be cut off.
-    are_grouped = [each.size > 1 and each[each > 1].sum() >= 0.9 * each.sum() for each in counts]
-    return int(np.median(np.concatenate(counts))) if counts and all(are_grouped) else None
+    most = max((int(each.max()) for each in counts), default=0)
+    # Of each batch, the first and the last class may be cut off.
+    are_equal = [np.count_nonzero(each == most) >= max(2, each.size - 2) for each in counts]
+    return most if most > 1 and len(counts) > 1 and all(are_equal) else None  # one batch may be so by chance
 
 
 def check_samplers(loader: DataLoader[Any]) -> None:
@@ -113,7 +114,7 @@ def check_samplers(loader: DataLoader[Any]) -> None:
             raise ValueError(
                 f"{name} draws a part of the data set in each epoch ({reason}) to balance it, but FairSampling "
                 "balances by itself. Remove the sampler: DataLoader(dataset, batch_size=..., shuffle=True). "
-                "target_probs sets the class mix."
+                f"target_probs sets the class mix. If {name} also leaves samples out on purpose, use {SUBSET}."
             )
         if purpose == "selects":
             raise ValueError(

@@ -84,8 +84,7 @@ class FairSampling(Callback):
     Attributes:
         settings: The arguments, as a frozen :class:`~lightning_fair.integration.settings.FairSettings`. A copy or a
             pickle of the callback has only these. Among hyperparameters (``save_hyperparameters``), a checkpoint holds
-            them without ``labels`` that are values or a function. With a lambda, Lightning leaves the callback out, and
-            warns.
+            them without ``labels`` that are values or a function, and to train with such a callback is an error.
 
     Raises:
         ValueError: If an argument is out of range. An argument that does not fit the data raises before the first step.
@@ -193,6 +192,7 @@ class FairSampling(Callback):
         self._patches = trainer_internals.intercept_train_dataloader(trainer, key, make_fair)
         begin_search = partial(setattr, self._run, "in_search", True)
         trainer_internals.join_searches(self._patches, trainer, self, begin_search)
+        trainer_internals.on_exception(self._patches, trainer, partial(self._detach, pl_module))
 
     def is_installed_in(self, trainer: L.Trainer | None) -> bool:
         """Return whether a :class:`~lightning_fair.FairDataModule` has given the callback to this Trainer."""
@@ -201,9 +201,6 @@ class FairSampling(Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
             self._detach(pl_module)
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._detach(pl_module)  # Lightning calls no teardown after an exception
 
     def _detach(self, pl_module: L.LightningModule) -> None:
         self._patches.close()

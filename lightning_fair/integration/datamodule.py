@@ -29,9 +29,11 @@ _STATE = {"wrapped", "fair", "_default", "_run"}
 _LOADER_ARGUMENTS = signature(DataLoader.__init__).parameters.keys() - {"self", "dataset"}
 
 
-_HOOKS = ("prepare_data", "teardown", "val_dataloader", "test_dataloader", "predict_dataloader", "state_dict")
-_HOOKS += ("load_state_dict", "on_exception", "on_before_batch_transfer", "on_after_batch_transfer")
-_HOOKS += ("transfer_batch_to_device",)
+_HOOKS = [
+    *("prepare_data", "teardown", "on_exception", "state_dict", "load_state_dict"),
+    *("val_dataloader", "test_dataloader", "predict_dataloader"),
+    *("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"),
+]
 
 
 def _forward(name: str) -> Callable[..., Any]:
@@ -92,6 +94,8 @@ class FairDataModule(_ForwardsHooks):
         test: Dataset[Any] | None = None,
         **loader: Any,
     ) -> None:
+        if not isinstance(fair, (FairSampling, type(None))):
+            raise TypeError(f"fair must be a FairSampling or None, got {type(fair).__name__}.")
         arguments = {"batch_size": batch_size, "val": val, "test": test}
         self.wrapped: Any
         if package_of(data, "LightningDataModule") is not None:

@@ -1,13 +1,18 @@
 """Lightning has two packages, ``lightning.pytorch`` and ``pytorch_lightning``, with the same classes, each its own.
 
-Importing lightning_fair imports neither. Its classes join the packages that the program imports, before or afterwards.
+Importing lightning_fair imports neither. Its callback and its data module become subclasses of the classes of each
+package that the program imports, before or afterwards.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 _NAMES = ("lightning.pytorch", "pytorch_lightning")
 _OLDEST = (2, 5)
@@ -43,41 +48,8 @@ def check_trainer(trainer: object) -> None:
         )
 
 
-class _JoinsLightning:
-    """Base of classes that are Lightning's, of every package that has been imported, also after they were made.
-
-    A package may be imported after an instance was made. The first time that Lightning asks what the instance is, or
-    for an attribute that it does not have, is early enough to add the package's class to the bases.
-    """
-
-    _lightning_class: ClassVar[str]
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:  # `isinstance` asks for it if the type is not a subclass
-        own = type(self)
-        # Python compares another class than the type's own, so the answer is right the first time too.
-        return type(own.__name__, (own,), {"__qualname__": own.__qualname__}) if join_lightning(own) else own
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        join_lightning(type(self))  # `pickle` compares the type with `__class__`
-        return super().__reduce_ex__(protocol)
-
-    def __getattr__(self, name: str) -> Any:
-        if join_lightning(type(self)):
-            return getattr(self, name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-
-
-def join_lightning(own: type) -> bool:
-    """Add the classes of the packages imported so far to the bases of a class; return whether there was one to add."""
-    base: Any = next((each for each in own.__mro__ if "_lightning_class" in vars(each)), None)
-    if base is None:
-        return False  # a mixin, which needs no base
-    bases = (*(getattr(package, base._lightning_class) for package in imported_packages()), _JoinsLightning)
-    if base.__bases__ == bases:
-        return False
-    base.__bases__ = bases
-    return True
+class _Root:
+    """A base besides ``object``: without one, Python cannot change the bases of a class."""
 
 
 if TYPE_CHECKING:
@@ -85,12 +57,36 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule as LightningDataModule
 else:
 
-    class Callback(_JoinsLightning):
+    class Callback(_Root):
         """``Callback`` of every Lightning package that has been imported."""
 
-        _lightning_class = "Callback"
-
-    class LightningDataModule(_JoinsLightning):
+    class LightningDataModule(_Root):
         """``LightningDataModule`` of every Lightning package that has been imported."""
 
-        _lightning_class = "LightningDataModule"
+
+def _join_packages() -> None:
+    """Give the two classes those of the packages imported so far as bases."""
+    for base in (Callback, LightningDataModule):
+        base.__bases__ = (*(getattr(package, base.__name__) for package in imported_packages()), _Root)
+
+
+class _JoinOnImport(MetaPathFinder):
+    """Lets a package be found as usual, and joins it as soon as it has been imported."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if fullname not in _NAMES:
+            return None
+        specs = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((spec for spec in specs if spec is not None), None)
+        if spec is not None and spec.loader is not None:
+            spec.loader.exec_module = partial(_execute_and_join, spec.loader.exec_module)  # type: ignore[method-assign]
+        return spec
+
+
+def _execute_and_join(execute: Callable[[ModuleType], None], module: ModuleType) -> None:
+    execute(module)
+    _join_packages()
+
+
+_join_packages()
+sys.meta_path.insert(0, _JoinOnImport())

@@ -143,6 +143,8 @@ def _warn_of_ignored_sampler(sampler: FeedbackBatchSampler, loader: DataLoader[A
     if name is None:
         return
     warning = f"FairSampling draws the batches, so the {name} of the training DataLoader has no effect"
+    draws_all = name == WeightedRandomSampler.__name__  # else it would have been refused
+    advice = "" if draws_all else f" If it leaves samples out on purpose, use {SUBSET}."
     targets = np.stack([sampler.controller.target_at(progress) for progress in (0.0, 1.0)])
     num_short = np.count_nonzero(((targets > 0) & (size * targets < 2)).any(axis=0))
     if num_short and (num := samples_per_class(loader, sampler.labels)) is not None:
@@ -150,11 +152,9 @@ def _warn_of_ignored_sampler(sampler: FeedbackBatchSampler, loader: DataLoader[A
             f"{warning}. It puts {num} samples of each of its classes into a batch; a fair batch of {size} samples has "
             f"fewer than two of {num_short} of the {targets.any(axis=0).sum()} classes, so pairs of the same class "
             f"(positives) are lost. Set batch_size={int(np.ceil(2 / targets[targets > 0].min()))} or more, or, if the "
-            "loss needs such pairs, train without FairSampling."
+            f"loss needs such pairs, train without FairSampling.{advice}"
         )
     else:
-        draws_all = name == WeightedRandomSampler.__name__  # else it would have been refused
-        advice = "" if draws_all else f" If it leaves samples out on purpose, use {SUBSET}."
         rank_zero_warn(f"{warning}. Remove it; target_probs sets the class mix.{advice}")
 
 

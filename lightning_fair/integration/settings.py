@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ _LAW = ("alpha", "lambda1", "lambda2", "min_prob", "horizon", "loss_ema_decay")
 
 @dataclass(frozen=True)
 class UnsavedLabels:
-    """Stands for label values or a function in settings that were loaded from a checkpoint, which does not hold them.
+    """Stands for label values or a function in settings that come from a checkpoint or another process.
 
     Attributes:
         kind: What the labels were.
@@ -48,7 +49,8 @@ class UnsavedLabels:
     def __call__(self, dataset: object) -> Any:  # noqa: ARG002
         """Raise a ``ValueError``, at the place where a function would return the labels."""
         raise ValueError(
-            f"The labels of this FairSampling were {self.kind}, and a checkpoint does not hold them. Train with a new "
+            f"The labels of this FairSampling were {self.kind}. A checkpoint does not hold them, and another process "
+            "does not get a function that cannot be pickled, such as a lambda. Train with a new "
             "FairSampling(labels=...)."
         )
 
@@ -107,13 +109,21 @@ class FairSettings:
                 raise ValueError("class_names must differ: classes of one name would share their tags.")
         self._check_law()
 
+    def __copy__(self) -> FairSettings:
+        return self  # nothing changes settings
+
+    def __deepcopy__(self, memo: object) -> FairSettings:
+        return self
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
         new, args, state, *_ = reduced
-        # `torch.save` and YAML ask for protocol 2. Copies and other processes ask for a later one, and get all values.
+        # `torch.save` and YAML ask for protocol 2. Other processes ask for a later one, and get all values.
         if protocol == 2:
             is_small = isinstance(self.labels, (str, int, type(None)))
             state = to_plain({**state, "labels": self.labels if is_small else UnsavedLabels.of(self.labels)})
+        elif callable(self.labels) and not _is_picklable(self.labels):
+            state = {**state, "labels": UnsavedLabels.of(self.labels)}
         return new, args, state
 
     @property
@@ -259,6 +269,14 @@ class FairSettings:
             horizon = law.default_horizon(min_target)
         if horizon is not None:  # else the default, and with it the largest stable alpha, depend on the data
             law.check_gain(max(alpha.extremes), self.lambda1, self.lambda2, horizon, min_target)
+
+
+def _is_picklable(value: Any) -> bool:
+    try:
+        pickle.dumps(value)
+    except Exception:  # of several kinds
+        return False
+    return True
 
 
 def _names(target: Target) -> list[str]:

@@ -95,6 +95,17 @@ def intercept_train_dataloader(trainer: L.Trainer, key: str | int | None, replac
     return patches
 
 
+def on_exception(patches: ExitStack, trainer: L.Trainer, undo: Callable[[], None]) -> None:
+    """Call ``undo`` when an exception ends the fit, also one before a search, when the callbacks are not told."""
+    original = trainer.strategy.on_exception
+
+    def undo_first(exception: BaseException) -> None:
+        undo()
+        original(exception)
+
+    _patch_method(patches, trainer.strategy, "on_exception", undo_first)
+
+
 def join_searches(patches: ExitStack, trainer: L.Trainer, callback: L.Callback, on_start: Callable[[], None]) -> None:
     """Let ``callback`` take part in the steps that Lightning's finders try, until ``patches`` is closed.
 

@@ -181,15 +181,21 @@ def test_endless_sampler():
     ("make", "expected"),
     [
         (lambda: shown(MPerClassSampler(LABELS, 4)), 4),
-        (lambda: DataLoader(Indexed(), 31, sampler=MPerClassSampler(LABELS, 3, None, 320)), 8),  # 31 of 4 classes
         (lambda: DataLoader(Indexed(), batch_sampler=BatchSampler(MPerClassSampler(LABELS, 2), 8, drop_last=True)), 2),
     ],
-    ids=["4", "cut off", "2"],
+    ids=["4", "2"],
 )
 def test_samples_per_class(make, expected):
     """Several samples of each class in a batch are noticed, without reading a sample."""
     assert samples_per_class(make(), LABELS.numpy()) == expected
     assert samples_per_class(make(), np.arange(SIZE)) is None
+
+
+def test_classes_that_batches_cut():
+    """The first and the last class of a batch may be cut off."""
+    labels = np.arange(SIZE) % 20
+    in_groups = np.argsort(labels, kind="stable").reshape(20, -1)[:, :3].ravel()
+    assert samples_per_class(DataLoader(Indexed(), 8, sampler=in_groups.tolist()), labels) == 3
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -199,6 +205,32 @@ def test_chance_makes_no_pairs(seed):
     weights = 1.0 / torch.bincount(LABELS)[LABELS]
     assert samples_per_class(shown(WeightedRandomSampler(weights, SIZE)), LABELS.numpy()) is None
     assert samples_per_class(shown(RandomSampler(Indexed())), LABELS.numpy()) is None
+
+
+class Pool(Sampler):
+    """Draws a few samples, anew in each epoch, of a part of the data that it does not show."""
+
+    def __init__(self, balances):
+        half = np.arange(0, SIZE, 2)
+        rare = int(np.bincount(LABELS[half]).min())
+        self.parts = [half[LABELS[half] == c] for c in range(4)] if balances else [half]
+        self.size = rare if balances else 40
+
+    def __len__(self):
+        return len(self.parts) * self.size
+
+    def __iter__(self):
+        return iter(
+            np.concatenate([np.random.default_rng().permutation(part)[: self.size] for part in self.parts]).tolist()
+        )
+
+
+@pytest.mark.parametrize("batch_size", [4, 16, 24, 40])
+@pytest.mark.parametrize("balances", [False, True])
+def test_short_sampler_of_a_part(balances, batch_size):
+    """A short sampler of a hidden part of the data is an error at any batch size, which names the subset."""
+    with pytest.raises(ValueError, match=r"torch\.utils\.data\.Subset"):
+        check_loader(DataLoader(Indexed(), batch_size, sampler=Pool(balances)))
 
 
 def test_batches_of_one_class_are_no_pairs():

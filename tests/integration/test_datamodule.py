@@ -708,7 +708,7 @@ def test_chosen_loader_outside_of_a_fit(kind):
 
     key = "fair" if kind is dict else 1
     loaders = FairDataModule(Several(), fair=FairSampling(dataloader=key)).train_dataloader()
-    x, y, index = next(iter(loaders[key]))
+    y = next(iter(loaders[key]))[1]
     assert y.bincount().tolist() == [2, 2, 2, 2]
     assert not hasattr(loaders["plain" if kind is dict else 0], "pending_batches")
     with pytest.raises(ValueError, match=r"Choose one with FairSampling\(dataloader=<key>\)"):

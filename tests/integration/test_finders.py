@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_helpers import (
     BATCH,
     BATCHES,
@@ -407,6 +408,23 @@ def test_searches_are_not_logged(way, tmp_path):
     fit(module := Searched(), data, finder, logger=logger, log_every_n_steps=1, max_epochs=2)
     written = EventAccumulator(logger.log_dir).Reload()
     assert [event.step for event in written.Scalars("fair/alpha")] == [*range(len(module.steps))]
+
+
+class TwoOptimizers(Searched):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def configure_optimizers(self):
+        return [super().configure_optimizers(), super().configure_optimizers()]
+
+
+def test_search_that_fails_at_once():
+    """A search that raises before its first step, when the callbacks are gone, leaves nothing on the Trainer."""
+    module, fitted = TwoOptimizers(), trainer(moving())
+    with pytest.raises(MisconfigurationException, match="only works with single optimizer"):
+        Tuner(fitted).lr_find(module, loader())
+    assert_nothing_left(fitted, module)
 
 
 def test_message_has_found_batch_size(monkeypatch):

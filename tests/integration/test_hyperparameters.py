@@ -61,6 +61,7 @@ KINDS = {
     "labels": lambda: FairSampling(labels=LABELS.numpy()),
     "list": lambda: FairSampling(labels=LABELS.tolist()),
     "function": lambda: FairSampling(labels=from_targets),
+    "lambda": lambda: FairSampling(labels=lambda data: data.targets),
     "position": lambda: FairSampling(labels=1),
 }
 

@@ -17,7 +17,6 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-import lightning_fair
 from lightning_fair import FairDataModule, FairSampling, ImportanceWeightedMixin
 from lightning_fair.integration.lightning_packages import check_trainer
 
@@ -177,9 +176,9 @@ def test_copies(package, other):
 
 
 def test_subclass_of_callback(package):
-    """The class itself is a ``Callback``, as LightningCLI asks, if it is imported after Lightning."""
-    assert issubclass(lightning_fair.FairSampling, package.Callback)
-    assert issubclass(lightning_fair.FairDataModule, package.LightningDataModule)
+    """The class itself is a ``Callback``, as LightningCLI asks."""
+    assert issubclass(FairSampling, package.Callback)
+    assert issubclass(FairDataModule, package.LightningDataModule)
 
 
 def test_data_module_of_the_other_package(package, other):
@@ -219,11 +218,16 @@ PROGRAM = """
     fairs, unused = [FairSampling() for _ in tests.WAYS], FairSampling()
     for name in %r:
         package = tests.importlib.import_module(name)
+        assert issubclass(FairSampling, package.Callback) and isinstance(unused, package.Callback)
+        assert issubclass(FairDataModule, package.LightningDataModule)
         for fair, way in zip(fairs, tests.WAYS):
             tests.train(package, way, fair)
             assert fair.sampler.drawn.tolist() == [68, 68, 68], (name, way)
         assert package.Trainer(callbacks=unused, logger=False).callbacks  # not in a list
     assert set(%r) == {name for name in tests.PACKAGES if name in sys.modules}
+    if tests.importlib.util.find_spec("jsonargparse"):
+        parser = tests.importlib.import_module(f"{name}.cli").LightningArgumentParser()
+        parser.add_lightning_class_args(FairSampling, "fair")
 """
 
 
