@@ -57,12 +57,14 @@ class FairDataModule(_ForwardsHooks):
     a fit ``train_dataloader()`` is fair too, with a sampler of its own, and you call ``controller.step_update``;
     ``setup("fit")`` starts it anew. The other loaders, hooks, state and attributes are the wrapped module's, also those
     that you set: ``data.fold = 1``. Around a data set they are ``data``, ``val``, ``test`` and the loaders' arguments.
+    The names that a subclass defines are its own.
 
     Args:
         data: A ``LightningDataModule``, or a map-style training data set.
         fair: Settings. None: the Trainer's ``FairSampling`` if it has one, else ``FairSampling()``.
         batch_size: Samples of a training batch on each rank. Required with a data set, and for a data set only.
-        val: Validation data set; for a data set only.
+        val: Validation data set; for a data set only. Lightning's batch-size finder asks for it if the module has a
+            ``validation_step``.
         test: Test data set; for a data set only.
         **loader: Further arguments of the loaders (``num_workers``, ``collate_fn``, ``pin_memory``, ...); for a data
             set only.
