@@ -30,7 +30,8 @@ def warn_if_ranks_repeat() -> bool:
         warnings.warn(
             f"world_size was not set, and {count_ranks()} processes train together: each of them draws the same "
             "samples. Make the sampler with rank=... and world_size=..., for example fabric.global_rank and "
-            "fabric.world_size. If that is intended, or accelerator.prepare deals the batches out, set world_size=1.",
+            "fabric.world_size. If that is intended, or accelerator.prepare deals the batches out, set world_size=1. "
+            "Give Lightning's Trainer the plain loader with FairSampling, or the FairDataModule itself.",
             stacklevel=2,
         )
     return repeat

@@ -219,9 +219,9 @@ class FairSampling(Callback):
             self._run.step_weights = pl_module._step_weights = weights  # type: ignore[assignment]
         else:
             rank_zero_warn(
-                f"The batches are balanced, but {type(pl_module).__name__} has no importance weights, so its loss stands "
-                "for the class mix that is drawn, and no losses are fed back. To add weights, inherit from ImportanceWeightedMixin and return "
-                'self.weighted_loss(losses), with the losses of reduction="none".'
+                f"The batches are balanced, but {type(pl_module).__name__} has no importance weights: its loss stands "
+                "for the class mix that is drawn, and no losses are fed back. To add weights, inherit from "
+                'ImportanceWeightedMixin and return self.weighted_loss(losses), with the losses of reduction="none".'
             )
 
     def on_train_batch_start(
