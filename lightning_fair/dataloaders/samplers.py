@@ -14,9 +14,6 @@ from numpy.typing import NDArray
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
-    DistributedSampler,
-    RandomSampler,
-    SequentialSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
@@ -27,12 +24,18 @@ from lightning_fair.common.labels import look_up_labels
 from lightning_fair.dataloaders.label_scan import same_random_state
 
 # These draw from all of their source, on one rank or over all ranks, whatever number of samples they draw.
-_WHOLE_DATASET_SAMPLERS = (RandomSampler, SequentialSampler, WeightedRandomSampler, DistributedSampler)
+_WHOLE_DATASET_SAMPLERS = ("RandomSampler", "SequentialSampler", "WeightedRandomSampler", "DistributedSampler")
 _WRAPPED = ("sampler", "_sampler", "batch_sampler")  # attributes with a sampler inside another
-_DEFAULT_SAMPLERS = (RandomSampler, SequentialSampler, DistributedSampler)
+_DEFAULT_SAMPLERS = ("RandomSampler", "SequentialSampler", "DistributedSampler", "StatefulDistributedSampler")
 _BALANCES = re.compile("balanc|weight|class|stratif|(over|under|up|down)_?sampl", re.IGNORECASE)
 _NUM_BATCHES = 8  # of independent draws, at least one has unequal class counts
 SUBSET = "torch.utils.data.Subset(dataset, indices) with the indices of the samples to train on"
+
+
+def draws_as(sampler: Any, *names: str) -> bool:
+    """Return whether a sampler draws as the samplers of torch or torchdata with these names do, without changes."""
+    kind = next((kind for kind in type(sampler).__mro__ if "__iter__" in vars(kind)), object)
+    return kind.__name__ in names and kind.__module__.split(".")[0] in ("torch", "torchdata")
 
 
 def reads_in_bulk(loader: DataLoader[Any]) -> bool:
@@ -71,10 +74,11 @@ def samplers(loader: DataLoader[Any]) -> list[Any]:
 
 def ignored_sampler(loader: DataLoader[Any]) -> str | None:
     """Return the name of the user's own sampler, which fair batches do not use; None if there is none."""
-    # By name, because a stateful loader has its own subclass called BatchSampler.
-    if type(batch_sampler(loader)).__name__ != BatchSampler.__name__:
+    if repeats_batches(loader) and "repeat" not in type(_index_sampler(loader)).__name__.lower():
+        return type(_index_sampler(loader)).__name__  # it may do more than to repeat the batches
+    if not draws_as(batch_sampler(loader), "BatchSampler"):
         return type(batch_sampler(loader)).__name__
-    own = [type(sampler).__name__ for sampler in samplers(loader) if not isinstance(sampler, _DEFAULT_SAMPLERS)]
+    own = [type(sampler).__name__ for sampler in samplers(loader) if not draws_as(sampler, *_DEFAULT_SAMPLERS)]
     return own[0] if own else None
 
 
@@ -106,7 +110,8 @@ def check_samplers(loader: DataLoader[Any]) -> None:
         name = type(sampler).__name__
         purpose: str | None = "selects"
         reason = _left_out(sampler, size)
-        if reason is None and (reason := _shortfall(sampler, size, makes_batches=sampler is batches)) is not None:
+        makes_batches = sampler is batches or sampler is _index_sampler(loader)
+        if reason is None and (reason := _shortfall(sampler, size, makes_batches=makes_batches)) is not None:
             purpose = _purpose(sampler, loader)
         if reason is None or purpose == "pairs":
             continue
@@ -138,7 +143,7 @@ def _left_out(sampler: Any, size: int) -> str | None:
         return f"weights for {weights.size:,} of {size:,} samples"
     if is_indices or isinstance(sampler, SubsetRandomSampler):
         return _too_few_indices(sampler if is_indices else sampler.indices, sampler, size)
-    if isinstance(sampler, _WHOLE_DATASET_SAMPLERS):
+    if draws_as(sampler, *_WHOLE_DATASET_SAMPLERS):
         source = getattr(sampler, "data_source", getattr(sampler, "dataset", None))
         return None if any(hasattr(source, name) for name in _WRAPPED) else _too_short(source, source, size)
     return None
@@ -146,7 +151,7 @@ def _left_out(sampler: Any, size: int) -> str | None:
 
 def _shortfall(sampler: Any, size: int, *, makes_batches: bool) -> str | None:
     """Return by how much the next epoch of a sampler falls short of a data set of this size; None if it does not."""
-    if isinstance(sampler, _WHOLE_DATASET_SAMPLERS):
+    if draws_as(sampler, *_WHOLE_DATASET_SAMPLERS):
         return None
     weights = _vector(getattr(sampler, "weights", None))
     reason = _too_few_indices(getattr(sampler, "indices", None), sampler, size)

@@ -274,14 +274,15 @@ class FairSampling(Callback):
     # Lightning stores the state of a data module under the name of its class. Under that of the wrapped one as well, it
     # can be resumed without the plugin, and the plugin can be added.
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        data, wrapped = _data_module_names(trainer)
-        if data in checkpoint:
-            checkpoint.setdefault(wrapped, checkpoint[data])
+        data, wrapped = _data_modules(trainer)
+        if wrapped is not data and (state := wrapped.state_dict()):
+            checkpoint.setdefault(type(wrapped).__qualname__, state)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        data, wrapped = _data_module_names(trainer)
-        if data not in checkpoint and wrapped in checkpoint and self._stage == "fit":
-            trainer.datamodule.load_state_dict(checkpoint[wrapped])  # type: ignore[attr-defined]
+        data, wrapped = _data_modules(trainer)
+        state = checkpoint.get(type(wrapped).__qualname__)
+        if wrapped is not data and state and type(data).__qualname__ not in checkpoint and self._stage == "fit":
+            wrapped.load_state_dict(state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self._stage == "fit":  # `validate(ckpt_path=...)` and the like leave the run as it is
@@ -292,11 +293,10 @@ class FairSampling(Callback):
 torch.serialization.add_safe_globals([FairSampling])
 
 
-def _data_module_names(trainer: L.Trainer) -> tuple[str | None, str]:
-    """Return the names of the classes of the Trainer's data module, and of the one that it wraps."""
+def _data_modules(trainer: L.Trainer) -> tuple[Any, Any]:
+    """Return the Trainer's data module, and the one that it wraps; itself if it wraps none."""
     data = trainer.datamodule  # type: ignore[attr-defined]
-    name = None if data is None else type(data).__qualname__
-    return name, type(getattr(data, "wrapped", data)).__qualname__
+    return data, data.wrapped if isinstance(getattr(data, "_default", None), FairSampling) else data
 
 
 def find_callback(trainer: L.Trainer) -> FairSampling | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
-from inspect import signature
+from inspect import getattr_static, signature
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import ref
 
@@ -242,11 +242,12 @@ class _DatasetModule:
 
     def __getattr__(self, name: str) -> Any:
         packages = imported_packages()[:1] if self.trainer is None else [package_of(self.trainer, "Trainer")]
-        if name.startswith("__") or not packages:
+        kind = packages[0].LightningDataModule if packages else object
+        if name.startswith("__") or not hasattr(kind, name):
             raise AttributeError(f"FairDataModule around a data set has no attribute {name!r}.")
         # Lightning asks which hooks are overridden, so those that are not must be its own.
-        attribute = getattr(packages[0].LightningDataModule, name)
-        return attribute.__get__(self) if hasattr(attribute, "__get__") else attribute
+        attribute = getattr_static(kind, name)
+        return attribute.__get__(self, type(self)) if hasattr(attribute, "__get__") else attribute
 
     def setup(self, stage: str | None) -> None:
         """Do nothing: the data sets are there."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -51,6 +52,11 @@ def check_trainer(trainer: object) -> None:
 class _Root:
     """A base besides ``object``: without one, Python cannot change the bases of a class."""
 
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        """Join what the import hook has missed, such as a package that was imported half when it was set."""
+        _join_packages()
+        return super().__new__(cls)
+
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback as Callback
@@ -67,7 +73,9 @@ else:
 def _join_packages() -> None:
     """Give the two classes those of the packages imported so far as bases."""
     for base in (Callback, LightningDataModule):
-        base.__bases__ = (*(getattr(package, base.__name__) for package in imported_packages()), _Root)
+        bases = (*(getattr(package, base.__name__) for package in imported_packages()), _Root)
+        if base.__bases__ != bases:
+            base.__bases__ = bases
 
 
 class _JoinOnImport(MetaPathFinder):
@@ -76,10 +84,13 @@ class _JoinOnImport(MetaPathFinder):
     def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if fullname not in _NAMES:
             return None
-        specs = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        others = [finder for finder in sys.meta_path if type(finder).__name__ != type(self).__name__]
+        specs = (finder.find_spec(fullname, path, target) for finder in others if hasattr(finder, "find_spec"))
         spec = next((spec for spec in specs if spec is not None), None)
-        if spec is not None and spec.loader is not None:
-            spec.loader.exec_module = partial(_execute_and_join, spec.loader.exec_module)  # type: ignore[method-assign]
+        execute = getattr(spec and spec.loader, "exec_module", None)
+        if execute is not None and not isinstance(execute, partial):
+            with suppress(AttributeError):  # a loader without attributes of its own
+                spec.loader.exec_module = partial(_execute_and_join, execute)  # type: ignore[union-attr, method-assign]
         return spec
 
 

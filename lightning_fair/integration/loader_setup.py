@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch.utils.data import DataLoader, WeightedRandomSampler
+from torch.utils.data import DataLoader
 
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.dataloaders import checks
 from lightning_fair.dataloaders.fair_loader import make_fair, make_stream_fair
 from lightning_fair.dataloaders.label_check import LabelCheck
 from lightning_fair.dataloaders.label_groups import describe_groups
-from lightning_fair.dataloaders.samplers import SUBSET, ignored_sampler, samples_per_class
+from lightning_fair.dataloaders.samplers import SUBSET, draws_as, ignored_sampler, samples_per_class
 from lightning_fair.dataloaders.stream_tracker import StreamTracker
 from lightning_fair.dataloaders.wrappers import loader_inside, unchain
 from lightning_fair.integration.run import Run, RunTotals
@@ -30,11 +30,7 @@ def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[An
     """Return the fair loader for the user's training loader, and let the run train on it."""
     loader = unchain(loader)
     inner = loader_inside(loader)
-    if checks.is_fair(inner):
-        raise ValueError(
-            "The training DataLoader is fair already, with settings of its own. Give the Trainer the plain loader, "
-            "or the FairDataModule it comes from."
-        )
+    _check_not_fair(inner)
     # Not the module's device: the module may not have been moved yet.
     run.steps_on_device = 0 if trainer.strategy.root_device.type == "cpu" else 1
     fair: Any = (_make_stream_fair if checks.is_stream(inner) else _make_data_set_fair)(run, trainer, loader)
@@ -43,6 +39,14 @@ def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[An
     run.loader = fair
     _name_classes(run, inner.dataset)
     return run.loader  # type: ignore[return-value]
+
+
+def _check_not_fair(loader: Any) -> None:
+    if checks.is_fair(loader):
+        raise ValueError(
+            "The training DataLoader is fair already, with settings of its own. Give the Trainer the plain loader, "
+            "or the FairDataModule it comes from. Wrap a data module once."
+        )
 
 
 def make_loader_fair_alone(run: Run, loader: Any) -> Any:
@@ -60,6 +64,7 @@ def make_loader_fair_alone(run: Run, loader: Any) -> Any:
         return fair if isinstance(loader, dict) else list(fair.values())
     if checks.is_stream(loader_inside(loader)):  # a FairStream is fair by itself
         return loader
+    _check_not_fair(loader_inside(loader))
     checks.check_loader(loader)
     _update_sampler(run, None, loader)
     assert run.sampler is not None
@@ -143,7 +148,7 @@ def _warn_of_ignored_sampler(sampler: FeedbackBatchSampler, loader: DataLoader[A
     if name is None:
         return
     warning = f"FairSampling draws the batches, so the {name} of the training DataLoader has no effect"
-    draws_all = name == WeightedRandomSampler.__name__  # else it would have been refused
+    draws_all = draws_as(loader.sampler, "WeightedRandomSampler")  # else it would have been refused
     advice = "" if draws_all else f" If it leaves samples out on purpose, use {SUBSET}."
     targets = np.stack([sampler.controller.target_at(progress) for progress in (0.0, 1.0)])
     num_short = np.count_nonzero(((targets > 0) & (size * targets < 2)).any(axis=0))

@@ -8,6 +8,7 @@ import pickle
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -120,7 +121,7 @@ class FairSettings:
         new, args, state, *_ = reduced
         # `torch.save` and YAML ask for protocol 2. Other processes ask for a later one, and get all values.
         if protocol == 2:
-            is_small = isinstance(self.labels, (str, int, type(None)))
+            is_small = isinstance(self.labels, (str, Integral, type(None)))
             state = to_plain({**state, "labels": self.labels if is_small else UnsavedLabels.of(self.labels)})
         elif callable(self.labels) and not _is_picklable(self.labels):
             state = {**state, "labels": UnsavedLabels.of(self.labels)}

@@ -568,3 +568,75 @@ def test_endless_sampler_of_a_part():
     assert "If it leaves samples out on purpose, use torch.utils.data.Subset" in messages[0]
     module = train(loader(Subset(Indexed(), part)))
     assert {index for step in module.steps for index in step.indices} <= set(part)
+
+
+class OwnOrder(RandomSampler):
+    """Draws a part of the data in an ``__iter__`` of its own."""
+
+    def __init__(self, data, part, shows_length):
+        super().__init__(data)
+        self.part, self.shows_length = list(part), shows_length
+
+    def __len__(self):
+        return len(self.part) if self.shows_length else len(self.data_source)
+
+    def __iter__(self):
+        return iter(np.random.default_rng(0).permutation(self.part).tolist())
+
+
+class Filters:
+    """Leaves samples out of the batches of another batch sampler."""
+
+    def __init__(self, batch_sampler):
+        self.batch_sampler = batch_sampler
+
+    def __iter__(self):
+        return ([index for index in batch if index % 2] for batch in self.batch_sampler)
+
+
+class Shuffles(Filters):
+    """Changes the order of the batches only."""
+
+    def __len__(self):
+        return len(self.batch_sampler)
+
+    def __iter__(self):
+        batches = list(self.batch_sampler)
+        return iter(batches[::-1])
+
+
+def with_batches_of(kind):
+    return DataLoader(Indexed(), batch_sampler=kind(BatchSampler(RandomSampler(Indexed()), BATCH, drop_last=False)))
+
+
+def renamed():
+    kind = type("BatchSampler", (Filters,), {"batch_size": BATCH})
+    return with_batches_of(kind)
+
+
+SILENT = {
+    "subclass of torch's": lambda: DataLoader(Indexed(), BATCH, sampler=OwnOrder(Indexed(), range(50), False)),
+    "filter": lambda: with_batches_of(Filters),
+    "named as torch's": renamed,
+    "order": lambda: with_batches_of(Shuffles),
+}
+
+
+@pytest.mark.parametrize("kind", SILENT)
+def test_samplers_like_those_of_torch(kind):
+    """A sampler that looks like one of torch's, but may leave samples out, is not ignored without a word."""
+    with warnings_about("has no effect") as messages:
+        fit(Weighted(), SILENT[kind](), moving(steps_per_epoch=4))
+    assert "use torch.utils.data.Subset" in messages[0]
+
+
+def test_short_subclass_of_torchs_sampler():
+    with pytest.raises(ValueError, match=r"OwnOrder \(50 of 160 samples\)"):
+        train(DataLoader(Indexed(), BATCH, sampler=OwnOrder(Indexed(), range(50), True)))
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_stateful_loader_has_no_sampler_of_the_users(shuffle):
+    """The samplers of torchdata are those of torch."""
+    torchdata = pytest.importorskip("torchdata.stateful_dataloader")
+    train(torchdata.StatefulDataLoader(Indexed(), BATCH, shuffle=shuffle))

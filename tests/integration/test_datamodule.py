@@ -713,3 +713,40 @@ def test_chosen_loader_outside_of_a_fit(kind):
     assert not hasattr(loaders["plain" if kind is dict else 0], "pending_batches")
     with pytest.raises(ValueError, match=r"Choose one with FairSampling\(dataloader=<key>\)"):
         FairDataModule(Several()).train_dataloader()
+
+
+def test_subclass_with_a_state_of_its_own(tmp_path):
+    """The wrapped module's state is saved by itself, so that the plugin can be removed."""
+
+    class Ours(FairDataModule):
+        def state_dict(self):
+            return {"mine": 1, "theirs": super().state_dict()}
+
+        def load_state_dict(self, state):
+            super().load_state_dict(state["theirs"])
+
+    first, again, plain = Counts(), Counts(), Counts()
+    first.count = 5
+    fit(Plain(), Ours(first)).save_checkpoint(tmp_path / "last.ckpt")
+    fit(Plain(), Ours(again), ckpt=tmp_path / "last.ckpt", max_epochs=2)
+    fit(Plain(), plain, ckpt=tmp_path / "last.ckpt", max_epochs=2)
+    assert again.count == plain.count == 5
+
+
+def test_hyperparameters_around_a_data_set():
+    """A subclass may save its arguments."""
+
+    class Ours(FairDataModule):
+        def __init__(self, fold):
+            super().__init__(Indexed(), batch_size=BATCH)
+            self.save_hyperparameters("fold")
+
+    assert Ours(3).hparams.fold == 3
+    with pytest.raises(AttributeError, match="FairDataModule around a data set has no attribute 'nope'"):
+        _ = Ours(3).nope
+
+
+def test_wrapped_twice():
+    data = FairDataModule(FairDataModule(Indexed(), batch_size=BATCH))
+    with pytest.raises(ValueError, match="Wrap a data module once"):
+        data.train_dataloader()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import importlib
+import importlib.machinery
+import importlib.util
 import pickle
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_fair import FairDataModule, FairSampling, ImportanceWeightedMixin
-from lightning_fair.integration.lightning_packages import check_trainer
+from lightning_fair.integration.lightning_packages import _JoinOnImport, check_trainer
 
 PACKAGES = ["lightning.pytorch", "pytorch_lightning"]
 WAYS = ["callback", "mixin", "data set", "data module"]
@@ -240,4 +242,63 @@ def test_instances_before_imports(names):
     program = textwrap.dedent(PROGRAM % (names, names))
     folder = importlib.import_module("pathlib").Path(__file__).parent
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=folder, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+class Slots:
+    """A loader of modules without attributes of its own."""
+
+    __slots__ = ()
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        module.Trainer = object
+
+
+@pytest.mark.parametrize("others", [[], [object()]], ids=["none", "without find_spec"])
+def test_package_that_is_not_installed(monkeypatch, others):
+    """The import hook finds nothing if the other finders do not, also if some are of the old kind."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "meta_path", [_JoinOnImport(), *others, _JoinOnImport()])
+        spec = _JoinOnImport().find_spec("pytorch_lightning")
+    assert spec is None
+
+
+def test_loader_without_attributes(monkeypatch):
+    """A package with an unusual loader is imported as without the hook."""
+
+    class Finder:
+        def find_spec(self, name, path=None, target=None):
+            return importlib.machinery.ModuleSpec(name, Slots())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "meta_path", [_JoinOnImport(), Finder()])
+        spec = _JoinOnImport().find_spec("pytorch_lightning")
+    assert type(spec.loader) is Slots
+
+
+RELOADED = """
+    import sys
+    import lightning_fair
+
+    lightning_fair.FairSampling
+    for name in [name for name in sys.modules if name.startswith("lightning_fair")]:
+        del sys.modules[name]
+    from lightning_fair import FairSampling
+
+    import pytorch_lightning
+
+    assert issubclass(FairSampling, pytorch_lightning.Callback)
+"""
+
+
+@pytest.mark.slow
+def test_imported_twice():
+    """lightning_fair may be imported anew, as in a notebook."""
+    pytest.importorskip("pytorch_lightning")
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(RELOADED)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
