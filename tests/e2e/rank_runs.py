@@ -231,7 +231,10 @@ class NoneNowAndThen:
 
 
 class OwnBatches(BatchSampler):
-    """A user's own batch sampler."""
+    """A user's own batch sampler, which draws in a way of its own."""
+
+    def __iter__(self) -> Any:
+        return reversed(list(super().__iter__()))
 
 
 class OtherBatches:
