@@ -57,8 +57,10 @@ def batch_sampler(loader: DataLoader[Any]) -> Any:
 
 
 def repeats_batches(loader: DataLoader[Any]) -> bool:
-    """Return whether the batches of ``loader`` come from a wrapper around its batch sampler, as if they never end."""
-    return batch_sampler(loader) is not _index_sampler(loader)
+    """Return whether the batches of ``loader`` come from a wrapper that repeats its batch sampler without end."""
+    # By name: timm's and ultralytics' `_RepeatSampler` cannot be told from a wrapper that ends without being drawn.
+    outer = _index_sampler(loader)
+    return outer is not batch_sampler(loader) and "repeat" in type(outer).__name__.lower()
 
 
 def _index_sampler(loader: DataLoader[Any]) -> Any:
@@ -74,10 +76,9 @@ def samplers(loader: DataLoader[Any]) -> list[Any]:
 
 def ignored_sampler(loader: DataLoader[Any]) -> str | None:
     """Return the name of the user's own sampler, which fair batches do not use; None if there is none."""
-    if repeats_batches(loader) and "repeat" not in type(_index_sampler(loader)).__name__.lower():
-        return type(_index_sampler(loader)).__name__  # it may do more than to repeat the batches
-    if not draws_as(batch_sampler(loader), "BatchSampler"):
-        return type(batch_sampler(loader)).__name__
+    batches = batch_sampler(loader) if repeats_batches(loader) else _index_sampler(loader)
+    if not draws_as(batches, "BatchSampler"):
+        return type(batches).__name__
     own = [type(sampler).__name__ for sampler in samplers(loader) if not draws_as(sampler, *_DEFAULT_SAMPLERS)]
     return own[0] if own else None
 

@@ -27,13 +27,9 @@ if TYPE_CHECKING:
 
 _STATE = {"wrapped", "fair", "_default", "_run"}
 _LOADER_ARGUMENTS = signature(DataLoader.__init__).parameters.keys() - {"self", "dataset"}
-
-
-_HOOKS = [
-    *("prepare_data", "teardown", "on_exception", "state_dict", "load_state_dict"),
-    *("val_dataloader", "test_dataloader", "predict_dataloader"),
-    *("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"),
-]
+_DATA_HOOKS = ("prepare_data", "teardown", "val_dataloader", "test_dataloader", "predict_dataloader")
+_BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+_STATE_HOOKS = ("state_dict", "load_state_dict", "on_exception")
 
 
 def _forward(name: str) -> Callable[..., Any]:
@@ -46,8 +42,9 @@ def _forward(name: str) -> Callable[..., Any]:
 class _ForwardsHooks(LightningDataModule):
     """The wrapped module's hooks, for ``super()`` in the hooks of a subclass."""
 
-    if not TYPE_CHECKING:
-        locals().update({name: _forward(name) for name in _HOOKS})
+
+for _name in (*_DATA_HOOKS, *_BATCH_HOOKS, *_STATE_HOOKS):
+    setattr(_ForwardsHooks, _name, _forward(_name))
 
 
 class FairDataModule(_ForwardsHooks):

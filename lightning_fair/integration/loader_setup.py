@@ -45,7 +45,7 @@ def _check_not_fair(loader: Any) -> None:
     if checks.is_fair(loader):
         raise ValueError(
             "The training DataLoader is fair already, with settings of its own. Give the Trainer the plain loader, "
-            "or the FairDataModule it comes from. Wrap a data module once."
+            "or the FairDataModule it comes from, which needs no other around it."
         )
 
 

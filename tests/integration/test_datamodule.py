@@ -748,5 +748,5 @@ def test_hyperparameters_around_a_data_set():
 
 def test_wrapped_twice():
     data = FairDataModule(FairDataModule(Indexed(), batch_size=BATCH))
-    with pytest.raises(ValueError, match="Wrap a data module once"):
+    with pytest.raises(ValueError, match="needs no other around it"):
         data.train_dataloader()
