@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_fair import schedules
 from lightning_fair.control.controller import FeedbackController
-from lightning_fair.control.weights import effective_sample_size, importance_weights
+from lightning_fair.control.weights import effective_sample_size, importance_weights, logit_adjustment
 from lightning_fair.rotation.fair_rotation import FairRotation
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
 from lightning_fair.streaming.stream import FairStream
@@ -31,7 +31,8 @@ __all__ = [
     "FeedbackController",  # the control law: from the class mix trained on to that of the next batch
     "ImportanceWeightedMixin",  # self.weighted_loss(losses) for a LightningModule
     "effective_sample_size",  # number of unweighted samples that weighted ones are worth
-    "importance_weights",  # q[y] / p[y], clipped
+    "importance_weights",  # ref[y] / p[y], clipped
+    "logit_adjustment",  # log(p / ref), for the logits
     "schedules",  # gains that warm up and cool down, targets that move
 ]
 

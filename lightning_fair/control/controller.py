@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from bisect import insort
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -11,14 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lightning_fair.common.arrays import Floats, check_at_least_zero, check_integer, to_arrays, to_tensors
+from lightning_fair.common.arrays import Floats, check_at_least_zero, check_integer, to_tensors
 from lightning_fair.common.label_values import check_labels
 from lightning_fair.control import law
 from lightning_fair.control.draw import Draw, Report
+from lightning_fair.control.objective import Feedback, FeedbackTo, Objective, validation_scores
+from lightning_fair.control.reports import ReportQueue
 from lightning_fair.control.target import MovingTarget, Target
 from lightning_fair.schedules import Schedule, Shift, as_schedule
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 _ARRAYS = ("trained_mix", "ema_loss", "loss_score")
 
 
@@ -29,12 +30,17 @@ class FeedbackController:
     formula as a function)::
 
         deficit_i = 1 - r_i / q_i
-        p         = softmax(log q + alpha * (lambda1 * deficit + lambda2 * e)),  mixed with a floor min_prob
+        f_i       = max(min_prob, q_i / max_weight)
+        p         = (1 - sum(f)) * softmax(log q + alpha * (lambda1 * deficit + lambda2 * e)) + f
         r        <- (1 - 1/horizon) * r + (1/horizon) * counts / sum(counts)     after each batch
         e        <- (1 - 1/horizon) * e + (1/horizon) * z
 
     ``z`` is the exponentially weighted mean loss of each class, standardized under ``q`` and clipped at 3. ``e`` moves
     as slowly as ``r``, so ``p / q`` answers a change of ``z`` by about ``lambda2 * z``.
+
+    Because ``p >= q / max_weight``, no weight ``q / p`` exceeds ``max_weight``, without clipping and so without bias.
+    The bound costs speed only: after a turn from 99:1 (batches of 32) the mix is back within 2 % after 13 batches with
+    10, and after 12 without a bound.
 
     The deficit is a fraction of a class's target, so ``alpha`` means the same for every number of classes, batch size
     and target: near the target each deficit shrinks by the factor ``1 - (1 + alpha * lambda1) / horizon`` per batch.
@@ -42,9 +48,16 @@ class FeedbackController:
     A batch counts as trained on as soon as it is drawn, because its labels are known, so a loader that draws ahead adds
     no delay to the loop. If the batch turns out different (filtered samples, a skipped step), its report corrects that.
 
-    When loss feedback helps: at rest, a class whose loss is one standard deviation above the average is drawn about
-    ``lambda2 / lambda1`` more often than its target. This helps if hard classes are hard for lack of examples. It harms
-    if they are hard because their labels are noisy. Published results are mixed: try 0.1 to 0.5, and compare with 0.
+    **The objective.** ``reference`` is the mix that the loss stands for, by weights ``reference[y] / p[y]``
+    (:func:`~lightning_fair.importance_weights`) or by logits (:func:`~lightning_fair.logit_adjustment`). Feedback acts
+    on the draw (the ``e`` above): hard classes are drawn more often, and the objective stays. Or, with
+    ``feedback_to="objective"``, it moves the reference, ``reference_i ~ base_i * exp(t_i)``, and the draw follows the
+    deficits alone. Training losses give ``t = lambda2 * z``. A validation with the score ``s`` of each class gives
+    ``t <- 0.7 * t + 0.3 * feedback_gain * (mean(s) - s)``, so ``|t| <= feedback_gain``.
+
+    Training losses help if hard classes are hard for lack of examples. They harm if labels are noisy, and the losses of
+    rare classes go to zero when their few samples are learned by heart. Try ``lambda2`` from 0.1 to 0.5, and compare
+    with 0.
 
     Args:
         num_classes: Number of classes ``K``, at least 1.
@@ -55,12 +68,20 @@ class FeedbackController:
             draws do not count as a deficit.
         alpha: Gain, no unit, at least 0, or a schedule of it. 0 draws from the target and ignores feedback.
         lambda1: Weight of the deficit, at least 0.
-        lambda2: Weight of the loss score ``e``, at least 0. 0 ignores the losses.
-        min_prob: Floor of every class's probability, in ``[0, 1/K)``. It bounds the weights by ``q / min_prob``.
-        horizon: Memory of ``r`` and ``e`` in batches, at least 1. Default: 16, or more (up to 10,000) if the rarest
-            class of the target would be expected fewer than 24 times in 16 batches of 64.
+        lambda2: Weight of the losses, at least 0: of ``e`` in the draw, or of ``z`` in the objective. 0 ignores them.
+        max_weight: Largest weight ``W``, at least 1; ``math.inf`` for no bound. 1 turns the feedback off.
+        horizon: Memory of ``r`` and ``e`` in batches, at least 1. Default: ``100 / (batch_size * min q)``, the batches
+            with 100 expected samples of the rarest class, from 16 to 10,000; it follows a target that moves. A shorter
+            horizon recovers faster from drift, with noisier batches: with 10 classes and batches of 32 the default
+            needs about 40 batches after the reversal of a long tail, ``horizon=16`` about 20.
         loss_ema_decay: Memory of the class losses, in ``[0, 1)``: ``l <- decay * l + (1 - decay) * mean loss``.
+        min_prob: Floor of every class's probability, in ``[0, 1/K)``, in addition to that of ``max_weight``.
+        reference: Class mix that the loss stands for: ``"target"``, that of the draw; or a mix as for ``target_probs``.
+        feedback: ``"train"``, losses in ``report``; or ``"validation"``, scores in ``report_validation``.
+        feedback_to: ``"draw"`` or ``"objective"``.
+        feedback_gain: Gain of validation scores in the objective, at least 0.
         class_counts: Samples of each class in the data, shape ``(K,)``; needed by ``"prior"`` and ``"sqrt"``.
+        batch_size: Samples of a batch over all ranks, for the default horizon; a sampler sets it.
         feedback_delay: Batches ``d``, at least 1: feedback on draw ``s`` takes effect at draw ``s + d``. If ``d`` is
             larger than the number of batches that the loader draws ahead, the batches do not depend on that number.
 
@@ -70,10 +91,12 @@ class FeedbackController:
         trained_mix: Trained mix ``r``, which counts the batches in flight as trained on, shape ``(K,)``.
         ema_loss: Exponentially weighted mean loss of each class, shape ``(K,)``; NaN for a class without a loss so far.
         loss_score: Loss score ``e`` of each class, shape ``(K,)``.
+        objective: The reference, and what feedback has made of it.
 
     Raises:
-        ValueError: If an argument is out of range, or the loop is unstable: ``alpha * lambda1 >= 2 * horizon - 1``, or
-            with loss feedback ``alpha * (lambda1 + z * lambda2)``, with the largest possible ``z``, at most 10/3.
+        ValueError: If an argument is out of range; the floors sum to more than one; a class with target 0 has a share
+            of the reference; or the loop is unstable: ``alpha * lambda1 >= 2 * horizon - 1``, or with losses fed back
+            to the draw ``alpha * (lambda1 + z * lambda2)``, with the largest possible ``z``, at most 10/3.
         TypeError: If ``alpha`` is neither a number nor a schedule.
 
     Example:
@@ -82,7 +105,7 @@ class FeedbackController:
         array([0.5, 0.5])
         >>> controller.step_update([0, 0, 0, 1])  # class 1 is behind now, so it becomes likelier
         >>> controller.get_probs().round(2)
-        array([0.38, 0.62])
+        array([0.39, 0.61])
     """
 
     def __init__(
@@ -92,11 +115,17 @@ class FeedbackController:
         alpha: float | Schedule = 8.0,
         lambda1: float = 1.0,
         lambda2: float = 0.0,
-        min_prob: float = 1e-6,
+        max_weight: float = 10.0,
         horizon: float | None = None,
         loss_ema_decay: float = 0.9,
         *,
+        min_prob: float = 0.0,
+        reference: Target = "target",
+        feedback: Feedback = "train",
+        feedback_to: FeedbackTo = "draw",
+        feedback_gain: float = 3.0,
         class_counts: ArrayLike | None = None,
+        batch_size: int = 64,
         feedback_delay: int = 1,
     ) -> None:
         self.num_classes = K = check_integer("num_classes", num_classes, 1)
@@ -108,14 +137,38 @@ class FeedbackController:
             raise ValueError(f"loss_ema_decay must lie in [0, 1), got {loss_ema_decay}.")
         self.loss_ema_decay = float(loss_ema_decay)
         self.feedback_delay = check_integer("feedback_delay", feedback_delay, 1)
-        self._target = MovingTarget(target_probs, K, class_counts, min_prob)
-        self.min_prob = self._target.min_prob
-        self.horizon = law.default_horizon(self._target.smallest) if horizon is None else float(horizon)
-        if not 1.0 <= self.horizon < np.inf:
+        if horizon is not None and not 1.0 <= horizon < np.inf:
             raise ValueError(f"horizon must be at least 1 batch, got {horizon}.")
-        self._check_gain()
+        self._horizon = None if horizon is None else float(horizon)
+        self._target = MovingTarget(target_probs, K, class_counts, max_weight, min_prob)
+        self.max_weight, self.min_prob = self._target.max_weight, self._target.min_prob
+        self.objective = Objective(
+            reference, K, class_counts, feedback=feedback, feedback_to=feedback_to, gain=feedback_gain
+        )
+        self.objective.check(self._target, class_counts)
         self.epoch = 0
+        self.bind_batch(batch_size)
         self.reset()
+
+    def bind_batch(self, batch_size: int, steps_per_epoch: int | None = None) -> None:
+        """Set the samples of a batch over all ranks, which the default horizon depends on, and check the gain for it.
+
+        Raises:
+            ValueError: If the loop is unstable.
+        """
+        self.batch_size = check_integer("batch_size", batch_size, 1)
+        # The largest target on the way has the shortest horizon, and so the smallest stable gain.
+        smallest, largest = self._target.smallest_range
+        horizon = law.default_horizon(largest, batch_size) if self._horizon is None else self._horizon
+        lambda2 = self.lambda2 if self.objective.feedback_to == "draw" else 0.0
+        law.check_gain(max(self.alpha.extremes), self.lambda1, lambda2, horizon, smallest)
+        if lambda2 and steps_per_epoch is not None and horizon > steps_per_epoch:
+            warnings.warn(
+                f"Losses are fed back to the draw with a horizon of {horizon:g} batches, longer than an epoch of "
+                f"{steps_per_epoch}, so they will hardly act. Set a shorter horizon, or feedback_to='objective', which "
+                "does not depend on it.",
+                stacklevel=4,
+            )
 
     def reset(self) -> None:
         """Forget every draw and every report; the settings stay."""
@@ -124,15 +177,26 @@ class FeedbackController:
         self.trained_mix: Floats = self._target.q.copy()  # so the first batch is drawn from the target
         self.ema_loss: Floats = np.full(self.num_classes, np.nan)
         self.loss_score: Floats = np.zeros(self.num_classes)
+        self.objective.reset()
         # A plain loop that never reports must not keep every record: with more, the oldest counts as trained on.
         self._in_flight: deque[Draw] = deque(maxlen=min(max(2**21 // self.num_classes, 512), 4096))
-        self._reports: deque[Report] = deque()
-        self._warned = self._warned_of_ranks = False
+        self._reports = ReportQueue()
 
     @property
     def q(self) -> Floats:
         """Target class mix of the newest draw, read-only, float64, shape ``(K,)``."""
         return self._target.q
+
+    @property
+    def horizon(self) -> float:
+        """Memory of the trained mix in batches; the default one follows the batch size and the target of the draw."""
+        target = self._target
+        return law.default_horizon(target.smallest, self.batch_size) if self._horizon is None else self._horizon
+
+    @property
+    def reference(self) -> Floats:
+        """Mix that the loss of the next draw stands for, shape ``(K,)``."""
+        return self.objective.mix(self.q)
 
     @property
     def progress(self) -> float:
@@ -141,8 +205,9 @@ class FeedbackController:
 
     @property
     def wanted(self) -> NDArray[np.bool_]:
-        """Whether each class has a target; for a moving target, at either endpoint. Shape ``(K,)``."""
-        return self._target.wanted
+        """Whether each class has a target, at the start or the end, or a share of the reference, shape ``(K,)``."""
+        base = self.objective.base
+        return self._target.wanted if base is None else self._target.wanted | (base > 0)
 
     def target_at(self, progress: float) -> Floats:
         """Return the target at this progress, shape ``(K,)``. The target of a draw is ``target_at(draw.progress)``."""
@@ -173,6 +238,16 @@ class FeedbackController:
     def get_target(self) -> Floats:
         """Return the target of the current batch, shape ``(K,)``: that of the draw whose ``p`` is ``get_probs()``."""
         return self.target_at(self.oldest.progress) if self.oldest else self.q
+
+    def get_reference(self) -> Floats:
+        """Return the mix that the loss of the current batch stands for, of the draw whose ``p`` is ``get_probs()``."""
+        return self.oldest.reference if self.oldest else self.reference
+
+    def plan_draw(self) -> Draw:
+        """Return the record of the next draw, still without samples."""
+        probs, alpha = self.next_probs(), self.alpha(self.draws, self.epoch)
+        none: NDArray[np.int64] = np.zeros(0, np.int64)
+        return Draw(self.draws, probs, none, self.trained_mix, alpha, self.reference, progress=self.progress)
 
     def next_probs(self, available: NDArray[np.bool_] | None = None) -> Floats:
         """Return the class mix ``p`` of the next draw, shape ``(K,)``.
@@ -247,26 +322,31 @@ class FeedbackController:
         """
         if draw is None:
             draw = self.oldest
-            self._check_all_ranks(counts)
+            self._reports.check_all_ranks(draw, counts)
         if draw:
             self._in_flight.remove(draw)
-        report = Report(draw.draw_id if draw else self.draws)
+        number = draw.draw_id if draw else self.draws
         if draw is None:
             self._enter_trained_mix(np.asarray(counts))
-        elif counts is not draw.counts and not np.array_equal(counts, draw.counts):
-            report.correction = law.mix_correction(counts, draw.counts, draw.trained_mix)
-        if loss_sums is not None and loss_counts is not None:
-            report.losses = law.mean_losses(loss_sums, loss_counts)
-            if not self._warned and (loss_counts.sum() < counts.sum() or not np.isfinite(loss_sums).all()):
-                self._warned = True
-                warnings.warn(
-                    "Some losses are NaN or infinite. They are left out of the loss feedback; the training step itself "
-                    "still has them.",
-                    stacklevel=3,
-                )
-        if report.correction is not None or report.losses is not None:
-            # In the order of the draws: a loader may deliver batches in another order.
-            insort(self._reports, report, key=lambda report: report.draw_id)
+        self._reports.add_batch(draw, number, counts, loss_sums, loss_counts)
+        self._apply_reports()
+
+    def report_validation(
+        self, values: ArrayLike, counts: ArrayLike | None = None, *, higher_is_better: bool = True
+    ) -> None:
+        """Report a validation. It takes effect ``feedback_delay`` draws after the newest draw that was reported.
+
+        Args:
+            values: Recall or another rate in [0, 1], or a loss of at least 0, of each class, shape ``(K,)``. NaN: the
+                class takes no part.
+            counts: Validation samples of each class, shape ``(K,)``; a class without any takes no part.
+            higher_is_better: Whether the values are rates, else losses.
+
+        Raises:
+            ValueError: If a shape or a value is wrong.
+        """
+        scores = validation_scores(values, counts, self.num_classes, higher_is_better=higher_is_better)
+        self._reports.add(Report(max(self._reports.newest, 0), scores=scores))
         self._apply_reports()
 
     def state_dict(self) -> dict[str, Any]:
@@ -276,9 +356,10 @@ class FeedbackController:
             "draws": self.draws,
             "epoch": self.epoch,
             "target": self._target.state_dict(),
+            "objective": self.objective.state_dict(),
             **to_tensors({name: getattr(self, name) for name in _ARRAYS}),
             "in_flight": [draw.state_dict() for draw in self._in_flight],
-            "reports": [to_tensors(vars(report)) for report in self._reports],
+            "reports": self._reports.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -293,24 +374,13 @@ class FeedbackController:
                 "Resume with the version of lightning-fair that wrote the checkpoint."
             )
         self._target.load_state_dict(state["target"])
+        self.objective.load_state_dict(state["objective"])
         self.draws, self.epoch = int(state["draws"]), int(state["epoch"])
         for name in _ARRAYS:
             setattr(self, name, state[name].numpy().copy())
         self._in_flight.clear()
         self._in_flight.extend(map(Draw.from_state_dict, state["in_flight"]))
-        self._reports = deque(Report(**to_arrays(report)) for report in state["reports"])
-
-    def _check_all_ranks(self, counts: NDArray[Any]) -> None:
-        """Warn, once, if a batch that several ranks share is reported with the samples of one rank."""
-        draw = self.oldest
-        if draw and not self._warned_of_ranks and counts.sum() == draw.local_size < draw.counts.sum():
-            self._warned_of_ranks = True
-            warnings.warn(
-                f"The report has {draw.local_size} samples, those of one rank, of a batch of {draw.counts.sum()} over "
-                "all ranks, so the ranks would draw with different probabilities. Report the labels and losses of all "
-                "ranks on each, for example fabric.all_gather((y, losses)), flattened.",
-                stacklevel=4,
-            )
+        self._reports.load_state_dict(state["reports"])
 
     def skip_classes(self, skipped: NDArray[np.bool_]) -> None:
         """Set the target of the ``skipped`` classes to zero, share it out over the others in proportion, and reset.
@@ -319,30 +389,39 @@ class FeedbackController:
             ValueError: If no class with a target is left.
         """
         self._target.skip_classes(skipped)
+        self.objective.skip_classes(skipped)
+        self.bind_batch(self.batch_size)
         self.reset()
-
-    def _check_gain(self) -> None:
-        law.check_gain(max(self.alpha.extremes), self.lambda1, self.lambda2, self.horizon, self._target.smallest)
 
     def _logits(self, alpha: float) -> Floats:
         """Return the logits of the next draw before the floor, a new array; override it for another law."""
-        return law.draw_logits(self._target.log_q, self.deficits, self.loss_score, alpha, self.lambda1, self.lambda2)
+        lambda2 = self.lambda2 if self.objective.feedback_to == "draw" else 0.0
+        return law.draw_logits(self._target.log_q, self.deficits, self.loss_score, alpha, self.lambda1, lambda2)
+
+    @property
+    def _z(self) -> Floats:
+        """Standardized losses of the training, or of the newest validation, shape ``(K,)``."""
+        is_trained = self.objective.feedback == "train"
+        return law.standardize_losses(self.ema_loss if is_trained else -self.objective.scores, self.q)
 
     def _enter_trained_mix(self, counts: NDArray[Any]) -> None:
         total = np.add.reduce(counts)
         if total:
             # A new array each time: draws keep the old ones.
             self.trained_mix = law.moving_average(self.trained_mix, counts / total, self.horizon)
-            if self.lambda2:
-                z = law.standardize_losses(self.ema_loss, self.q)
-                self.loss_score = law.moving_average(self.loss_score, z, self.horizon)
+            if self.lambda2 and self.objective.feedback_to == "draw":
+                self.loss_score = law.moving_average(self.loss_score, self._z, self.horizon)
         self.draws += 1
 
     def _apply_reports(self) -> None:
-        while self._reports and self._reports[0].draw_id + self.feedback_delay <= self.draws:
-            report = self._reports.popleft()
+        objective = self.objective
+        for report in self._reports.pop_due(self.draws, self.feedback_delay):
             if report.correction is not None:
                 batches_since = self.draws - 1 - report.draw_id
                 self.trained_mix = law.correct_mix(self.trained_mix, report.correction, batches_since, self.horizon)
             if report.losses is not None:
                 self.ema_loss = law.update_losses(self.ema_loss, report.losses, self.loss_ema_decay)
+                if self.lambda2 and (objective.feedback, objective.feedback_to) == ("train", "objective"):
+                    objective.follow_losses(self._z, self.lambda2)
+            if report.scores is not None and objective.feedback == "validation":
+                objective.follow_scores(report.scores)

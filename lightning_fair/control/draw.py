@@ -21,6 +21,7 @@ class Draw:
         counts: Class counts of the batch, over all ranks, shape ``(K,)``.
         trained_mix: The trained mix ``r`` before the draw, shape ``(K,)``.
         alpha: Gain at the draw.
+        reference: Mix that the loss of the batch stands for, shape ``(K,)``.
         progress: How far the target had moved, in [0, 1]; 0 for a fixed one.
         drawn_before: Samples of each class drawn before, int64, shape ``(K,)``; empty for a stream.
     """
@@ -30,6 +31,7 @@ class Draw:
     counts: Ints
     trained_mix: Floats
     alpha: float
+    reference: Floats
     progress: float = field(default=0.0, kw_only=True)
     drawn_before: Ints = field(default_factory=lambda: np.zeros(0, np.int64), kw_only=True)
 
@@ -38,9 +40,10 @@ class Draw:
         """Number of samples of the batch on this rank."""
         return int(self.counts.sum())
 
-    def reference(self, mix: Floats) -> Floats:
-        """Return the mix that the weighted loss of this batch represents if that of all batches represents ``mix``."""
-        return mix
+    @property
+    def weight_reference(self) -> Floats:
+        """Share of this batch in the mix that the weighted losses of all batches stand for, shape ``(K,)``."""
+        return self.reference
 
     def state_dict(self) -> dict[str, Any]:
         """Return the record as tensors and plain numbers, without the attributes of subclasses."""
@@ -60,8 +63,10 @@ class Report:
         draw_id: Number of the draw.
         correction: Class mix that was trained on minus the one that was drawn, shape ``(K,)``.
         losses: Mean loss of each class, shape ``(K,)``; NaN for a class without one.
+        scores: Validation score of each class, shape ``(K,)``; NaN for a class without one.
     """
 
     draw_id: int
     correction: Floats | None = None
     losses: Floats | None = None
+    scores: Floats | None = None

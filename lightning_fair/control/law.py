@@ -7,7 +7,10 @@ Symbols, arrays of shape ``(K,)`` unless stated otherwise:
 - ``l``: exponentially weighted mean loss of each class, NaN for a class without a loss so far
 - ``z``: standardized ``l``; ``e``: loss score, the exponentially weighted ``z``
 - ``H``: horizon, the memory of ``r`` and ``e`` in batches, a number of at least 1
+- ``B``: samples of a batch over all ranks
+- ``W``: largest weight; ``f``: floor, the part of ``p`` that does not follow the feedback
 - ``p``: class mix of the next batch
+- ``t``: tilt, the logarithm of the factor by which feedback moves the reference
 """
 
 from __future__ import annotations
@@ -20,8 +23,11 @@ from numpy.typing import NDArray
 
 from lightning_fair.common.arrays import Floats, to_numpy
 
-# The default horizon expects this many samples of each class, at this many samples per batch.
-_EXPECTED_SAMPLES, _ASSUMED_BATCH_SIZE, _MIN_HORIZON, _MAX_HORIZON = 24, 64, 16, 10_000
+# The default horizon expects this many samples of the rarest class. At rest the rounding noise of `log(p / q)` then has
+# a deviation of `alpha / sqrt(2 * 100 * (1 + alpha))`, 0.19 at alpha = 8.
+_EXPECTED_SAMPLES, _MIN_HORIZON, _MAX_HORIZON = 100, 16, 10_000
+# Each validation moves the tilt by this fraction of the way to its goal.
+_TILT_RATE = 0.3
 # Standardized losses are clipped, so that one outlier among many classes cannot raise the loop's gain without bound.
 _MAX_Z = 3.0
 # Clipping moves their mean by at most 1 / 3, because sum(q * |z| for |z| > c) <= sum(q * z**2) / c.
@@ -45,8 +51,25 @@ def draw_logits(log_q: Floats, deficit: Floats, e: Floats, alpha: float, lambda1
     return logits + (alpha * lambda2) * e if lambda2 else logits
 
 
+def mixture_floor(q: Floats, max_weight: float, min_prob: float = 0.0) -> Floats:
+    """Return ``f = max(min_prob, q / W)``, and 0 for a class with target 0.
+
+    With ``p >= q / W`` no weight ``q / p`` exceeds ``W``, without clipping and so without bias: the defensive mixture
+    of importance sampling.
+
+    References:
+        T. Hesterberg, "Weighted average importance sampling and defensive mixture distributions" (1995); A. Owen and
+        Y. Zhou, "Safe and effective importance sampling" (2000).
+
+    Example:
+        >>> mixture_floor(np.array([0.5, 0.5, 0.0]), max_weight=10.0)
+        array([0.05, 0.05, 0.  ])
+    """
+    return np.where(q > 0, np.maximum(q / max_weight, min_prob), 0.0)
+
+
 def softmax_with_floor(logits: Floats, floor: Floats) -> Floats:
-    """Return ``p = (1 - sum(floor)) * softmax(logits) + floor``, for a floor with a sum below one."""
+    """Return ``p = (1 - sum(floor)) * softmax(logits) + floor``, for a floor with a sum of at most one."""
     return apply_floor(np.exp(logits - np.maximum.reduce(logits)), floor)
 
 
@@ -59,7 +82,7 @@ def apply_floor(shares: Floats, floor: Floats) -> Floats:
         >>> apply_floor(np.array([5.0, 0.0, 0.0]), np.array([0.1, 0.1, 0.0]))
         array([0.9, 0.1, 0. ])
     """
-    scale: float = (1.0 - np.add.reduce(floor)) / np.add.reduce(shares)
+    scale: float = max(1.0 - np.add.reduce(floor), 0.0) / np.add.reduce(shares)
     return scale * shares + floor
 
 
@@ -154,9 +177,38 @@ def standardize_losses(ema_loss: Floats, q: Floats) -> Floats:
     return z
 
 
-def default_horizon(min_target: float) -> float:
-    """Return the batches, from 16 to 10,000, within which 24 samples of a class with this target are expected."""
-    expected = math.ceil(_EXPECTED_SAMPLES / (_ASSUMED_BATCH_SIZE * max(min_target, 1e-12)))
+def tilt_mix(mix: Floats, tilt: Floats) -> Floats:
+    """Return ``mix * exp(t)``, normalized.
+
+    Example:
+        >>> tilt_mix(np.array([0.5, 0.5]), np.log([1.0, 3.0]))
+        array([0.25, 0.75])
+    """
+    tilted = mix * np.exp(tilt - tilt.max())
+    shares: Floats = tilted / tilted.sum()
+    return shares
+
+
+def follow_scores(tilt: Floats, scores: Floats, gain: float) -> Floats:
+    """Return ``0.7 * t + 0.3 * gain * (mean(s) - s)``: a class that does worse than the others weighs more.
+
+    ``s`` has one score for each class, larger is better; NaN keeps the tilt of a class, and does not enter the mean.
+    Differences are clipped to [-1, 1], so ``|t| <= gain``.
+
+    Example:
+        >>> follow_scores(np.zeros(3), np.array([0.9, 0.5, np.nan]), gain=3.0)
+        array([-0.18,  0.18,  0.  ])
+    """
+    known = ~np.isnan(scores)
+    if not known.any():
+        return tilt
+    behind = np.clip(scores[known].mean() - scores, -1.0, 1.0)
+    return np.where(known, (1.0 - _TILT_RATE) * tilt + _TILT_RATE * gain * behind, tilt)
+
+
+def default_horizon(min_target: float, batch_size: float) -> float:
+    """Return ``ceil(100 / (B * min_target))``, clipped to 16 to 10,000 batches."""
+    expected = math.ceil(_EXPECTED_SAMPLES / (batch_size * max(min_target, 1e-12)))
     return float(min(max(expected, _MIN_HORIZON), _MAX_HORIZON))
 
 

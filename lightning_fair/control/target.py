@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
@@ -11,11 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from lightning_fair.common.arrays import Floats, to_numpy, to_tensors
 from lightning_fair.common.class_mix import SUM_TOLERANCE, check_mix
-from lightning_fair.control.law import reciprocal
+from lightning_fair.control.law import mixture_floor, reciprocal
 from lightning_fair.schedules import Shift
 
 _Key: TypeAlias = int | float | str
 Target: TypeAlias = Literal["uniform", "prior", "sqrt"] | Mapping[_Key, float] | Sequence[float] | ArrayLike | None
+
+_PATH = np.linspace(0.0, 1.0, 101)  # places on the way of a moving target at which it is checked
 
 
 class MovingTarget:
@@ -25,20 +28,50 @@ class MovingTarget:
         start, end: Target at progress 0 and at progress 1, shape ``(K,)``.
         progress: How far the target has moved, in [0, 1]; 0 for a fixed one.
         q: Current target, read-only, shape ``(K,)``; ``log_q`` and ``inverse_q`` are its logarithm and reciprocal.
+        smallest: Smallest nonzero target of a class at present.
         floor: Smallest probability of each class, shape ``(K,)``.
     """
 
     def __init__(
-        self, target: Target | Shift, num_classes: int, class_counts: ArrayLike | None, min_prob: float
+        self,
+        target: Target | Shift,
+        num_classes: int,
+        class_counts: ArrayLike | None,
+        max_weight: float,
+        min_prob: float,
     ) -> None:
+        check_max_weight(max_weight)
         if not 0.0 <= min_prob < 1.0 / num_classes:
             raise ValueError(
                 f"min_prob must lie in [0, 1/K), got {min_prob} for K = {num_classes} (1/K = {1 / num_classes:.6g})."
             )
-        self.min_prob = float(min_prob)
+        self.max_weight, self.min_prob = float(max_weight), float(min_prob)
         self._schedule = target.progress if isinstance(target, Shift) else None
         self.start, self.end = (resolve_target(end, num_classes, class_counts) for end in target_endpoints(target))
+        self._check_floor()
         self.reset()
+
+    def _check_floor(self) -> None:
+        ends = np.stack([self.start, self.end])[:, self.wanted]
+        fixed = np.maximum(ends / self.max_weight, self.min_prob).sum(axis=1).max()  # convex on the way between
+        if fixed > 1.0 + 1e-9:
+            raise ValueError(
+                f"min_prob={self.min_prob:g} and max_weight={self.max_weight:g} give the classes more than all "
+                f"samples: max(min_prob, target / max_weight) sums to {fixed:.4g}. Lower min_prob or raise max_weight."
+            )
+        if fixed > 1.0 - 1e-9:
+            warnings.warn(
+                f"The feedback is off: with max_weight={self.max_weight:g} and min_prob={self.min_prob:g} every draw "
+                "is made with the target itself. A larger max_weight, for example 10, lets the feedback act.",
+                stacklevel=4,
+            )
+        elif 0.0 < self.min_prob <= (ends / self.max_weight).min():
+            warnings.warn(
+                f"min_prob={self.min_prob:g} has no effect: max_weight={self.max_weight:g} keeps every class at "
+                f"{(ends / self.max_weight).min():.3g} or more. Leave min_prob out, or lower max_weight, which raises "
+                "that floor.",
+                stacklevel=4,
+            )
 
     @property
     def wanted(self) -> NDArray[np.bool_]:
@@ -46,9 +79,10 @@ class MovingTarget:
         return (self.start > 0) | (self.end > 0)
 
     @property
-    def smallest(self) -> float:
-        """Smallest nonzero target of a class; for a moving target, over both endpoints."""
-        return min(float(mix[mix > 0].min()) for mix in (self.start, self.end))
+    def smallest_range(self) -> tuple[float, float]:
+        """Least and largest value of ``smallest`` on the way from the start to the end."""
+        values = [_smallest(self.mix_at(progress)) for progress in _PATH]
+        return min(values), max(values)
 
     def mix_at(self, progress: float) -> Floats:
         """Return ``(1 - progress) * start + progress * end``, shape ``(K,)``."""
@@ -62,10 +96,10 @@ class MovingTarget:
         """Move the target to ``progress``."""
         self.progress, self.q = progress, self.mix_at(progress)
         self.q.setflags(write=False)
-        self.inverse_q = reciprocal(self.q)
+        self.inverse_q, self.smallest = reciprocal(self.q), _smallest(self.q)
         with np.errstate(divide="ignore"):
             self.log_q: Floats = np.log(self.q)
-        self.floor: Floats = np.where(self.q > 0, self.min_prob, 0.0)
+        self.floor: Floats = mixture_floor(self.q, self.max_weight, self.min_prob)
 
     def reset(self) -> None:
         """Move the target to its progress at the first draw."""
@@ -100,6 +134,19 @@ class MovingTarget:
         self.move_to(state["progress"])
 
 
+def check_max_weight(max_weight: float) -> None:
+    """Refuse a bound on the weights below one."""
+    if not max_weight >= 1.0:
+        raise ValueError(
+            f"max_weight must be at least 1, got {max_weight}: the weights of a batch are one on average. math.inf is "
+            "no bound."
+        )
+
+
+def _smallest(mix: Floats) -> float:
+    return float(mix[mix > 0].min())
+
+
 def describe_mixes(start: Floats, end: Floats) -> str:
     """Return the endpoints of a target in words, or the only mix of a fixed one."""
     first, last = (np.array2string(mix, precision=4, threshold=10) for mix in (start, end))
@@ -111,7 +158,9 @@ def target_endpoints(target: Target | Shift) -> tuple[Target, Target]:
     return (target.start, target.end) if isinstance(target, Shift) else (target, target)
 
 
-def resolve_target(target: Target, num_classes: int, class_counts: ArrayLike | None = None) -> Floats:
+def resolve_target(
+    target: Target, num_classes: int, class_counts: ArrayLike | None = None, name: str = "target_probs"
+) -> Floats:
     """Return the class mix that ``target`` describes, float64, shape ``(K,)``, summing to one.
 
     With the class counts ``n``, ``"prior"`` is ``n / sum(n)`` and ``"sqrt"`` is ``sqrt(n) / sum(sqrt(n))``.
@@ -129,18 +178,18 @@ def resolve_target(target: Target, num_classes: int, class_counts: ArrayLike | N
     if target is None or (isinstance(target, str) and target == "uniform"):
         return np.full(num_classes, 1.0 / num_classes)
     if isinstance(target, str):
-        return _from_counts(target, num_classes, class_counts)
+        return _from_counts(target, num_classes, class_counts, name)
     if isinstance(target, Mapping):
-        return _from_mapping(target, num_classes)
-    return check_mix(target, num_classes)
+        return _from_mapping(target, num_classes, name)
+    return check_mix(target, num_classes, name)
 
 
-def _from_counts(target: str, num_classes: int, class_counts: ArrayLike | None) -> Floats:
+def _from_counts(target: str, num_classes: int, class_counts: ArrayLike | None, name: str) -> Floats:
     if target not in ("prior", "sqrt"):
-        raise ValueError(f"target_probs must be 'uniform', 'prior', 'sqrt', a vector or a mapping, got {target!r}.")
+        raise ValueError(f"{name} must be 'uniform', 'prior', 'sqrt', a vector or a mapping, got {target!r}.")
     if class_counts is None:
         raise ValueError(
-            f"target_probs={target!r} is computed from the data: "
+            f"{name}={target!r} is computed from the data: "
             "pass class_counts=np.bincount(labels, minlength=num_classes)."
         )
     counts = np.asarray(to_numpy(class_counts), dtype=np.float64)
@@ -148,7 +197,7 @@ def _from_counts(target: str, num_classes: int, class_counts: ArrayLike | None) 
     return check_mix(share / max(share.sum(), 1.0), num_classes, f"the {target} of class_counts")
 
 
-def number_target(target: Target | Shift, numbers: Mapping[Any, int]) -> Target | Shift:
+def number_target(target: Target | Shift, numbers: Mapping[Any, int], argument: str = "target_probs") -> Target | Shift:
     """Return a target whose mappings have class numbers as keys, given the ``numbers`` of names and label values.
 
     If no label value is an integer, integers are class numbers already.
@@ -161,7 +210,7 @@ def number_target(target: Target | Shift, numbers: Mapping[Any, int]) -> Target 
         {1: 0.8}
     """
     if isinstance(target, Shift):
-        start, end = (number_target(end, numbers) for end in target_endpoints(target))
+        start, end = (number_target(end, numbers, argument) for end in target_endpoints(target))
         return replace(target, start=start, end=end)
     if not isinstance(target, Mapping):
         return target
@@ -171,23 +220,23 @@ def number_target(target: Target | Shift, numbers: Mapping[Any, int]) -> Target 
         if key not in numbers and (has_integers or isinstance(key, str)):
             names = ", ".join(repr(name) for name in numbers if isinstance(name, str))
             names = names or "numbers without names; to name them, pass class_names=[...]"
-            raise ValueError(f"target_probs names class {key!r}; the classes are {names}.")
+            raise ValueError(f"{argument} names class {key!r}; the classes are {names}.")
         number = numbers.get(key, key)
         if number in numbered:
-            raise ValueError(f"target_probs names class {number} twice, the second time as {key!r}. Name it once.")
+            raise ValueError(f"{argument} names class {number} twice, the second time as {key!r}. Name it once.")
         numbered[number] = prob
     return numbered
 
 
-def _from_mapping(target: Mapping[_Key, float], num_classes: int) -> Floats:
+def _from_mapping(target: Mapping[_Key, float], num_classes: int, name: str) -> Floats:
     mix, unnamed = np.zeros(num_classes), np.ones(num_classes, dtype=bool)
     for label, prob in target.items():
         if label not in range(num_classes):
-            raise ValueError(f"target_probs names class {label!r}; classes are the integers 0 to {num_classes - 1}.")
+            raise ValueError(f"{name} names class {label!r}; classes are the integers 0 to {num_classes - 1}.")
         mix[int(label)], unnamed[int(label)] = prob, False
     if unnamed.any():
         rest = 1.0 - mix[np.isfinite(mix)].sum()
         if rest < -SUM_TOLERANCE:
-            raise ValueError(f"target_probs must sum to one, but the named classes already sum to {1.0 - rest:g}.")
+            raise ValueError(f"{name} must sum to one, but the named classes already sum to {1.0 - rest:g}.")
         mix[unnamed] = max(rest, 0.0) / unnamed.sum()
-    return check_mix(mix, num_classes)
+    return check_mix(mix, num_classes, name)

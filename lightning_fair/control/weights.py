@@ -11,15 +11,12 @@ from numpy.typing import ArrayLike
 from lightning_fair.common.arrays import Floats, to_numpy
 from lightning_fair.common.label_values import check_labels
 
+_MIN_PROB = 1e-12  # in the logarithm
+
 
 def class_weights(q: ArrayLike, p: ArrayLike, max_w: float | None = None, *, exponent: float = 1.0) -> Floats:
     """Return the weight ``min((q / p) ** exponent, max_w)`` of each class, 0 if ``p = 0``; float64, shape ``(K,)``."""
-    q, p = (np.asarray(to_numpy(mix), dtype=np.float64) for mix in (q, p))
-    if q.shape != p.shape or q.ndim != 1:
-        raise ValueError(f"q and p must both have shape (K,), got {q.shape} and {p.shape}.")
-    for name, mix in (("q", q), ("p", p)):
-        if not (np.isfinite(mix).all() and (mix >= 0).all()):
-            raise ValueError(f"{name} must be probabilities: finite and not negative.")
+    q, p = _check_mixes(q=q, p=p)
     if max_w is not None and not max_w > 0:
         raise ValueError(f"max_w must be positive, or None for no bound, got {max_w}.")
     if not 0.0 <= exponent <= 1.0:
@@ -28,6 +25,69 @@ def class_weights(q: ArrayLike, p: ArrayLike, max_w: float | None = None, *, exp
     if exponent != 1.0:
         weights = weights**exponent * (p > 0)
     return weights if max_w is None else np.minimum(weights, max_w)
+
+
+def _check_mixes(**mixes: ArrayLike) -> tuple[Floats, Floats]:
+    (one, q), (other, p) = ((name, np.asarray(to_numpy(mix), dtype=np.float64)) for name, mix in mixes.items())
+    if q.shape != p.shape or q.ndim != 1:
+        raise ValueError(f"{one} and {other} must both have shape (K,), got {q.shape} and {p.shape}.")
+    for name, mix in ((one, q), (other, p)):
+        if not (np.isfinite(mix).all() and (mix >= 0).all()):
+            raise ValueError(f"{name} must be probabilities: finite and not negative.")
+    return q, p
+
+
+def clipped_mass(ref: ArrayLike, p: ArrayLike, max_w: float) -> float:
+    """Return ``sum(max(ref - max_w * p, 0))``: the part of the reference that weights of at most ``max_w`` leave out.
+
+    In [0, 1]; 0 if no weight ``ref / p`` exceeds ``max_w``. ``ref`` and ``p`` are class mixes, shape ``(K,)``.
+
+    Example:
+        >>> clipped_mass([0.5, 0.5], [0.99, 0.01], max_w=10.0)
+        0.4
+    """
+    ref, p = _check_mixes(ref=ref, p=p)
+    kept = np.multiply(p, max_w, out=np.zeros_like(p), where=p > 0)  # infinity times 0 is not a number
+    return float(np.maximum(ref - kept, 0.0).sum())
+
+
+def logit_adjustment(p: ArrayLike, ref: ArrayLike) -> torch.Tensor:
+    """Return what to add to the logits of a classifier: ``log(p / ref)`` for each class.
+
+    **In training.** The cross entropy of ``logits + logit_adjustment(p, ref)`` on batches drawn from ``p`` is minimized
+    by logits whose softmax is the posterior ``P(y | x)`` of data with the class mix ``ref``, for every ``p``. No
+    weights are needed, and every sample counts fully. ``p`` must be the class mix that *this* batch was drawn with.
+    Outside of training the logits stay as they are. This holds for free logits; a model that cannot fit the posterior
+    has another minimum than with weights.
+
+    **After training.** A model whose softmax stands for the mix ``ref`` is moved to the mix ``new`` where it is used:
+    ``logits + logit_adjustment(new, ref)``.
+
+    Args:
+        p: Class mix of the draw, or the new one, shape ``(K,)``. Below 1e-12 it counts as that, so that classes which
+            cannot be drawn leave the softmax.
+        ref: Class mix that the model's probabilities stand for, shape ``(K,)``. A class with 0 gets 0.
+
+    Returns:
+        Float32 tensor of shape ``(K,)`` on the CPU.
+
+    Raises:
+        ValueError: If ``p`` and ``ref`` differ in shape, or have an entry that is negative or not finite.
+
+    References:
+        G. King and L. Zeng, "Logistic regression in rare events data" (2001); J. Ren et al., "Balanced meta-softmax for
+        long-tailed visual recognition" (2020); A. Menon et al., "Long-tail learning via logit adjustment" (2021).
+
+    Example:
+        >>> logit_adjustment([0.8, 0.2], [0.5, 0.5])
+        tensor([ 0.4700, -0.9163])
+        >>> logits = torch.tensor([[0.0, 1.0]])  # of a model that was trained for 50:50
+        >>> (logits + logit_adjustment([0.99, 0.01], [0.5, 0.5])).softmax(1)  # where 1 % are of class 1
+        tensor([[0.9733, 0.0267]])
+    """
+    p, ref = _check_mixes(p=p, ref=ref)
+    offsets = np.log(np.maximum(p, _MIN_PROB) / np.where(ref > 0, ref, 1.0))
+    return torch.as_tensor(np.where(ref > 0, offsets, 0.0), dtype=torch.float32)
 
 
 def importance_weights(

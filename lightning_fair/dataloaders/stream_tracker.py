@@ -49,6 +49,7 @@ class StreamTracker:
         self.stream, self.batch_size = stream, stream.batch_size
         self.global_batch_size = self.batch_size * self.world_size
         stream.rank, stream.world_size = self.rank, self.world_size
+        stream.controller.bind_batch(self.global_batch_size)
 
     @property
     def controller(self) -> FeedbackController:

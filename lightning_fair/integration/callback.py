@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import ref
 
 import torch
@@ -15,13 +15,15 @@ from torch import Tensor
 from lightning_fair.common.labels import Labels
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw_source import DrawSource
+from lightning_fair.control.objective import FeedbackTo
 from lightning_fair.control.target import Target
 from lightning_fair.integration import trainer_internals
 from lightning_fair.integration.lightning_packages import Callback, check_trainer
 from lightning_fair.integration.loader_setup import make_loader_fair
 from lightning_fair.integration.loss_check import LossCheck
+from lightning_fair.integration.presets import Correction, PresetName
 from lightning_fair.integration.run import Run
-from lightning_fair.integration.settings import FairSettings, Reference, Resume
+from lightning_fair.integration.settings import FairSettings, Resume
 from lightning_fair.integration.step_weights import StepWeights
 from lightning_fair.monitoring.dashboard import LogContext, show_distance
 from lightning_fair.sampling.batch_sampler import EmptyClasses
@@ -43,17 +45,29 @@ class FairSampling(Callback):
     Args:
         alpha: Gain of the feedback, at least 0, or a schedule (:mod:`lightning_fair.schedules`). The first seven
             arguments are those of :class:`~lightning_fair.FeedbackController`, which has the formulas.
-        target_probs: Class mix that batches are steered to: ``"uniform"``, ``"prior"``, ``"sqrt"``, a vector of shape
+        target_probs: Class mix that batches are steered to: ``"uniform"``, ``"sqrt"``, ``"prior"``, a vector of shape
             ``(K,)``, a mapping from class (its number, its name, or its label in the data if labels are numbered) to
-            probability, or a :class:`~lightning_fair.schedules.Shift` between two.
+            probability, or a :class:`~lightning_fair.schedules.Shift` between two. Or ``"auto"``: the prior to a power
+            in [0, 1], as near to uniform as ``max_repeats`` allows.
+        preset: What the arguments are that are None.
         lambda1: Weight of the deficit, at least 0.
-        lambda2: Weight of the class losses, at least 0. It needs the mixin.
-        min_prob: Smallest probability of a class, in ``[0, 1/K)``.
-        horizon: Memory of the trained mix in batches, at least 1. None: chosen from the target.
+        lambda2: Weight of the class losses, at least 0. It needs the mixin, or ``correction="logits"``.
+        max_weight: Largest importance weight, at least 1. Draws are mixed with the target so that it holds without
+            bias; weights are clipped only where a draw cannot keep it.
+        min_prob: Smallest probability of a class, in ``[0, 1/K)``, in addition.
+        horizon: Memory of the trained mix in batches, at least 1. None: chosen from the target and the batch size.
         loss_ema_decay: Memory of the class losses, in ``[0, 1)``.
-        reference: Class mix whose risk the weighted loss estimates: ``"target"`` (the balanced risk if the target is
-            uniform) or ``"prior"`` (the plain risk over the data set).
-        max_weight: Largest importance weight, positive. None: no bound. A bound adds bias.
+        reference: Class mix that the loss stands for: ``"target"``, ``"uniform"``, ``"prior"``, or a mix as for
+            ``target_probs``.
+        correction: ``"weights"``: each loss is multiplied by ``reference[y] / p[y]``. ``"logits"``:
+            ``log(p / reference)`` is added to the logits in training. ``"none"``: the loss stands for the drawn mix.
+        logits: Name of the submodule whose output are the logits, for example ``"model.fc"``.
+        feedback: ``"train"``, the losses of training; or the name of a metric of each class that the module logs at
+            validation, for example ``"val/recall"``.
+        feedback_mode: Whether larger values of that metric are better (``"max"``) or worse. None: known by its name.
+        feedback_to: ``"draw"``: classes that do badly are drawn more often. ``"objective"``: the reference moves.
+        feedback_gain: Gain of a validation metric in the objective, at least 0.
+        max_repeats: With ``"auto"``: how often a sample of the rarest class is expected in the whole training, at most.
         normalize: Divide the weights by their mean over the batch. This adds a bias of order ``1 / batch``.
         exponent: Weights to this power, in ``[0, 1]``. An exponent below 1 adds bias.
         labels: One class per sample, if the data set does not show the classes or if others shall be balanced: numbers,
@@ -99,15 +113,23 @@ class FairSampling(Callback):
     def __init__(
         self,
         alpha: float | Schedule = 8.0,
-        target_probs: Target | Shift = "uniform",
+        target_probs: Target | Shift = None,
         *,
+        preset: PresetName = "balanced",
         lambda1: float = 1.0,
-        lambda2: float = 0.0,
-        min_prob: float = 1e-6,
+        lambda2: float | None = None,
+        max_weight: float = 10.0,
+        min_prob: float = 0.0,
         horizon: float | None = None,
         loss_ema_decay: float = 0.9,
-        reference: Reference = "target",
-        max_weight: float | None = None,
+        reference: Target = None,
+        correction: Correction | None = None,
+        logits: str | None = None,
+        feedback: str | None = None,
+        feedback_mode: Literal["max", "min"] | None = None,
+        feedback_to: FeedbackTo | None = None,
+        feedback_gain: float = 3.0,
+        max_repeats: float = 64.0,
         normalize: bool = False,
         exponent: float = 1.0,
         labels: Labels = None,

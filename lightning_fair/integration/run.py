@@ -134,9 +134,7 @@ class Run:
         if self.current is None or self.step_weights is None or self.source is None:
             return
         draw, settings = self.current.draw, self.settings
-        by_target = settings.reference == "target"
-        mix = self.source.controller.target_at(draw.progress) if by_target else self.source.prior
-        weights = class_weights(draw.reference(mix), draw.probs, settings.max_weight, exponent=settings.exponent)
+        weights = class_weights(draw.weight_reference, draw.probs, settings.max_weight, exponent=settings.exponent)
         self.step_weights.start(torch.from_numpy(weights).float(), self.current.labels)
         self.class_weights = weights
 

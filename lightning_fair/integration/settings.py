@@ -7,7 +7,7 @@ import os
 import pickle
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from numbers import Integral
 from typing import Any, Literal, TypeAlias
 
@@ -19,15 +19,32 @@ from lightning_fair.common.arrays import check_at_least_zero, check_integer, to_
 from lightning_fair.common.labels import Labels, class_names, to_class_labels
 from lightning_fair.control import law
 from lightning_fair.control.controller import FeedbackController
-from lightning_fair.control.target import Target, number_target, resolve_target, target_endpoints
+from lightning_fair.control.objective import FeedbackTo
+from lightning_fair.control.target import (
+    Target,
+    check_max_weight,
+    number_target,
+    resolve_target,
+    target_endpoints,
+)
+from lightning_fair.integration.presets import PRESETS, Correction, PresetName
 from lightning_fair.sampling.batch_sampler import EmptyClasses, FeedbackBatchSampler
 from lightning_fair.schedules import Schedule, Shift, as_schedule
 from lightning_fair.streaming.stream import FairStream
 
-Reference: TypeAlias = Literal["target", "prior"]
 Resume: TypeAlias = Literal["continue", "restart"]
 
-_LAW = ("alpha", "lambda1", "lambda2", "min_prob", "horizon", "loss_ema_decay")
+_LAW = ("alpha", "lambda1", "lambda2", "max_weight", "min_prob", "horizon", "loss_ema_decay")
+_OF_TRAINING = ("auto", "deferred")  # targets that depend on the length of the training
+_OBJECTIVE = ("feedback_to", "feedback_gain")
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "preset": tuple(PRESETS),
+    "correction": ("weights", "logits", "none"),
+    "feedback_mode": ("max", "min", None),
+    "feedback_to": ("draw", "objective"),
+    "empty_classes": ("error", "skip"),
+    "resume": ("continue", "restart"),
+}
 
 
 @dataclass(frozen=True)
@@ -60,19 +77,27 @@ class UnsavedLabels:
 class FairSettings:
     """All settings of :class:`~lightning_fair.FairSampling`, which documents each of them.
 
-    The constructor checks every value. Settings that have to fit the data are checked when a sampler or a controller is
-    made.
+    The constructor takes the values that are None from the preset, and checks every value. Settings that have to fit
+    the data are checked when a sampler or a controller is made.
     """
 
     alpha: float | Schedule = 8.0
-    target_probs: Target | Shift = "uniform"
+    target_probs: Target | Shift = None
+    preset: PresetName = "balanced"
     lambda1: float = 1.0
-    lambda2: float = 0.0
-    min_prob: float = 1e-6
+    lambda2: float = None  # type: ignore[assignment]
+    max_weight: float = 10.0
+    min_prob: float = 0.0
     horizon: float | None = None
     loss_ema_decay: float = 0.9
-    reference: Reference = "target"
-    max_weight: float | None = None
+    reference: Target = None
+    correction: Correction = None  # type: ignore[assignment]
+    logits: str | None = None
+    feedback: str = None  # type: ignore[assignment]
+    feedback_mode: Literal["max", "min"] | None = None
+    feedback_to: FeedbackTo = None  # type: ignore[assignment]
+    feedback_gain: float = 3.0
+    max_repeats: float = 64.0
     normalize: bool = False
     exponent: float = 1.0
     labels: Labels = None
@@ -86,14 +111,27 @@ class FairSettings:
     resume: Resume = "continue"
 
     def __post_init__(self) -> None:
-        if self.reference not in ("target", "prior"):
-            raise ValueError(f"reference must be 'target' or 'prior', got {self.reference!r}.")
-        if self.empty_classes not in ("error", "skip"):
-            raise ValueError(f"empty_classes must be 'error' or 'skip', got {self.empty_classes!r}.")
-        if self.resume not in ("continue", "restart"):
-            raise ValueError(f"resume must be 'continue' or 'restart', got {self.resume!r}.")
-        if self.max_weight is not None and not self.max_weight > 0:
-            raise ValueError(f"max_weight must be positive, or None for no bound, got {self.max_weight}.")
+        for name, choices in _CHOICES.items():
+            if name == "preset" and self.preset in PRESETS:
+                for key, value in asdict(PRESETS[self.preset]).items():
+                    if getattr(self, key) is None:
+                        object.__setattr__(self, key, value)
+            if getattr(self, name) not in choices:
+                allowed = ", ".join(repr(choice) for choice in choices[:-1])
+                raise ValueError(f"{name} must be {allowed} or {choices[-1]!r}, got {getattr(self, name)!r}.")
+        check_max_weight(self.max_weight)
+        check_at_least_zero("feedback_gain", self.feedback_gain)
+        if not self.max_repeats >= 1:
+            raise ValueError(f"max_repeats must be at least 1, got {self.max_repeats}.")
+        if not isinstance(self.feedback, str) or not self.feedback:
+            raise ValueError(f"feedback must be 'train' or the name of a metric, got {self.feedback!r}.")
+        if self.logits is not None and self.correction != "logits":
+            raise ValueError(
+                f"logits={self.logits!r} names the module whose output is corrected, which correction="
+                f"{self.correction!r} does not do. Set correction='logits', or leave logits out."
+            )
+        if self.correction != "weights" and (self.normalize or self.exponent != 1.0):
+            raise ValueError(f"normalize and exponent change the weights, and correction={self.correction!r} has none.")
         if not 0.0 <= self.exponent <= 1.0:
             raise ValueError(f"exponent must lie in [0, 1], got {self.exponent}.")
         if isinstance(self.labels, (bytes, bool, float)) or (isinstance(self.labels, str) and not self.labels):
@@ -140,8 +178,9 @@ class FairSettings:
     @property
     def has_default_law(self) -> bool:
         """Whether the law and the target are the defaults."""
-        pairs = ((getattr(self, name), getattr(FairSettings, name)) for name in ("target_probs", *_LAW))
-        return all(np.array_equal(value, default) for value, default in pairs)
+        default = FairSettings()
+        names = ("target_probs", "reference", "feedback_to", *_LAW)
+        return all(np.array_equal(getattr(self, name), getattr(default, name)) for name in names)
 
     @property
     def draw_seed(self) -> int:
@@ -187,7 +226,8 @@ class FairSettings:
         if previous is not None and not self._fits(previous.class_counts, counts):
             previous = None
         if previous is None:
-            controller = self._make_controller(num_classes, counts[:num_classes], names, labels.values)
+            size = batch_size * options.get("world_size", 1)
+            controller = self._make_controller(num_classes, counts[:num_classes], names, labels.values, batch_size=size)
         else:
             controller = previous.controller
         options.setdefault("seed", self.draw_seed)
@@ -213,8 +253,11 @@ class FairSettings:
                 "FairStream with a controller."
             )
         if self._is_computed_from_data:
-            raise ValueError("A stream has no prior: its class mix is not known. Set target_probs to probabilities.")
-        return self._make_controller(num_classes, names=class_names(stream) or ())
+            raise ValueError(
+                "A stream has no prior: its class mix is not known. Set target_probs and reference to probabilities or "
+                "'uniform'."
+            )
+        return self._make_controller(num_classes, names=class_names(stream) or (), batch_size=stream.batch_size)
 
     def _make_controller(
         self,
@@ -222,15 +265,24 @@ class FairSettings:
         class_counts: ArrayLike | None = None,
         names: Sequence[str] = (),
         values: Sequence[Any] | None = None,
+        *,
+        batch_size: int,
     ) -> FeedbackController:
         self._check_names(num_classes)
-        settings = {name: getattr(self, name) for name in _LAW}
+        settings = {name: getattr(self, name) for name in (*_LAW, *_OBJECTIVE)}
         # A target may use any of the names, and the values of the labels; those of the settings come first.
         vocabularies, counts = (names, values or (), self.class_names or ()), Counter(names)
         numbers = {word: number for words in vocabularies for number, word in enumerate(words)}
         numbers = {word: number for word, number in numbers.items() if counts[word] < 2}  # the name of one class
-        target = number_target(self.target_probs, numbers)
-        return FeedbackController(num_classes, target, class_counts=class_counts, **settings)
+        return FeedbackController(
+            num_classes,
+            number_target(self.target_probs, numbers),
+            reference=number_target(self.reference, numbers, "reference"),  # type: ignore[arg-type]
+            feedback="train" if self.feedback == "train" else "validation",
+            class_counts=class_counts,
+            batch_size=batch_size,
+            **settings,
+        )
 
     @property
     def _known_num_classes(self) -> int | None:
@@ -241,7 +293,8 @@ class FairSettings:
 
     @property
     def _is_computed_from_data(self) -> bool:
-        return any(isinstance(end, str) and end in ("prior", "sqrt") for end in target_endpoints(self.target_probs))
+        mixes = (*target_endpoints(self.target_probs), self.reference)
+        return any(isinstance(mix, str) and mix not in ("uniform", "target") for mix in mixes)
 
     def _check_names(self, K: int | None) -> None:
         if self.class_names is not None and K is not None and len(self.class_names) != K:
@@ -264,12 +317,12 @@ class FairSettings:
         self._check_names(K)
         # A name stands for a target of any length. The names of classes may be those of the data.
         ends = [end for end in target_endpoints(self.target_probs) if isinstance(end, str) or (K and not _names(end))]
+        ends = [end for end in ends if not (isinstance(end, str) and end in _OF_TRAINING)]
         mixes = [resolve_target(end, K or 1, np.ones(K or 1)) for end in ends]
         min_target = min((float(mix[mix > 0].min()) for mix in mixes), default=1.0)
-        if horizon is None and K is not None and not self._is_computed_from_data:
-            horizon = law.default_horizon(min_target)
-        if horizon is not None:  # else the default, and with it the largest stable alpha, depend on the data
-            law.check_gain(max(alpha.extremes), self.lambda1, self.lambda2, horizon, min_target)
+        if horizon is not None:  # else the default, and with it the largest stable alpha, depend on the batch size
+            lambda2 = self.lambda2 if self.feedback_to == "draw" else 0.0
+            law.check_gain(max(alpha.extremes), self.lambda1, lambda2, horizon, min_target)
 
 
 def _is_picklable(value: Any) -> bool:

@@ -102,6 +102,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             counts = np.bincount(self.labels)
             controller = FeedbackController(counts.size, (counts > 0) / np.count_nonzero(counts))
         check_labels(self.labels, controller.num_classes)
+        controller.bind_batch(self.global_batch_size, self.steps_per_epoch)
         K, names, self.label_place = controller.num_classes, numbered.names, numbered.place
         self.class_names = None if names is None else (*names, *map(str, range(len(names), K)))[:K]
         self.controller = controller
@@ -216,27 +217,25 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         return (draw for draw in reversed(self.controller.in_flight) if isinstance(draw, BatchDraw))
 
     def _next_draw(self) -> BatchDraw:
-        controller = self.controller
-        if self._withdrawn:
-            old, newest = self._withdrawn.popleft(), self._drawn
-            self._pools.drawn = self._drawn = old.drawn_before
-            draw = self._draw(old.draw_id, old.probs, old.trained_mix, old.alpha, old.progress)
-            self._pools.drawn = self._drawn = newest
-            controller.record_draw(draw, redrawn=True)
+        if not self._withdrawn:
+            draw = self._draw(self.controller.plan_draw())
+            self.controller.record_draw(draw)
             return draw
-        probs, draw_id = controller.next_probs(), controller.draws
-        alpha = controller.alpha(draw_id, controller.epoch)
-        draw = self._draw(draw_id, probs, controller.trained_mix, alpha, controller.progress)
-        controller.record_draw(draw)
+        old, newest = self._withdrawn.popleft(), self._drawn
+        self._pools.drawn = self._drawn = old.drawn_before
+        draw = self._draw(old)
+        self._pools.drawn = self._drawn = newest
+        self.controller.record_draw(draw, redrawn=True)
         return draw
 
-    def _draw(self, draw_id: int, probs: Floats, trained_mix: Floats, alpha: float, progress: float) -> BatchDraw:
-        split, shuffle = self._draw_counts(draw_id, probs)
-        drawn_before, counts = self._drawn, split.to_dense(probs.size)
+    def _draw(self, plan: Draw) -> BatchDraw:
+        split, shuffle = self._draw_counts(plan.draw_id, plan.probs)
+        drawn_before, counts = self._drawn, split.to_dense(plan.probs.size)
         self._drawn = drawn_before + counts  # a new array: each draw keeps the old one, to be made again
         indices = self._pools.draw(split)[self._rank_slice].take(shuffle).tolist()
-        record = draw_id, probs, counts, trained_mix, alpha, indices, self._rank_slice, shuffle
-        return BatchDraw(*record, progress=progress, drawn_before=drawn_before, split=split)
+        record = plan.draw_id, plan.probs, counts, plan.trained_mix, plan.alpha, plan.reference
+        of_rank = indices, self._rank_slice, shuffle
+        return BatchDraw(*record, *of_rank, progress=plan.progress, drawn_before=drawn_before, split=split)
 
     def _draw_counts(self, draw_id: int, probs: Floats) -> tuple[ClassCounts, Ints]:
         """Return the class counts of the batch of all ranks, and a shuffle of this rank's batch."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lightning_fair.common.arrays import Floats, Ints
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import Draw
-from lightning_fair.control.law import apply_floor
+from lightning_fair.control.law import apply_floor, mixture_floor
 from lightning_fair.sampling.systematic import DrawRandomness, systematic_counts
 from lightning_fair.streaming.buffers import ClassBuffers, cap_mix
 from lightning_fair.streaming.samples import copy_data, owns_memory, stream_labels
@@ -42,9 +42,10 @@ class StreamDraw(Draw):
     available: NDArray[np.bool_]
     weight_scale: Floats | None
 
-    def reference(self, mix: Floats) -> Floats:
-        """Return the mix that the batch's weighted losses represent if those of all workers represent ``mix``."""
-        return mix if self.weight_scale is None else mix * self.weight_scale
+    @property
+    def weight_reference(self) -> Floats:
+        """The reference times ``weight_scale``: the losses of all workers together stand for the reference."""
+        return self.reference if self.weight_scale is None else self.reference * self.weight_scale
 
 
 class StreamIteration:
@@ -133,6 +134,7 @@ class StreamIteration:
             counts=counts,
             trained_mix=controller.trained_mix,
             alpha=controller.alpha(draw_id, controller.epoch),
+            reference=controller.reference,
             labels=np.arange(stock.size).repeat(counts).take(shuffle),
             arrived=arrived,
             ended=self._ended,
@@ -158,7 +160,8 @@ class StreamIteration:
         if target:
             steered = np.divide(probs * target.mix, controller.q, out=np.zeros_like(probs), where=controller.q > 0)
             if steered.any():
-                probs = apply_floor(steered, np.where(steered > 0, controller.min_prob, 0.0))
+                floor = mixture_floor(target.mix, controller.max_weight, controller.min_prob)
+                probs = apply_floor(steered, np.where(steered > 0, floor, 0.0))
         return cap_mix(probs, stock / size)
 
 

@@ -18,7 +18,7 @@ class SharedState:
     """The state that the readers of a stream need, for ``num_classes`` classes: one process writes, many read."""
 
     def __init__(self, num_classes: int) -> None:
-        self._values = torch.zeros(_HEADER + 2 * num_classes, dtype=torch.float64).share_memory_()  # type: ignore[no-untyped-call]
+        self._values = torch.zeros(_HEADER + 3 * num_classes, dtype=torch.float64).share_memory_()  # type: ignore[no-untyped-call]
         self._values[_EPOCH] = _NO_EPOCH
 
     @property
@@ -32,26 +32,25 @@ class SharedState:
         self._values[_EPOCH] = epoch
 
     @property
-    def loss_score(self) -> Floats:
-        """The controller's ``loss_score``, shape ``(K,)``."""
-        return np.array(self._vectors[0])
-
-    @property
     def _vectors(self) -> Floats:
-        """The loss score and the trained mix, shape ``(2, K)``."""
-        return np.asarray(self._values.numpy()[_HEADER:].reshape(2, -1))
+        """The loss score, the tilt of the reference and the trained mix, shape ``(3, K)``."""
+        return np.asarray(self._values.numpy()[_HEADER:].reshape(3, -1))
 
     def publish(self, controller: FeedbackController) -> None:
-        """Write the controller's step, target progress, loss score and trained mix."""
+        """Write the controller's step, target progress, loss score, tilt and trained mix."""
         values = self._values.numpy()
         values[_STEP], values[_PROGRESS] = controller.draws, controller.progress
-        self._vectors[:] = controller.loss_score, controller.trained_mix
+        self._vectors[:] = controller.loss_score, controller.objective.tilt, controller.trained_mix
+
+    def pass_feedback_to(self, controller: FeedbackController) -> None:
+        """Give a copy of the controller the published loss score and tilt."""
+        controller.loss_score, controller.objective.tilt = np.array(self._vectors[:2])
 
     def copy_controller(self, controller: FeedbackController) -> FeedbackController:
         """Return a copy of the controller that continues from the published state, with no draw in flight."""
         values, own = self._values.numpy(), deepcopy(controller)
         own.forget_in_flight()
         if values[_STEP] >= own.draws:  # smaller in a worker that starts later, if nobody reports in the main process
-            own.rewind(int(values[_STEP]), self._vectors[1], float(values[_PROGRESS]))
+            own.rewind(int(values[_STEP]), self._vectors[2], float(values[_PROGRESS]))
         own.epoch = own.epoch if self.epoch is None else self.epoch
         return own

@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from lightning_fair.common.arrays import check_integer
 from lightning_fair.control.controller import FeedbackController
+from lightning_fair.control.weights import class_weights
 from lightning_fair.streaming.buffers import ClassBuffers
 from lightning_fair.streaming.iteration import StreamDraw, StreamIteration
 from lightning_fair.streaming.missing_classes import MissingClassLogger
@@ -229,8 +230,7 @@ class FairStream(IterableDataset[Any]):
                 if not in_flight:
                     # The loader takes batches from the workers in turn, so this is the step that gets the batch.
                     controller.draws = draw_id
-                    if controller.lambda2:
-                        controller.loss_score = self._shared.loss_score
+                    self._shared.pass_feedback_to(controller)
                 yield self._weighted(*iteration.draw(size, arrived))
         finally:
             self._buffers = buffers
@@ -249,6 +249,6 @@ class FairStream(IterableDataset[Any]):
     def _weighted(self, draw: StreamDraw, samples: list[Any]) -> tuple[StreamDraw, list[Any]]:
         if not self.return_weights:
             return draw, samples
-        q, p = draw.reference(self.controller.target_at(draw.progress)), draw.probs
-        weights = np.divide(q, p, out=np.zeros_like(p), where=p > 0).astype(np.float32)[draw.labels]
+        weight_of_class = class_weights(draw.weight_reference, draw.probs, self.controller.max_weight)
+        weights = weight_of_class.astype(np.float32)[draw.labels]
         return draw, [add_weight(sample, weight) for sample, weight in zip(samples, weights, strict=True)]

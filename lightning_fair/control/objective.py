@@ -1,0 +1,138 @@
+"""The mix that the loss stands for, and how feedback moves it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lightning_fair.common.arrays import Floats, check_at_least_zero, to_numpy, to_tensors
+from lightning_fair.control import law
+from lightning_fair.control.target import MovingTarget, Target, resolve_target
+
+Feedback: TypeAlias = Literal["train", "validation"]
+FeedbackTo: TypeAlias = Literal["draw", "objective"]
+
+
+class Objective:
+    """The reference of a controller, whose arguments it has, and the state of its feedback.
+
+    Attributes:
+        base: The reference without feedback, shape ``(K,)``; None: the target of the draw.
+        tilt: Logarithm ``t`` of the factor by which feedback moves the reference, shape ``(K,)``.
+        scores: Newest validation score of each class, larger is better, shape ``(K,)``; NaN for a class without one.
+    """
+
+    def __init__(
+        self,
+        reference: Target,
+        num_classes: int,
+        class_counts: ArrayLike | None,
+        *,
+        feedback: Feedback,
+        feedback_to: FeedbackTo,
+        gain: float,
+    ) -> None:
+        follows = isinstance(reference, str) and reference == "target"
+        self.base = None if follows else resolve_target(reference, num_classes, class_counts, "reference")
+        for name, value, choices in (
+            ("feedback", feedback, ("train", "validation")),
+            ("feedback_to", feedback_to, ("draw", "objective")),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} must be {choices[0]!r} or {choices[1]!r}, got {value!r}.")
+        self.feedback, self.feedback_to = feedback, feedback_to
+        self.gain = check_at_least_zero("feedback_gain", gain)
+        self._num_classes = num_classes
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all feedback."""
+        self.tilt: Floats = np.zeros(self._num_classes)
+        self.scores: Floats = np.full(self._num_classes, np.nan)
+
+    def mix(self, q: Floats) -> Floats:
+        """Return the mix that the loss stands for, given the target of the draw, shape ``(K,)``."""
+        base = q if self.base is None else self.base
+        return law.tilt_mix(base, self.tilt) if self.tilt.any() else base
+
+    def check(self, target: MovingTarget, class_counts: ArrayLike | None) -> None:
+        """Refuse a reference with classes that are never drawn. Those without samples are the sampler's to skip."""
+        if self.base is None:
+            return
+        missing = (self.base > 0) & ~((target.start > 0) & (target.end > 0))
+        if class_counts is not None:
+            missing &= np.asarray(to_numpy(class_counts)) > 0
+        if missing.any():
+            c = int(missing.argmax())
+            raise ValueError(
+                f"The reference gives class {c} a share of {self.base[c]:.3g}, but its target is 0, so it is never "
+                "drawn. Give it a target, or a reference of 0, for example reference='target'."
+            )
+
+    def skip_classes(self, skipped: NDArray[np.bool_]) -> None:
+        """Share out the mass of the ``skipped`` classes over the others in proportion."""
+        if self.base is not None:
+            kept = np.where(skipped, 0.0, self.base)
+            if not kept.any():
+                raise ValueError("Every class of the reference lacks samples: no loss can stand for it.")
+            self.base = kept / kept.sum()
+
+    def follow_losses(self, z: Floats, lambda2: float) -> None:
+        """Move the reference by standardized training losses: ``t = lambda2 * z``."""
+        self.tilt = lambda2 * z
+
+    def follow_scores(self, scores: Floats) -> None:
+        """Take over the scores of a validation, and move the reference by them if they are fed back to it."""
+        self.scores = np.where(np.isnan(scores), self.scores, scores)
+        if self.feedback_to == "objective":
+            self.tilt = law.follow_scores(self.tilt, scores, self.gain)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as tensors."""
+        return to_tensors({"tilt": self.tilt, "scores": self.scores})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state that ``state_dict`` returned."""
+        self.tilt, self.scores = (state[name].numpy().copy() for name in ("tilt", "scores"))
+
+
+def validation_scores(
+    values: Any, counts: Any, num_classes: int, *, higher_is_better: bool, name: str = "values"
+) -> Floats:
+    """Return the score of each class, larger is better; NaN for a class without a value or without a sample.
+
+    Args:
+        values: Recall or another rate in [0, 1], or a loss of at least 0, of each class, shape ``(K,)``.
+        counts: Validation samples of each class, shape ``(K,)``, or None.
+        num_classes: Number of classes ``K``.
+        higher_is_better: Whether the values are rates. Losses are divided by their mean, and change their sign.
+        name: Name of the values for the messages.
+
+    Raises:
+        ValueError: If a shape is wrong, a rate is not in [0, 1], or a loss is negative or infinite.
+
+    Example:
+        >>> validation_scores([1.0, 3.0, 0.0], [5, 5, 0], 3, higher_is_better=False)
+        array([-0.5, -1.5,  nan])
+    """
+    scores = np.array(to_numpy(values), dtype=np.float64)
+    if scores.shape != (num_classes,):
+        raise ValueError(f"{name} must have one value per class, shape ({num_classes},), got shape {scores.shape}.")
+    if counts is not None:
+        samples = np.asarray(to_numpy(counts))
+        if samples.shape != (num_classes,):
+            raise ValueError(f"counts must have one number per class, shape ({num_classes},), got {samples.shape}.")
+        scores[samples == 0] = np.nan
+    known = scores[~np.isnan(scores)]
+    if higher_is_better and ((known < 0) | (known > 1)).any():
+        raise ValueError(
+            f"{name} must lie in [0, 1], got {known.min():g} to {known.max():g}. Divide percentages by 100."
+        )
+    if not higher_is_better:
+        if (known < 0).any() or np.isinf(known).any():
+            raise ValueError(f"{name} must be finite and at least 0, got {known.min():g} to {known.max():g}.")
+        scores = -scores / (known.mean() if known.any() else 1.0)
+    return scores

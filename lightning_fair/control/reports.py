@@ -1,0 +1,84 @@
+"""The reports of batches and validations, until they take effect."""
+
+from __future__ import annotations
+
+import warnings
+from bisect import insort
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_fair.common.arrays import to_arrays, to_tensors
+from lightning_fair.control import law
+from lightning_fair.control.draw import Draw, Report
+
+
+class ReportQueue:
+    """Reports in the order of their draws. A report on draw ``s`` is due at draw ``s + delay``.
+
+    Attributes:
+        newest: Number of the newest draw that has been reported; -1 before the first.
+    """
+
+    def __init__(self) -> None:
+        self.newest = -1
+        self._reports: deque[Report] = deque()
+        self._warned = self._warned_of_ranks = False
+
+    def add(self, report: Report) -> None:
+        """Add a report."""
+        self.newest = max(self.newest, report.draw_id)
+        if any(part is not None for part in (report.correction, report.losses, report.scores)):
+            # In the order of the draws: a loader may deliver batches in another order.
+            insort(self._reports, report, key=lambda report: report.draw_id)
+
+    def pop_due(self, draws: int, delay: int) -> Iterator[Report]:
+        """Remove and return the reports that are due before draw number ``draws``, in order."""
+        while self._reports and self._reports[0].draw_id + delay <= draws:
+            yield self._reports.popleft()
+
+    def add_batch(
+        self,
+        draw: Draw | None,
+        number: int,
+        counts: NDArray[Any],
+        loss_sums: NDArray[Any] | None,
+        loss_counts: NDArray[Any] | None,
+    ) -> None:
+        """Add the report of a batch, with the arguments of ``FeedbackController.report``; ``number`` is the draw's."""
+        report = Report(number)
+        if draw is not None and counts is not draw.counts and not np.array_equal(counts, draw.counts):
+            report.correction = law.mix_correction(counts, draw.counts, draw.trained_mix)
+        if loss_sums is not None and loss_counts is not None:
+            report.losses = law.mean_losses(loss_sums, loss_counts)
+            if not self._warned and (loss_counts.sum() < counts.sum() or not np.isfinite(loss_sums).all()):
+                self._warned = True
+                warnings.warn(
+                    "Some losses are NaN or infinite. They are left out of the loss feedback; the training step itself "
+                    "still has them.",
+                    stacklevel=4,
+                )
+        self.add(report)
+
+    def check_all_ranks(self, draw: Draw | None, counts: NDArray[Any]) -> None:
+        """Warn, once, if a batch that several ranks share is reported with the samples of one rank."""
+        if draw and not self._warned_of_ranks and counts.sum() == draw.local_size < draw.counts.sum():
+            self._warned_of_ranks = True
+            warnings.warn(
+                f"The report has {draw.local_size} samples, those of one rank, of a batch of {draw.counts.sum()} over "
+                "all ranks, so the ranks would draw with different probabilities. Report the labels and losses of all "
+                "ranks on each, for example fabric.all_gather((y, losses)), flattened.",
+                stacklevel=5,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as tensors and plain numbers."""
+        return {"newest": self.newest, "waiting": [to_tensors(vars(report)) for report in self._reports]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state that ``state_dict`` returned."""
+        self.newest = int(state["newest"])
+        self._reports = deque(Report(**to_arrays(report)) for report in state["waiting"])
