@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_fair import FairSampling, FeedbackBatchSampler, ImportanceWeightedMixin
+from lightning_fair.control.draw import Draw
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for one another, 30 ms a step
 
@@ -51,7 +52,8 @@ def loader(dataset: Dataset | None = None, **settings: Any) -> DataLoader:
 
 def moving(**settings: Any) -> FairSampling:
     """A callback whose p moves from draw to draw."""
-    return FairSampling(**{"target_probs": TARGET, "lambda2": 0.3, "loss_ema_decay": 0.0, "seed": 0, **settings})
+    fast = {"lambda2": 0.3, "loss_ema_decay": 0.0, "horizon": 16.0}
+    return FairSampling(**{"target_probs": TARGET, **fast, "seed": 0, **settings})
 
 
 @dataclass
@@ -178,9 +180,9 @@ def recorded_draws() -> Iterator[Draws]:
     draws: Draws = {}
     original = FeedbackBatchSampler._draw
 
-    def draw(self: FeedbackBatchSampler, draw_id: int, probs: np.ndarray, *rest: Any) -> Any:
-        result = original(self, draw_id, probs, *rest)
-        draws[draw_id] = (probs.copy(), result.indices)
+    def draw(self: FeedbackBatchSampler, plan: Draw) -> Any:
+        result = original(self, plan)
+        draws[plan.draw_id] = (plan.probs.copy(), result.indices)
         return result
 
     with pytest.MonkeyPatch.context() as patch:

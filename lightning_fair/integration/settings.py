@@ -119,6 +119,8 @@ class FairSettings:
             if getattr(self, name) not in choices:
                 allowed = ", ".join(repr(choice) for choice in choices[:-1])
                 raise ValueError(f"{name} must be {allowed} or {choices[-1]!r}, got {getattr(self, name)!r}.")
+        if isinstance(self.reference, str) and self.reference not in ("target", "uniform", "prior", "sqrt"):
+            raise ValueError(f"reference must be 'target', 'uniform', 'prior' or a mix, got {self.reference!r}.")
         check_max_weight(self.max_weight)
         check_at_least_zero("feedback_gain", self.feedback_gain)
         if not self.max_repeats >= 1:

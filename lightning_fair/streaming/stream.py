@@ -159,6 +159,7 @@ class FairStream(IterableDataset[Any]):
 
     def bind(self, controller: FeedbackController) -> None:
         """Follow this controller from now on, with empty buffers."""
+        controller.bind_batch(self.batch_size * self.world_size)
         self._controller = controller
         self._buffers: ClassBuffers | None = None
         self._shared = SharedState(controller.num_classes)

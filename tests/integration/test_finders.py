@@ -184,9 +184,9 @@ def recorded_probs() -> Iterator[dict[tuple[int, ...], np.ndarray]]:
     """Record the class mix of every draw by its samples: a search draws the same numbers again."""
     original, probs_of = FeedbackBatchSampler._draw, {}
 
-    def draw(self, draw_id, probs, *rest):
-        result = original(self, draw_id, probs, *rest)
-        probs_of.setdefault(tuple(result.indices), []).append(probs.copy())
+    def draw(self, plan):
+        result = original(self, plan)
+        probs_of.setdefault(tuple(result.indices), []).append(plan.probs.copy())
         return result
 
     with pytest.MonkeyPatch.context() as patch:

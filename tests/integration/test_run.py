@@ -184,7 +184,9 @@ def test_weight_check_can_fail(workers):
     "settings",
     [
         {"reference": "prior"},
-        {"max_weight": 1.0},
+        {"reference": "uniform"},
+        {"reference": [0.1, 0.2, 0.3, 0.4]},
+        {"reference": "prior", "max_weight": 2.0},
         {"normalize": True},
         {"exponent": 0.5},
         {"exponent": 0.0},
@@ -195,11 +197,14 @@ def test_weight_check_can_fail(workers):
 def test_weights_match_slow_reference(settings):
     """Weights match the slow reference."""
     prior = np.array(COUNTS) / sum(COUNTS)
+    mixes = {"prior": prior, "uniform": np.full(4, 0.25), "target": TARGET}
+    mix = settings.get("reference", "target")
+    mix = mixes[mix] if isinstance(mix, str) else mix
 
     def weigh(labels, probs):
         return reference.importance_weights(
             labels,
-            prior if settings.get("reference") == "prior" else TARGET,
+            mix,
             probs,
             settings.get("max_weight"),
             normalize=settings.get("normalize", False),

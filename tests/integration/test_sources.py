@@ -190,7 +190,7 @@ def test_empty_class_is_skipped():
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"alpha": 31.0}, "largest stable alpha"),
+        ({"alpha": 200.0}, "largest stable alpha"),
         ({"min_prob": 0.25}, r"min_prob must lie in \[0, 1/K\)"),
         ({"target_probs": {0: 1.2}}, "target_probs"),
         ({"target_probs": {9: 0.2}}, "target_probs"),

@@ -42,11 +42,13 @@ def test_copy_has_no_draws_in_flight():
     assert shared.copy_controller(controller).in_flight == ()
 
 
-def test_epoch_and_loss_score_are_published():
+def test_epoch_and_feedback_are_published():
     shared, controller = SharedState(2), FeedbackController(2, lambda2=0.5)
+    copy = FeedbackController(2, lambda2=0.5)
     assert shared.epoch is None
     shared.epoch = 3
-    controller.loss_score = np.array([-1.0, 1.0])
+    controller.loss_score, controller.objective.tilt = np.array([-1.0, 1.0]), np.array([0.5, -0.5])
     shared.publish(controller)
     assert shared.copy_controller(controller).epoch == 3
-    assert pickle.loads(pickle.dumps(shared)).loss_score.tolist() == [-1.0, 1.0]
+    pickle.loads(pickle.dumps(shared)).pass_feedback_to(copy)
+    assert (copy.loss_score.tolist(), copy.objective.tilt.tolist()) == ([-1.0, 1.0], [0.5, -0.5])

@@ -170,7 +170,7 @@ def test_weight_scale_represents_target(q):
     controller = FeedbackController(2, [1 - q, q])
     source = FairStream(Files([[0], [0, 1], [0, 1]], 3200), controller, batch_size=32)
     draws = [draw for turn in in_turns(source, 3) for _, (draw, _) in turn][96:288]
-    weights = [draw.reference(controller.q) / np.maximum(draw.probs, 1e-9) for draw in draws]
+    weights = [draw.weight_reference / np.maximum(draw.probs, 1e-9) for draw in draws]
     risks = [w * draw.counts / 32 for w, draw in zip(weights, draws, strict=True)]
     assert np.mean(risks, axis=0) == pytest.approx([1 - q, q], abs=0.02)
     assert any(draw.weight_scale is not None for draw in draws)
