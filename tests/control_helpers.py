@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,7 @@ def class_mixes(min_size: int = 1, max_size: int = 6, smallest: float = 0.02) ->
 
 def make_draw(controller: FeedbackController, counts: Sequence[int] | NDArray[Any]) -> Draw:
     """Record a draw with these class counts, as a batch sampler does."""
-    probs = controller.next_probs()
-    draw = Draw(controller.draws, probs, np.array(counts), controller.trained_mix, 8.0, progress=controller.progress)
+    draw = replace(controller.plan_draw(), counts=np.array(counts))
     controller.record_draw(draw)
     return draw
 
@@ -48,10 +48,13 @@ def same(a: Any, b: Any) -> bool:
 def state_is_finite(controller: FeedbackController) -> bool:
     """Return whether the next class mix is one, and every number of the state is finite.
 
-    NaN is allowed for the loss of a class that has had none.
+    NaN is allowed for the loss and for the score of a class that has had none.
     """
     state = controller.state_dict()
-    seen = state.pop("ema_loss").numpy()
-    arrays = [seen[~np.isnan(seen)], *(value.numpy() for value in state.values() if isinstance(value, torch.Tensor))]
-    p = controller.get_probs()
-    return all(np.isfinite(values).all() for values in (p, *arrays)) and math.isclose(p.sum(), 1.0)
+    state |= state.pop("objective")
+    seen = [values[~np.isnan(values)] for values in (state.pop(name).numpy() for name in ("ema_loss", "scores"))]
+    arrays = [*seen, *(value.numpy() for value in state.values() if isinstance(value, torch.Tensor))]
+    mixes = controller.get_probs(), controller.get_reference()
+    return all(np.isfinite(values).all() for values in (*mixes, *arrays)) and all(
+        math.isclose(mix.sum(), 1.0) for mix in mixes
+    )

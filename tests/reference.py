@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 Vector = Sequence[float]
 
 
-def floored(mix: Vector, min_prob: float, q: Vector | None = None) -> list[float]:
-    """``p = (1 - K * min_prob) * mix + min_prob`` over the ``K`` classes with a target ``q`` (default: ``mix``)."""
-    target = mix if q is None else q
-    K = sum(1 for share in target if share > 0)
-    return [
-        (1.0 - K * min_prob) * share + min_prob if goal > 0 else 0.0 for share, goal in zip(mix, target, strict=True)
-    ]
+def floor(q: Vector, max_weight: float = math.inf, min_prob: float = 0.0) -> list[float]:
+    """``f = max(min_prob, q / W)`` of the classes with a target, 0 for the others."""
+    return [max(min_prob, share / max_weight) if share > 0 else 0.0 for share in q]
+
+
+def mixed(mix: Vector, f: Vector) -> list[float]:
+    """``p = R * mix + f`` with ``R = 1 - sum(f)``, for a mix that sums to one."""
+    rest = 1.0 - sum(f)
+    return [rest * share + least for share, least in zip(mix, f, strict=True)]
+
+
+def horizon(batch_size: int, q: Vector) -> float:
+    """``H = clip(ceil(100 / (B * min q)), 16, 10000)``: a hundred samples of the rarest class that has a target."""
+    rarest = min(share for share in q if share > 0)
+    return float(min(max(math.ceil(100.0 / (batch_size * rarest)), 16), 10_000))
 
 
 def standardize(losses: Sequence[float | None], q: Vector) -> list[float]:
@@ -47,9 +55,10 @@ def law(
     alpha: float = 8.0,
     lambda1: float = 1.0,
     lambda2: float = 0.0,
-    min_prob: float = 1e-6,
+    max_weight: float = math.inf,
+    min_prob: float = 0.0,
 ) -> list[float]:
-    """``p = softmax(log q + alpha * (lambda1 * (1 - r / q) + lambda2 * e))``, with the floor."""
+    """``p = R * softmax(log q + alpha * (lambda1 * (1 - r / q) + lambda2 * e)) + f``."""
     drawn = [i for i in range(len(q)) if q[i] > 0]
     logits = []
     for i in drawn:
@@ -59,7 +68,79 @@ def law(
     mix = [0.0] * len(q)
     for i, share in zip(drawn, softmax(logits), strict=True):
         mix[i] = share
-    return floored(mix, min_prob, q)
+    return mixed(mix, floor(q, max_weight, min_prob))
+
+
+def at_rest(
+    q: Vector,
+    z: Vector,
+    *,
+    alpha: float,
+    lambda1: float = 1.0,
+    lambda2: float,
+    max_weight: float = math.inf,
+    min_prob: float = 0.0,
+) -> list[float]:
+    """Where losses rest: ``x + log((x - f/q) / R) / (alpha * lambda1) = const + (lambda2 / lambda1) * z``, ``x = p/q``.
+
+    Every class has a target. The constant is the one with which ``p`` sums to one.
+    """
+    f, gain = floor(q, max_weight, min_prob), alpha * lambda1
+    rest = 1.0 - sum(f)
+
+    def x_of(i: int, goal: float) -> float:
+        # With y = (x - f/q) / R the left side is R * y + f/q + log(y) / gain, which grows with log(y).
+        def left(log_y: float) -> float:
+            return rest * math.exp(log_y) + f[i] / q[i] + log_y / gain
+
+        log_y = bisect(lambda log_y: left(log_y) - goal, -1000.0, 50.0)
+        return rest * math.exp(log_y) + f[i] / q[i]
+
+    def p_of(constant: float) -> list[float]:
+        return [q[i] * x_of(i, constant + lambda2 / lambda1 * z[i]) for i in range(len(q))]
+
+    return p_of(bisect(lambda constant: sum(p_of(constant)) - 1.0, -100.0, 100.0))
+
+
+def bisect(rising: Callable[[float], float], low: float, high: float) -> float:
+    for _ in range(200):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if rising(middle) < 0 else (low, middle)
+    return (low + high) / 2.0
+
+
+def tilted(reference: Vector, tilt: Vector) -> list[float]:
+    """``ref_i ~ reference_i * exp(t_i)``."""
+    powers = [share * math.exp(t) for share, t in zip(reference, tilt, strict=True)]
+    return [power / sum(powers) for power in powers]
+
+
+def validation_tilt(
+    tilt: Vector, values: Sequence[float | None], *, gain: float = 3.0, higher_is_better: bool = True
+) -> list[float]:
+    """``t <- 0.7 * t + 0.3 * G * (mean(s) - s)``.
+
+    A loss is divided by its mean over the classes and has the other sign. A class without a value (None) takes no
+    part: its ``t`` stays.
+    """
+    seen = [value for value in values if value is not None]
+    mean = sum(seen) / len(seen)
+    followed = list(tilt)
+    for i, value in enumerate(values):
+        if value is not None:
+            behind = mean - value if higher_is_better else (value - mean) / mean
+            followed[i] = 0.7 * tilt[i] + 0.3 * gain * behind
+    return followed
+
+
+def offsets(p: Vector, reference: Vector) -> list[float]:
+    """What is added to the logits: 0 where the reference is 0, else ``log(max(p, 1e-12) / ref)``."""
+    return [math.log(max(a, 1e-12) / b) if b > 0 else 0.0 for a, b in zip(p, reference, strict=True)]
+
+
+def clipped_mass(reference: Vector, p: Vector, max_weight: float) -> float:
+    """``sum(max(ref - W * p, 0))``."""
+    return sum(max(b - max_weight * a, 0.0) for a, b in zip(p, reference, strict=True))
 
 
 def count_law(
@@ -151,6 +232,7 @@ def settle(
     *,
     alpha: float,
     horizon: float,
+    max_weight: float = math.inf,
     kept: Vector | None = None,
     batches: int = 1000,
     until: float = -1.0,
@@ -164,7 +246,7 @@ def settle(
     for batch in range(batches):
         if max(abs(r - target) for r, target in zip(now, q, strict=True)) <= until:
             return now, batch
-        p = law(q, now, alpha=alpha, min_prob=0.0)
+        p = law(q, now, alpha=alpha, max_weight=max_weight)
         now = follow(now, [share * (1.0 if kept is None else kept[i]) for i, share in enumerate(p)], horizon)
     return now, batches
 
@@ -186,3 +268,25 @@ def order_of_pass(items: Sequence[int], class_key: int, number: int) -> list[int
     """The items of a small class in the order of a pass: sorted by a hash of the class, the pass and the item."""
     key = splitmix64((class_key + number) % 2**64)
     return sorted(items, key=lambda item: splitmix64((key + item * 0x9E3779B97F4A7C15) % 2**64))
+
+
+def simulate(
+    q: Vector,
+    trained_mix: Vector,
+    randomness: Callable[[int], tuple[Sequence[int], float]],
+    *,
+    batch_size: int,
+    horizon: float,
+    alpha: float = 8.0,
+    max_weight: float = math.inf,
+) -> Iterator[tuple[list[float], list[int]]]:
+    """Run the loop, with class counts by systematic sampling; yield the class mix and the counts of each batch.
+
+    ``randomness(n)`` returns the order of the classes and the start of draw ``n``.
+    """
+    now, number = list(trained_mix), 0
+    while True:
+        p = law(q, now, alpha=alpha, max_weight=max_weight)
+        counts = systematic(p, batch_size, *randomness(number))
+        yield p, counts
+        now, number = follow(now, counts, horizon), number + 1

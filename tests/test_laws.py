@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_fair import FeedbackBatchSampler, FeedbackController, importance_weights
 from lightning_fair.common.class_mix import total_variation
+from lightning_fair.control import law
 from lightning_fair.schedules import Constant
 
 
@@ -168,7 +169,7 @@ def test_items_are_used_equally_often(sizes, target, batch_size, alpha, num_pref
     labels, K = long_tailed(sizes, seed), len(sizes)
     rng = np.random.default_rng(seed)
     mix = rng.dirichlet(np.ones(K)) * 0.9 + 0.1 / K if target == "random" else target
-    controller = FeedbackController(K, mix, alpha, class_counts=sizes, lambda2=0.3)
+    controller = FeedbackController(K, mix, alpha, class_counts=sizes, lambda2=0.3, horizon=16)
     sampler = FeedbackBatchSampler(labels, batch_size, 20, controller, seed=seed)
     uses = np.zeros(labels.size, dtype=int)
     for _, batch in ahead(sampler, num_prefetched, 15, lambda b: (labels[b], rng.exponential(size=len(b)))):
@@ -194,6 +195,7 @@ def test_items_are_used_equally_with_many_classes():
 
 targets = st.lists(st.floats(0.02, 1.0), min_size=2, max_size=6).map(lambda q: np.array(q) / sum(q))
 horizons = st.floats(2.0, 64.0)
+bounds = st.sampled_from([1.5, 3.0, 10.0, math.inf])
 
 
 def without_noise(controller):
@@ -212,10 +214,11 @@ def displace(controller, size):
 
 
 @pytest.mark.slow
-@given(q=targets, horizon=horizons, share=st.floats(0.0, 0.97), start=st.integers(0, 5))
-def test_accepted_gain_converges(q, horizon, share, start):
+@given(q=targets, horizon=horizons, share=st.floats(0.0, 0.97), start=st.integers(0, 5), max_weight=bounds)
+def test_accepted_gain_converges(q, horizon, share, start, max_weight):
     """From any state, for every gain that the controller accepts."""
-    controller = FeedbackController(q.size, q, alpha=share * (2.0 * horizon - 1.0), horizon=horizon, min_prob=0.0)
+    gain = share * (2.0 * horizon - 1.0)
+    controller = FeedbackController(q.size, q, alpha=gain, horizon=horizon, max_weight=max_weight)
     only = np.zeros(q.size)
     only[start % q.size] = 1.0
     for _ in range(int(3 * horizon)):
@@ -227,15 +230,15 @@ def test_accepted_gain_converges(q, horizon, share, start):
     np.testing.assert_allclose(controller.trained_mix, q, atol=1e-6)
 
 
-@given(q=targets, horizon=horizons, share=st.floats(0.0, 1.2))
-def test_deficit_shrinks_by_its_factor(q, horizon, share):
-    """By 1 - (1 + alpha * lambda1) / horizon per batch, for every target."""
+@given(q=targets, horizon=horizons, share=st.floats(0.0, 1.2), max_weight=bounds)
+def test_deficit_shrinks_by_its_factor(q, horizon, share, max_weight):
+    """By 1 - (1 + R * alpha * lambda1) / horizon per batch, for every target; R is what the floors leave."""
     gain = share * (2.0 * horizon - 1.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FeedbackController, "_check_gain", lambda self: None)
-        controller = FeedbackController(q.size, q, alpha=gain, horizon=horizon, min_prob=0.0)
+        patch.setattr(law, "check_gain", lambda *settings: None)
+        controller = FeedbackController(q.size, q, alpha=gain, horizon=horizon, max_weight=max_weight)
     displace(controller, 1e-7)
-    factor = 1.0 - (1.0 + gain) / horizon
+    factor = 1.0 - (1.0 + (1.0 - sum(reference.floor(q.tolist(), max_weight))) * gain) / horizon
     before = controller.deficits
     without_noise(controller)
     # What is neglected is of the second order: (gain * deficit)^2 / horizon, below 1e-3 of the deficit here.
@@ -245,7 +248,8 @@ def test_deficit_shrinks_by_its_factor(q, horizon, share):
 @pytest.mark.parametrize("horizon", [2.0, 16.0, 50.0])
 @pytest.mark.parametrize(("share", "overshoots"), [(0.5, False), (1.0, False), (1.05, True)])
 def test_no_overshoot_up_to_horizon_minus_one(horizon, share, overshoots):
-    controller = FeedbackController(3, [0.5, 0.3, 0.2], alpha=share * (horizon - 1.0), horizon=horizon, min_prob=0.0)
+    settings = {"horizon": horizon, "max_weight": math.inf}
+    controller = FeedbackController(3, [0.5, 0.3, 0.2], alpha=share * (horizon - 1.0), **settings)
     displace(controller, 1e-6)
     sign = np.sign(controller.deficits)
     without_noise(controller)
@@ -258,10 +262,9 @@ def test_no_overshoot_up_to_horizon_minus_one(horizon, share, overshoots):
 @pytest.mark.parametrize("horizon", [2.0, 16.0, 50.0])
 @pytest.mark.parametrize(("share", "converges"), [(0.99, True), (1.01, False)])
 def test_limit_of_the_gain_is_sharp(monkeypatch, horizon, share, converges):
-    monkeypatch.setattr(FeedbackController, "_check_gain", lambda self: None)
-    controller = FeedbackController(
-        3, [0.5, 0.3, 0.2], alpha=share * (2.0 * horizon - 1.0), horizon=horizon, min_prob=0.0
-    )
+    monkeypatch.setattr(law, "check_gain", lambda *settings: None)
+    settings = {"horizon": horizon, "max_weight": math.inf}
+    controller = FeedbackController(3, [0.5, 0.3, 0.2], alpha=share * (2.0 * horizon - 1.0), **settings)
     displace(controller, 1e-6)
     before = np.abs(controller.deficits).max()
     for _ in range(300):
@@ -376,20 +379,18 @@ def test_lost_samples_are_compensated(alpha, measured):
     gain=st.floats(2.0, 16.0),
     lambda1=st.floats(0.5, 1.5),
     lambda2=st.floats(0.0, 0.4),
+    max_weight=bounds,
 )
-def test_loss_feedback_rests_at_its_closed_form(q, losses, gain, lambda1, lambda2):
+def test_loss_feedback_rests_at_its_closed_form(q, losses, gain, lambda1, lambda2, max_weight):
     losses = np.array(losses[: q.size])
-    controller = FeedbackController(
-        q.size, q, alpha=gain / lambda1, lambda1=lambda1, lambda2=lambda2, horizon=64.0, min_prob=0.0
-    )
+    settings = {"alpha": gain / lambda1, "lambda1": lambda1, "lambda2": lambda2, "max_weight": max_weight}
+    controller = FeedbackController(q.size, q, horizon=64.0, **settings)
     for _ in range(1200):
         counts = controller.get_probs() * 1e6
         controller.report(counts, counts * losses, counts)
-    x = controller.get_probs() / q
-    z = np.array(reference.standardize(losses.tolist(), q.tolist()))
-    constant = x + np.log(x) / gain - lambda2 / lambda1 * z
-    # A start weighs (1 - 1/64)^1200 = 6e-9 at the end, in e and in r alike.
-    assert np.ptp(constant) < 1e-6
+    z = reference.standardize(losses.tolist(), q.tolist())
+    # A start weighs at most (1 - 1/64)^1200 = 6e-9 at the end, in e and in r alike.
+    np.testing.assert_allclose(controller.get_probs(), reference.at_rest(q.tolist(), z, **settings), atol=1e-6)
 
 
 @pytest.mark.parametrize("K", [2, 10, 30, 100])

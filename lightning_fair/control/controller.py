@@ -143,7 +143,13 @@ class FeedbackController:
         self._target = MovingTarget(target_probs, K, class_counts, max_weight, min_prob)
         self.max_weight, self.min_prob = self._target.max_weight, self._target.min_prob
         self.objective = Objective(
-            reference, K, class_counts, feedback=feedback, feedback_to=feedback_to, gain=feedback_gain
+            reference,
+            K,
+            class_counts,
+            feedback=feedback,
+            feedback_to=feedback_to,
+            gain=feedback_gain,
+            lambda2=self.lambda2,
         )
         self.objective.check(self._target, class_counts)
         self.epoch = 0
@@ -366,13 +372,15 @@ class FeedbackController:
         """Take over a state that ``state_dict`` returned.
 
         Raises:
-            ValueError: If it has another version or target. Nothing is changed then. Other settings may differ.
+            ValueError: If it has another version, target or reference. Nothing is changed then. Other settings may
+                differ.
         """
         if state.get("version") != _STATE_VERSION:
             raise ValueError(
                 f"This controller reads state version {_STATE_VERSION}, got {state.get('version')!r}. "
                 "Resume with the version of lightning-fair that wrote the checkpoint."
             )
+        self.objective.check_state(state["objective"])
         self._target.load_state_dict(state["target"])
         self.objective.load_state_dict(state["objective"])
         self.draws, self.epoch = int(state["draws"]), int(state["epoch"])
@@ -421,7 +429,7 @@ class FeedbackController:
                 self.trained_mix = law.correct_mix(self.trained_mix, report.correction, batches_since, self.horizon)
             if report.losses is not None:
                 self.ema_loss = law.update_losses(self.ema_loss, report.losses, self.loss_ema_decay)
-                if self.lambda2 and (objective.feedback, objective.feedback_to) == ("train", "objective"):
-                    objective.follow_losses(self._z, self.lambda2)
+                if objective.is_moved_by_losses:
+                    objective.follow_losses(self._z)
             if report.scores is not None and objective.feedback == "validation":
                 objective.follow_scores(report.scores)

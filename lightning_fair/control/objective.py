@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lightning_fair.common.arrays import Floats, check_at_least_zero, to_numpy, to_tensors
 from lightning_fair.control import law
-from lightning_fair.control.target import MovingTarget, Target, resolve_target
+from lightning_fair.control.target import MovingTarget, Target, describe_mixes, resolve_target
 
 Feedback: TypeAlias = Literal["train", "validation"]
 FeedbackTo: TypeAlias = Literal["draw", "objective"]
@@ -20,7 +20,7 @@ class Objective:
     """The reference of a controller, whose arguments it has, and the state of its feedback.
 
     Attributes:
-        base: The reference without feedback, shape ``(K,)``; None: the target of the draw.
+        base: The reference without feedback, read-only, shape ``(K,)``; None: the target of the draw.
         tilt: Logarithm ``t`` of the factor by which feedback moves the reference, shape ``(K,)``.
         scores: Newest validation score of each class, larger is better, shape ``(K,)``; NaN for a class without one.
     """
@@ -34,9 +34,10 @@ class Objective:
         feedback: Feedback,
         feedback_to: FeedbackTo,
         gain: float,
+        lambda2: float,
     ) -> None:
         follows = isinstance(reference, str) and reference == "target"
-        self.base = None if follows else resolve_target(reference, num_classes, class_counts, "reference")
+        self.base = None if follows else _fixed(resolve_target(reference, num_classes, class_counts, "reference"))
         for name, value, choices in (
             ("feedback", feedback, ("train", "validation")),
             ("feedback_to", feedback_to, ("draw", "objective")),
@@ -44,7 +45,7 @@ class Objective:
             if value not in choices:
                 raise ValueError(f"{name} must be {choices[0]!r} or {choices[1]!r}, got {value!r}.")
         self.feedback, self.feedback_to = feedback, feedback_to
-        self.gain = check_at_least_zero("feedback_gain", gain)
+        self.gain, self.lambda2 = check_at_least_zero("feedback_gain", gain), lambda2
         self._num_classes = num_classes
         self.reset()
 
@@ -53,10 +54,20 @@ class Objective:
         self.tilt: Floats = np.zeros(self._num_classes)
         self.scores: Floats = np.full(self._num_classes, np.nan)
 
+    @property
+    def is_moved_by_losses(self) -> bool:
+        """Whether training losses move the reference."""
+        return self.feedback_to == "objective" and self.feedback == "train" and self.lambda2 > 0
+
+    @property
+    def is_moved_by_scores(self) -> bool:
+        """Whether validation scores move the reference."""
+        return self.feedback_to == "objective" and self.feedback == "validation"
+
     def mix(self, q: Floats) -> Floats:
-        """Return the mix that the loss stands for, given the target of the draw, shape ``(K,)``."""
+        """Return the mix that the loss stands for, given the target of the draw, read-only, shape ``(K,)``."""
         base = q if self.base is None else self.base
-        return law.tilt_mix(base, self.tilt) if self.tilt.any() else base
+        return _fixed(law.tilt_mix(base, self.tilt)) if self.tilt.any() else base
 
     def check(self, target: MovingTarget, class_counts: ArrayLike | None) -> None:
         """Refuse a reference with classes that are never drawn. Those without samples are the sampler's to skip."""
@@ -78,25 +89,47 @@ class Objective:
             kept = np.where(skipped, 0.0, self.base)
             if not kept.any():
                 raise ValueError("Every class of the reference lacks samples: no loss can stand for it.")
-            self.base = kept / kept.sum()
+            self.base = _fixed(kept / kept.sum())
 
-    def follow_losses(self, z: Floats, lambda2: float) -> None:
+    def follow_losses(self, z: Floats) -> None:
         """Move the reference by standardized training losses: ``t = lambda2 * z``."""
-        self.tilt = lambda2 * z
+        self.tilt = self.lambda2 * z
 
     def follow_scores(self, scores: Floats) -> None:
         """Take over the scores of a validation, and move the reference by them if they are fed back to it."""
         self.scores = np.where(np.isnan(scores), self.scores, scores)
-        if self.feedback_to == "objective":
+        if self.is_moved_by_scores:
             self.tilt = law.follow_scores(self.tilt, scores, self.gain)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as tensors."""
-        return to_tensors({"tilt": self.tilt, "scores": self.scores})
+        """Return the state as tensors; ``base`` can be None."""
+        return to_tensors({"base": self.base, "tilt": self.tilt, "scores": self.scores})
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse the state of another reference; that of another number of classes is the target's to refuse."""
+        theirs, ours = (None if base is None else np.asarray(base) for base in (state["base"], self.base))
+        if theirs is None or ours is None:
+            is_same = theirs is ours
+        else:
+            is_same = theirs.size != ours.size or np.allclose(theirs, ours, rtol=0.0, atol=1e-9)
+        if not is_same:
+            names = ["the target" if mix is None else describe_mixes(mix, mix) for mix in (theirs, ours)]
+            raise ValueError(
+                f"In the state the loss stands for {names[0]}, with this controller for {names[1]}. "
+                "Resume with the reference the checkpoint was made with, or start without the checkpoint."
+            )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state that ``state_dict`` returned."""
-        self.tilt, self.scores = (state[name].numpy().copy() for name in ("tilt", "scores"))
+        """Take over a state that ``state_dict`` returned. Feedback that is off leaves the reference as it is."""
+        self.reset()
+        self.scores = state["scores"].numpy().copy()
+        if self.is_moved_by_losses or self.is_moved_by_scores:
+            self.tilt = state["tilt"].numpy().copy()
+
+
+def _fixed(mix: Floats) -> Floats:
+    mix.setflags(write=False)
+    return mix
 
 
 def validation_scores(

@@ -12,7 +12,7 @@ from control_helpers import class_mixes, labels_from_counts, make_draw, same, st
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_fair import FeedbackController
+from lightning_fair import FeedbackBatchSampler, FeedbackController
 from lightning_fair.schedules import Linear, Shift, Step
 
 # -- the law -------------------------------------------------------------------------------------------
@@ -24,21 +24,20 @@ from lightning_fair.schedules import Linear, Shift, Step
     lambda1=st.floats(0.0, 1.0),
     lambda2=st.floats(0.0, 0.5),
     beta=st.floats(0.0, 0.99),
-    floor=st.floats(0.0, 0.9),
+    max_weight=st.one_of(st.floats(1.5, 20.0), st.just(math.inf)),
+    floor=st.floats(0.0, 0.3),
     horizon=st.floats(41.0, 100.0),
     seed=st.integers(0, 1000),
 )
-def test_controller_follows_reference(q, alpha, lambda1, lambda2, beta, floor, horizon, seed):
+@pytest.mark.filterwarnings("ignore:min_prob=.* has no effect")
+def test_controller_follows_reference(q, alpha, lambda1, lambda2, beta, max_weight, floor, horizon, seed):
     K = q.size
-    controller = FeedbackController(
-        K, q, alpha, lambda1, lambda2, min_prob=floor / K, horizon=horizon, loss_ema_decay=beta
-    )
+    settings = {"alpha": alpha, "lambda1": lambda1, "lambda2": lambda2, "max_weight": max_weight, "min_prob": floor / K}
+    controller = FeedbackController(K, q, horizon=horizon, loss_ema_decay=beta, **settings)
     rng = np.random.default_rng(seed)
     trained_mix, losses, loss_score = q.tolist(), [None] * K, [0.0] * K
     for _ in range(8):
-        expected = reference.law(
-            q.tolist(), trained_mix, loss_score, alpha=alpha, lambda1=lambda1, lambda2=lambda2, min_prob=floor / K
-        )
+        expected = reference.law(q.tolist(), trained_mix, loss_score, **settings)
         np.testing.assert_allclose(controller.get_probs(), expected, rtol=1e-6, atol=1e-12)
         y, values = rng.integers(0, K, 5), rng.exponential(size=5)
         values[rng.random(5) < 0.1] = math.nan
@@ -54,9 +53,11 @@ def test_controller_follows_reference(q, alpha, lambda1, lambda2, beta, floor, h
         )
 
 
-@given(q=class_mixes(), seed=st.integers(0, 1000), floor=st.floats(0.0, 0.99))
-def test_sums_to_one_and_keeps_floor(q, seed, floor):
-    controller = FeedbackController(q.size, q, alpha=30.0, lambda2=0.5, min_prob=floor / q.size, horizon=64.0)
+@given(q=class_mixes(), seed=st.integers(0, 1000), floor=st.floats(0.0, 0.49), max_weight=st.floats(2.0, 20.0))
+@pytest.mark.filterwarnings("ignore:min_prob=.* has no effect")
+def test_sums_to_one_and_keeps_floor(q, seed, floor, max_weight):
+    settings = {"max_weight": max_weight, "min_prob": floor / q.size}
+    controller = FeedbackController(q.size, q, alpha=30.0, lambda2=0.5, horizon=64.0, **settings)
     rng = np.random.default_rng(seed)
     for _ in range(5):
         y = rng.integers(0, q.size, 3)
@@ -64,15 +65,16 @@ def test_sums_to_one_and_keeps_floor(q, seed, floor):
         p = controller.get_probs()
         assert p.sum() == pytest.approx(1.0)
         assert (p >= floor / q.size * (1.0 - 1e-12)).all()
+        assert (q <= max_weight * p * (1.0 + 1e-12)).all()
 
 
 def test_first_batch_has_the_target():
     q = [0.6, 0.3, 0.1]
-    np.testing.assert_allclose(FeedbackController(3, q, min_prob=0.0).get_probs(), q, rtol=1e-12)
+    np.testing.assert_allclose(FeedbackController(3, q).get_probs(), q, rtol=1e-12)
 
 
 def test_gain_of_zero_ignores_feedback():
-    controller = FeedbackController(2, [0.7, 0.3], alpha=0.0, lambda2=1.0, min_prob=0.0)
+    controller = FeedbackController(2, [0.7, 0.3], alpha=0.0, lambda2=1.0)
     controller.step_update([0, 0, 0], [1.0, 2.0, 3.0])
     np.testing.assert_allclose(controller.get_probs(), [0.7, 0.3], rtol=1e-12)
 
@@ -101,7 +103,7 @@ def test_permuted_classes_permute_the_mix(q, seed):
 
 
 def test_class_with_target_zero_is_never_drawn():
-    controller = FeedbackController(3, [0.5, 0.0, 0.5], lambda2=0.5, min_prob=0.01)
+    controller = FeedbackController(3, [0.5, 0.0, 0.5], lambda2=0.5)
     for _ in range(20):
         controller.step_update([0, 1], [1.0, 5.0])  # batches from elsewhere may have it
         assert controller.get_probs()[1] == 0.0
@@ -128,10 +130,10 @@ def test_losses_have_no_unit():
 
 
 def test_gain_follows_its_schedule():
-    by_step = FeedbackController(2, alpha=Linear(0.0, 8.0, 4), min_prob=0.0, horizon=16.0)
+    by_step = FeedbackController(2, alpha=Linear(0.0, 8.0, 4), horizon=16.0)
     trained_mix = [0.5, 0.5]
     for step in range(8):
-        expected = reference.law([0.5, 0.5], trained_mix, alpha=min(2.0 * step, 8.0), min_prob=0.0)
+        expected = reference.law([0.5, 0.5], trained_mix, alpha=min(2.0 * step, 8.0), max_weight=10.0)
         np.testing.assert_allclose(by_step.get_probs(), expected, rtol=1e-12)
         by_step.step_update([0])
         trained_mix = reference.follow(trained_mix, [1, 0], 16.0)
@@ -140,16 +142,6 @@ def test_gain_follows_its_schedule():
     assert by_epoch.get_probs()[1] == pytest.approx(0.5)
     by_epoch.epoch = 4
     assert by_epoch.get_probs()[1] > 0.6
-
-
-@pytest.mark.parametrize(
-    ("K", "target", "expected"), [(2, None, 16), (10, None, 16), (1000, None, 375), (2, [0.99, 0.01], 38)]
-)
-def test_default_horizon(K, target, expected):
-    """The rarest class is expected 24 times within the horizon, in batches of 64."""
-    controller = FeedbackController(K, target)
-    assert controller.horizon == expected
-    assert controller.horizon * 64 * controller.q.min() >= 24
 
 
 def test_tiny_target_gives_a_mix():
@@ -176,6 +168,130 @@ def test_reset_restores_the_first_state():
     assert not same(controller.state_dict(), fresh)
     controller.reset()
     assert same(controller.state_dict(), fresh)
+
+
+# -- horizon -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("K", "target", "size", "expected"),
+    [(2, None, 64, 16), (10, None, 64, 16), (1000, None, 64, 1563), (2, [0.99, 0.01], 64, 157), (50, None, 4, 1250)],
+)
+def test_default_horizon_follows_batch_and_target(K, target, size, expected):
+    """The rarest class is expected 100 times within the horizon."""
+    assert FeedbackController(K, target, batch_size=size).horizon == expected
+    bound = FeedbackController(K, target)
+    bound.bind_batch(size)
+    assert bound.horizon == expected == reference.horizon(size, bound.q.tolist())
+
+
+def test_given_horizon_stays():
+    controller = FeedbackController(50, horizon=20)
+    controller.bind_batch(4)
+    assert controller.horizon == 20
+
+
+def test_sampler_binds_the_batch_of_all_ranks():
+    labels = np.arange(10).repeat(8)
+    sampler = FeedbackBatchSampler(labels, 2, world_size=4)
+    assert sampler.controller.batch_size == 8
+    assert sampler.controller.horizon == 125
+
+
+def test_default_horizon_follows_a_moving_target():
+    """The horizon of each draw is that of its target, and the trained mix has it as its memory."""
+    controller = FeedbackController(3, Shift(Linear(0.0, 1.0, 4), start=PRIOR), batch_size=10)
+    trained_mix, horizons = PRIOR, []
+    for _ in range(6):
+        before = controller.q
+        controller.next_probs()
+        horizons.append(controller.horizon)
+        assert horizons[-1] == reference.horizon(10, controller.q.tolist())
+        rescaled = [r * new / old for r, new, old in zip(trained_mix, controller.q, before, strict=True)]
+        controller.step_update([0, 0, 1])
+        trained_mix = reference.follow([r / sum(rescaled) for r in rescaled], [2, 1, 0], horizons[-1])
+        np.testing.assert_allclose(controller.trained_mix, trained_mix, rtol=1e-9)
+    assert horizons == pytest.approx([500, 102, 57, 40, 30, 30], abs=1)
+
+
+def test_gain_is_checked_again_for_the_batch():
+    """A gain that is stable for small batches is refused for large ones, whose horizon is shorter."""
+    controller = FeedbackController(10, alpha=40.0, batch_size=8)
+    assert controller.horizon == 125
+    match = (
+        r"must be below 2 \* horizon - 1 = 31.*largest stable alpha is just below 31.*set horizon above 20\.5 batches"
+    )
+    with pytest.raises(ValueError, match=match):
+        controller.bind_batch(64)
+    with pytest.raises(ValueError, match=match):
+        FeedbackBatchSampler(np.arange(10).repeat(8), 64, controller=FeedbackController(10, alpha=40.0, batch_size=8))
+    FeedbackController(10, alpha=40.0, horizon=20.6).bind_batch(64)
+    FeedbackController(10, alpha=30.9, batch_size=8).bind_batch(64)
+
+
+def test_gain_is_checked_for_the_shortest_horizon_on_the_way():
+    """A target that moves has its shortest horizon where its rarest class has most, at an end or in between."""
+    across = Shift(Linear(0.0, 1.0, 10), start=[0.98, 0.02], end=[0.02, 0.98])
+    with pytest.raises(ValueError, match=r"must be below 2 \* horizon - 1 = 31"):
+        FeedbackController(2, across, alpha=40.0)  # 79 batches at both ends, 16 where the classes are equal
+    FeedbackController(2, [0.98, 0.02], alpha=40.0)
+    for ends in ({"start": PRIOR}, {"start": "uniform", "end": PRIOR}):
+        with pytest.raises(ValueError, match=r"must be below 2 \* horizon - 1 = 31"):
+            FeedbackController(3, Shift(Linear(0.0, 1.0, 10), **ends), alpha=40.0)
+    with pytest.raises(ValueError, match=r"must be below 2 \* horizon - 1 = 39"):
+        FeedbackController(3, Shift(Linear(0.0, 1.0, 10), start=PRIOR), alpha=40.0, horizon=20)
+
+
+def test_losses_with_a_long_horizon_are_told_once():
+    """Losses fed back to the draw with a horizon beyond the epoch hardly act; the remedies do."""
+    labels = np.arange(10).repeat(16)
+    with pytest.warns(UserWarning, match=r"horizon of 125 batches, longer than an epoch of 20.*feedback_to") as caught:
+        FeedbackBatchSampler(labels, 8, controller=FeedbackController(10, lambda2=0.3))
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FeedbackBatchSampler(labels, 8, controller=FeedbackController(10, lambda2=0.3, horizon=20))
+        FeedbackBatchSampler(labels, 8, controller=FeedbackController(10, lambda2=0.3, feedback_to="objective"))
+        FeedbackBatchSampler(labels, 8, controller=FeedbackController(10))
+
+
+# -- bounds --------------------------------------------------------------------------------------------
+
+
+def test_min_prob_without_effect_is_told_once():
+    with pytest.warns(
+        UserWarning, match=r"min_prob=0\.01 has no effect: max_weight=10 keeps every class at 0\.02"
+    ) as c:
+        controller = FeedbackController(3, [0.5, 0.3, 0.2], min_prob=0.01)
+    assert len(c) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        controller.bind_batch(8)
+        controller.reset()
+        FeedbackController(3, [0.5, 0.3, 0.2])  # the remedies
+        FeedbackController(3, [0.5, 0.3, 0.2], max_weight=5.0)
+        FeedbackController(3, [0.5, 0.3, 0.2], min_prob=0.03)  # this one acts on two classes
+
+
+def test_floors_beyond_one_are_refused():
+    match = r"min_prob=0\.3 and max_weight=1\.25 give the classes more than all samples: .* sums to 1\.24\. Lower"
+    with pytest.raises(ValueError, match=match):
+        FeedbackController(3, [0.8, 0.1, 0.1], min_prob=0.3, max_weight=1.25)
+    FeedbackController(3, [0.8, 0.1, 0.1], min_prob=0.1, max_weight=1.25)
+    FeedbackController(3, [0.8, 0.1, 0.1], min_prob=0.3, max_weight=10.0)
+
+
+def test_bound_of_one_turns_feedback_off():
+    with pytest.warns(
+        UserWarning, match=r"The feedback is off: with max_weight=1.*A larger max_weight, for example 10"
+    ):
+        controller = FeedbackController(2, max_weight=1.0)
+    for _ in range(5):
+        controller.step_update([0, 0, 0])
+    np.testing.assert_allclose(controller.get_probs(), 0.5, rtol=1e-12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FeedbackController(2, max_weight=1.01)
 
 
 # -- draws in flight -----------------------------------------------------------------------------------
@@ -325,7 +441,7 @@ def test_empty_batch_changes_nothing(losses):
 
 
 def test_class_without_loss_counts_as_average():
-    controller = FeedbackController(3, alpha=4.0, lambda2=0.5, min_prob=0.0)
+    controller = FeedbackController(3, alpha=4.0, lambda2=0.5, max_weight=math.inf)
     for _ in range(5):
         controller.step_update([0, 2], [1.0, 3.0])
         controller.step_update([1])
@@ -333,7 +449,7 @@ def test_class_without_loss_counts_as_average():
     assert state_is_finite(controller)
     # Classes 0 and 2 have the same deficit and the loss scores -e and +e. The class without a loss has the score 0, so
     # losses do not change its ratio to their geometric mean.
-    plain = FeedbackController(3, alpha=4.0, min_prob=0.0)
+    plain = FeedbackController(3, alpha=4.0, max_weight=math.inf)
     for _ in range(5):
         plain.step_update([0, 2])
         plain.step_update([1])
@@ -428,14 +544,6 @@ def test_get_target_is_that_of_the_oldest_draw():
         assert controller.get_target().tolist() == target
         controller.step_update(labels_from_counts(controller.in_flight[0].counts))
     assert controller.get_target().tolist() == controller.q.tolist()
-
-
-def test_both_endpoints_set_horizon_and_stability():
-    progress = Linear(0.0, 1.0, 10)
-    assert FeedbackController(3, Shift(progress, start=PRIOR)).horizon == FeedbackController(3, PRIOR).horizon
-    assert FeedbackController(3, Shift(progress, "uniform", PRIOR)).horizon == FeedbackController(3, PRIOR).horizon
-    with pytest.raises(ValueError, match="largest stable alpha"):
-        FeedbackController(3, Shift(progress, start=PRIOR), alpha=40.0, horizon=20)
 
 
 def test_state_of_another_target_is_refused():
@@ -567,6 +675,9 @@ def test_skipped_classes_share_out_their_target():
         ({"loss_ema_decay": -0.1}, r"loss_ema_decay must lie in \[0, 1\), got -0\.1"),
         ({"horizon": 0.5}, r"horizon must be at least 1 batch, got 0\.5"),
         ({"horizon": math.inf}, r"horizon must be at least 1 batch, got inf"),
+        ({"max_weight": 0.5}, r"max_weight must be at least 1, got 0\.5.*math\.inf is no bound"),
+        ({"max_weight": math.nan}, r"max_weight must be at least 1, got nan"),
+        ({"batch_size": 0}, r"batch_size must be an integer of at least 1, got 0"),
         ({"feedback_delay": 0}, r"feedback_delay must be an integer of at least 1, got 0"),
     ],
 )

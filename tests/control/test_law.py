@@ -17,13 +17,16 @@ def arrays(low, high, size=6):
     return st.lists(st.floats(low, high), min_size=size, max_size=size).map(np.array)
 
 
-def next_probs(q, r, loss_score=None, alpha=8.0, lambda1=1.0, lambda2=0.5, min_prob=1e-6):
+max_weights = st.one_of(st.floats(1.0, 100.0), st.just(math.inf))
+
+
+def next_probs(q, r, loss_score=None, alpha=8.0, lambda1=1.0, lambda2=0.5, max_weight=10.0, min_prob=0.0):
     """Return the class mix of the next batch, from the parts of the law."""
     loss_score = np.zeros(q.size) if loss_score is None else loss_score
     deficit = law.relative_deficit(r, q, law.reciprocal(q))
     with np.errstate(divide="ignore"):
         logits = law.draw_logits(np.log(q), deficit, loss_score, alpha, lambda1, lambda2)
-    return law.softmax_with_floor(logits, np.where(q > 0, min_prob, 0.0))
+    return law.softmax_with_floor(logits, law.mixture_floor(q, max_weight, min_prob))
 
 
 # -- properties of the next class mix --------------------------------------------------------------
@@ -36,22 +39,31 @@ def next_probs(q, r, loss_score=None, alpha=8.0, lambda1=1.0, lambda2=0.5, min_p
     alpha=st.floats(0.0, 100.0),
     lambda1=st.floats(0.0, 2.0),
     lambda2=st.floats(0.0, 2.0),
-    share=st.floats(0.0, 0.99),
+    max_weight=max_weights,
+    share=st.floats(0.0, 1.0),
 )
-def test_next_mix_follows_reference(q, r, e, alpha, lambda1, lambda2, share):
+def test_next_mix_follows_reference(q, r, e, alpha, lambda1, lambda2, max_weight, share):
     K = q.size
-    r, e, min_prob = r[:K] / r[:K].sum(), e[:K], share / K
-    p = next_probs(q, r, e, alpha, lambda1, lambda2, min_prob)
-    settings = {"alpha": alpha, "lambda1": lambda1, "lambda2": lambda2, "min_prob": min_prob}
+    r, e, min_prob = r[:K] / r[:K].sum(), e[:K], share * (1.0 - 1.0 / max_weight) / K
+    settings = {"alpha": alpha, "lambda1": lambda1, "lambda2": lambda2, "max_weight": max_weight, "min_prob": min_prob}
+    p = next_probs(q, r, e, **settings)
     np.testing.assert_allclose(p, reference.law(q.tolist(), r.tolist(), e.tolist(), **settings), rtol=1e-6, atol=1e-12)
 
 
-@given(q=class_mixes(), r=arrays(0.01, 1.0), alpha=st.floats(0.0, 1e4), share=st.floats(0.0, 0.99))
-def test_sums_to_one_and_keeps_floor(q, r, alpha, share):
-    min_prob = share / q.size
-    p = next_probs(q, r[: q.size] / r[: q.size].sum(), alpha=alpha, min_prob=min_prob)
+@given(
+    q=class_mixes(),
+    r=arrays(0.01, 1.0),
+    alpha=st.floats(0.0, 1e4),
+    max_weight=max_weights,
+    share=st.floats(0.0, 1.0),
+)
+def test_sums_to_one_and_keeps_floor(q, r, alpha, max_weight, share):
+    """No weight ``q / p`` exceeds the bound, and no probability is below the floor."""
+    min_prob = share * (1.0 - 1.0 / max_weight) / q.size
+    p = next_probs(q, r[: q.size] / r[: q.size].sum(), alpha=alpha, max_weight=max_weight, min_prob=min_prob)
     assert p.sum() == pytest.approx(1.0)
     assert (p >= min_prob * (1.0 - 1e-12)).all()
+    assert max_weight == math.inf or (q <= max_weight * p * (1.0 + 1e-12)).all()
 
 
 @given(r=arrays(0.01, 1.0), alpha=st.floats(0.0, 100.0))
@@ -77,9 +89,9 @@ def test_permuted_classes_permute_the_mix(q, r, e, seed):
     np.testing.assert_allclose(next_probs(q[order], r[order], e[order]), next_probs(q, r, e)[order], rtol=1e-9)
 
 
-@given(q=class_mixes(), alpha=st.floats(0.0, 100.0))
-def test_target_is_the_fixed_point(q, alpha):
-    np.testing.assert_allclose(next_probs(q, q, alpha=alpha, min_prob=0.0), q, rtol=1e-9)
+@given(q=class_mixes(), alpha=st.floats(0.0, 100.0), max_weight=max_weights)
+def test_target_is_the_fixed_point(q, alpha, max_weight):
+    np.testing.assert_allclose(next_probs(q, q, alpha=alpha, max_weight=max_weight), q, rtol=1e-9)
 
 
 def test_class_with_target_zero_gets_nothing():
@@ -99,12 +111,19 @@ def test_tiny_target_keeps_the_mix_finite():
 # -- softmax and floor -----------------------------------------------------------------------------
 
 
-@given(mix=class_mixes(max_size=40), share=st.floats(0.0, 0.999))
-def test_floor_follows_reference(mix, share):
-    min_prob = share / mix.size
-    p = law.apply_floor(3.0 * mix, np.full(mix.size, min_prob))
-    assert p.tolist() == pytest.approx(reference.floored(mix.tolist(), min_prob))
+@given(mix=class_mixes(max_size=40), share=st.floats(0.0, 1.0))
+def test_applied_floor_follows_reference(mix, share):
+    floor = np.full(mix.size, share / mix.size)
+    p = law.apply_floor(3.0 * mix, floor)
+    assert p.tolist() == pytest.approx(reference.mixed(mix.tolist(), floor.tolist()))
     assert (np.diff(p[np.argsort(mix)]) >= -1e-15).all()
+
+
+@given(mix=class_mixes(2), absent=st.booleans(), max_weight=max_weights, min_prob=st.floats(0.0, 0.2))
+def test_mixture_floor_follows_reference(mix, absent, max_weight, min_prob):
+    q = np.where(np.arange(mix.size) == 0, 0.0, mix) / (mix.sum() - mix[0]) if absent else mix
+    floor = law.mixture_floor(q, max_weight, min_prob)
+    assert floor.tolist() == pytest.approx(reference.floor(q.tolist(), max_weight, min_prob))
 
 
 @given(logits=arrays(-5.0, 5.0), shift=st.sampled_from([-1e6, 0.0, 1e6]))
@@ -181,13 +200,56 @@ def test_standardized_losses_have_no_unit(scale, shift):
     np.testing.assert_allclose(z, law.standardize_losses(losses, q), rtol=1e-6)
 
 
+# -- the objective ---------------------------------------------------------------------------------
+
+
+@given(mix=class_mixes(), tilt=arrays(-20.0, 20.0))
+def test_tilted_mix_follows_reference(mix, tilt):
+    tilt = tilt[: mix.size]
+    np.testing.assert_allclose(law.tilt_mix(mix, tilt), reference.tilted(mix.tolist(), tilt.tolist()), rtol=1e-9)
+
+
+def test_tilt_of_any_size_gives_a_mix():
+    assert law.tilt_mix(np.array([0.5, 0.5]), np.array([1000.0, -1000.0])).tolist() == [1.0, 0.0]
+
+
+@given(
+    tilt=arrays(-3.0, 3.0),
+    scores=arrays(0.0, 1.0),
+    seen=st.lists(st.booleans(), min_size=6, max_size=6).filter(any),
+    gain=st.floats(0.0, 5.0),
+)
+def test_validation_tilt_follows_reference(tilt, scores, seen, gain):
+    slow = [score if has else None for score, has in zip(scores.tolist(), seen, strict=True)]
+    moved = law.follow_scores(tilt, np.where(seen, scores, math.nan), gain)
+    np.testing.assert_allclose(moved, reference.validation_tilt(tilt.tolist(), slow, gain=gain), atol=1e-12)
+
+
+def test_validation_without_a_class_changes_nothing():
+    tilt = np.array([0.5, -0.5])
+    assert law.follow_scores(tilt, np.full(2, math.nan), gain=3.0).tolist() == tilt.tolist()
+
+
 # -- settings --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("min_target", "expected"), [(0.5, 16), (0.001, 375), (0.01, 38), (0.0, 10_000)])
-def test_default_horizon_expects_24_samples(min_target, expected):
-    assert law.default_horizon(min_target) == expected
-    assert min_target == 0 or expected * 64 * min_target >= 24
+@pytest.mark.parametrize(
+    ("min_target", "size", "expected"),
+    [
+        (0.5, 64, 16),
+        (0.001, 64, 1563),
+        (0.01, 64, 157),
+        (0.01, 4, 2500),
+        (0.02, 4, 1250),
+        (0.1, 32, 32),
+        (0.0, 64, 1e4),
+    ],
+)
+def test_default_horizon_expects_100_samples(min_target, size, expected):
+    assert law.default_horizon(min_target, size) == expected
+    if min_target:
+        assert expected == reference.horizon(size, [min_target, 1.0 - min_target])
+        assert expected * size * min_target >= 100
 
 
 @given(q=class_mixes(2), losses=arrays(0.0, 10.0))

@@ -77,7 +77,7 @@ def test_endpoints():
 
 
 def moving_target(start=(0.8, 0.2, 0.0), end=(0.2, 0.3, 0.5)):
-    return MovingTarget(Shift(Linear(0.0, 1.0, 4), start, end), 3, None, min_prob=0.01)
+    return MovingTarget(Shift(Linear(0.0, 1.0, 4), start, end), 3, None, max_weight=10.0, min_prob=0.04)
 
 
 def test_target_moves_between_its_endpoints():
@@ -88,7 +88,7 @@ def test_target_moves_between_its_endpoints():
     np.testing.assert_allclose(target.q, [0.5, 0.25, 0.25])
     np.testing.assert_allclose(target.mix_at(1.0), [0.2, 0.3, 0.5])
     assert target.wanted.all()
-    assert target.smallest == 0.2
+    assert target.smallest == 0.25
     target.reset()
     assert target.progress == 0.0
 
@@ -97,14 +97,21 @@ def test_quantities_follow_the_target():
     target = moving_target()
     assert target.inverse_q.tolist() == [1.25, 5.0, 0.0]
     assert target.log_q[2] == -np.inf
-    assert target.floor.tolist() == [0.01, 0.01, 0.0]
+    assert target.floor.tolist() == [0.08, 0.04, 0.0]
     target.move_to(1.0)
+    assert target.floor.tolist() == [0.04, 0.04, 0.05]
     np.testing.assert_allclose(target.inverse_q, [5.0, 1 / 0.3, 2.0])
     np.testing.assert_allclose(target.log_q, np.log([0.2, 0.3, 0.5]))
 
 
+def test_smallest_target_on_the_way():
+    """The smallest target of a class is largest within the way, where two classes cross, and least at an end."""
+    least, largest = moving_target(start=(0.9, 0.1, 0.0), end=(0.1, 0.9, 0.0)).smallest_range
+    assert (least, largest) == (pytest.approx(0.1), pytest.approx(0.5))
+
+
 def test_fixed_target_stays():
-    target = MovingTarget([0.5, 0.5], 2, None, min_prob=0.0)
+    target = MovingTarget([0.5, 0.5], 2, None, max_weight=10.0, min_prob=0.0)
     assert target.progress_at(step=100, epoch=100) == 0.0
     assert target.mix_at(1.0).tolist() == [0.5, 0.5]
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_fair import effective_sample_size, importance_weights
-from lightning_fair.control.weights import class_weights
+from lightning_fair import effective_sample_size, importance_weights, logit_adjustment
+from lightning_fair.control.weights import class_weights, clipped_mass
 
 shares = st.lists(st.floats(0.01, 1.0), min_size=2, max_size=8)
 
@@ -82,6 +82,67 @@ def test_invalid_argument_is_refused(arguments, message):
 def test_exponent_out_of_range_is_refused(exponent):
     with pytest.raises(ValueError, match=r"exponent must lie in \[0, 1\], got"):
         importance_weights([0], [0.5, 0.5], [0.5, 0.5], exponent=exponent)
+
+
+# -- clipped mass and logits ---------------------------------------------------------------------------
+
+
+def mixes_of(data):
+    """Return two class mixes, of which some entries are zero."""
+    size = data.draw(st.integers(2, 6))
+    shares = st.lists(st.sampled_from([0.0, 0.0, 1e-14, 0.1, 0.5, 1.0]), min_size=size, max_size=size).filter(any)
+    one, other = (np.array(data.draw(shares)) for _ in range(2))
+    return one / one.sum(), other / other.sum()
+
+
+@given(data=st.data(), max_w=st.sampled_from([1.0, 2.0, 10.0, 1e6]))
+def test_clipped_mass_follows_reference(data, max_w):
+    ref, p = mixes_of(data)
+    mass = clipped_mass(ref, p, max_w)
+    assert mass == pytest.approx(reference.clipped_mass(ref.tolist(), p.tolist(), max_w), abs=1e-12)
+    # The mass that clipped weights keep, and the clipped one, are the reference.
+    assert (p * class_weights(ref, p, max_w)).sum() + mass == pytest.approx(1.0)
+
+
+def test_without_bound_only_absent_classes_are_clipped():
+    assert clipped_mass([0.5, 0.3, 0.2], [0.999, 0.001, 0.0], np.inf) == pytest.approx(0.2)
+
+
+@given(data=st.data())
+def test_logit_adjustment_follows_reference(data):
+    p, ref = mixes_of(data)
+    offsets = logit_adjustment(p, ref)
+    assert offsets.dtype == torch.float32
+    np.testing.assert_allclose(offsets, reference.offsets(p.tolist(), ref.tolist()), rtol=1e-6, atol=1e-6)
+
+
+@given(data=st.data())
+def test_logit_adjustment_moves_a_trained_model(data):
+    """Logits that estimate the posterior at one mix estimate it at the mix they are moved to."""
+    old, new = (np.array(data.draw(shares.filter(lambda s: len(s) == 3))) for _ in range(2))
+    old, new = old / old.sum(), new / new.sum()
+    given_class = np.array([[0.7, 0.2, 0.1], [0.3, 0.8, 0.9]])  # P(x | y)
+    logits = torch.from_numpy(np.log(given_class * old))
+    joint = given_class * new
+    moved = (logits + logit_adjustment(new, old)).softmax(dim=1)
+    np.testing.assert_allclose(moved, joint / joint.sum(axis=1, keepdims=True), rtol=1e-5)
+
+
+@pytest.mark.parametrize("function", [logit_adjustment, lambda p, ref: clipped_mass(ref, p, 10.0)])
+@pytest.mark.parametrize(
+    ("p", "ref", "message"),
+    [
+        ([0.5, 0.5], [1.0], r"must both have shape \(K,\), got \(\d,\) and \(\d,\)"),
+        ([0.5, float("nan")], [0.5, 0.5], "p must be probabilities: finite and not negative"),
+        ([0.5, 0.5], [1.5, -0.5], "ref must be probabilities: finite and not negative"),
+    ],
+)
+def test_invalid_mix_is_refused(function, p, ref, message):
+    with pytest.raises(ValueError, match=message):
+        function(p, ref)
+
+
+# -- effective sample size -----------------------------------------------------------------------------
 
 
 @given(weights=st.lists(st.floats(0.001, 100.0), min_size=1, max_size=30))
