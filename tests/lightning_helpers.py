@@ -226,4 +226,4 @@ def warnings_about(words: str) -> Iterator[list[str]]:
 
 def assert_nothing_left(trainer, module):
     assert "process_dataloader" not in vars(trainer.strategy)
-    assert module._step_weights is None
+    assert module._step_correction is None

@@ -20,11 +20,13 @@ from lightning_fair.control.target import Target
 from lightning_fair.integration import trainer_internals
 from lightning_fair.integration.lightning_packages import Callback, check_trainer
 from lightning_fair.integration.loader_setup import make_loader_fair
+from lightning_fair.integration.logits_hook import hook_logits
 from lightning_fair.integration.loss_check import LossCheck
 from lightning_fair.integration.presets import Correction, PresetName
 from lightning_fair.integration.run import Run
 from lightning_fair.integration.settings import FairSettings, Resume
-from lightning_fair.integration.step_weights import StepWeights
+from lightning_fair.integration.step_checks import warn_of_no_mixin
+from lightning_fair.integration.step_correction import StepCorrection
 from lightning_fair.monitoring.dashboard import LogContext, show_distance
 from lightning_fair.sampling.batch_sampler import EmptyClasses
 from lightning_fair.schedules import Schedule, Shift
@@ -200,7 +202,7 @@ class FairSampling(Callback):
         # First of all, so that a callback that saves a checkpoint after a batch finds the batch reported.
         trainer.callbacks = [self, *others]  # type: ignore[attr-defined]
         self._detach(pl_module)
-        if hasattr(pl_module, "_step_weights"):
+        if hasattr(pl_module, "_step_correction"):
             pl_module._has_fair_sampling = True  # type: ignore[assignment]
         if any(isinstance(callback, FairSampling) for callback in others):
             raise ValueError("The Trainer has more than one FairSampling callback. Keep one: it owns the state.")
@@ -227,24 +229,33 @@ class FairSampling(Callback):
     def _detach(self, pl_module: L.LightningModule) -> None:
         self._patches.close()
         self._run.loader = None
-        if hasattr(pl_module, "_step_weights"):
-            pl_module._step_weights, pl_module._has_fair_sampling = None, False  # type: ignore[assignment]
+        if self._run.step_correction is not None:
+            self._run.step_correction.close()
+        if hasattr(pl_module, "_step_correction"):
+            pl_module._step_correction, pl_module._has_fair_sampling = None, False  # type: ignore[assignment]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._run.loader is None or self.controller is None:
             return
         if not self._run.in_search:
             self._run.announce()
-        if hasattr(pl_module, "_step_weights"):
-            K, normalize = self.controller.num_classes, self.settings.normalize
-            weights = StepWeights(K, pl_module.device, normalize=normalize, noun=self._run.noun)
-            self._run.step_weights = pl_module._step_weights = weights  # type: ignore[assignment]
-        else:
-            rank_zero_warn(
-                f"The batches are balanced, but {type(pl_module).__name__} has no importance weights: its loss stands "
-                "for the class mix that is drawn, and no losses are fed back. To add weights, inherit from "
-                'ImportanceWeightedMixin and return self.weighted_loss(losses), with the losses of reduction="none".'
-            )
+        self._set_up_correction(pl_module, self.controller.num_classes)
+
+    def _set_up_correction(self, pl_module: L.LightningModule, num_classes: int) -> None:
+        run, settings, has_mixin = self._run, self.settings, hasattr(pl_module, "_step_correction")
+        adjusts_logits = settings.correction == "logits"
+        has_hook = adjusts_logits and (settings.logits is not None or not has_mixin)
+        if has_mixin or has_hook:
+            if run.step_correction is not None:
+                run.step_correction.close()  # of a search
+            run.step_correction = StepCorrection(num_classes, pl_module.device, settings, noun=run.noun)
+        if has_mixin:
+            pl_module._step_correction = run.step_correction  # type: ignore[assignment]
+        if has_hook:
+            assert run.step_correction is not None
+            hook_logits(pl_module, settings.logits, run.step_correction)
+        elif not has_mixin and (settings.correction != "none" or settings.feeds_train_losses):
+            warn_of_no_mixin(pl_module, settings)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -280,6 +291,8 @@ class FairSampling(Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._run.loader is not None:
             self._run.dashboard.end(self._log_context(trainer), trainer.callback_metrics)
+            if self._run.step_correction is not None:
+                self._run.step_correction.close()
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.sampler is not None:
@@ -287,7 +300,7 @@ class FairSampling(Callback):
 
     def _log_context(self, trainer: L.Trainer) -> LogContext:
         assert self.sampler is not None
-        names, noun, weighted = self._run.class_names, self._run.noun, self._run.step_weights is not None
+        names, noun, weighted = self._run.class_names, self._run.noun, self._run.step_correction is not None
         return trainer_internals.log_context(trainer, self.sampler, names, weighted=weighted, noun=noun)
 
     def state_dict(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from lightning_fair.dataloaders.stream_tracker import StreamTracker
 from lightning_fair.dataloaders.wrappers import loader_inside, unchain
 from lightning_fair.integration.run import Run, RunTotals
 from lightning_fair.integration.settings import FairSettings
+from lightning_fair.integration.step_checks import StepChecks
 from lightning_fair.integration.trainer_internals import is_within_epoch, steps_per_epoch, training_time
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
 
@@ -137,7 +138,7 @@ def _update_sampler(run: Run, trainer: L.Trainer | None, users_loader: Any) -> b
             run.has_warned_of_change = True
         else:
             rank_zero_warn(f"{change}: FairSampling starts over, without the trained mix and the class losses so far.")
-            run.totals, run.has_warned, run.has_warned_of_labels = RunTotals(), False, False
+            run.totals, run.step_checks = RunTotals(), StepChecks()
     if not has_same_labels:
         _make_label_check(run, loader.dataset, were_numbered=labels.values is not None)
     return True
@@ -175,10 +176,11 @@ def _make_label_check(run: Run, dataset: Any, *, were_numbered: bool) -> None:
     """Make the label check of a new sampler, and say which groups are in which class."""
     assert run.sampler is not None
     num_classes, chosen = run.sampler.controller.num_classes, run.settings.has_chosen_labels
-    if run.step_weights is not None and run.step_weights.num_classes != num_classes:
+    step = run.step_correction
+    if step is not None and step.num_classes != num_classes:
         raise ValueError(
-            f"The number of classes has changed from {run.step_weights.num_classes} to {num_classes} during the fit. "
-            "Set FairSampling(num_classes=...) to the larger number, and empty_classes='skip'."
+            f"The number of classes has changed from {step.num_classes} to {num_classes} during the fit. Set "
+            "FairSampling(num_classes=...) to the larger number, and empty_classes='skip'."
         )
     groups = describe_groups(run.sampler.labels, dataset, run.sampler.class_names) if chosen else None
     if groups:

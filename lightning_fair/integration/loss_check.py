@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.modules.loss import _WeightedLoss
 
 from lightning_fair.integration.settings import FairSettings
-from lightning_fair.integration.step_weights import copy_to_host
+from lightning_fair.integration.step_correction import copy_to_host
 
 if TYPE_CHECKING:
     import lightning.pytorch as L

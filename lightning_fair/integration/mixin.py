@@ -1,4 +1,4 @@
-"""Importance-weighted losses for a ``LightningModule``."""
+"""Importance-weighted losses and adjusted logits for a ``LightningModule``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_fair.integration.callback import FairSampling, find_callback
 from lightning_fair.integration.lightning_packages import check_trainer
-from lightning_fair.integration.step_weights import StepWeights
+from lightning_fair.integration.step_correction import StepCorrection
 from lightning_fair.integration.trainer_internals import can_be_weighted
 
 if TYPE_CHECKING:
@@ -21,10 +21,11 @@ else:
 
 
 class ImportanceWeightedMixin(_Base):
-    """Gives a ``LightningModule`` the method ``weighted_loss``. Name it before ``LightningModule`` as a base class.
+    """Gives a ``LightningModule`` the methods ``weighted_loss`` and ``adjusted_logits``.
 
-    The weights come from :class:`~lightning_fair.FairSampling`. The mixin installs that callback if neither the Trainer
-    nor a :class:`~lightning_fair.FairDataModule` has it.
+    Name it before ``LightningModule`` as a base class. The weights and the offsets of the logits come from
+    :class:`~lightning_fair.FairSampling`; a training step that calls both methods serves all of its settings. The mixin
+    installs that callback if neither the Trainer nor a :class:`~lightning_fair.FairDataModule` has it.
 
     Attributes:
         fair_sampling: The callback to install if there is none yet: True for ``FairSampling()``, a ``FairSampling``
@@ -39,14 +40,15 @@ class ImportanceWeightedMixin(_Base):
         ...         self.net = torch.nn.Linear(4, 3)
         ...     def training_step(self, batch, batch_idx):
         ...         x, y = batch
-        ...         losses = torch.nn.functional.cross_entropy(self.net(x), y, reduction="none")
-        ...         return self.weighted_loss(losses)
+        ...         logits = self.adjusted_logits(self.net(x))  # with correction="logits"
+        ...         losses = torch.nn.functional.cross_entropy(logits, y, reduction="none")
+        ...         return self.weighted_loss(losses)  # with correction="weights"
         >>> Classifier().weighted_loss(torch.tensor([1.0, 3.0]))  # outside of training: the plain mean
         tensor(2.)
     """
 
     fair_sampling: bool | FairSampling = True
-    _step_weights: StepWeights | None = None
+    _step_correction: StepCorrection | None = None
     _has_fair_sampling = False  # set by the callback for its fit
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -63,8 +65,8 @@ class ImportanceWeightedMixin(_Base):
     def weighted_loss(self, losses: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return ``mean(w[y] * losses)`` with ``w = reference / p``, where ``p`` is the class mix of the batch's draw.
 
-        The callback feeds the losses back. Outside of training with :class:`~lightning_fair.FairSampling` all weights
-        are one.
+        The callback feeds the losses back. With ``correction="logits"`` or ``"none"``, and outside of training with
+        :class:`~lightning_fair.FairSampling`, all weights are one.
 
         Args:
             losses: Unweighted loss of each sample (``reduction="none"``), floating point, shape ``(batch,)``.
@@ -80,16 +82,58 @@ class ImportanceWeightedMixin(_Base):
             RuntimeError: If a Trainer trains the module, and has no FairSampling because ``configure_callbacks`` is
                 overridden without ``super()``.
         """
-        step = self._step_weights
+        step = self._open_step("weighted_loss")
+        return losses.mean() if step is None else step.mean(losses, labels)
+
+    def adjusted_logits(self, logits: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return ``logits + log(p / reference)`` with ``correction="logits"``, else ``logits`` itself.
+
+        The cross entropy of the adjusted logits, with class numbers or probabilities as targets, has as its minimizer
+        logits whose softmax is the posterior at the reference, whatever ``p`` the batch was drawn with. So the logits
+        themselves serve validation and prediction. An accuracy of the adjusted logits is that of the batch's own class
+        mix; compute it of the logits themselves. Outside of training with :class:`~lightning_fair.FairSampling` this
+        returns ``logits`` too.
+
+        If losses of the training are fed back, this takes the cross entropy of ``logits``, or with
+        ``feedback_to="objective"`` that of the adjusted ones, with the labels of the batch.
+
+        Args:
+            logits: Logits of the classes, floating point, shape ``(..., K)``; of two classes also one logit, that of
+                class 1, shape ``(batch,)`` or ``(batch, 1)``. It gets ``log(p1 * reference0 / (p0 * reference1))``.
+            labels: Class of each row, integers in ``[0, K)``, shape ``(batch,)``. Required only if training losses are
+                fed back and the rows are not those of the batch, in its order.
+
+        Returns:
+            Tensor of the same shape. Half precision becomes float32, because its few bits cannot hold the sum.
+
+        Raises:
+            ValueError: If ``logits`` or ``labels`` have another shape, or if ``FairSampling(logits=...)`` adjusts the
+                logits already.
+            RuntimeError: As for :meth:`weighted_loss`.
+
+        Reference:
+            A. Menon et al., "Long-tail learning via logit adjustment" (2021).
+        """
+        step = self._open_step("adjusted_logits")
+        if step is None or not step.adjusts_logits:
+            return logits
+        if step.hooked is not None:
+            raise ValueError(
+                f"Both self.adjusted_logits and FairSampling(logits={step.hooked!r}) adjust the logits. Keep one: "
+                "leave out the argument logits, or the call."
+            )
+        return step.adjust(logits, labels)
+
+    def _open_step(self, method: str) -> StepCorrection | None:
+        """Return the correction of the training step that is in progress; None outside of a step."""
+        step = self._step_correction
         if step is None and self.fair_sampling and not self._has_fair_sampling and can_be_weighted(self):
             raise RuntimeError(
-                f"weighted_loss of {type(self).__name__} has no weights, because the training has no FairSampling for "
-                "it. If the module overrides configure_callbacks, return [*super().configure_callbacks(), ...] there, "
-                "or give FairSampling to the Trainer. Call weighted_loss of the module that the Trainer trains."
+                f"{method} of {type(self).__name__} has no effect, because the training has no FairSampling for it. If "
+                "the module overrides configure_callbacks, return [*super().configure_callbacks(), ...] there, or give "
+                f"FairSampling to the Trainer. Call {method} of the module that the Trainer trains."
             )
-        if step is None or not step.is_open:  # not `self.training`: a network may be trained in eval mode
-            return losses.mean()
-        return step.mean(losses, labels)
+        return step if step is not None and step.is_open else None  # `self.training` may be False in a training
 
     def configure_callbacks(self) -> Sequence[L.Callback] | L.Callback:
         """Add the callback if there is none yet. Lightning calls this."""

@@ -13,21 +13,20 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_fair.common.arrays import Floats
 from lightning_fair.common.distributed import sum_over_ranks
 from lightning_fair.common.label_values import ClassLabels
 from lightning_fair.common.labels import look_up_labels
 from lightning_fair.control.draw import Draw
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.control.target import describe_mixes
-from lightning_fair.control.weights import class_weights
 from lightning_fair.dataloaders.fair_loader import DeliveredBatch, FairLoader
 from lightning_fair.dataloaders.label_check import LabelCheck
 from lightning_fair.dataloaders.label_scan import find_loader_labels
 from lightning_fair.dataloaders.stream_tracker import StreamTracker
 from lightning_fair.integration.loss_check import LossCheck
 from lightning_fair.integration.settings import FairSettings
-from lightning_fair.integration.step_weights import StepWeights, copy_to_host
+from lightning_fair.integration.step_checks import StepChecks
+from lightning_fair.integration.step_correction import StepCorrection, copy_to_host
 from lightning_fair.monitoring.dashboard import BatchWeights, Dashboard
 from lightning_fair.monitoring.tensorboard_layout import plural
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     import lightning.pytorch as L
 
 _RESTART = 'FairSampling(resume="restart") keeps the model, and starts the class mix anew.'
-_MAX_SHOWN = 10  # classes in a message
 _DEFAULT_DELAY = 16  # above the prefetching of most loaders, so that their batches do not depend on the workers
 
 
@@ -62,14 +60,12 @@ class Run:
     class_names: Sequence[str] = ()
     min_delay: int | None = None  # batches after which the losses of a draw are known; None for a stream
     steps_on_device: int = 0  # newest steps that a device may still be working on
-    step_weights: StepWeights | None = None  # None if the module has no `weighted_loss`
+    step_correction: StepCorrection | None = None  # None if the module has neither the mixin nor a hook
+    step_checks: StepChecks = field(default_factory=StepChecks)
     loss_check: LossCheck | None = None
     current: DeliveredBatch | None = None  # the batch in the training step
-    class_weights: Floats | None = None  # its importance weights, shape (K,); None if they are all one
     # Batches that were trained on, with a function that returns their sums; None: trained on as drawn.
     unreported: deque[tuple[Draw, Callable[[], Tensor] | None]] = field(default_factory=deque)
-    has_warned: bool = False  # of a training step without `weighted_loss`
-    has_warned_of_labels: bool = False  # of labels given to `weighted_loss` that are other classes than were drawn
     has_warned_of_change: bool = False  # of labels that change during the fit
     totals: RunTotals = field(default_factory=RunTotals)
     dashboard: Dashboard = field(default_factory=Dashboard)
@@ -98,7 +94,7 @@ class Run:
             return Run(self.settings, id(trainer), scanned_labels=self.scanned_labels)
         self.flush_reports()
         self.source.abandon_epoch()
-        return replace(self, loader=None, step_weights=None, current=None, has_begun=False)
+        return replace(self, loader=None, step_correction=None, current=None, has_begun=False)
 
     def find_labels(self, loader: DataLoader[Any]) -> ClassLabels:
         """Return the label of every sample; a data set is scanned once, however often its loader is made again."""
@@ -123,20 +119,16 @@ class Run:
     def announce_groups(self, message: str) -> None:
         """Print which groups are in which class, and speak of groups from now on."""
         self.groups = True
-        if self.step_weights is not None:
-            self.step_weights.noun = self.noun
+        if self.step_correction is not None:
+            self.step_correction.noun = self.noun
         rank_zero_info(message)
 
     def begin_step(self) -> None:
-        """Take the batch of the training step that begins, and set its importance weights."""
-        self.class_weights = None
+        """Take the batch of the training step that begins, and set its correction."""
         self.current = self.loader.pop_pending() if self.loader is not None else None
-        if self.current is None or self.step_weights is None or self.source is None:
-            return
-        draw, settings = self.current.draw, self.settings
-        weights = class_weights(draw.weight_reference, draw.probs, settings.max_weight, exponent=settings.exponent)
-        self.step_weights.start(torch.from_numpy(weights).float(), self.current.labels)
-        self.class_weights = weights
+        if self.current is not None and self.step_correction is not None:
+            self.step_checks.check_numbers(self.step_correction, self.label_check, self.class_names)
+            self.step_correction.start(self.current.draw, self.current.labels)
 
     def end_step(self, *, has_loss: bool, device: torch.device) -> Draw | None:
         """Prepare the report of the batch, and return its draw; None if the batch was not trained on."""
@@ -148,10 +140,8 @@ class Run:
         draw, trained = current.draw, has_loss and len(current.labels) > 0
         # Every rank takes part in one sum per step, whatever its batch was.
         sums = None
-        if self.step_weights is not None:
-            sums = self.step_weights.finish(trained=trained)
-            if self.step_weights.got_labels and not self.has_warned_of_labels:
-                self._warn_of_numbers()
+        if self.step_correction is not None:
+            sums = self.step_correction.finish(trained=trained)
         elif not (trained and current.as_drawn and self.source.world_size == 1):
             sums = torch.from_numpy(np.bincount(current.labels, minlength=draw.counts.size) * trained).to(device)
         self.unreported.append((draw, None if sums is None else copy_to_host(sum_over_ranks(sums))))
@@ -165,52 +155,24 @@ class Run:
             sums = None if read_sums is None else read_sums().double().numpy()
             if sums is None or sums.ndim == 1:  # samples of each class, without losses
                 self.source.report(draw, sums)
-            elif sums[0, -1]:
-                counts, num_finite, losses = sums[:, :-1]
-                self._compare_counts(counts, draw)
-                # A closure that runs several times (LBFGS) trains on more samples than were drawn.
-                self.source.report(draw, self.source.clip_counts(counts, draw), losses, num_finite)
-            else:
-                self.source.report(draw)
-                if not self.has_warned:
-                    rank_zero_warn(
-                        "training_step did not call self.weighted_loss(losses), so its loss has no importance weights "
-                        "and is not fed back."
-                    )
-                self.has_warned = True
-
-    def _warn_of_numbers(self) -> None:
-        """Warn if the labels given to ``weighted_loss`` are probably numbers of the batch, which are others."""
-        check = self.label_check
-        if check is not None and check.were_numbered and check.relation == "renumbered":
-            self.has_warned_of_labels = True
-            numbers = ", ".join(f"{name} = {c}" for c, name in enumerate(self.class_names[:_MAX_SHOWN]))
-            rank_zero_warn(
-                f"weighted_loss(losses, labels) needs FairSampling's numbers of the {plural(self.noun)} ({numbers}), "
-                f"and {check.column} has other numbers. Leave labels out, or pass labels in these numbers."
-            )
-
-    def _compare_counts(self, counts: Floats, draw: Draw) -> None:
-        """Warn if the labels that were given to ``weighted_loss`` are as many as were drawn, but of other classes."""
-        if self.has_warned_of_labels or self.sampler is None or counts.sum() != draw.counts.sum():
-            return
-        other = np.flatnonzero(counts != draw.counts)[:_MAX_SHOWN].tolist()
-        if other:
-            self.has_warned_of_labels = True
-            seen, drawn = ({self.class_names[c]: int(each[c]) for c in other} for each in (counts, draw.counts))
-            rank_zero_warn(
-                f"weighted_loss(losses, labels) got samples of other {plural(self.noun)} than were drawn: {seen}, but "
-                f"{drawn} were drawn, so their weights and losses are those of other samples. Leave labels out, or "
-                f"pass the {plural(self.noun)} that FairSampling balances, in its numbers."
-            )
+                continue
+            assert self.step_correction is not None
+            self.step_checks.check_calls(self.step_correction, sums)
+            (counts, num_finite, losses), has_losses = sums[:, :-1], sums[0, -1] > 0
+            if has_losses and self.sampler is not None:
+                self.step_checks.check_counts(counts, draw, self.class_names, self.noun)
+            # A closure that runs several times (LBFGS) trains on more samples than were drawn.
+            counts = self.source.clip_counts(counts, draw)
+            self.source.report(draw, counts, *((losses, num_finite) if has_losses else ()))
 
     def add_to_totals(self, draw: Draw) -> BatchWeights:
         """Count a batch that was trained on, and return the statistics of its weights."""
         assert self.source is not None
-        if self.class_weights is None:
+        per_class = None if self.step_correction is None else self.step_correction.class_weights
+        if per_class is None:
             weights = BatchWeights.all_one(self.source.global_batch_size)
         else:
-            weights = BatchWeights.summarize(self.class_weights, draw.counts, normalize=self.settings.normalize)
+            weights = BatchWeights.summarize(per_class, draw.counts, normalize=self.settings.normalize)
         self.totals.steps += 1
         self.totals.effective_sample_size_sum += weights.effective_sample_size
         self.totals.largest_weight = max(self.totals.largest_weight, weights.largest)
@@ -221,8 +183,8 @@ class Run:
         assert self.source is not None
         self.flush_reports()
         self.current = None
-        if self.step_weights is not None:
-            self.step_weights.is_open = False
+        if self.step_correction is not None:
+            self.step_correction.is_open = False
         if self.loss_check is not None:
             self.loss_check.end_epoch()
         self.source.end_epoch()
@@ -257,8 +219,8 @@ class Run:
             return
         self.unreported.clear()
         self.current = None
-        if self.step_weights is not None:
-            self.step_weights.is_open = False
+        if self.step_correction is not None:
+            self.step_correction.is_open = False
         if self.checkpoint is None:
             self.source.reset()  # the checkpoint of a search may be older than the source
             self.has_begun = False

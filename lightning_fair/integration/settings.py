@@ -178,6 +178,11 @@ class FairSettings:
         return isinstance(self.target_probs, str) and self.target_probs == "prior"
 
     @property
+    def feeds_train_losses(self) -> bool:
+        """Whether the losses of the training are fed back."""
+        return self.feedback == "train" and self.lambda2 > 0
+
+    @property
     def has_default_law(self) -> bool:
         """Whether the law and the target are the defaults."""
         default = FairSettings()

@@ -186,7 +186,7 @@ def test_wrong_order_without_init_subclass():
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), 0.1)
 
-    with pytest.raises(RuntimeError, match="weighted_loss of Own has no weights"):
+    with pytest.raises(RuntimeError, match="weighted_loss of Own has no effect"):
         fit(Own(), loader())
     fit(Own(), loader(), moving())
 
@@ -206,7 +206,7 @@ class DeepWithout(Without):
 @pytest.mark.parametrize("settings", [{}, {"accumulate_grad_batches": 2}])
 def test_configure_callbacks_without_super_raises(kind, settings):
     """An override of ``configure_callbacks`` without ``super()`` raises in the first training step."""
-    remedy = rf"weighted_loss of {kind.__name__} has no weights.*\[\*super\(\)\.configure_callbacks\(\), \.\.\.\]"
+    remedy = rf"weighted_loss of {kind.__name__} has no effect.*\[\*super\(\)\.configure_callbacks\(\), \.\.\.\]"
     with pytest.raises(RuntimeError, match=remedy):
         fit(kind(), loader(), **settings)
 
@@ -235,7 +235,7 @@ def test_later_trainer_without_callback_raises():
     """That an earlier Trainer had the callback does not count."""
     module = Without()
     fit(module, loader(), moving(), limit_train_batches=2)
-    with pytest.raises(RuntimeError, match="has no weights"):
+    with pytest.raises(RuntimeError, match="has no effect"):
         fit(module, loader())
 
 
@@ -243,7 +243,7 @@ def test_override_in_validation():
     """Without a callback, validation and its sanity check get the plain mean."""
     module, fitted = Without(), trainer(num_sanity_val_steps=2)
     fitted.validate(module, loader(shuffle=False), verbose=False)
-    with pytest.raises(RuntimeError, match="has no weights"):
+    with pytest.raises(RuntimeError, match="has no effect"):
         fitted.fit(module, loader(), loader(shuffle=False))
     assert fitted.global_step == 0
 
@@ -295,7 +295,7 @@ def test_loaded_module_has_weights(tmp_path):
 
 
 def test_module_in_module_raises():
-    """A module with the mixin inside the trained module has no weights, which is an error."""
+    """A module with the mixin inside the trained module has no effect, which is an error."""
 
     class Outer(Plain):
         def __init__(self):
@@ -318,7 +318,7 @@ def test_compiled_override_raises():
             return []
 
     torch._dynamo.reset()
-    with pytest.raises(RuntimeError, match="weighted_loss of Own has no weights"):
+    with pytest.raises(RuntimeError, match="weighted_loss of Own has no effect"):
         fit(torch.compile(Own(), backend="eager"), loader())
     fit(torch.compile(Own(), backend="eager"), loader(), moving(), limit_train_batches=2)
 
@@ -478,7 +478,7 @@ def test_compiled_module_compiles_once():
         assert loss == pytest.approx((by_target(y.tolist(), probs) * each).mean(), rel=1e-5)
         losses = reference.follow_losses(losses, y.tolist(), each, 0.0)
     np.testing.assert_allclose(fair.controller.ema_loss, losses, rtol=1e-5)
-    assert module._step_weights is None
+    assert module._step_correction is None
 
 
 @pytest.mark.parametrize("workers", WORKERS)

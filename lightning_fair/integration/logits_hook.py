@@ -1,0 +1,110 @@
+"""A forward hook that corrects the loss of a module that nobody changed, in the logits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor, nn
+
+from lightning_fair.integration.step_correction import StepCorrection
+from lightning_fair.monitoring.tensorboard_layout import plural
+
+if TYPE_CHECKING:
+    import lightning.pytorch as L
+
+_MAX_LISTED = 12  # candidates in a message
+
+
+class LogitsHook:
+    """Adds the offsets of the batch's draw to the output of a submodule, in training steps and with gradients alone.
+
+    A copy or a pickle of the submodule has a hook that does nothing: a teacher is not trained.
+    """
+
+    def __init__(self, step: StepCorrection) -> None:
+        self.step = step
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:  # noqa: ARG002
+        """Return the adjusted logits; None leaves the output as it is."""
+        if not (self.step.is_open and torch.is_grad_enabled()):
+            return None
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
+            raise TypeError(
+                f"The output of {self.step.hooked} must be a floating point tensor of logits, got {kind}. Name the "
+                "submodule whose output are the logits: FairSampling(logits=...)."
+            )
+        return self.step.adjust(output)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _InertHook, ()
+
+
+class _InertHook:
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        pass
+
+
+def hook_logits(pl_module: L.LightningModule, name: str | None, step: StepCorrection) -> None:
+    """Let a hook adjust the output of the submodule ``name``, or of the only one that fits, until ``step`` is closed.
+
+    Raises:
+        ValueError: If there is no submodule of that name, or without a name not exactly one linear layer has as many
+            outputs as there are classes, or one if there are two classes.
+    """
+    if name is None:
+        name = _find_head(pl_module, step)
+        rank_zero_info(
+            f"FairSampling adjusts the logits of {_describe(name, pl_module.get_submodule(name))}, the only linear "
+            f"layer with as many outputs as there are {plural(step.noun)}."
+        )
+    try:
+        head = pl_module.get_submodule(name) if name else None
+    except AttributeError:
+        head = None
+    if head is None:
+        raise ValueError(f"{type(pl_module).__name__} has no submodule {name!r}. {_list_candidates(pl_module, step)}")
+    step.follow_hook(name, head.register_forward_hook(LogitsHook(step)))
+    # Code that was compiled before has no hook in it, and its guards do not look for hooks.
+    torch.compiler.reset()
+
+
+def _find_head(pl_module: L.LightningModule, step: StepCorrection) -> str:
+    heads = _heads(pl_module, step.num_classes)
+    if len(heads) != 1:
+        number = "several linear layers" if heads else "no linear layer"
+        raise ValueError(
+            f"FairSampling(correction='logits') needs the submodule whose output are the logits. {number.capitalize()} "
+            f"of {type(pl_module).__name__} {'have' if heads else 'has'} {_num_outputs(step)}. "
+            f"{_list_candidates(pl_module, step)}"
+        )
+    return next(iter(heads))
+
+
+def _heads(pl_module: L.LightningModule, num_classes: int) -> dict[str, nn.Linear]:
+    sizes = (1, 2) if num_classes == 2 else (num_classes,)
+    return {name: layer for name, layer in _linear_layers(pl_module).items() if layer.out_features in sizes}
+
+
+def _linear_layers(pl_module: L.LightningModule) -> dict[str, nn.Linear]:
+    return {name: layer for name, layer in pl_module.named_modules() if isinstance(layer, nn.Linear)}
+
+
+def _num_outputs(step: StepCorrection) -> str:
+    return "one or two outputs" if step.num_classes == 2 else f"{step.num_classes} outputs"
+
+
+def _list_candidates(pl_module: L.LightningModule, step: StepCorrection) -> str:
+    layers = _heads(pl_module, step.num_classes) or _linear_layers(pl_module)
+    listed = ", ".join(_describe(name, layer) for name, layer in list(layers.items())[-_MAX_LISTED:])
+    example = next(reversed(layers), "model.fc")
+    return (
+        f"Its linear layers are {listed or 'none'}. Name the submodule, for example FairSampling(logits={example!r}); "
+        "or call self.adjusted_logits(logits) of ImportanceWeightedMixin; or set correction='weights' or 'none'."
+    )
+
+
+def _describe(name: str, layer: nn.Module) -> str:
+    return f"{name} ({layer.in_features} -> {layer.out_features})" if isinstance(layer, nn.Linear) else name

@@ -1,0 +1,124 @@
+"""Checks of what the training steps call, and with which classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from lightning_fair.common.arrays import Floats
+from lightning_fair.control.draw import Draw
+from lightning_fair.dataloaders.label_check import LabelCheck
+from lightning_fair.integration.settings import FairSettings
+from lightning_fair.integration.step_correction import StepCorrection
+from lightning_fair.monitoring.tensorboard_layout import plural
+
+if TYPE_CHECKING:
+    import lightning.pytorch as L
+
+_MAX_SHOWN = 10  # classes in a message
+
+
+def warn_of_no_mixin(pl_module: L.LightningModule, settings: FairSettings) -> None:
+    """Warn that a module without the mixin has neither weights nor feedback of its losses."""
+    name, lacks = type(pl_module).__name__, []
+    if settings.correction == "weights":
+        lacks.append("has no importance weights: its loss stands for the class mix that is drawn")
+    if settings.feeds_train_losses:
+        lacks.append("feeds no losses back")
+    rank_zero_warn(
+        f"The batches are balanced, but {name} {', and '.join(lacks)}. Inherit from ImportanceWeightedMixin and return "
+        'self.weighted_loss(losses), with the losses of reduction="none". If the module stays as it is, '
+        "FairSampling(correction='logits', logits='model.fc') corrects the logits of the submodule model.fc, and "
+        "correction='none', lambda2=0.0 corrects nothing."
+    )
+
+
+class StepChecks:
+    """Warns, once of each, of training steps that do not call what their correction needs, or with other classes."""
+
+    def __init__(self) -> None:
+        self._has_warned_of_calls = self._has_warned_of_labels = False
+
+    def check_calls(self, step: StepCorrection, sums: Floats) -> None:
+        """Warn if a training step did not call what the settings need; ``sums`` are those of ``StepCorrection``."""
+        has_losses, has_logits = sums[:2, -1] > 0
+        settings, problem = step.settings, None
+        if step.adjusts_logits and not has_logits:
+            problem = _NO_HOOK.format(name=step.hooked) if step.hooked else _NO_LOGITS
+        elif settings.correction == "weights" and not has_losses:
+            problem = _NO_WEIGHTS
+        elif settings.feeds_train_losses and not has_losses:
+            problem = _NO_LOSSES
+        if problem and not self._has_warned_of_calls:
+            self._has_warned_of_calls = True
+            rank_zero_warn(problem)
+
+    def check_numbers(self, step: StepCorrection, check: LabelCheck | None, class_names: Sequence[str]) -> None:
+        """Check that the class numbers of a batch are those of FairSampling, if that matters."""
+        if check is None or check.relation not in ("renumbered", "groups"):
+            return
+        if step.adjusts_logits:
+            raise ValueError(_describe_other_outputs(check, step.noun))
+        if (
+            step.got_labels
+            and check.were_numbered
+            and check.relation == "renumbered"
+            and not self._has_warned_of_labels
+        ):
+            self._has_warned_of_labels = True
+            numbers = ", ".join(f"{name} = {c}" for c, name in enumerate(class_names[:_MAX_SHOWN]))
+            rank_zero_warn(
+                f"weighted_loss(losses, labels) needs FairSampling's numbers of the {plural(step.noun)} ({numbers}), "
+                f"and {check.column} has other numbers. Leave labels out, or pass labels in these numbers."
+            )
+
+    def check_counts(self, counts: Floats, draw: Draw, class_names: Sequence[str], noun: str) -> None:
+        """Warn if the labels that were given to ``weighted_loss`` are as many as were drawn, but of other classes."""
+        if self._has_warned_of_labels or counts.sum() != draw.counts.sum():
+            return
+        other = np.flatnonzero(counts != draw.counts)[:_MAX_SHOWN].tolist()
+        if other:
+            self._has_warned_of_labels = True
+            seen, drawn = ({class_names[c]: int(each[c]) for c in other} for each in (counts, draw.counts))
+            rank_zero_warn(
+                f"weighted_loss(losses, labels) got samples of other {plural(noun)} than were drawn: {seen}, but "
+                f"{drawn} were drawn, so their weights and losses are those of other samples. Leave labels out, or "
+                f"pass the {plural(noun)} that FairSampling balances, in its numbers."
+            )
+
+
+_NO_WEIGHTS = (
+    "training_step did not call self.weighted_loss(losses), so its loss has no importance weights and is not fed back. "
+    "Return self.weighted_loss(losses), or set FairSampling(correction='none', lambda2=0.0)."
+)
+_NO_LOSSES = (
+    "training_step did not call self.weighted_loss(losses), so no losses are fed back. Return "
+    "self.weighted_loss(losses), or set FairSampling(lambda2=0.0)."
+)
+_NO_LOGITS = (
+    "training_step did not call self.adjusted_logits(logits), so its loss is not corrected: it stands for the class "
+    "mix that is drawn. Compute the loss of self.adjusted_logits(logits), or name the submodule whose output are the "
+    "logits: FairSampling(logits='model.fc'), or set FairSampling(correction='none')."
+)
+_NO_HOOK = (
+    "training_step did not call {name} with gradients, so its loss is not corrected: it stands for the class mix that "
+    "is drawn. Name the submodule that the training step calls and whose output are the logits, "
+    "FairSampling(logits=...), or set FairSampling(correction='none')."
+)
+
+
+def _describe_other_outputs(check: LabelCheck, noun: str) -> str:
+    if check.relation == "renumbered":
+        return (
+            "correction='logits' adds the offset of class c to output c, so the batches must have FairSampling's class "
+            f"numbers, and {check.column} has others. Pass the numbers of the batches, for example "
+            "FairSampling(labels='scan'), or set correction='weights'."
+        )
+    return (
+        f"correction='logits' adds the offset of {noun} c to output c, so the outputs of the module must be the "
+        f"{plural(noun)} that FairSampling balances, and {check.column} merges these. Balance the classes of "
+        f"{check.column}, or set correction='weights'."
+    )

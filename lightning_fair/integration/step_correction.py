@@ -1,0 +1,195 @@
+"""The correction of the current batch, by weights or in the logits, and the sums of its losses, all on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from lightning_fair.common.arrays import Floats
+from lightning_fair.control.draw import Draw
+from lightning_fair.control.weights import class_weights, logit_adjustment
+from lightning_fair.integration.settings import FairSettings
+from lightning_fair.monitoring.tensorboard_layout import plural
+
+
+class StepCorrection:
+    """The importance weights or the logit offsets of the current batch, and the sums of its losses per class.
+
+    One object serves a whole fit and is refilled for each batch, so a compiled training step sees the same tensors
+    every time. No method makes the device wait for the host. A copy or a pickle corrects nothing until it is started.
+
+    Args:
+        num_classes: Number of classes ``K``.
+        device: Device of the losses.
+        settings: Say how to correct, and whether training losses are fed back, and to where.
+        noun: Word for a class in messages, ``"class"`` or ``"group"``.
+
+    Attributes:
+        class_weights: Weights of the current batch, float64, shape ``(K,)``; None if they are all one.
+        is_open: Whether a training step is in progress.
+        got_labels: Whether labels were passed to ``mean``.
+        hooked: Name of the submodule whose output a hook adjusts; None without a hook.
+    """
+
+    def __init__(self, num_classes: int, device: torch.device, settings: FairSettings, *, noun: str = "class") -> None:
+        self.num_classes, self.settings, self.noun = num_classes, settings, noun
+        self.adjusts_logits = settings.correction == "logits"
+        self.class_weights: Floats | None = None
+        self.is_open = self.got_labels = False
+        self.hooked: str | None = None
+        self._handle: RemovableHandle | None = None
+        self._weights = torch.ones(num_classes, device=device)
+        self._offset = torch.zeros(num_classes, device=device)
+        self._labels = torch.zeros(0, dtype=torch.int64, device=device)
+        # Rows: samples, samples with a finite loss, sum of the finite losses. The last column counts how often losses
+        # were summed, and how often logits were adjusted.
+        self._sums = torch.zeros(3, num_classes + 1, device=device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "is_open": False, "_handle": None}
+
+    def start(self, draw: Draw, labels: Tensor) -> None:
+        """Begin the batch of a draw, whose samples have these labels, shape ``(batch,)``."""
+        settings = self.settings
+        if self.adjusts_logits:
+            self._offset.copy_(logit_adjustment(draw.probs, draw.reference), non_blocking=True)
+        elif settings.correction == "weights":
+            self.class_weights = class_weights(
+                draw.weight_reference, draw.probs, settings.max_weight, exponent=settings.exponent
+            )
+            self._weights.copy_(torch.from_numpy(self.class_weights).float(), non_blocking=True)
+        self._labels = labels.to(self._weights.device, torch.int64, non_blocking=True)
+        self._sums.zero_()
+        self.is_open = True
+
+    def mean(self, losses: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the mean of ``w[y] * losses``, and add the losses to the sums of their classes."""
+        if losses.ndim != 1:
+            raise ValueError(
+                f"weighted_loss needs one loss per sample, shape (batch,), got shape {tuple(losses.shape)}. "
+                'Compute it with reduction="none", and average further dimensions: losses.flatten(1).mean(1).'
+            )
+        y = self._labels_of(losses, labels, "weighted_loss", "losses")
+        if labels is not None:
+            self.got_labels = True
+        weights = self._weights[y]
+        if self.settings.normalize:
+            weights = weights / weights.mean()
+        if not (self.adjusts_logits and self.settings.feeds_train_losses):  # `adjust` sums others then
+            self._add(losses.detach(), y)
+        return (weights * losses).mean()
+
+    def adjust(self, logits: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the logits plus their offsets; if training losses are fed back, sum the cross entropy."""
+        is_single = self.num_classes == 2 and (logits.ndim == 1 or logits.shape[1:] == (1,))
+        if not is_single and logits.shape[-1:] != (self.num_classes,):
+            raise ValueError(self._describe_wrong_shape(logits))
+        # Of one dimension in any case, so that the sum has its precision.
+        offset = self._offset[1:] - self._offset[:1] if is_single else self._offset
+        adjusted = logits + offset
+        self._sums[1, -1] += 1
+        if self.settings.feeds_train_losses:
+            z = (adjusted if self.settings.feedback_to == "objective" else logits).detach()
+            if is_single:
+                z = torch.stack((torch.zeros_like(z), z), -1).flatten(0, -2)
+            caller = "adjusted_logits" if self.hooked is None else self.hooked
+            y = self._labels_of(z, labels, caller, "logits")
+            costs = -z.float().log_softmax(-1)
+            costs = costs.flatten(1, -2).mean(1) if z.ndim > 2 else costs
+            self._add(costs.gather(1, y[:, None])[:, 0], y)
+        return adjusted
+
+    def _describe_wrong_shape(self, logits: Tensor) -> str:
+        K, kinds = self.num_classes, plural(self.noun)
+        single = ", or with one logit (batch,) or (batch, 1)" if K == 2 else ""
+        place = "adjusted_logits needs" if self.hooked is None else f"The output of {self.hooked} must be"
+        return (
+            f"{place} one logit for each of the {K} {kinds} that FairSampling balances, shape (..., {K}){single}, got "
+            f"shape {tuple(logits.shape)}. Move the {kinds} to the last dimension. If the outputs are something else, "
+            "set FairSampling(correction='weights')."
+        )
+
+    def _labels_of(self, values: Tensor, labels: Tensor | None, caller: str, noun: str) -> Tensor:
+        """Return the class of each of the values, shape ``(n,)``: the given labels, or those of the batch."""
+        n = values.shape[0]
+        if labels is not None:
+            y = labels.to(self._weights.device, torch.int64)
+            self._check_labels(n, labels, y, caller, noun)
+            return y
+        if self._labels.shape[0] == n:
+            return self._labels
+        remedy = f"pass the {self.noun} of each: {caller}({noun}, labels)"
+        if caller == self.hooked:
+            remedy += f"use self.adjusted_logits({noun}, labels) of ImportanceWeightedMixin, or set lambda2=0.0"
+        raise ValueError(
+            f"{caller} got {n} {noun}, but {self._labels.shape[0]} samples were drawn. If samples are dropped or added "
+            f"after the draw, {remedy}."
+        )
+
+    def _check_labels(self, n: int, labels: Tensor, y: Tensor, caller: str, noun: str) -> None:
+        if y.shape != (n,):
+            raise ValueError(f"{caller} got {n} {noun}, but labels of shape {tuple(y.shape)}. Pass one each.")
+        if labels.dtype.is_floating_point:
+            raise ValueError(f"{caller} needs the {self.noun} of each sample as an integer, got {labels.dtype}.")
+        if y.device.type != "cpu" or torch.compiler.is_compiling():
+            return  # reading the values would make the device wait, or break the graph
+        K = self.num_classes
+        if y.numel() and (int(y.min()) < 0 or int(y.max()) >= K):
+            raise ValueError(
+                f"{caller} needs the {self.noun} of each sample in [0, {K}), got {int(y.min())} to {int(y.max())}. "
+                f"Leave samples without a {self.noun} (ignore_index) out of both {noun} and labels."
+            )
+
+    def _add(self, losses: Tensor, y: Tensor) -> None:
+        values = losses.float()
+        finite = torch.isfinite(values)
+        counted = finite.float()
+        rows = torch.stack((torch.ones_like(counted), counted, torch.where(finite, values, 0.0)))
+        self._sums[:, :-1].index_add_(1, y, rows)
+        self._sums[0, -1] += 1
+
+    def finish(self, *, trained: bool = True) -> Tensor:
+        """End the batch and return a copy of its sums, shape ``(3, K + 1)``; no samples if it was not trained on.
+
+        If no losses were summed, the samples are those of the batch.
+        """
+        self.is_open = False
+        sums = self._sums.clone()
+        if trained:
+            ones = torch.ones(self._labels.shape, device=sums.device)
+            samples = torch.zeros(self.num_classes, device=sums.device).index_add_(0, self._labels, ones)
+            sums[0, :-1] = torch.where(sums[0, -1] > 0, sums[0, :-1], samples)
+        else:
+            sums[:, :-1] = 0
+            sums[:, -1] = 1
+        return sums
+
+    def follow_hook(self, name: str, handle: RemovableHandle) -> None:
+        """Note that a hook adjusts the output of the submodule ``name``, until ``handle`` is removed."""
+        self.hooked, self._handle = name, handle
+
+    def close(self) -> None:
+        """End the fit: correct nothing any more."""
+        self.is_open = False
+        if self._handle is not None:
+            self._handle.remove()
+
+
+def copy_to_host(value: Tensor) -> Callable[[], Tensor]:
+    """Start to copy ``value`` to the host, on a GPU beside the computation. Return a function that waits for it."""
+    if not value.is_cuda:
+        return value.cpu
+    copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+    copy.copy_(value, non_blocking=True)
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+
+    def wait() -> Tensor:
+        event.synchronize()
+        return copy
+
+    return wait
