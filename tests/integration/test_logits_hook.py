@@ -1,0 +1,537 @@
+"""The hook that adjusts the logits of a module that nobody changed."""
+
+import copy
+import logging
+import pickle
+
+import lightning.pytorch as L
+import numpy as np
+import pytest
+import torch
+from lightning_helpers import (
+    BATCHES,
+    TARGET,
+    WORKERS,
+    Indexed,
+    fit,
+    loader,
+    movement,
+    moving,
+    recorded_draws,
+    trainer,
+    warnings_about,
+)
+from lightning_utilities.core.rank_zero import log as rank_zero_log
+from torch import nn
+from torch.nn import functional as F
+
+from lightning_fair import ImportanceWeightedMixin
+
+
+class Net(nn.Module):
+    def __init__(self, outputs=4):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.body, self.fc = nn.Linear(4, 6), nn.Linear(6, outputs)
+
+    def forward(self, x):
+        return self.fc(self.body(x).relu())
+
+
+class Classifier(L.LightningModule):
+    """A user's module, which knows nothing of the plugin."""
+
+    def __init__(self, net=None, lr=0.1):
+        super().__init__()
+        self.model, self.lr = net or Net(), lr
+
+    def logits(self, x):
+        return self.model(x)
+
+    def training_step(self, batch, batch_idx):
+        x, y, *_ = batch
+        return F.cross_entropy(self.logits(x), y)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+
+class Adjusting(ImportanceWeightedMixin, Classifier):
+    """The same with the mixin."""
+
+    def logits(self, x):
+        return self.adjusted_logits(self.model(x))
+
+
+class Watching(Classifier):
+    """Records what the hook adds in each call of the network."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.steps = []  # indices of the samples, and the offsets of the logits
+
+    def logits(self, x):
+        adjusted = self.model(x)
+        with torch.no_grad():
+            self.added = (adjusted - self.model(x)).detach()
+        return adjusted
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.steps.append((batch[2].tolist(), self.added))
+        return loss
+
+
+def adjusting(**settings):
+    """A callback whose p moves and that corrects the logits."""
+    return moving(**{"correction": "logits", "logits": "model.fc", "lambda2": 0.0, **settings})
+
+
+def assert_offsets(steps, draws, reference=TARGET):
+    """Check that each step added the offsets of its own draw."""
+    assert movement(draws) > 0.05
+    for indices, added in steps:
+        (probs,) = [probs for probs, drawn in draws.values() if set(indices) <= set(drawn)]
+        expected = np.broadcast_to(np.log(probs / np.array(reference)), added.shape)
+        np.testing.assert_allclose(added, expected, rtol=1e-4, atol=1e-5)
+
+
+def parameters(module):
+    return [p.tolist() for p in module.parameters()]
+
+
+def hooks_of(module):
+    return [name for name, part in module.named_modules() if part._forward_hooks]
+
+
+# -- which submodule -----------------------------------------------------------------------------------------------
+
+
+def lines_of_fit(module, fair, **settings):
+    lines = []
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            lines.append(record.getMessage())
+
+    handler = Handler()
+    rank_zero_log.addHandler(handler)
+    try:
+        fit(module, loader(), fair, fast_dev_run=True, **settings)
+    finally:
+        rank_zero_log.removeHandler(handler)
+    return [line for line in lines if "adjusts the logits" in line]
+
+
+def test_named_submodule():
+    """The output of the named submodule is adjusted, and the log says nothing of a search."""
+    module = Watching()
+    with recorded_draws() as draws:
+        fit(module, loader(), adjusting())
+    assert len(module.steps) == BATCHES
+    assert_offsets(module.steps, draws)
+    assert lines_of_fit(Watching(), adjusting()) == []
+
+
+def test_only_fitting_layer_is_found():
+    """Without a name the only linear layer with as many outputs as classes is adjusted, and the log names it."""
+    module = Watching()
+    with recorded_draws() as draws:
+        fit(module, loader(), adjusting(logits=None))
+    assert_offsets(module.steps, draws)
+    (line,) = lines_of_fit(Watching(), adjusting(logits=None))
+    assert "FairSampling adjusts the logits of model.fc (6 -> 4)" in line
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_head_of_two_classes(outputs):
+    """With two classes a layer with one or two outputs fits; one output gets the difference of the offsets."""
+
+    class Binary(Watching):
+        def training_step(self, batch, batch_idx):
+            x, y, index = batch
+            z = self.logits(x)
+            self.steps.append((index.tolist(), self.added))
+            loss = F.binary_cross_entropy_with_logits
+            return F.cross_entropy(z, y) if outputs == 2 else loss(z[:, 0], y.float())
+
+    module, target = Binary(Net(outputs)), (0.7, 0.3)
+    with recorded_draws() as draws:
+        fit(module, loader(Indexed((120, 40))), adjusting(logits=None, target_probs=target))
+    if outputs == 1:
+        for indices, added in module.steps:
+            (p,) = [p for p, drawn in draws.values() if set(indices) <= set(drawn)]
+            np.testing.assert_allclose(added[:, 0], np.log(p[1] * 0.7 / (p[0] * 0.3)), rtol=1e-4, atol=1e-5)
+    else:
+        assert_offsets(module.steps, draws, target)
+
+
+class TwoHeads(Classifier):
+    def __init__(self):
+        super().__init__()
+        self.auxiliary = nn.Linear(4, 4)
+
+
+class Convolutional(Classifier):
+    def __init__(self):
+        super().__init__()
+        self.model = nn.Sequential(nn.Unflatten(1, (4, 1, 1)), nn.Conv2d(4, 4, 1), nn.Flatten())
+        self.projection = nn.Linear(4, 7)
+
+
+CANDIDATES = {
+    "two heads": (TwoHeads, None, ["Several", "4 outputs", "auxiliary (4 -> 4)", "model.fc (6 -> 4)"], "model.fc"),
+    "none": (Convolutional, None, ["No linear layer", "projection (4 -> 7)", "correction='weights'"], "model.2"),
+    "wrong name": (Classifier, "model.head", ["no submodule 'model.head'", "model.fc (6 -> 4)"], "model.fc"),
+    "empty name": (Classifier, "", ["no submodule ''", "model.fc (6 -> 4)"], "model.fc"),
+}
+
+
+@pytest.mark.parametrize(("kind", "name", "words", "remedy"), CANDIDATES.values(), ids=CANDIDATES)
+def test_error_lists_candidates(kind, name, words, remedy):
+    """Without exactly one fitting layer, and for a wrong name, an error lists the candidates before the first step."""
+    module = kind()
+    before = parameters(module)
+    with pytest.raises(ValueError, match="FairSampling") as error:
+        fit(module, loader(), adjusting(logits=name))
+    for word in words:
+        assert word in str(error.value)
+    assert "FairSampling(logits='" in str(error.value)
+    assert parameters(module) == before
+    assert hooks_of(module) == []
+    fit(module, loader(), adjusting(logits=remedy))
+    assert parameters(module) != before
+
+
+class Tuples(Classifier):
+    """Returns the features too."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.model.fc.register_forward_hook(lambda module, args, output: kind(output))
+
+    def logits(self, x):
+        out = self.model(x)
+        return out[0] if isinstance(out, tuple) else out.float() @ torch.eye(out.shape[-1])[:, :4]
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "words"),
+    [
+        (lambda z: (z, z), TypeError, "The output of model.fc must be a floating point tensor of logits, got tuple"),
+        (lambda z: z.argmax(1), TypeError, "The output of model.fc must be .*, got torch.int64"),
+        (lambda z: torch.cat((z, z), 1), ValueError, r"The output of model.fc must be one logit.*got shape \(8, 8\)"),
+    ],
+    ids=["tuple", "integers", "other shape"],
+)
+def test_output_that_is_no_logits(kind, error, words):
+    """An output that is no tensor of logits is an error that names the submodule."""
+    module = Tuples(kind)
+    with pytest.raises(error, match=words):
+        fit(module, loader(), adjusting())
+
+
+# -- when ----------------------------------------------------------------------------------------------------------
+
+
+class Everywhere(Watching):
+    """Calls the network in every stage, also as a teacher."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.elsewhere = []
+
+    def look(self, x):
+        adjusted = self.model(x)
+        plain = F.linear(self.model.body(x).relu(), self.model.fc.weight, self.model.fc.bias)
+        self.elsewhere.append((adjusted - plain).abs().max().item())
+
+    def training_step(self, batch, batch_idx):
+        with torch.no_grad():
+            self.look(batch[0])
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        with torch.enable_grad():
+            self.look(batch[0])
+
+    test_step = predict_step = validation_step
+
+    def on_train_epoch_end(self):
+        self.look(torch.ones(2, 4))
+
+    on_train_start = on_validation_start = on_train_end = on_train_epoch_end
+
+
+def test_only_in_training_steps():
+    """Nothing is added in validation, sanity check, test, prediction, hooks of the module and under no_grad."""
+    module, fair = Everywhere(), adjusting()
+    fitted = trainer(fair, val_check_interval=7, inference_mode=False, max_epochs=2)
+    with recorded_draws() as draws:
+        fitted.fit(module, loader(), loader(shuffle=False))
+    for run in (fitted.test, fitted.validate, fitted.predict):
+        run(module, loader(shuffle=False))
+    assert len(module.elsewhere) > 100
+    assert max(module.elsewhere) == 0.0
+    assert_offsets(module.steps, draws)
+
+
+@pytest.mark.parametrize("how", ["end", "exception", "interrupt", "error at set-up", "max_steps"])
+def test_gone_after_fit(how):
+    """The hook is gone after the fit, however it ends, and a second fit adds the offsets once."""
+
+    class Fails(Watching):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            if batch_idx == 3 and how == "exception":
+                raise ArithmeticError
+            if batch_idx == 3 and how == "interrupt":
+                raise KeyboardInterrupt
+
+    class Refuses(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            if how == "error at set-up":
+                raise ArithmeticError
+
+    module, settings = Fails(), {"max_steps": 3} if how == "max_steps" else {}
+    fitted = trainer(adjusting(), Refuses(), **settings)
+    try:
+        fitted.fit(module, loader())
+    except (ArithmeticError, SystemExit):
+        assert how != "end"
+    assert hooks_of(module) == []
+    assert "process_dataloader" not in vars(fitted.strategy)
+    again, how = Watching(module.model), "end"
+    with recorded_draws() as draws:
+        fit(again, loader(), adjusting())
+    assert len(again.steps) == BATCHES
+    assert_offsets(again.steps, draws)
+
+
+def test_hook_of_user_stays():
+    """A hook of the user's own stays, and gets the adjusted logits if it was registered later."""
+    module, seen = Watching(), []
+    module.model.fc.register_forward_hook(lambda *_: seen.append(1))
+    fit(module, loader(), adjusting())
+    assert len(seen) == 2 * BATCHES
+    assert hooks_of(module) == ["model.fc"]
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_copy_is_a_teacher(duplicate):
+    """A network that is copied in a training step adds nothing, and the original goes on."""
+
+    class Teaching(Watching):
+        def training_step(self, batch, batch_idx):
+            teacher = duplicate(self.model)
+            x, hidden = batch[0], self.model.body(batch[0]).relu()
+            plain = F.linear(hidden, self.model.fc.weight, self.model.fc.bias)
+            assert torch.equal(teacher(x), plain)
+            return super().training_step(batch, batch_idx)
+
+    module = Teaching()
+    with recorded_draws() as draws:
+        fit(module, loader(), adjusting())
+    assert_offsets(module.steps, draws)
+
+
+def test_saved_network_has_no_plugin(tmp_path):
+    """A network that is saved in the fit loads without a hook that acts."""
+
+    class Saves(Classifier):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            torch.save(self.model, tmp_path / "net.pt")
+
+    module = Saves()
+    fit(module, loader(), adjusting())
+    loaded = torch.load(tmp_path / "net.pt", weights_only=False)
+    x = torch.randn(3, 4)
+    assert torch.equal(loaded(x), module.model(x))
+
+
+# -- the same as the mixin -----------------------------------------------------------------------------------------
+
+
+class Manual:
+    automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
+
+
+class SecondOrder:
+    def configure_optimizers(self):
+        return torch.optim.LBFGS(self.parameters(), lr=0.05, max_iter=3)
+
+
+class TwoViews:
+    """Calls the head twice a step."""
+
+    def training_step(self, batch, batch_idx):
+        x, y, index = batch
+        views = [super(TwoViews, self).training_step((view, y, index), batch_idx) for view in (x, x + 0.1)]
+        return sum(views)
+
+
+class Recomputes:
+    """Computes the network again in the backward pass."""
+
+    def logits(self, x):
+        return torch.utils.checkpoint.checkpoint(super().logits, x, use_reentrant=False)
+
+
+class Base:
+    pass
+
+
+KINDS = {
+    "plain": (Base, {}),
+    "found": (Base, {"logits": None}),
+    "losses to the draw": (Base, {"lambda2": 0.3}),
+    "losses to the objective": (Base, {"lambda2": 0.3, "feedback_to": "objective"}),
+    "manual": (Manual, {}),
+    "LBFGS": (SecondOrder, {"lambda2": 0.3}),
+    "two views": (TwoViews, {"lambda2": 0.3}),
+    "checkpointed": (Recomputes, {}),
+}
+
+
+def trained(base, kind, fair, precision="32-true", **settings):
+    module = type("Own", (kind, base), {})()
+    fit(module, loader(num_workers=0), fair, precision=precision, max_epochs=-1, max_steps=50, **settings)
+    return parameters(module)
+
+
+@pytest.mark.parametrize(("kind", "settings"), KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
+def test_hook_equals_mixin(kind, settings, precision):
+    """After 50 steps the parameters are those of the mixin, bit for bit, and not those without a correction."""
+    hook = adjusting(loss_ema_decay=0.5, **settings)
+    mixin = adjusting(loss_ema_decay=0.5, **{**settings, "logits": None})
+    with_hook = trained(Classifier, kind, hook, precision)
+    assert with_hook == trained(Adjusting, kind, mixin, precision)
+    assert hook.controller.ema_loss.tolist() == mixin.controller.ema_loss.tolist() or not settings.get("lambda2")
+    assert hook.controller.trained_mix.tolist() == mixin.controller.trained_mix.tolist()
+    assert with_hook != trained(Classifier, kind, adjusting(correction="none", logits=None), precision)
+
+
+def test_hook_equals_mixin_when_accumulating():
+    """The same with gradients that are accumulated over batches."""
+    settings = {"max_epochs": 3, "max_steps": -1, "accumulate_grad_batches": 4}
+    modules = [Classifier(), Adjusting()]
+    for module, name in zip(modules, ("model.fc", None), strict=True):
+        fit(module, loader(), adjusting(logits=name), **settings)
+    assert parameters(modules[0]) == parameters(modules[1])
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_offsets_of_own_draw(workers):
+    """The offsets are those of the batch's own draw, with workers that draw ahead too."""
+    module = Watching()
+    with recorded_draws() as draws:
+        fit(module, loader(num_workers=workers), adjusting(), accumulate_grad_batches=2)
+    assert_offsets(module.steps, draws)
+
+
+def test_both_are_refused():
+    """A hook and ``adjusted_logits`` in one step are an error, and each alone is not."""
+    with pytest.raises(ValueError, match=r"Both self.adjusted_logits and FairSampling\(logits='model.fc'\)"):
+        fit(Adjusting(), loader(), adjusting())
+
+    class Unused(ImportanceWeightedMixin, Watching):
+        pass
+
+    module = Unused()
+    with recorded_draws() as draws:
+        fit(module, loader(), adjusting())  # the mixin without a call
+    assert_offsets(module.steps, draws)
+    fit(Adjusting(), loader(), adjusting(logits=None))
+
+
+def test_name_without_logits_correction():
+    """The name acts only with ``correction="logits"``."""
+    module = Watching()
+    fit(module, loader(), adjusting(correction="none"))
+    assert max(added.abs().max() for _, added in module.steps) == 0.0
+
+
+# -- steps that do not call it -------------------------------------------------------------------------------------
+
+
+class Bypasses(Classifier):
+    def logits(self, x):
+        return F.linear(self.model.body(x).relu(), self.model.fc.weight, self.model.fc.bias)
+
+
+def test_head_that_is_not_called_warns_once():
+    """If the training step does not call the submodule, one warning says so."""
+    with warnings_about("did not call model.fc with gradients") as warned:
+        fit(Bypasses(), loader(), adjusting(), max_epochs=2)
+    assert len(warned) == 1
+    with warnings_about("did not call") as warned:
+        fit(Bypasses(), loader(), adjusting(correction="none"))
+    assert warned == []
+
+
+# -- compiled ------------------------------------------------------------------------------------------------------
+
+
+def compiled(way, backend="eager"):
+    """Return a module that is compiled in one of the ways that users have, and its part with the records."""
+    torch._dynamo.reset()
+    if way == "module":
+        module = Classifier()
+        return torch.compile(module, backend=backend), module
+    module = Watching()
+    if way == "network":
+        module.model = torch.compile(module.model, backend=backend)
+    elif way == "in place":
+        module.model.compile(backend=backend)
+    elif way == "head":
+        module.model.fc = torch.compile(module.model.fc, backend=backend)
+    if way != "head":
+        module.model(torch.ones(8, 4))  # compiled before there is a hook
+    module.model(torch.ones(8, 4))
+    return module, module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["model.fc", None])
+@pytest.mark.parametrize("way", ["network", "in place", "head"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_network(way, name, backend):
+    """The hook acts in a network that was compiled, and run, before the fit, and in two fits."""
+    module, _ = compiled(way, backend)
+    for _ in range(2):
+        module.steps.clear()
+        with recorded_draws() as draws:
+            fit(module, loader(), adjusting(logits=name))
+        assert_offsets(module.steps, draws)
+    x = torch.randn(8, 4)
+    plain = F.linear(module.model.body(x).relu(), module.model.fc.weight, module.model.fc.bias)
+    torch.testing.assert_close(module.model(x), plain)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["model.fc", None])
+@pytest.mark.parametrize("lambda2", [0.0, 0.3])
+def test_compiled_module(name, lambda2):
+    """A module that is compiled as a whole trains as the one that is not, with one graph for the training step."""
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    fair = adjusting(logits=name, lambda2=lambda2)
+    whole, module = compiled("module", counting)
+    fit(whole, loader(), fair, max_steps=15)
+    eager = Classifier()
+    fit(eager, loader(), adjusting(logits=name, lambda2=lambda2), max_steps=15)
+    for one, other in zip(module.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+    assert len(graphs) == 1
+    assert hooks_of(module) == []
