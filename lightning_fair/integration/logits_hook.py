@@ -38,14 +38,6 @@ class LogitsHook:
             )
         return self.step.adjust(output)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _InertHook, ()
-
-
-class _InertHook:
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        pass
-
 
 def hook_logits(pl_module: L.LightningModule, name: str | None, step: StepCorrection) -> None:
     """Let a hook adjust the output of the submodule ``name``, or of the only one that fits, until ``step`` is closed.

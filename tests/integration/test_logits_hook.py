@@ -458,6 +458,51 @@ def test_name_without_logits_correction():
     assert max(added.abs().max() for _, added in module.steps) == 0.0
 
 
+# -- labels that the batch numbers otherwise -----------------------------------------------------------------------
+
+
+class Named(Indexed):
+    """Its own labels are names, whose sorted order is not that of the numbers in its samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = self.targets
+        self.targets = [("zebra", "ant", "cow", "bee")[y] for y in self.numbers]
+
+    def __getitem__(self, index):
+        x = torch.tensor([np.sin(index), np.cos(index), 0.0, 1.0], dtype=torch.float32)
+        return x, int(self.numbers[index]), index
+
+
+@pytest.mark.parametrize("kind", [Classifier, Adjusting])
+def test_other_class_numbers_are_refused(kind):
+    """If the batch numbers the classes in another way, the offsets would hit other outputs: an error."""
+    name = "model.fc" if kind is Classifier else None
+    with pytest.raises(ValueError, match=r"FairSampling's class numbers, and batch\[1\] has others") as error:
+        fit(kind(), loader(Named()), adjusting(target_probs="uniform", logits=name))
+    for settings in ({"labels": "scan"}, {"labels": lambda data: data.numbers}, {"correction": "weights"}):
+        fit(kind(), loader(Named()), adjusting(target_probs="uniform", logits=name, **settings))
+    assert "labels='scan'" in str(error.value)
+    assert "correction='weights'" in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [Classifier, Adjusting])
+def test_groups_are_refused(kind):
+    """If groups are balanced, and the outputs are classes, an error says so, whatever the number of outputs is."""
+    classes = Indexed().targets.numpy()
+    settings = {
+        "labels": 2 * classes + np.arange(len(classes)) % 2,
+        "target_probs": "uniform",
+        "logits": "model.fc" if kind is Classifier else None,
+    }
+    with pytest.raises(ValueError, match=r"one logit for each of the 8 groups .* got shape \(8, 4\)") as error:
+        fit(kind(), loader(), adjusting(**settings))
+    assert "correction='weights'" in str(error.value)
+    with pytest.raises(ValueError, match=r"be the groups that FairSampling balances, and batch\[1\] merges these"):
+        fit(kind(Net(8)), loader(), adjusting(**settings))
+    fit(kind(), loader(), adjusting(**settings, correction="weights"))
+
+
 # -- steps that do not call it -------------------------------------------------------------------------------------
 
 
