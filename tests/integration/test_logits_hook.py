@@ -10,7 +10,6 @@ import pytest
 import torch
 from lightning_helpers import (
     BATCHES,
-    TARGET,
     WORKERS,
     Indexed,
     fit,
@@ -84,11 +83,12 @@ class Watching(Classifier):
 
 
 def adjusting(**settings):
-    """A callback whose p moves and that corrects the logits."""
-    return moving(**{"correction": "logits", "logits": "model.fc", "lambda2": 0.0, **settings})
+    """A callback whose p moves and that corrects the logits to another mix than the target."""
+    logits = {"correction": "logits", "logits": "model.fc", "reference": "uniform"}
+    return moving(**{**logits, "lambda2": 0.0, "horizon": 16, **settings})
 
 
-def assert_offsets(steps, draws, reference=TARGET):
+def assert_offsets(steps, draws, reference=(0.25,) * 4):
     """Check that each step added the offsets of its own draw."""
     assert movement(draws) > 0.05
     for indices, added in steps:
@@ -156,15 +156,15 @@ def test_head_of_two_classes(outputs):
             loss = F.binary_cross_entropy_with_logits
             return F.cross_entropy(z, y) if outputs == 2 else loss(z[:, 0], y.float())
 
-    module, target = Binary(Net(outputs)), (0.7, 0.3)
+    module = Binary(Net(outputs))
     with recorded_draws() as draws:
-        fit(module, loader(Indexed((120, 40))), adjusting(logits=None, target_probs=target))
+        fit(module, loader(Indexed((120, 40))), adjusting(logits=None, target_probs=(0.7, 0.3)))
     if outputs == 1:
         for indices, added in module.steps:
             (p,) = [p for p, drawn in draws.values() if set(indices) <= set(drawn)]
-            np.testing.assert_allclose(added[:, 0], np.log(p[1] * 0.7 / (p[0] * 0.3)), rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(added[:, 0], np.log(p[1] / p[0]), rtol=1e-4, atol=1e-5)
     else:
-        assert_offsets(module.steps, draws, target)
+        assert_offsets(module.steps, draws, (0.5, 0.5))
 
 
 class TwoHeads(Classifier):
@@ -451,13 +451,6 @@ def test_both_are_refused():
     fit(Adjusting(), loader(), adjusting(logits=None))
 
 
-def test_name_without_logits_correction():
-    """The name acts only with ``correction="logits"``."""
-    module = Watching()
-    fit(module, loader(), adjusting(correction="none"))
-    assert max(added.abs().max() for _, added in module.steps) == 0.0
-
-
 # -- labels that the batch numbers otherwise -----------------------------------------------------------------------
 
 
@@ -480,8 +473,9 @@ def test_other_class_numbers_are_refused(kind):
     name = "model.fc" if kind is Classifier else None
     with pytest.raises(ValueError, match=r"FairSampling's class numbers, and batch\[1\] has others") as error:
         fit(kind(), loader(Named()), adjusting(target_probs="uniform", logits=name))
-    for settings in ({"labels": "scan"}, {"labels": lambda data: data.numbers}, {"correction": "weights"}):
+    for settings in ({"labels": "scan"}, {"labels": lambda data: data.numbers}):
         fit(kind(), loader(Named()), adjusting(target_probs="uniform", logits=name, **settings))
+    fit(kind(), loader(Named()), adjusting(target_probs="uniform", logits=None, correction="weights"))
     assert "labels='scan'" in str(error.value)
     assert "correction='weights'" in str(error.value)
 
@@ -500,7 +494,7 @@ def test_groups_are_refused(kind):
     assert "correction='weights'" in str(error.value)
     with pytest.raises(ValueError, match=r"be the groups that FairSampling balances, and batch\[1\] merges these"):
         fit(kind(Net(8)), loader(), adjusting(**settings))
-    fit(kind(), loader(), adjusting(**settings, correction="weights"))
+    fit(kind(), loader(), adjusting(**{**settings, "correction": "weights", "logits": None}))
 
 
 # -- steps that do not call it -------------------------------------------------------------------------------------
@@ -517,7 +511,7 @@ def test_head_that_is_not_called_warns_once():
         fit(Bypasses(), loader(), adjusting(), max_epochs=2)
     assert len(warned) == 1
     with warnings_about("did not call") as warned:
-        fit(Bypasses(), loader(), adjusting(correction="none"))
+        fit(Bypasses(), loader(), adjusting(correction="none", logits=None))
     assert warned == []
 
 
