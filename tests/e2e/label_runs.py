@@ -28,7 +28,7 @@ BATCH = 16
 # With the prior as the reference, a weight shows its class. With a target that a batch cannot have, p keeps moving.
 SETTINGS: dict[str, dict[str, Any]] = {
     "prior": {"reference": "prior"},
-    "feedback": {"target_probs": (0.4, 0.3, 0.2, 0.1), "lambda2": 0.3, "loss_ema_decay": 0.0},
+    "feedback": {"target_probs": (0.4, 0.3, 0.2, 0.1), "lambda2": 0.3, "loss_ema_decay": 0.0, "horizon": 10},
 }
 # Of Lightning itself, or of torch.
 _NOT_OURS = ("does not have many workers", "GPU available", "litlogger", "pin_memory", "`isinstance(treespec")

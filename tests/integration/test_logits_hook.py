@@ -85,7 +85,7 @@ class Watching(Classifier):
 def adjusting(**settings):
     """A callback whose p moves and that corrects the logits to another mix than the target."""
     logits = {"correction": "logits", "logits": "model.fc", "reference": "uniform"}
-    return moving(**{**logits, "lambda2": 0.0, "horizon": 16, **settings})
+    return moving(**{**logits, "lambda2": 0.0, **settings})
 
 
 def assert_offsets(steps, draws, reference=(0.25,) * 4):
