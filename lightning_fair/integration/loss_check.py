@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
@@ -36,19 +38,39 @@ class LossCheck:
     in the other steps. The answers of one look are read at the next, so that no step waits for the device. It sees
     nothing inside a compiled or checkpointed function.
 
+    =================================  ===========================================================================
+    loss                               is wrong
+    =================================  ===========================================================================
+    with class weights                 unless the loss stands for the prior
+    of mixed samples                   if weights vary with the class, or training losses are fed back
+    a sigmoid or a hinge of each class with ``correction="logits"``, which is for a softmax over the classes
+    =================================  ===========================================================================
+
     Args:
-        settings: Decide which losses are wrong: with class weights unless batches or weights follow the prior; of mixed
-            samples if weights vary or losses are fed back.
+        settings: Decide which losses are wrong.
         pl_module: A module with class weights in one of its losses gives a warning at once.
     """
 
     def __init__(self, settings: FairSettings, pl_module: L.LightningModule) -> None:
-        corrects_twice = settings.reference != "prior" and not settings.steers_to_prior
-        has_weights = settings.reference == "prior" and not settings.steers_to_prior and settings.exponent > 0
-        self._finds_class_weights = corrects_twice and not _warn_of_weighted_modules(pl_module)
-        self._finds_mixtures = hasattr(pl_module, "weighted_loss") and (has_weights or settings.lambda2 > 0)
+        has_mixin, has_logits = hasattr(pl_module, "weighted_loss"), settings.correction == "logits"
+        has_weights = has_mixin and settings.correction == "weights" and settings.exponent > 0
+        follows_target = not (has_weights or has_logits) or _is_named(settings.reference, "target")
+        objective = settings.target_probs if follows_target else settings.reference
+        self._prior = "target_probs='prior'" if follows_target else "reference='prior'"
+        self._remedies = [_NO_WEIGHTS] * (has_weights and _can_vary(settings))
+        self._remedies += [_NO_FEEDBACK] * (settings.feeds_train_losses and (has_mixin or has_logits))
+        self._searches: dict[_Search, bool] = {
+            _have_class_weights: not _is_named(objective, "prior") and not self._warn_of_weighted_modules(pl_module),
+            _are_mixed: bool(self._remedies),
+            _are_of_each_class: has_logits,
+        }
+        self._warnings: dict[_Search, Callable[[], None]] = {
+            _have_class_weights: partial(self._warn_of_class_weights, "The loss function"),
+            _are_mixed: self._warn_of_mixtures,
+            _are_of_each_class: _warn_of_each_class,
+        }
         self._looks_left = _LOOKS_PER_EPOCH
-        self._answers: Callable[[], Tensor] | None = None  # of the last look: class weights, mixtures
+        self._answers: Callable[[], Tensor] | None = None  # of the last look, in the order of the searches
 
     @torch.no_grad()
     def look(self, loss: Tensor, labels: Tensor, num_classes: int | None) -> None:
@@ -63,13 +85,13 @@ class LossCheck:
             return
         self._warn_of_answers()
         self._looks_left -= 1
-        if not (self._finds_class_weights or self._finds_mixtures):
+        if not any(self._searches.values()):
             return
         near = (term for term in _terms(loss) if term.target.device == loss.device)
         terms = [term for term in near if term.is_for(labels, num_classes)]
         if terms:
             y = None if num_classes is None else labels.to(loss.device, non_blocking=True)
-            self._answers = copy_to_host(torch.stack((_have_class_weights(terms, y), _are_mixed(terms, y))))
+            self._answers = copy_to_host(torch.stack([search(terms, y) for search in self._searches]))
 
     def end_epoch(self) -> None:
         """Read what is left, and look again in the next epoch."""
@@ -79,41 +101,69 @@ class LossCheck:
     def _warn_of_answers(self) -> None:
         if self._answers is None:
             return
-        have_class_weights, are_mixed = self._answers().tolist()
-        self._answers = None
-        if self._finds_class_weights and have_class_weights:
-            self._finds_class_weights = False
-            _warn_of_class_weights("The loss function")
-        if self._finds_mixtures and are_mixed:
-            self._finds_mixtures = False
-            rank_zero_warn(
-                "The loss is that of mixed samples (MixUp, CutMix, soft labels), but each sample's weight and loss "
-                "count for the class that it was drawn for: with reference='prior' or lambda2 > 0 this is wrong. Mix "
-                "only with FairSampling(exponent=0.0, lambda2=0.0), which has weights of one and no feedback of losses."
-            )
+        answers, self._answers = self._answers().tolist(), None
+        for search, answer in zip(list(self._searches), answers, strict=True):
+            if self._searches[search] and answer:
+                self._searches[search] = False
+                self._warnings[search]()
+
+    def _warn_of_weighted_modules(self, pl_module: L.LightningModule) -> bool:
+        for name, module in pl_module.named_modules():
+            if isinstance(module, (_WeightedLoss, torch.nn.BCEWithLogitsLoss)):
+                weight, positive = getattr(module, "weight", None), getattr(module, "pos_weight", None)
+                if (weight is not None and _is_uneven(weight)) or (positive is not None and (positive != 1).any()):
+                    self._warn_of_class_weights(name or type(module).__name__)
+                    return True
+        return False
+
+    def _warn_of_class_weights(self, name: str) -> None:
+        rank_zero_warn(
+            f"{name} has class weights, and FairSampling balances the classes: together they correct twice. Remove the "
+            f"weights, or set {self._prior}. The weights also change the scale of a cross entropy with "
+            "reduction='none', because only 'mean' divides by their sum: if they stay, divide them by their mean over "
+            "the samples."
+        )
+
+    def _warn_of_mixtures(self) -> None:
+        wrong = " and ".join(_MIXED[remedy] for remedy in self._remedies)
+        other = ", or with correction='logits'" if self._remedies[0] == _NO_WEIGHTS else ""
+        rank_zero_warn(
+            f"The loss is that of mixed samples (MixUp, CutMix, soft labels), but each sample {wrong} of the class that "
+            f"it was drawn for. Mix only with FairSampling({', '.join(self._remedies)}){other}."
+        )
 
 
-def _warn_of_weighted_modules(pl_module: L.LightningModule) -> bool:
-    for name, module in pl_module.named_modules():
-        if isinstance(module, (_WeightedLoss, torch.nn.BCEWithLogitsLoss)):
-            weight, positive = getattr(module, "weight", None), getattr(module, "pos_weight", None)
-            if (weight is not None and _is_uneven(weight)) or (positive is not None and (positive != 1).any()):
-                _warn_of_class_weights(name or type(module).__name__)
-                return True
-    return False
+_NO_WEIGHTS, _NO_FEEDBACK = "correction='none'", "lambda2=0.0"
+_MIXED = {_NO_WEIGHTS: "has the importance weight", _NO_FEEDBACK: "counts in the loss feedback"}
 
 
-def _warn_of_class_weights(name: str) -> None:
+def _is_named(mix: Any, name: str) -> bool:
+    return isinstance(mix, str) and mix == name
+
+
+def _can_vary(settings: FairSettings) -> bool:
+    """Return whether the weights of the classes can be far from one."""
+    if settings.feedback_to == "objective" and (settings.feedback != "train" or settings.lambda2 > 0):
+        return True
+    return not _is_named(settings.reference, "target") and not np.array_equal(
+        settings.reference,  # type: ignore[arg-type]
+        settings.target_probs,  # type: ignore[arg-type]
+    )
+
+
+def _warn_of_each_class() -> None:
     rank_zero_warn(
-        f"{name} has class weights, and FairSampling balances the batches: together they correct twice. Remove the "
-        "weights, or set target_probs='prior'. The weights also change the scale of a cross entropy with "
-        "reduction='none', because only 'mean' divides by their sum: if they stay, divide them by their mean over the "
-        "samples."
+        "The loss is a sigmoid or a hinge loss of each class, but correction='logits' is for the cross entropy of a "
+        "softmax over the classes, or of one logit if there are two classes. Set correction='weights', or change the "
+        "loss."
     )
 
 
 def _is_uneven(weight: Tensor) -> Tensor:
     return (weight != weight.flatten()[0]).any()
+
+
+_Search: TypeAlias = "Callable[[list[_Term], Tensor | None], Tensor]"
 
 
 class _Term(NamedTuple):
@@ -122,6 +172,7 @@ class _Term(NamedTuple):
     target: Tensor
     weight: Tensor | None  # of each class
     pos_weight: Tensor | None
+    of_each_class: bool  # whether it is a sum over the classes, and not of a softmax
     scores: Any  # the node of the network's outputs that the loss is a function of
 
     def is_for(self, labels: Tensor, num_classes: int | None) -> bool:
@@ -180,6 +231,13 @@ def _are_mixed(terms: list[_Term], labels: Tensor | None) -> Tensor:
     return answer
 
 
+def _are_of_each_class(terms: list[_Term], labels: Tensor | None) -> Tensor:
+    answer = torch.zeros((), dtype=torch.bool, device=terms[0].target.device)
+    for term in (term for term in terms if term.of_each_class):
+        answer = answer | term.equals(labels)
+    return answer
+
+
 def _terms(loss: Tensor) -> Iterator[_Term]:
     """Find the losses of classes in the graph."""
     queue, seen = deque[Any]([loss.grad_fn] if loss.grad_fn is not None else []), set[Any]()
@@ -201,22 +259,19 @@ def _to_term(node: Any) -> _Term | None:
         target, weight = _saved(node, "target"), _saved(node, "weight")
         if target.is_floating_point() and weight is not None and weight.shape == target.shape and weight.stride(0):
             weight = None  # of each sample
-        return _Term(
-            target,
-            weight,
-            _saved(node, "pos_weight") if hasattr(node, "_raw_saved_pos_weight") else None,
-            _scores(node),
-        )
+        of_each_class = name == "MultiMarginLossBackward" or ("Binary" in name and target.numel() > len(target))
+        pos_weight = _saved(node, "pos_weight") if hasattr(node, "_raw_saved_pos_weight") else None
+        return _Term(target, weight, pos_weight, of_each_class, _scores(node))
     # The cross entropy of probabilities is a sum of target * log_softmax(scores), and may be multiplied by weights.
     # Names are compared before saved values are read, because checkpointed layers compute them anew.
     path = [name, *_names_below(node, 2)]
     if path[:2] == ["MulBackward", "LogSoftmaxBackward"] and (target := _factor(node)) is not None:
-        return _Term(target, None, None, _scores(node))
+        return _Term(target, None, None, False, _scores(node))
     if path == ["MulBackward", "MulBackward", "LogSoftmaxBackward"]:
         inner = _inputs(node)[0]
         weight, target = _factor(node), _factor(inner)
         if weight is not None and target is not None and weight.numel() == target.shape[-1]:
-            return _Term(target, weight, None, _scores(inner))
+            return _Term(target, weight, None, False, _scores(inner))
     return None
 
 

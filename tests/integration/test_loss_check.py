@@ -109,10 +109,30 @@ def test_losses_without_class_weights(losses):
     assert warned_of("correct twice", Own(losses)) == []
 
 
-@pytest.mark.parametrize("settings", [{"target_probs": "prior"}, {"reference": "prior"}])
-def test_class_weights_for_the_prior(settings):
-    """Class weights correct once if the batches or the weights follow the prior."""
-    assert warned_of("correct twice", Own(WEIGHTED["cross_entropy"]), moving(**settings)) == []
+OBJECTIVES = {
+    "target": ({}, "target_probs='prior'"),
+    "uniform": ({"target_probs": "prior", "reference": "uniform"}, "reference='prior'"),
+    "mix": ({"target_probs": "prior", "reference": TARGET}, "reference='prior'"),
+    "logits": ({"correction": "logits"}, "target_probs='prior'"),
+    "logits to uniform": ({"reference": "uniform", "correction": "logits"}, "reference='prior'"),
+    "none": ({"correction": "none"}, "target_probs='prior'"),
+    "none with a reference": ({"reference": "prior", "correction": "none"}, "target_probs='prior'"),
+}
+
+
+@pytest.mark.parametrize(("settings", "remedy"), OBJECTIVES.values(), ids=OBJECTIVES)
+def test_remedy_for_class_weights(settings, remedy):
+    """Class weights correct twice unless the loss stands for the prior, which the remedy brings about."""
+    (warning,) = warned_of("correct twice", Own(WEIGHTED["cross_entropy"]), moving(**settings))
+    assert f"or set {remedy}." in warning
+    fair = moving(**{**settings, **eval(f"dict({remedy})")})
+    assert warned_of("correct twice", Own(WEIGHTED["cross_entropy"]), fair) == []
+
+
+def test_class_weights_without_mixin():
+    """Without the mixin the loss stands for the drawn mix, whatever the reference is."""
+    for settings, expected in (({"reference": "prior"}, 1), ({"target_probs": "prior", "reference": "uniform"}, 0)):
+        assert len(warned_of("correct twice", OwnPlain(WEIGHTED["cross_entropy"]), moving(**settings))) == expected
 
 
 @pytest.mark.parametrize("in_sum", [True, False])
@@ -177,6 +197,56 @@ def test_remedies_for_class_weights():
     torch.testing.assert_close(F.cross_entropy(z, y, weight=scaled, reduction="none").mean(), expected)
 
 
+# -- losses that are no softmax ------------------------------------------------------------------------------------
+
+OF_EACH_CLASS = {
+    "BCE": lambda z, y: F.binary_cross_entropy_with_logits(z, one_hot(y), reduction="none").mean(1),
+    "BCE of probabilities": lambda z, y: F.binary_cross_entropy(z.sigmoid(), one_hot(y), reduction="none").mean(1),
+    "smoothed BCE": lambda z, y: F.binary_cross_entropy_with_logits(z, 0.9 * one_hot(y) + 0.025, reduction="none").mean(
+        1
+    ),
+    "hinge": lambda z, y: F.multi_margin_loss(z, y, reduction="none"),
+}
+
+
+@pytest.mark.parametrize("losses", OF_EACH_CLASS.values(), ids=OF_EACH_CLASS)
+def test_adjusted_logits_without_softmax_warn_once(losses):
+    """A sigmoid or a hinge of each class gives one warning if logits are adjusted, and the remedy none."""
+    fair = moving(correction="logits", lambda2=0.0)
+    (warning,) = warned_of("loss of each class", adjusting_too(Own(losses)), fair, max_epochs=2)
+    assert "correction='weights'" in warning
+    assert warned_of("loss of each class", adjusting_too(Own(losses)), moving(correction="weights")) == []
+
+
+SOFTMAX = {
+    "classes": lambda z, y: F.cross_entropy(z, y, reduction="none"),
+    "soft labels": lambda z, y: F.cross_entropy(z, soft(y), reduction="none"),
+    "tags beside": lambda z, y: (
+        F.cross_entropy(z, y, reduction="none")
+        + F.binary_cross_entropy_with_logits(z @ OTHER, (torch.rand(len(y), 4) > 0.5).float(), reduction="none").mean(1)
+    ),
+}
+
+
+@pytest.mark.parametrize("losses", SOFTMAX.values(), ids=SOFTMAX)
+def test_softmax_gives_no_warning(losses):
+    """The cross entropy of a softmax gives no warning, and other targets beside it do not either."""
+    assert warned_of("loss of each class", adjusting_too(Own(losses)), moving(correction="logits", lambda2=0.0)) == []
+
+
+@pytest.mark.parametrize("in_sum", [True, False])
+def test_one_logit_gives_no_warning(in_sum):
+    """The sigmoid of one logit is the softmax of two classes."""
+
+    def losses(z, y):
+        z = z[:, 0] if in_sum else z[:, :1]
+        return F.binary_cross_entropy_with_logits(z, y.float().reshape(z.shape), reduction="none").flatten()
+
+    fair, data = FairSampling(correction="logits"), loader(Indexed((120, 40)))
+    module = Own(lambda z, y: losses(module.adjusted_logits(z[:, :1]), y))
+    assert warned_of("loss of each class", module, fair, data) == []
+
+
 # -- mixed samples ---------------------------------------------------------------------------------------------
 
 
@@ -215,15 +285,30 @@ MIXED |= {
         F.cross_entropy(z / 2.0, y, reduction="none") + F.cross_entropy(z / 2.0, roll(y), reduction="none")
     ),
 }
-LEADS_ASTRAY = [{"reference": "prior", "lambda2": 0.0}, {"reference": "prior"}, {}]
+LEADS_ASTRAY = {
+    "prior": {"reference": "prior", "lambda2": 0.0},
+    "prior and feedback": {"reference": "prior"},
+    "feedback": {},
+    "validation moves the objective": {"feedback": "val/recall", "feedback_to": "objective"},
+    "logits and feedback": {"correction": "logits"},
+    "no correction and feedback": {"correction": "none"},
+}
 
 
-@pytest.mark.parametrize("settings", LEADS_ASTRAY, ids=["prior", "prior and feedback", "feedback"])
+def adjusting_too(module):
+    """Let the module adjust its logits, as a step that serves every setting does."""
+    of_batch = module.of_batch
+    module.of_batch = lambda z, y: of_batch(module.adjusted_logits(z), y)
+    return module
+
+
+@pytest.mark.parametrize("settings", list(LEADS_ASTRAY.values())[:3], ids=list(LEADS_ASTRAY)[:3])
 @pytest.mark.parametrize("losses", MIXED.values(), ids=MIXED)
 def test_mixed_samples_warn_once(losses, settings):
     """The loss of mixed samples gives one warning with ``reference="prior"`` or loss feedback."""
     (warning,) = warned_of("mixed samples", Own(losses), moving(**settings), limit_train_batches=10, max_epochs=2)
-    assert "exponent=0.0, lambda2=0.0" in warning
+    assert ("correction='none'" in warning) == ("reference" in settings)
+    assert ("lambda2=0.0" in warning) == ("lambda2" not in settings)
 
 
 @pytest.mark.parametrize(
@@ -235,21 +320,35 @@ def test_mixed_samples_of_groups(kind, expected):
     assert len(warned_of("mixed samples", Own(losses), by_environment(reference="prior"))) == expected
 
 
-@pytest.mark.parametrize("settings", LEADS_ASTRAY, ids=["prior", "prior and feedback", "feedback"])
-def test_remedy_for_mixed_samples(settings):
-    """The remedy gives weights of one and no feedback, so nothing depends on the class of a mixed sample."""
-    fair = moving(**{**settings, "exponent": 0.0, "lambda2": 0.0})
-    module = Weighted()
-    module.losses = lambda x, y: MIXED["soft cross entropy"](module.net(x), y)
-    assert warned_of("mixed samples", module, fair) == []
-    assert all((abs(step.weights - 1.0) < 1e-6).all() for step in module.steps)
-    assert fair.controller.draws == BATCHES
+@pytest.mark.parametrize("settings", LEADS_ASTRAY.values(), ids=LEADS_ASTRAY)
+def test_remedies_for_mixed_samples(settings):
+    """After each remedy nothing depends on the class that a mixed sample was drawn for."""
+    losses = MIXED["soft cross entropy"]
+    (warning,) = warned_of("mixed samples", adjusting_too(Own(losses)), moving(**settings))
+    remedy = eval(f"dict({warning.split('FairSampling(')[1].split(')')[0]})")
+    remedies = [remedy, {**remedy, "correction": "logits"}] if "or with correction='logits'" in warning else [remedy]
+    assert remedies
+    for remedy in remedies:
+        module, fair = Weighted(), moving(**{**settings, **remedy})
+        module.losses = lambda x, y, module=module: losses(module.adjusted_logits(module.net(x)), y)
+        assert warned_of("mixed samples", module, fair) == []
+        if fair.settings.correction != "weights":  # else the weights are those of the target, close to one
+            assert all((abs(step.weights - 1.0) < 1e-6).all() for step in module.steps)
+        assert fair.controller.draws == BATCHES
 
 
 @pytest.mark.parametrize(
     ("module", "settings"),
-    [(OwnPlain, {"reference": "prior"}), (Own, {"lambda2": 0.0}), (Own, {"lambda2": 0.0, "target_probs": "prior"})],
-    ids=["no mixin", "balanced reference", "no balancing"],
+    [
+        (OwnPlain, {"reference": "prior"}),
+        (Own, {"lambda2": 0.0}),
+        (Own, {"lambda2": 0.0, "target_probs": "prior"}),
+        (Own, {"lambda2": 0.0, "target_probs": "prior", "reference": "prior"}),
+        (Own, {"lambda2": 0.0, "reference": TARGET}),
+        (Own, {"lambda2": 0.0, "reference": "prior", "correction": "none"}),
+        (Own, {"lambda2": 0.0, "reference": "prior", "correction": "logits"}),
+    ],
+    ids=["no mixin", "balanced", "no balancing", "prior twice", "target twice", "none", "logits"],
 )
 def test_mixing_that_is_allowed(module, settings):
     """Without weights far from one and without feedback, samples may be mixed."""
