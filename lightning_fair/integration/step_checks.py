@@ -49,7 +49,7 @@ class StepChecks:
         if step.adjusts_logits and not has_logits:
             problem = _NO_HOOK.format(name=step.hooked) if step.hooked else _NO_LOGITS
         elif settings.correction == "weights" and not has_losses:
-            problem = _NO_WEIGHTS
+            problem = _NO_WEIGHTS.format(and_feedback=" and is not fed back" if settings.feeds_train_losses else "")
         elif settings.feeds_train_losses and not has_losses:
             problem = _NO_LOSSES
         if problem and not self._has_warned_of_calls:
@@ -91,7 +91,7 @@ class StepChecks:
 
 
 _NO_WEIGHTS = (
-    "training_step did not call self.weighted_loss(losses), so its loss has no importance weights and is not fed back. "
+    "training_step did not call self.weighted_loss(losses), so its loss has no importance weights{and_feedback}. "
     "Return self.weighted_loss(losses), or set FairSampling(correction='none', lambda2=0.0)."
 )
 _NO_LOSSES = (

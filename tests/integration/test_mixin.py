@@ -619,3 +619,162 @@ def test_labels_in_other_numbers_warn():
     with warnings_about("weighted_loss(losses, labels)") as messages:
         fit(Weighted(), loader(Named()), FairSampling(), max_epochs=2)
     assert not messages
+
+
+# -- logits --------------------------------------------------------------------------------------------------------
+
+
+class Adjusted(Weighted):
+    """A step that serves every setting, and records what was added to the logits."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.added = []
+
+    def losses(self, x, y):
+        logits = self.net(x)
+        adjusted = self.adjusted_logits(logits)
+        self.added.append(None if adjusted is logits else (adjusted - logits).detach())
+        return F.cross_entropy(adjusted, y, reduction="none")
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("correction", ["weights", "logits", "none"])
+def test_one_step_serves_every_correction(correction, workers):
+    """Weights and offsets are those of the batch's own draw, or one and nothing, and nobody is warned."""
+    module, fair = Adjusted(), moving(correction=correction, reference="uniform", lambda2=0.0)
+    with recorded_draws() as draws, warnings_about("training_step") as warned:
+        fit(module, loader(num_workers=workers), fair)
+    assert movement(draws) > 0.05
+    assert warned == []
+    for step, added in zip(module.steps, module.added, strict=True):
+        probs, _ = draws[own_draw(step, draws)]
+        weights = 0.25 / probs[step.labels] if correction == "weights" else np.ones(len(step.labels))
+        np.testing.assert_allclose(step.weights, weights, rtol=1e-5)
+        assert (added is None) == (correction != "logits")
+        if added is not None:
+            np.testing.assert_allclose(added, np.broadcast_to(np.log(probs / 0.25), added.shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("feedback_to", ["draw", "objective"])
+@pytest.mark.parametrize("correction", ["weights", "logits", "none"])
+def test_losses_that_are_fed_back(correction, feedback_to):
+    """Fed back to the draw are losses without weight and adjustment; to the objective, those that it has."""
+    settings = {"feedback_to": feedback_to, "feedback_delay": 1, "loss_ema_decay": 0.8}
+    module, fair = Adjusted(), moving(correction=correction, reference="uniform", **settings)
+    raw = []
+    plain = module.net.forward
+    module.net.forward = lambda x: raw.append(plain(x)) or raw[-1]
+    fit(module, loader(), fair)
+    losses = [None] * 4
+    for step, logits in zip(module.steps, raw, strict=True):
+        costs = F.cross_entropy(logits.detach(), torch.tensor(step.labels), reduction="none").numpy()
+        has_adjusted = correction == "logits" and feedback_to == "objective"
+        losses = reference.follow_losses(losses, step.labels, step.losses if has_adjusted else costs, 0.8)
+    np.testing.assert_allclose(fair.controller.ema_loss, losses, rtol=1e-5)
+    np.testing.assert_allclose(fair.controller.trained_mix.sum(), 1.0)
+
+
+def test_logits_outside_training():
+    """Outside of a training step, and in validation, ``adjusted_logits`` returns its argument itself."""
+    logits, same = torch.randn(2, 4), []
+    assert Adjusted().adjusted_logits(logits) is logits
+
+    class Validating(Adjusted):
+        def validation_step(self, batch, batch_idx):
+            logits = self.net(batch[0])
+            same.append(self.adjusted_logits(logits) is logits)
+
+        def on_train_batch_end(self, *args):
+            same.append(self.adjusted_logits(logits) is logits)
+
+    module = Validating()
+    trainer(moving(correction="logits"), val_check_interval=7).fit(module, loader(), loader(shuffle=False))
+    assert len(same) > 40
+    assert all(same)
+    assert module.adjusted_logits(logits) is logits
+
+
+def test_adjusted_logits_without_fair_sampling_raises():
+    """A training that lost its FairSampling is an error in ``adjusted_logits`` too."""
+
+    class Own(Without):
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self.adjusted_logits(self.net(batch[0])), batch[1])
+
+    with pytest.raises(RuntimeError, match=r"adjusted_logits of Own has no effect.*super\(\)\.configure_callbacks"):
+        fit(Own(), loader())
+    fit(Own(), loader(), moving(correction="logits"))
+
+
+UNCALLED = {
+    "weights": ({}, {}, "did not call self.weighted_loss(losses), so its loss has no importance weights"),
+    "weights, not fed back": ({"lambda2": 0.0}, {}, "so its loss has no importance weights. Return"),
+    "logits": ({"correction": "logits"}, {}, "did not call self.adjusted_logits(logits)"),
+    "losses": ({"correction": "none"}, {"lambda2": 0.0}, "self.weighted_loss(losses), so no losses are fed back"),
+}
+
+
+@pytest.mark.parametrize(("settings", "remedy", "words"), UNCALLED.values(), ids=UNCALLED)
+def test_step_that_calls_nothing_warns_once(settings, remedy, words):
+    """A step that does not call what its setting needs is told once; each remedy ends the warning."""
+
+    class Own(ImportanceWeightedMixin, Plain):
+        pass
+
+    with warnings_about("training_step did not call") as warned:
+        fit(Own(), loader(), moving(**settings), max_epochs=2)
+    assert len(warned) == 1
+    assert words in warned[0]
+    remedies = [(Adjusted, settings), (Own, {**settings, **remedy, "correction": "none", "lambda2": 0.0})]
+    if "adjusted_logits" in warned[0]:
+        remedies.append((Own, {**settings, "logits": "net"}))
+    for module, changed in remedies:
+        with warnings_about("training_step did not call") as warned:
+            fit(module(), loader(), moving(**changed))
+        assert warned == []
+
+
+def test_module_without_mixin_is_told_of_logits():
+    """The warning of a module without the mixin names corrections that need none, and these give no warning."""
+    for lambda2 in (0.0, 0.3):
+        with warnings_about("The batches are balanced") as warned:
+            fit(Plain(), loader(), moving(lambda2=lambda2))
+        (message,) = warned
+        assert "ImportanceWeightedMixin" in message
+        assert ("feeds no losses back" in message) == (lambda2 > 0)
+    assert "FairSampling(correction='logits', logits='model.fc')" in message
+    assert "correction='none', lambda2=0.0" in message
+    for settings in ({"correction": "logits"}, {"correction": "logits", "logits": "net"}, {"correction": "none"}):
+        with warnings_about("The batches are balanced") as warned:
+            fit(Plain(), loader(), moving(**{"lambda2": 0.0, **settings}))
+        assert warned == []
+    with warnings_about("feeds no losses back") as warned:
+        fit(Plain(), loader(), moving(correction="none"))
+    assert len(warned) == 1
+
+
+class CompiledAdjusted(Compiled):
+    def training_step(self, batch, batch_idx):
+        x, y, _ = batch
+        return self.weighted_loss(F.cross_entropy(self.adjusted_logits(self.net(x)), y, reduction="none"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, {"lambda2": 0.0}, {"feedback_to": "objective"}], ids=str)
+def test_compiled_logits_compile_once(settings):
+    """A compiled module that adjusts its logits is compiled once, and trains as one that is not compiled."""
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    modules = [CompiledAdjusted(), CompiledAdjusted()]
+    for module, run in zip(modules, (torch.compile(modules[0], backend=counting), modules[1]), strict=True):
+        fit(run, loader(), moving(correction="logits", reference="uniform", **settings), max_epochs=2)
+        assert module._step_correction is None
+    assert len(graphs) == 1
+    for one, other in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other)
