@@ -29,6 +29,7 @@ import torch.distributed
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_helpers import TARGET, Indexed, Plain, Step, Weighted, fit, loader
 from loader_runs import Bulk, Prefetcher
+from torch.nn import functional as F
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -122,7 +123,8 @@ class Unweighted(_Watched, Plain):
 
 
 class WithMixin(_Watched, Weighted):
-    pass
+    def losses(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(self.adjusted_logits(self.net(x)), y, reduction="none")
 
 
 class Data(L.LightningDataModule):

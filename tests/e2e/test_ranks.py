@@ -149,6 +149,34 @@ def test_ranks_have_same_state(mixin, two):
     assert all(sums == [size] for run in without_workers + with_workers for sums in run.all_reduces)
 
 
+@pytest.mark.parametrize("settings", [{}, {"lambda2": 0.3}, {"lambda2": 0.3, "feedback_to": "objective"}], ids=str)
+def test_adjusted_logits_on_every_rank(settings, two):
+    """With the hook, ranks have the state and parameters of the mixin, bit for bit, and train as one process does."""
+    settings = {
+        **QUIET,
+        "horizon": HORIZON,
+        "correction": "logits",
+        "reference": "uniform",
+        "feedback_delay": 1,
+        **settings,
+    }
+    hooked = FairSampling(**settings, logits="net")
+    runs = two(train, mixin=False, fair=hooked)
+    assert_agree(runs)
+    mixin = two(train, fair=FairSampling(**settings))
+    assert [run.params for run in mixin] == [run.params for run in runs] == [runs[0].params] * 2
+    assert all(np.array_equal(run.probs, runs[0].probs) for run in mixin)
+    if settings.get("lambda2"):  # else the mixin has the losses for the log, and the hook has none
+        assert [run.states for run in mixin] == [run.states for run in runs]
+    uncorrected = two(train, mixin=False, fair=FairSampling(**QUIET, correction="none"))
+    assert uncorrected[0].params != runs[0].params
+    one = train(mixin=False, fair=hooked, loaded={"batch_size": BATCH})
+    np.testing.assert_allclose(one.probs, runs[0].probs, rtol=1e-4)
+    for step, (params, others) in enumerate(zip(one.params, runs[0].params, strict=True)):
+        if step < EPOCH - 1:  # the last batch may be split unevenly
+            np.testing.assert_allclose(np.frombuffer(params, "f4"), np.frombuffer(others, "f4"), rtol=1e-3, atol=1e-5)
+
+
 def test_losses_of_all_ranks(two):
     """Losses of all ranks are fed back."""
     runs = two(fair=moving(feedback_delay=1))
