@@ -20,13 +20,11 @@ from lightning_fair.control.target import Target
 from lightning_fair.integration import trainer_internals
 from lightning_fair.integration.lightning_packages import Callback, check_trainer
 from lightning_fair.integration.loader_setup import make_loader_fair
-from lightning_fair.integration.logits_hook import hook_logits
+from lightning_fair.integration.logits_hook import set_up_correction
 from lightning_fair.integration.loss_check import LossCheck
 from lightning_fair.integration.presets import Correction, PresetName
 from lightning_fair.integration.run import Run
 from lightning_fair.integration.settings import FairSettings, Resume
-from lightning_fair.integration.step_checks import warn_of_no_mixin
-from lightning_fair.integration.step_correction import StepCorrection
 from lightning_fair.monitoring.dashboard import LogContext, show_distance
 from lightning_fair.sampling.batch_sampler import EmptyClasses
 from lightning_fair.schedules import Schedule, Shift
@@ -41,8 +39,9 @@ class FairSampling(Callback):
 
     ``Trainer(callbacks=[FairSampling()])`` is enough: the training ``DataLoader`` keeps all of its settings and gets
     other batches. With :class:`~lightning_fair.ImportanceWeightedMixin` in the module, the loss of each sample is
-    weighted by ``reference[y] / p[y]``, with the class mix ``p`` of its own draw, and the losses are fed back. Without
-    the mixin the loss is the module's own, so the objective is the risk under the class mix that is drawn.
+    weighted by ``reference[y] / p[y]``, with the class mix ``p`` of its own draw, and the losses are fed back. With
+    ``correction="logits"`` the loss is corrected in the logits instead, for which the module needs no mixin. Else,
+    without the mixin, the loss is the module's own, so the objective is the risk under the class mix that is drawn.
 
     Args:
         alpha: Gain of the feedback, at least 0, or a schedule (:mod:`lightning_fair.schedules`). The first seven
@@ -63,7 +62,12 @@ class FairSampling(Callback):
             ``target_probs``.
         correction: ``"weights"``: each loss is multiplied by ``reference[y] / p[y]``. ``"logits"``:
             ``log(p / reference)`` is added to the logits in training. ``"none"``: the loss stands for the drawn mix.
-        logits: Name of the submodule whose output are the logits, for example ``"model.fc"``.
+        logits: With ``correction="logits"``: name of the submodule whose output are the logits, such as ``"model.fc"``.
+            A forward hook adds the offsets there, only in training steps and where gradients are recorded, so the
+            module stays as it is. An accuracy that the training step computes of this output is that of the adjusted
+            logits, which know the class mix of the batch; validation is as without the hook. None: the mixin's
+            ``adjusted_logits``; without the mixin, the only ``nn.Linear`` with as many outputs as there are classes
+            (with two classes, one or two), which the log names.
         feedback: ``"train"``, the losses of training; or the name of a metric of each class that the module logs at
             validation, for example ``"val/recall"``.
         feedback_mode: Whether larger values of that metric are better (``"max"``) or worse. None: known by its name.
@@ -239,23 +243,7 @@ class FairSampling(Callback):
             return
         if not self._run.in_search:
             self._run.announce()
-        self._set_up_correction(pl_module, self.controller.num_classes)
-
-    def _set_up_correction(self, pl_module: L.LightningModule, num_classes: int) -> None:
-        run, settings, has_mixin = self._run, self.settings, hasattr(pl_module, "_step_correction")
-        adjusts_logits = settings.correction == "logits"
-        has_hook = adjusts_logits and (settings.logits is not None or not has_mixin)
-        if has_mixin or has_hook:
-            if run.step_correction is not None:
-                run.step_correction.close()  # of a search
-            run.step_correction = StepCorrection(num_classes, pl_module.device, settings, noun=run.noun)
-        if has_mixin:
-            pl_module._step_correction = run.step_correction  # type: ignore[assignment]
-        if has_hook:
-            assert run.step_correction is not None
-            hook_logits(pl_module, settings.logits, run.step_correction)
-        elif not has_mixin and (settings.correction != "none" or settings.feeds_train_losses):
-            warn_of_no_mixin(pl_module, settings)
+        set_up_correction(self._run, pl_module)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

@@ -1,4 +1,4 @@
-"""A forward hook that corrects the loss of a module that nobody changed, in the logits."""
+"""The correction of a fit's training steps, with a forward hook for a module that nobody changed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
+from lightning_fair.integration.run import Run
+from lightning_fair.integration.step_checks import warn_of_no_mixin
 from lightning_fair.integration.step_correction import StepCorrection
 from lightning_fair.monitoring.tensorboard_layout import plural
 
@@ -15,6 +17,27 @@ if TYPE_CHECKING:
     import lightning.pytorch as L
 
 _MAX_LISTED = 12  # candidates in a message
+
+
+def set_up_correction(run: Run, pl_module: L.LightningModule) -> None:
+    """Give the run, and the module if it has the mixin, the correction of its training steps, and set a hook if needed.
+
+    A module without the mixin whose settings need it gives a warning.
+    """
+    assert run.source is not None
+    settings, has_mixin = run.settings, hasattr(pl_module, "_step_correction")
+    has_hook = settings.correction == "logits" and (settings.logits is not None or not has_mixin)
+    if run.step_correction is not None:
+        run.step_correction.close()  # of a search
+    if not (has_mixin or has_hook):
+        warn_of_no_mixin(pl_module, settings)
+        return
+    step = StepCorrection(run.source.controller.num_classes, pl_module.device, settings, noun=run.noun)
+    run.step_correction = step
+    if has_mixin:
+        pl_module._step_correction = step  # type: ignore[assignment]
+    if has_hook:
+        hook_logits(pl_module, settings.logits, step)
 
 
 class LogitsHook:

@@ -128,8 +128,8 @@ class LossCheck:
         wrong = " and ".join(_MIXED[remedy] for remedy in self._remedies)
         other = ", or with correction='logits'" if self._remedies[0] == _NO_WEIGHTS else ""
         rank_zero_warn(
-            f"The loss is that of mixed samples (MixUp, CutMix, soft labels), but each sample {wrong} of the class that "
-            f"it was drawn for. Mix only with FairSampling({', '.join(self._remedies)}){other}."
+            f"The loss is that of mixed samples (MixUp, CutMix, soft labels), but each sample {wrong} of the class "
+            f"that it was drawn for. Mix only with FairSampling({', '.join(self._remedies)}){other}."
         )
 
 

@@ -22,12 +22,14 @@ _MAX_SHOWN = 10  # classes in a message
 
 
 def warn_of_no_mixin(pl_module: L.LightningModule, settings: FairSettings) -> None:
-    """Warn that a module without the mixin has neither weights nor feedback of its losses."""
+    """Warn that a module without the mixin has neither weights nor feedback of its losses, if it should."""
     name, lacks = type(pl_module).__name__, []
     if settings.correction == "weights":
         lacks.append("has no importance weights: its loss stands for the class mix that is drawn")
     if settings.feeds_train_losses:
         lacks.append("feeds no losses back")
+    if not lacks:
+        return
     rank_zero_warn(
         f"The batches are balanced, but {name} {', and '.join(lacks)}. Inherit from ImportanceWeightedMixin and return "
         'self.weighted_loss(losses), with the losses of reduction="none". If the module stays as it is, '

@@ -8,6 +8,7 @@ import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.tuner import Tuner
 from lightning_helpers import (
     BATCHES,
     WORKERS,
@@ -24,7 +25,8 @@ from lightning_utilities.core.rank_zero import log as rank_zero_log
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_fair import ImportanceWeightedMixin
+from lightning_fair import FairSampling, FairStream, ImportanceWeightedMixin
+from lightning_fair.integration.callback import find_callback
 
 
 class Net(nn.Module):
@@ -449,6 +451,55 @@ def test_both_are_refused():
         fit(module, loader(), adjusting())  # the mixin without a call
     assert_offsets(module.steps, draws)
     fit(Adjusting(), loader(), adjusting(logits=None))
+
+
+@pytest.mark.slow
+def test_searches_and_fit(tmp_path):
+    """After a search for the learning rate, the offsets of the fit are added once."""
+    module, fair = Watching(), adjusting()
+    searched = trainer(fair, default_root_dir=tmp_path)
+    before = parameters(module)
+    Tuner(searched).lr_find(module, loader(), num_training=5, update_attr=False)
+    assert hooks_of(module) == []
+    assert parameters(module) == before
+    assert any(added.abs().max() > 0.1 for _, added in module.steps)
+    module.steps.clear()
+    with recorded_draws() as draws:
+        searched.fit(module, loader())
+    assert len(module.steps) == BATCHES
+    assert_offsets(module.steps, draws)
+
+
+def arriving():
+    """Samples of three of the four classes, and of the last one only at the end."""
+    data = Indexed((60, 60, 60, 60))
+    order = np.random.default_rng(0).permutation(180).tolist() * 4 + list(range(180, 240))
+    return [data[index] for index in order]
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_stream(workers):
+    """A class that a stream lacks at present leaves the softmax, and the offsets are those of the batch's own draw."""
+
+    class Streaming(Watching):
+        def training_step(self, batch, batch_idx):
+            draw = find_callback(self.trainer)._run.current.draw
+            self.draws.append((draw.probs, draw.reference))
+            return super().training_step(batch, batch_idx)
+
+    module = Streaming()
+    module.draws = []
+    stream = FairStream(arriving(), batch_size=8, label_fn=lambda sample: sample[1], buffer_size=64)
+    data = torch.utils.data.DataLoader(stream, batch_size=8, num_workers=workers)
+    settings = {"num_classes": 4, "correction": "logits", "logits": "model.fc"}
+    fit(module, data, FairSampling(**settings), limit_train_batches=60)
+    assert len(module.draws) > 20
+    lacks = 0
+    for (probs, reference), (_, added) in zip(module.draws, module.steps, strict=True):
+        expected = np.log(np.maximum(probs, 1e-12) / reference)
+        lacks += probs[3] == 0
+        np.testing.assert_allclose(added, np.broadcast_to(expected, added.shape), rtol=1e-3, atol=1e-4)
+    assert lacks > 10
 
 
 # -- labels that the batch numbers otherwise -----------------------------------------------------------------------
