@@ -44,6 +44,7 @@ class LossCheck:
     with class weights                 unless the loss stands for the prior
     of mixed samples                   if weights vary with the class, or training losses are fed back
     a sigmoid or a hinge of each class with ``correction="logits"``, which is for a softmax over the classes
+    of logits that are scaled          with ``correction="logits"``, if the offsets are scaled too
     =================================  ===========================================================================
 
     Args:
@@ -63,11 +64,13 @@ class LossCheck:
             _have_class_weights: not _is_named(objective, "prior") and not self._warn_of_weighted_modules(pl_module),
             _are_mixed: bool(self._remedies),
             _are_of_each_class: has_logits,
+            _are_scaled: has_logits,
         }
         self._warnings: dict[_Search, Callable[[], None]] = {
             _have_class_weights: partial(self._warn_of_class_weights, "The loss function"),
             _are_mixed: self._warn_of_mixtures,
             _are_of_each_class: _warn_of_each_class,
+            _are_scaled: _warn_of_scale,
         }
         self._looks_left = _LOOKS_PER_EPOCH
         self._answers: Callable[[], Tensor] | None = None  # of the last look, in the order of the searches
@@ -163,6 +166,14 @@ def _is_uneven(weight: Tensor) -> Tensor:
     return (weight != weight.flatten()[0]).any()
 
 
+def _warn_of_scale() -> None:
+    rank_zero_warn(
+        "The logits are multiplied or divided after their offsets were added, for example by the scale of a cosine "
+        "classifier or a temperature, and so are the offsets. Let FairSampling(logits=...) name a submodule whose "
+        "output is scaled already, or call self.adjusted_logits(logits) of the scaled logits."
+    )
+
+
 _Search: TypeAlias = "Callable[[list[_Term], Tensor | None], Tensor]"
 
 
@@ -173,6 +184,7 @@ class _Term(NamedTuple):
     weight: Tensor | None  # of each class
     pos_weight: Tensor | None
     of_each_class: bool  # whether it is a sum over the classes, and not of a softmax
+    is_scaled: bool  # whether offsets that were added to the scores are multiplied
     scores: Any  # the node of the network's outputs that the loss is a function of
 
     def is_for(self, labels: Tensor, num_classes: int | None) -> bool:
@@ -238,6 +250,13 @@ def _are_of_each_class(terms: list[_Term], labels: Tensor | None) -> Tensor:
     return answer
 
 
+def _are_scaled(terms: list[_Term], labels: Tensor | None) -> Tensor:
+    answer = torch.zeros((), dtype=torch.bool, device=terms[0].target.device)
+    for term in (term for term in terms if term.is_scaled and not term.target.is_floating_point()):
+        answer = answer | term.equals(labels)  # a distillation to probabilities has a temperature
+    return answer
+
+
 def _terms(loss: Tensor) -> Iterator[_Term]:
     """Find the losses of classes in the graph."""
     queue, seen = deque[Any]([loss.grad_fn] if loss.grad_fn is not None else []), set[Any]()
@@ -261,17 +280,17 @@ def _to_term(node: Any) -> _Term | None:
             weight = None  # of each sample
         of_each_class = name == "MultiMarginLossBackward" or ("Binary" in name and target.numel() > len(target))
         pos_weight = _saved(node, "pos_weight") if hasattr(node, "_raw_saved_pos_weight") else None
-        return _Term(target, weight, pos_weight, of_each_class, _scores(node))
+        return _Term(target, weight, pos_weight, of_each_class, _is_scaled(node), _scores(node))
     # The cross entropy of probabilities is a sum of target * log_softmax(scores), and may be multiplied by weights.
     # Names are compared before saved values are read, because checkpointed layers compute them anew.
     path = [name, *_names_below(node, 2)]
     if path[:2] == ["MulBackward", "LogSoftmaxBackward"] and (target := _factor(node)) is not None:
-        return _Term(target, None, None, False, _scores(node))
+        return _Term(target, None, None, False, _is_scaled(_inputs(node)[0]), _scores(node))
     if path == ["MulBackward", "MulBackward", "LogSoftmaxBackward"]:
         inner = _inputs(node)[0]
         weight, target = _factor(node), _factor(inner)
         if weight is not None and target is not None and weight.numel() == target.shape[-1]:
-            return _Term(target, weight, None, False, _scores(inner))
+            return _Term(target, weight, None, False, _is_scaled(_inputs(inner)[0]), _scores(inner))
     return None
 
 
@@ -308,6 +327,20 @@ def _scores(node: Any) -> Any:
         if not node.name().startswith(("LogSoftmax", "Mul", "Div", "ToCopy", "Squeeze", "View")):
             break
     return node
+
+
+_PASSED = ("LogSoftmax", "ToCopy", "Squeeze", "Unsqueeze", "View", "Reshape", "Slice", "Select", "Index", "Transpose")
+
+
+def _is_scaled(node: Any, *, scale: bool = False) -> bool:
+    """Return whether a constant was added to the scores of a loss, and the sum was multiplied or divided."""
+    inputs, name = _inputs(node), _name(node)
+    if name == "AddBackward" and len(inputs) == 1:
+        return scale
+    if name in ("MulBackward", "DivBackward"):
+        return any(_is_scaled(each, scale=True) for each in inputs)
+    is_passed = name in _LOSSES or name.startswith(_PASSED)
+    return is_passed and any(_is_scaled(each, scale=scale) for each in inputs)
 
 
 def _inputs(node: Any) -> list[Any]:

@@ -247,6 +247,65 @@ def test_one_logit_gives_no_warning(in_sum):
     assert warned_of("loss of each class", module, fair, data) == []
 
 
+# -- offsets that are scaled ---------------------------------------------------------------------------------------
+
+
+class Scaled(Plain):
+    """A cosine classifier: the logits are scaled, before or after the offsets."""
+
+    def __init__(self, scale=None, temperature=False):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(2.0)) if scale is None else scale
+        self.temperature, self.last = temperature, torch.nn.Identity()
+
+    def losses(self, x, y):
+        z = self.last(self.net(x) / self.scale if self.temperature else self.scale * self.net(x))
+        return F.cross_entropy(z, y, reduction="none")
+
+
+class ScaledByMixin(ImportanceWeightedMixin, Scaled):
+    def losses(self, x, y):
+        return F.cross_entropy(self.adjusted_logits(self.scale * self.net(x)), y, reduction="none")
+
+
+@pytest.mark.parametrize("temperature", [False, True])
+@pytest.mark.parametrize("scale", [None, 16.0])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_scaled_offsets_warn_once(scale, temperature, precision):
+    """Offsets that are scaled with the logits give one warning, and each remedy none."""
+    settings = {"correction": "logits", "lambda2": 0.0, "reference": "uniform"}
+    words, runs = "after their offsets were added", {"max_epochs": 2, "precision": precision}
+    module = Scaled(scale, temperature)
+    assert len(warned_of(words, module, moving(**settings, logits="net"), **runs)) == 1
+    assert warned_of(words, module, moving(**settings, logits="last"), **runs) == []
+    assert warned_of(words, ScaledByMixin(scale), moving(**settings), **runs) == []
+    assert warned_of(words, module, moving(), **runs) == []
+
+
+NOT_SCALED = {
+    "classes": lambda z, y: F.cross_entropy(z, y, reduction="none"),
+    "flattened": lambda z, y: F.cross_entropy(z[None].flatten(0, 1), y, reduction="none"),
+    "distillation": lambda z, y: (
+        F.cross_entropy(z, y, reduction="none")
+        + F.kl_div((z / 4.0).log_softmax(1), (8.0 * one_hot(y)).softmax(1), reduction="none").sum(1)
+        + F.kl_div((z / 4.0).log_softmax(1), torch.rand(len(y), 4).softmax(1), reduction="none").sum(1)
+    ),
+    "focal loss": lambda z, y: (
+        (1 - z.softmax(1).gather(1, y[:, None])[:, 0]) ** 2 * F.cross_entropy(z, y, reduction="none")
+    ),
+    "another head": lambda z, y: (
+        F.cross_entropy(z, y, reduction="none") + F.cross_entropy(2.0 * (z @ OTHER), y, reduction="none")
+    ),
+}
+
+
+@pytest.mark.parametrize("losses", NOT_SCALED.values(), ids=NOT_SCALED)
+def test_no_false_alarm_of_scale(losses):
+    """Losses of the adjusted logits themselves give no warning."""
+    fair = moving(correction="logits", lambda2=0.0)
+    assert warned_of("after their offsets were added", adjusting_too(Own(losses)), fair) == []
+
+
 # -- mixed samples ---------------------------------------------------------------------------------------------
 
 
