@@ -160,7 +160,7 @@ class Run:
             self.step_checks.check_calls(self.step_correction, sums)
             (counts, num_finite, losses), has_losses = sums[:, :-1], sums[0, -1] > 0
             if has_losses and self.sampler is not None:
-                self.step_checks.check_counts(counts, draw, self.class_names, self.noun)
+                self.step_checks.check_counts(self.step_correction, counts, draw, self.class_names)
             # A closure that runs several times (LBFGS) trains on more samples than were drawn.
             counts = self.source.clip_counts(counts, draw)
             self.source.report(draw, counts, *((losses, num_finite) if has_losses else ()))

@@ -77,18 +77,19 @@ class StepChecks:
                 f"and {check.column} has other numbers. Leave labels out, or pass labels in these numbers."
             )
 
-    def check_counts(self, counts: Floats, draw: Draw, class_names: Sequence[str], noun: str) -> None:
-        """Warn if the labels that were given to ``weighted_loss`` are as many as were drawn, but of other classes."""
+    def check_counts(self, step: StepCorrection, counts: Floats, draw: Draw, class_names: Sequence[str]) -> None:
+        """Warn if the labels that were given to the mixin are as many as were drawn, but of other classes."""
         if self._has_warned_of_labels or counts.sum() != draw.counts.sum():
             return
         other = np.flatnonzero(counts != draw.counts)[:_MAX_SHOWN].tolist()
         if other:
             self._has_warned_of_labels = True
             seen, drawn = ({class_names[c]: int(each[c]) for c in other} for each in (counts, draw.counts))
+            method = "adjusted_logits(logits, labels)" if step.sums_cross_entropy else "weighted_loss(losses, labels)"
             rank_zero_warn(
-                f"weighted_loss(losses, labels) got samples of other {plural(noun)} than were drawn: {seen}, but "
-                f"{drawn} were drawn, so their weights and losses are those of other samples. Leave labels out, or "
-                f"pass the {plural(noun)} that FairSampling balances, in its numbers."
+                f"{method} got samples of other {plural(step.noun)} than were drawn: {seen}, but {drawn} were drawn, "
+                "so their weights and losses are those of other samples. Leave labels out, or pass the "
+                f"{plural(step.noun)} that FairSampling balances, in its numbers."
             )
 
 

@@ -29,6 +29,8 @@ class StepCorrection:
         noun: Word for a class in messages, ``"class"`` or ``"group"``.
 
     Attributes:
+        adjusts_logits: Whether the correction is in the logits.
+        sums_cross_entropy: Whether the cross entropy of the logits is summed, and not the losses.
         class_weights: Weights of the current batch, float64, shape ``(K,)``; None if they are all one.
         is_open: Whether a training step is in progress.
         got_labels: Whether labels were passed to ``mean``.
@@ -38,6 +40,7 @@ class StepCorrection:
     def __init__(self, num_classes: int, device: torch.device, settings: FairSettings, *, noun: str = "class") -> None:
         self.num_classes, self.settings, self.noun = num_classes, settings, noun
         self.adjusts_logits = settings.correction == "logits"
+        self.sums_cross_entropy = self.adjusts_logits and settings.feeds_train_losses
         self.class_weights: Floats | None = None
         self.is_open = self.got_labels = False
         self.hooked: str | None = None
@@ -67,7 +70,7 @@ class StepCorrection:
         self.is_open = True
 
     def mean(self, losses: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the mean of ``w[y] * losses``, and add the losses to the sums of their classes."""
+        """Return the mean of ``w[y] * losses``; unless ``adjust`` sums the cross entropy, sum the losses."""
         if losses.ndim != 1:
             raise ValueError(
                 f"weighted_loss needs one loss per sample, shape (batch,), got shape {tuple(losses.shape)}. "
@@ -79,7 +82,7 @@ class StepCorrection:
         weights = self._weights[y]
         if self.settings.normalize:
             weights = weights / weights.mean()
-        if not (self.adjusts_logits and self.settings.feeds_train_losses):  # `adjust` sums others then
+        if not self.sums_cross_entropy:
             self._add(losses.detach(), y)
         return (weights * losses).mean()
 
@@ -92,7 +95,7 @@ class StepCorrection:
         offset = self._offset[1:] - self._offset[:1] if is_single else self._offset
         adjusted = logits + offset
         self._sums[1, -1] += 1
-        if self.settings.feeds_train_losses:
+        if self.sums_cross_entropy:
             z = (adjusted if self.settings.feedback_to == "objective" else logits).detach()
             if is_single:
                 z = torch.stack((torch.zeros_like(z), z), -1).flatten(0, -2)

@@ -586,6 +586,35 @@ class PassesClasses(Weighted):
         return self.weighted_loss(self.losses(x, y), y)
 
 
+class Adjusted(Weighted):
+    """A step that serves every setting, and records what was added to the logits."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.added = []
+
+    def losses(self, x, y):
+        logits = self.net(x)
+        adjusted = self.adjusted_logits(logits)
+        self.added.append(None if adjusted is logits else (adjusted - logits).detach())
+        return F.cross_entropy(adjusted, y, reduction="none")
+
+
+class PassesOthers(Adjusted):
+    """Passes labels of other samples to ``adjusted_logits``."""
+
+    def losses(self, x, y):
+        return F.cross_entropy(self.adjusted_logits(self.net(x), (y + 1) % 4), y, reduction="none")
+
+
+def test_labels_of_other_logits_warn():
+    """The same for labels of ``adjusted_logits``, which are used only if losses are fed back."""
+    for lambda2, expected in ((0.3, 1), (0.0, 0)):
+        with warnings_about("adjusted_logits(logits, labels) got samples of other classes") as messages:
+            fit(PassesOthers(), loader(), moving(correction="logits", lambda2=lambda2), max_epochs=2)
+        assert len(messages) == expected
+
+
 @pytest.mark.parametrize("groups", [True, False])
 def test_labels_of_other_classes_warn(groups):
     """Labels that are as many as were drawn, but of other classes, give one warning."""
@@ -622,20 +651,6 @@ def test_labels_in_other_numbers_warn():
 
 
 # -- logits --------------------------------------------------------------------------------------------------------
-
-
-class Adjusted(Weighted):
-    """A step that serves every setting, and records what was added to the logits."""
-
-    def __init__(self, **settings):
-        super().__init__(**settings)
-        self.added = []
-
-    def losses(self, x, y):
-        logits = self.net(x)
-        adjusted = self.adjusted_logits(logits)
-        self.added.append(None if adjusted is logits else (adjusted - logits).detach())
-        return F.cross_entropy(adjusted, y, reduction="none")
 
 
 @pytest.mark.parametrize("workers", WORKERS)
