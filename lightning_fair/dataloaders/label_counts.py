@@ -20,7 +20,7 @@ def count_labels(loader: Any, num_batches: float, labels: Labels, class_numbers:
 
     Args:
         loader: A loader of any kind.
-        num_batches: Number of batches that are read, over all ranks.
+        num_batches: Number of batches that are read on each rank.
         labels: Where the labels of the training data are, see :func:`~lightning_fair.common.labels.find_labels`. If
             they are one value per sample, those of other data are not known.
         class_numbers: Number of each class, by its label as a string.
@@ -67,7 +67,7 @@ def _part_read(loader: DataLoader[Any], num_batches: float) -> Any:
             return None
     elif not draws_as(sampler, "SequentialSampler"):
         return None
-    num_samples = num_batches * batches.batch_size
+    num_samples = num_batches * batches.batch_size * getattr(sampler, "num_replicas", 1)
     if num_samples >= size:
         return part
     in_order = not getattr(sampler, "shuffle", draws_as(sampler, "RandomSampler", "SubsetRandomSampler"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 import torch
@@ -25,6 +25,8 @@ from lightning_fair.integration.presets import Correction, PresetName
 from lightning_fair.integration.run import Run
 from lightning_fair.integration.settings import FairSettings, Resume
 from lightning_fair.integration.step_weights import StepWeights
+from lightning_fair.integration.validation_feedback import ValidationFeedback
+from lightning_fair.monitoring.class_metrics import Mode
 from lightning_fair.monitoring.dashboard import LogContext, show_distance
 from lightning_fair.sampling.batch_sampler import EmptyClasses
 from lightning_fair.schedules import Schedule, Shift
@@ -126,7 +128,7 @@ class FairSampling(Callback):
         correction: Correction | None = None,
         logits: str | None = None,
         feedback: str | None = None,
-        feedback_mode: Literal["max", "min"] | None = None,
+        feedback_mode: Mode | None = None,
         feedback_to: FeedbackTo | None = None,
         feedback_gain: float = 3.0,
         max_repeats: float = 64.0,
@@ -226,19 +228,23 @@ class FairSampling(Callback):
 
     def _detach(self, pl_module: L.LightningModule) -> None:
         self._patches.close()
-        self._run.loader = None
+        self._run.loader = self._run.validation_feedback = None
         if hasattr(pl_module, "_step_weights"):
             pl_module._step_weights, pl_module._has_fair_sampling = None, False  # type: ignore[assignment]
+            pl_module._validation_feedback = None  # type: ignore[assignment]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._run.loader is None or self.controller is None:
             return
         if not self._run.in_search:
             self._run.announce()
+            if self.settings.feedback != "train":
+                self._run.validation_feedback = ValidationFeedback(self._run, trainer)
         if hasattr(pl_module, "_step_weights"):
             K, normalize = self.controller.num_classes, self.settings.normalize
             weights = StepWeights(K, pl_module.device, normalize=normalize, noun=self._run.noun)
             self._run.step_weights = pl_module._step_weights = weights  # type: ignore[assignment]
+            pl_module._validation_feedback = self._run.validation_feedback  # type: ignore[assignment]
         else:
             rank_zero_warn(
                 f"The batches are balanced, but {type(pl_module).__name__} has no importance weights: its loss stands "
@@ -277,7 +283,18 @@ class FairSampling(Callback):
             show_distance(pl_module, context.source.controller)
             self._run.dashboard.end_epoch(context, trainer.current_epoch)
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._run.validation_feedback is not None:
+            self._run.validation_feedback.start()
+
+    # The first hook after everything has been logged. A callback that saves a checkpoint here comes later.
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._run.validation_feedback is not None:
+            self._run.validation_feedback.finish()
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._run.validation_feedback is not None:
+            self._run.validation_feedback.warn_if_unused()
         if self._run.loader is not None:
             self._run.dashboard.end(self._log_context(trainer), trainer.callback_metrics)
 

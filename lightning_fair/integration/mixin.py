@@ -11,6 +11,7 @@ from lightning_fair.integration.callback import FairSampling, find_callback
 from lightning_fair.integration.lightning_packages import check_trainer
 from lightning_fair.integration.step_weights import StepWeights
 from lightning_fair.integration.trainer_internals import can_be_weighted
+from lightning_fair.integration.validation_feedback import ValidationFeedback
 
 if TYPE_CHECKING:
     import lightning.pytorch as L
@@ -47,6 +48,7 @@ class ImportanceWeightedMixin(_Base):
 
     fair_sampling: bool | FairSampling = True
     _step_weights: StepWeights | None = None
+    _validation_feedback: ValidationFeedback | None = None
     _has_fair_sampling = False  # set by the callback for its fit
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -90,6 +92,29 @@ class ImportanceWeightedMixin(_Base):
         if step is None or not step.is_open:  # not `self.training`: a network may be trained in eval mode
             return losses.mean()
         return step.mean(losses, labels)
+
+    def fair_feedback(self, values: Any, counts: Any = None) -> None:
+        """Give the value of each class in a validation to the callback, in the place of metrics that are logged.
+
+        :class:`~lightning_fair.FairSampling` needs ``feedback="val/recall"``, or another name, which says here whether
+        higher values are better. Call it once in ``on_validation_epoch_end``; or, with ``counts``, any number of times
+        in a validation, for example in ``validation_step``. The values of several calls, and of the ranks, are
+        averaged, weighted by the counts. Outside of a fit with such a callback, in its sanity check, and while it
+        searches a batch size or a learning rate, this has no effect.
+
+        Args:
+            values: Recall or another rate in [0, 1], or a loss of at least 0, of each class in the numbers of
+                ``FairSampling``, shape ``(K,)``: a tensor, an array or a list. NaN: the class takes no part.
+            counts: Validation samples of each class behind the values, shape ``(K,)``; a class without any takes no
+                part. None: they are counted by the labels of the validation data, if these are known.
+
+        Raises:
+            ValueError: If a shape, a value or a count is wrong.
+            TypeError: If the values are a mapping.
+            RuntimeError: If there is no validation, or a second call in a validation is without counts.
+        """
+        if self._validation_feedback is not None:
+            self._validation_feedback.add(values, counts)
 
     def configure_callbacks(self) -> Sequence[L.Callback] | L.Callback:
         """Add the callback if there is none yet. Lightning calls this."""

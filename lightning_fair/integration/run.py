@@ -28,6 +28,7 @@ from lightning_fair.dataloaders.stream_tracker import StreamTracker
 from lightning_fair.integration.loss_check import LossCheck
 from lightning_fair.integration.settings import FairSettings
 from lightning_fair.integration.step_weights import StepWeights, copy_to_host
+from lightning_fair.integration.validation_feedback import ValidationFeedback
 from lightning_fair.monitoring.dashboard import BatchWeights, Dashboard
 from lightning_fair.monitoring.tensorboard_layout import plural
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
@@ -63,6 +64,7 @@ class Run:
     min_delay: int | None = None  # batches after which the losses of a draw are known; None for a stream
     steps_on_device: int = 0  # newest steps that a device may still be working on
     step_weights: StepWeights | None = None  # None if the module has no `weighted_loss`
+    validation_feedback: ValidationFeedback | None = None  # None if no metric is fed back
     loss_check: LossCheck | None = None
     current: DeliveredBatch | None = None  # the batch in the training step
     class_weights: Floats | None = None  # its importance weights, shape (K,); None if they are all one

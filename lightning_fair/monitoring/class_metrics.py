@@ -39,6 +39,32 @@ class ClassValues(NamedTuple):
     loader: int | None = None
 
 
+def feedback_mode(feedback: str, mode: Mode | None) -> Mode | None:
+    """Return whether higher (``"max"``) or lower values of a metric that is fed back are better; None for losses.
+
+    Args:
+        feedback: Name of the metric, or ``"train"`` for the losses of the training.
+        mode: The direction as it is stated. None: known by name.
+
+    Raises:
+        ValueError: If the name tells nothing and ``mode`` is None, or if ``mode`` is stated for ``"train"``.
+    """
+    if feedback == "train":
+        if mode is not None:
+            raise ValueError(
+                f"feedback_mode={mode!r} is for a metric, and feedback='train' feeds back losses. Leave it out, or "
+                "name the metric: feedback='val/recall'."
+            )
+        return None
+    mode = mode or mode_of(feedback)
+    if mode is None:
+        raise ValueError(
+            f"The name of the metric feedback={feedback!r} does not tell whether higher values are better. Set "
+            "feedback_mode='max', for example for a recall, or feedback_mode='min', for a loss."
+        )
+    return mode
+
+
 def mode_of(name: str) -> Mode | None:
     """Return ``"max"`` if higher values of a metric are better, ``"min"`` if lower ones are; None if unknown.
 
