@@ -25,7 +25,7 @@ from lightning_fair.integration.presets import Correction, PresetName
 from lightning_fair.integration.run import Run
 from lightning_fair.integration.settings import FairSettings, Resume
 from lightning_fair.integration.step_weights import StepWeights
-from lightning_fair.integration.validation_feedback import ValidationFeedback
+from lightning_fair.integration.validation_feedback import ValidationFeedback, warn_of_skipped_validation
 from lightning_fair.monitoring.class_metrics import Mode
 from lightning_fair.monitoring.dashboard import LogContext, show_distance
 from lightning_fair.sampling.batch_sampler import EmptyClasses
@@ -316,12 +316,16 @@ class FairSampling(Callback):
         data, wrapped = _data_modules(trainer)
         if wrapped is not data and (state := wrapped.state_dict()):
             checkpoint.setdefault(type(wrapped).__qualname__, state)
+        if self._run.validation_feedback is not None:
+            self._run.validation_feedback.save_if_due(checkpoint)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         data, wrapped = _data_modules(trainer)
         state = checkpoint.get(type(wrapped).__qualname__)
         if wrapped is not data and state and type(data).__qualname__ not in checkpoint and self._stage == "fit":
             wrapped.load_state_dict(state)
+        if self._stage == "fit" and self.settings.resume == "continue":
+            warn_of_skipped_validation(checkpoint)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self._stage == "fit":  # `validate(ckpt_path=...)` and the like leave the run as it is

@@ -12,7 +12,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from lightning_fair.common.arrays import Floats, to_numpy
 from lightning_fair.common.distributed import sum_over_ranks
 from lightning_fair.dataloaders.label_counts import count_labels
-from lightning_fair.integration.trainer_internals import validation_loaders
+from lightning_fair.integration.trainer_internals import is_validation_due, training_time, validation_loaders
 from lightning_fair.monitoring.class_metrics import ClassValues, find_class_values
 from lightning_fair.monitoring.tensorboard_layout import plural
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lightning_fair.integration.run import Run
 
 _MAX_SHOWN = 10  # names in a message
+_IS_DUE = "fair_validation_is_due"  # in a checkpoint
 _ROUNDING = 1e-5  # by which a rate may exceed 1
 
 
@@ -45,6 +46,7 @@ class ValidationFeedback:
         self._given: list[tuple[Floats, Floats]] = []  # weights and values of the calls of `add`
         self._has_counts = False  # whether these calls had counts
         self._has_reported = False
+        self._validated_at = training_time(trainer)[-1]  # number of batches at the newest validation, or at the start
         self._labels: list[tuple[Any, float, Any]] = []  # data sets, their number of batches, and the counts of both
         self._warnings: set[str] = set()
         self._warn_without_effect()
@@ -94,6 +96,7 @@ class ValidationFeedback:
         if self._metrics_before is None:
             return
         before, self._metrics_before = self._metrics_before, None
+        self._validated_at = training_time(self._trainer)[-1]
         metrics, K = self._trainer.callback_metrics, self._controller.num_classes
         logged = {name: value for name, value in metrics.items() if value is not before.get(name)}
         # One more number shows whether the metric has more classes.
@@ -115,6 +118,11 @@ class ValidationFeedback:
         self._warn_of_numbers(metric)
         self._warn_of_samples(metric, values, samples)
         self._report(np.where(samples == 0, np.nan, values))
+
+    def save_if_due(self, checkpoint: dict[str, Any]) -> None:
+        """Note in a checkpoint if a validation follows before the next batch; see ``warn_of_skipped_validation``."""
+        has_validated = training_time(self._trainer)[-1] == self._validated_at
+        checkpoint[_IS_DUE] = is_validation_due(self._trainer) and not has_validated
 
     def _report(self, values: Floats) -> None:
         if self._is_rate:
@@ -242,6 +250,16 @@ class ValidationFeedback:
                 f"it: torchmetrics, for one, gives 0 to a {noun} without samples. Log NaN for such a {noun}, or call "
                 "self.fair_feedback(values, counts) with the number of samples.",
             )
+
+
+def warn_of_skipped_validation(checkpoint: Mapping[str, Any]) -> None:
+    """Warn if a validation followed the batch after which the checkpoint was saved: Lightning skips it on resume."""
+    if checkpoint.get(_IS_DUE):
+        rank_zero_warn(
+            "The checkpoint was saved after a batch and before the validation that followed it. Lightning skips this "
+            "validation now, so its values are not fed back, as they were in the interrupted fit. Save checkpoints "
+            "after other batches, or at the end of a validation: ModelCheckpoint(save_on_train_epoch_end=False)."
+        )
 
 
 def _weighted_sums(pairs: Sequence[tuple[Floats, Floats]], num_classes: int) -> Floats:
