@@ -3,11 +3,18 @@
 import os
 
 import feedback_runs
+import lightning.pytorch as L
 import numpy as np
 import pytest
+import torch
 from feedback_runs import train
-from lightning_helpers import WORKERS, warnings_about
+from lightning_helpers import WORKERS, trainer, warnings_about
 from rank_runs import Ranks
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_fair import FairSampling, ImportanceWeightedMixin
+from lightning_fair.integration.callback import find_callback
 
 
 def differs(record, whole):
@@ -70,3 +77,68 @@ def test_counts_weight_the_ranks(two):
     both = two(feedback_runs.train, how="given", max_epochs=1, val_check_interval=2)
     np.testing.assert_allclose(both[0].scores, alone.scores, atol=1e-6)
     assert np.ptp(alone.scores) > 0
+
+
+# -- a class that is hard ----------------------------------------------------------------------------------
+
+
+class Overlapping(Dataset):
+    """Three classes on a line. The last one lies between the others, so it is confused with both of them."""
+
+    def __init__(self, counts, seed):
+        self.targets = torch.repeat_interleave(torch.arange(3), torch.tensor(counts))
+        noise = torch.randn(len(self.targets), generator=torch.Generator().manual_seed(seed))
+        self.x = torch.tensor([0.0, 3.0, 1.5])[self.targets] + noise
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, index):
+        return self.x[index, None], self.targets[index]
+
+
+class Line(ImportanceWeightedMixin, L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(1, 3)
+        torch.nn.init.zeros_(self.net.weight)
+        torch.nn.init.zeros_(self.net.bias)
+        self.recalls = []
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        losses = F.cross_entropy(self.net(x), y, reduction="none")
+        loss = self.weighted_loss(losses)
+        draw = find_callback(self.trainer)._run.current.draw
+        weights = torch.from_numpy(draw.reference / draw.probs).float()
+        torch.testing.assert_close(loss, (weights[y] * losses).mean())  # the objective is that of the draw
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        x, y = batch
+        is_hit = self.net(x).argmax(dim=1) == y
+        self.recalls.append([float(is_hit[y == c].float().mean()) for c in range(3)])
+
+    def on_validation_epoch_end(self):
+        self.log_dict({f"val/recall/{c}": recall for c, recall in enumerate(self.recalls[-1])})
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.1)
+
+
+@pytest.mark.slow
+def test_hard_class_gains():
+    """Fed back to the objective, the hardest class gets a larger share of it, and its recall rises."""
+    recalls, references = [], []
+    for settings in ({}, {"feedback": "val/recall", "feedback_to": "objective"}):
+        module, fair = Line(), FairSampling(seed=0, **settings)
+        data, val = Overlapping((600, 200, 200), 0), Overlapping((500, 500, 500), 1)
+        fitted = trainer(fair, max_epochs=20, num_sanity_val_steps=0)
+        fitted.fit(module, DataLoader(data, batch_size=50), DataLoader(val, batch_size=1500))
+        recalls.append(module.recalls[-1])
+        references.append(fair.controller.reference)
+    np.testing.assert_allclose(references[0], 1 / 3)
+    assert int(np.argmin(recalls[0])) == 2
+    assert references[1][2] > 0.36 > references[1][:2].max()
+    assert recalls[1][2] > recalls[0][2] + 0.05
+    assert min(recalls[1]) > min(recalls[0]) + 0.05
