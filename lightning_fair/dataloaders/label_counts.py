@@ -41,7 +41,7 @@ def count_labels(loader: Any, num_batches: float, labels: Labels, class_numbers:
         if found is None or part is None:
             return None
         numbers, counts = np.unique(found.numbers[part], return_counts=True)
-        words = [str(number if found.values is None else found.values[number]) for number in numbers.tolist()]
+        words = [str(c) if found.values is None or found.names is None else found.names[c] for c in numbers.tolist()]
         result: Ints = np.zeros(len(class_numbers), np.int64)
         for word, count in zip(words, counts.tolist(), strict=True):
             if word in class_numbers:

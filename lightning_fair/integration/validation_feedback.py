@@ -19,6 +19,7 @@ from lightning_fair.monitoring.tensorboard_layout import plural
 if TYPE_CHECKING:
     import lightning.pytorch as L
 
+    from lightning_fair.control.controller import FeedbackController
     from lightning_fair.integration.run import Run
 
 _MAX_SHOWN = 10  # names in a message
@@ -39,17 +40,21 @@ class ValidationFeedback:
     """
 
     def __init__(self, run: Run, trainer: L.Trainer) -> None:
-        assert run.source is not None
-        self._run, self._trainer, self._controller = run, trainer, run.source.controller
+        self._run, self._trainer = run, trainer
         self._name, self._is_rate = run.settings.feedback, run.settings.feedback_mode == "max"
         self._metrics_before: dict[str, Any] | None = None  # of earlier validations; None outside of a validation
         self._given: list[tuple[Floats, Floats]] = []  # weights and values of the calls of `add`
         self._has_counts = False  # whether these calls had counts
         self._has_reported = False
         self._validated_at = training_time(trainer)[-1]  # number of batches at the newest validation, or at the start
-        self._labels: list[tuple[Any, float, Any]] = []  # data sets, their number of batches, and the counts of both
+        self._label_counts: dict[int, tuple[Any, float, Any]] = {}  # loader, its batches and counts, by its number
         self._warnings: set[str] = set()
         self._warn_without_effect()
+
+    @property
+    def _controller(self) -> FeedbackController:
+        assert self._run.source is not None
+        return self._run.source.controller  # another one if the data change
 
     def start(self) -> None:
         """Begin a validation."""
@@ -143,7 +148,7 @@ class ValidationFeedback:
     def _count_labels(self, number: int | None) -> Floats:
         """Return the samples of each class in one validation loader or all, and whether that is unknown: ``(2, K)``."""
         loaders = enumerate(validation_loaders(self._trainer))
-        counts = [self._count_labels_of(*loader) for i, loader in loaders if number in (None, i)]
+        counts = [self._count_labels_of(i, *loader) for i, loader in loaders if number in (None, i)]
         known = [each for each in counts if each is not None]
         if not known or len(known) < len(counts):
             return np.repeat([[0.0], [1.0]], self._controller.num_classes, axis=1)
@@ -151,16 +156,15 @@ class ValidationFeedback:
         # The metric may be that of any of the loaders.
         return np.stack([np.sum(known, axis=0), has_samples.any(axis=0) & ~has_samples.all(axis=0)])
 
-    def _count_labels_of(self, loader: Any, num_batches: float) -> Any:
-        dataset = getattr(loader, "dataset", loader)
-        for *key, counts in self._labels:
-            if key[0] is dataset and key[1] == num_batches:
-                return counts
-        run, words = self._run, [str(label) for label in range(self._controller.num_classes)]
+    def _count_labels_of(self, number: int, loader: Any, num_batches: float) -> Any:
+        if number in self._label_counts and self._label_counts[number][:2] == (loader, num_batches):
+            return self._label_counts[number][2]
+        run, words, counts = self._run, [str(label) for label in range(self._controller.num_classes)], None
         if run.sampler is not None and run.label_check is not None and run.label_check.were_numbered:
             words = list(run.sampler.class_names or words)
-        counts = count_labels(loader, num_batches, run.settings.labels, {word: c for c, word in enumerate(words)})
-        self._labels.append((dataset, num_batches, counts))
+        if run.tracker is None or run.tracker.stream.label_fn is None:
+            counts = count_labels(loader, num_batches, run.settings.labels, {word: c for c, word in enumerate(words)})
+        self._label_counts[number] = loader, num_batches, counts
         return counts
 
     def _describe_missing(self, logged: Mapping[str, Any]) -> str:
@@ -183,32 +187,34 @@ class ValidationFeedback:
 
     def _warn_without_effect(self) -> None:
         """Warn of settings that make the feedback do nothing."""
-        controller, objective = self._controller, self._controller.objective
-        if not self._trainer.enable_validation:
-            self._warn_once(
-                "effect",
+        objective, is_draw = self._controller.objective, self._controller.objective.feedback_to == "draw"
+        for applies, reason in (
+            (
+                not self._trainer.enable_validation,
                 "the Trainer validates nothing, so nothing is fed back. Give fit a validation loader, or set "
                 "feedback='train'.",
-            )
-        elif objective.feedback == "train":
-            self._warn_once(
-                "effect",
+            ),
+            (
+                objective.feedback == "train",
                 "the controller of the FairStream feeds back the losses of the training, so the metric has no effect. "
                 "Make it with FeedbackController(feedback='validation').",
-            )
-        elif objective.feedback_to == "draw" and not controller.lambda2:
-            self._warn_once(
-                "effect",
+            ),
+            (
+                is_draw and not self._controller.lambda2,
                 "the metric acts on the draw by lambda2, which is 0. Set lambda2=0.25, or feedback_to='objective'.",
-            )
-        elif objective.feedback_to == "objective" and not objective.gain:
-            self._warn_once("effect", "the metric moves the objective by feedback_gain, which is 0. Set it to 3.")
-        elif objective.feedback_to == "objective" and self._run.settings.correction == "none":
-            self._warn_once(
-                "effect",
-                "the metric moves the objective, which the loss follows with a correction only. Set "
+            ),
+            (
+                not is_draw and not objective.gain,
+                "the metric moves the objective by feedback_gain, which is 0. Set feedback_gain=3.",
+            ),
+            (
+                not is_draw and self._run.settings.correction == "none",
+                "the metric moves the objective, which only a correction passes on to the loss. Set "
                 "correction='weights' or 'logits', or feedback_to='draw'.",
-            )
+            ),
+        ):
+            if applies:
+                self._warn_once("effect", reason)
 
     def warn_if_unused(self) -> None:
         """Warn if the fit ends without a validation."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.tuner import Tuner
 from lightning_helpers import COUNTS, Indexed, Plain, Weighted, loader, trainer, warnings_about
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler
 
 from lightning_fair import FairSampling, FairStream, FeedbackController
 
@@ -384,6 +384,10 @@ class Stream(IterableDataset):
         return iter(self.samples)
 
 
+VAL = Indexed((4, 4, 4, 4))
+SAMPLERS = SubsetRandomSampler([0, 8, 12]), SubsetRandomSampler([1, 9, 13])
+
+
 def absent(values, *classes):
     return [math.nan if c in classes else v for c, v in enumerate(values)]
 
@@ -395,6 +399,7 @@ def absent(values, *classes):
         (lambda: loader(shuffle=False), "val/recall", {"limit_val_batches": 13}, [2, 3]),
         (lambda: [of_classes(0, 1), of_classes(0, 1, 2)], "val/recall", {}, [3]),
         (lambda: [of_classes(0, 1), loader()], "val/recall/dataloader_idx_0", {}, [2, 3]),
+        (lambda: [loader(VAL, shuffle=False, sampler=sampler) for sampler in SAMPLERS], "val/recall", {}, [1]),
         (lambda: [of_classes(0, 1), loader()], "val/recall/dataloader_idx_1", {}, []),
     ],
 )
@@ -503,6 +508,40 @@ def test_class_numbers_of_the_batch():
     assert warned(recalls(), class_names=NAMES, labels="scan") == []
 
 
+def test_finer_numbers_of_the_batch():
+    """If the batch divides the classes that are balanced, a metric by the numbers of its classes is told once."""
+
+    class Coarse(Indexed):
+        def __init__(self):
+            super().__init__()
+            self.coarse = self.targets // 2
+
+    def warned(log):
+        with warnings_about("has other numbers") as messages:
+            fitted = trainer(fair(labels="coarse"), max_epochs=2, num_sanity_val_steps=0)
+            fitted.fit(Logging(log), loader(Coarse()), loader(Coarse(), shuffle=False))
+        return messages
+
+    assert len(warned(recalls())) == 1
+    assert warned(recalls(RECALLS[:2], words=range(2))) == []
+
+
+def test_data_change_in_a_fit():
+    """If the classes of the data change, the new controller gets the values of the next validation."""
+
+    class Changing(Logging):
+        def on_train_epoch_start(self):
+            if self.trainer.current_epoch == 1:
+                data.targets = K - 1 - data.targets
+
+    data, callback = Indexed(), fair(target_probs="sqrt", reference="uniform")
+    val = loader(Indexed(), shuffle=False)
+    fitted = trainer(callback, max_epochs=2, num_sanity_val_steps=0, reload_dataloaders_every_n_epochs=1)
+    fitted.fit(Changing(recalls()), loader(data), val)
+    assert callback.controller.objective.scores.tolist() == list(RECALLS)
+    assert callback.controller.draws < 40
+
+
 # -- settings that do nothing --------------------------------------------------------------------------------
 
 
@@ -511,8 +550,12 @@ def test_class_numbers_of_the_batch():
     [
         ({"feedback_to": "draw"}, "which is 0. Set lambda2=0.25", {"lambda2": 0.25}),
         ({"feedback_to": "draw"}, "or feedback_to='objective'", {"feedback_to": "objective"}),
-        ({"feedback_gain": 0.0}, "feedback_gain, which is 0. Set it to 3", {"feedback_gain": 3.0}),
-        ({"correction": "none"}, "with a correction only. Set correction='weights'", {"correction": "weights"}),
+        ({"feedback_gain": 0.0}, "feedback_gain, which is 0. Set feedback_gain=3", {"feedback_gain": 3.0}),
+        (
+            {"correction": "none"},
+            "only a correction passes on to the loss. Set correction='weights'",
+            {"correction": "weights"},
+        ),
     ],
 )
 def test_settings_without_effect(settings, words, remedy):
