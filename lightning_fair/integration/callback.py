@@ -65,8 +65,10 @@ class FairSampling(Callback):
             ``log(p / reference)`` is added to the logits in training. ``"none"``: the loss stands for the drawn mix.
         logits: Name of the submodule whose output are the logits, for example ``"model.fc"``.
         feedback: ``"train"``, the losses of training; or the name of a metric of each class that the module logs at
-            validation, for example ``"val/recall"``.
-        feedback_mode: Whether larger values of that metric are better (``"max"``) or worse. None: known by its name.
+            validation: ``"val/recall"`` for ``val/recall/<class>`` (see
+            :func:`~lightning_fair.monitoring.class_metrics.find_class_values`), which is read after each validation
+            and averaged over the ranks. ``self.fair_feedback(values)`` of the mixin takes its place.
+        feedback_mode: Whether higher values of that metric are better (``"max"``) or worse. None: known by its name.
         feedback_to: ``"draw"``: classes that do badly are drawn more often. ``"objective"``: the reference moves.
         feedback_gain: Gain of a validation metric in the objective, at least 0.
         max_repeats: With ``"auto"``: how often a sample of the rarest class is expected in the whole training, at most.

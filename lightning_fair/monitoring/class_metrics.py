@@ -167,5 +167,5 @@ def _group_by_separator(metrics: Mapping[str, Any], name: str) -> dict[tuple[int
             # The name of a class may begin with such characters.
             longest = len(rest) - len(rest.lstrip(_SEPARATORS))
             for width in [0] if star else range(1, longest + 1):
-                groups[loader, rest[:width]][rest[width:]] = float(to_numpy(value))
+                groups[loader, rest[:width]][rest[width:]] = float(np.asarray(to_numpy(value)).item())
     return groups

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import lightning.pytorch as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_helpers import Indexed, Weighted, fit, loader
 
 from lightning_fair import FairSampling
@@ -84,7 +86,7 @@ def train(
     *,
     world_size: int = 1,
     workers: int = 0,
-    keep: Path | None = None,
+    savers: Sequence[L.Callback] = (),
     ckpt: Path | None = None,
     to: str = "objective",
     **settings: Any,
@@ -97,8 +99,10 @@ def train(
     fitted = fit(
         module,
         Data(workers, batch_size=8 // world_size),
-        *([SaveEverywhere(keep), fair] if keep else [fair]),
+        *savers,
+        fair,
         ckpt=ckpt,
+        enable_checkpointing=any(isinstance(saver, ModelCheckpoint) for saver in savers),
         **{"limit_train_batches": 8, "max_epochs": 3, "num_sanity_val_steps": 2, **settings},
         **({"devices": world_size, "strategy": "ddp"} if world_size > 1 else {}),
     )

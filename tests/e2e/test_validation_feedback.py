@@ -7,7 +7,8 @@ import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
-from feedback_runs import train
+from feedback_runs import SaveEverywhere, train
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_helpers import WORKERS, trainer, warnings_about
 from rank_runs import Ranks
 from torch.nn import functional as F
@@ -25,7 +26,7 @@ def differs(record, whole):
 @pytest.mark.parametrize("to", ["objective", "draw"])
 def test_resume_after_validation(to, workers, tmp_path):
     """A fit resumed from a checkpoint of a validation, of an epoch or between them is the uninterrupted one."""
-    whole = train(to=to, workers=workers, keep=tmp_path, val_check_interval=3)
+    whole = train(to=to, workers=workers, savers=[SaveEverywhere(tmp_path)], val_check_interval=3)
     names = ["03_validation", "04_batch", "06_validation", "08_epoch", "12_batch"]
     resumed = [train(to=to, workers=workers, ckpt=tmp_path / f"{name}.ckpt", val_check_interval=3) for name in names]
     assert [len(record.draws) for record in resumed] == [21, 20, 18, 16, 12]
@@ -38,7 +39,7 @@ def test_resume_after_validation(to, workers, tmp_path):
 @pytest.mark.parametrize("settings", [{}, {"val_check_interval": 3}, {"check_val_every_n_epoch": 2}], ids=str)
 def test_resume_from_every_checkpoint(settings, to, tmp_path):
     """Every resumed fit is the uninterrupted one, or warns that Lightning skips a validation."""
-    whole, skipped = train(to=to, keep=tmp_path, **settings), []
+    whole, skipped = train(to=to, savers=[SaveEverywhere(tmp_path)], **settings), []
     for path in sorted(tmp_path.iterdir()):
         with warnings_about("Lightning skips this validation now") as messages:
             record = train(to=to, ckpt=path, **settings)
@@ -46,6 +47,21 @@ def test_resume_from_every_checkpoint(settings, to, tmp_path):
         assert messages or not differs(record, whole), path.stem
     validations = [path.stem for path in tmp_path.glob("*_validation.ckpt")]
     assert sorted(skipped) == sorted(name.replace("validation", "batch") for name in validations)
+
+
+def test_model_checkpoint(tmp_path):
+    """A ModelCheckpoint before a validation warns on resume; at its end, or at another batch, it is exact."""
+    for name, when, exact in (
+        ("before", {"every_n_train_steps": 4}, False),
+        ("other", {"every_n_train_steps": 5}, True),
+        ("end", {"save_on_train_epoch_end": False}, True),
+    ):
+        saver = ModelCheckpoint(tmp_path / name, "{step}", save_top_k=-1, **when)
+        whole = train(savers=[saver], val_check_interval=4)
+        path = min((tmp_path / name).iterdir(), key=lambda path: int(path.stem.partition("=")[2]))
+        with warnings_about("Lightning skips this validation now") as messages:
+            resumed = train(ckpt=path, val_check_interval=4)
+        assert (len(messages), differs(resumed, whole)) == (not exact, not exact)
 
 
 # -- ranks -------------------------------------------------------------------------------------------------
