@@ -174,7 +174,7 @@ class ValidationFeedback:
             f"FairSampling(feedback={self._name!r}) needs a value of each {self._run.noun} at the end of a validation, "
             f"and this one has none. It has logged {_listed(list(logged)) or 'nothing'}. Either log the metrics "
             f"{examples}{', ...' if len(names) > 2 else ''}, by name or number, in on_validation_epoch_end; or inherit "
-            "from ImportanceWeightedMixin, and call self.fair_feedback(values) there."
+            "from ImportanceWeightedMixin, and call self.fair_feedback(values) there; or set feedback='train'."
         )
 
     def _metric_of(self, class_name: str) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.tuner import Tuner
-from lightning_helpers import COUNTS, Indexed, Plain, Weighted, loader, trainer, warnings_about
+from lightning_helpers import COUNTS, WORKERS, Indexed, Plain, Weighted, loader, trainer, warnings_about
 from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler
 
 from lightning_fair import FairSampling, FairStream, FeedbackController
@@ -593,9 +593,12 @@ def test_feedback_to_the_draw():
 # -- streams -----------------------------------------------------------------------------------------------
 
 
-def stream_loader(controller=None):
-    stream = FairStream(list(Indexed()) * 4, controller, batch_size=8, label_fn=lambda sample: sample[1])
-    return DataLoader(stream, batch_size=8)
+def label_of(sample):
+    return sample[1]
+
+
+def stream_loader(controller=None, **settings):
+    return DataLoader(FairStream(list(Indexed()) * 4, controller, batch_size=8, label_fn=label_of), 8, **settings)
 
 
 def test_stream_follows_the_validation():
@@ -617,3 +620,21 @@ def test_stream_follows_the_validation():
     with warnings_about("waits for values of validations") as messages:
         train_stream(FeedbackController(K, **moving), feedback=None, feedback_to=None)
     assert len(messages) == 1
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_draws_of_a_stream(workers):
+    """The workers of a stream, which draw ahead, get the moved reference."""
+    references = []
+
+    class Watching(Logging):
+        def on_train_batch_start(self, batch, batch_idx):
+            references.append(callback._run.current.draw.reference)
+
+    callback = fair(feedback_delay=None, num_classes=K)
+    fitted = trainer(callback, limit_train_batches=30, val_check_interval=10, num_sanity_val_steps=0)
+    fitted.fit(Watching(recalls()), stream_loader(num_workers=workers), loader(shuffle=False))
+    assert np.allclose(references[:10], 0.25)
+    assert np.all(np.diff(references[19]) > 0)
+    assert np.all(np.diff(references[29]) > 0)
+    assert references[29][-1] > references[19][-1]
