@@ -233,7 +233,6 @@ class FairSampling(Callback):
         self._run.loader = self._run.validation_feedback = None
         if hasattr(pl_module, "_step_weights"):
             pl_module._step_weights, pl_module._has_fair_sampling = None, False  # type: ignore[assignment]
-            pl_module._validation_feedback = None  # type: ignore[assignment]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._run.loader is None or self.controller is None:
@@ -246,7 +245,6 @@ class FairSampling(Callback):
             K, normalize = self.controller.num_classes, self.settings.normalize
             weights = StepWeights(K, pl_module.device, normalize=normalize, noun=self._run.noun)
             self._run.step_weights = pl_module._step_weights = weights  # type: ignore[assignment]
-            pl_module._validation_feedback = self._run.validation_feedback  # type: ignore[assignment]
         else:
             rank_zero_warn(
                 f"The batches are balanced, but {type(pl_module).__name__} has no importance weights: its loss stands "

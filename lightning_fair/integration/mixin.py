@@ -11,7 +11,6 @@ from lightning_fair.integration.callback import FairSampling, find_callback
 from lightning_fair.integration.lightning_packages import check_trainer
 from lightning_fair.integration.step_weights import StepWeights
 from lightning_fair.integration.trainer_internals import can_be_weighted
-from lightning_fair.integration.validation_feedback import ValidationFeedback
 
 if TYPE_CHECKING:
     import lightning.pytorch as L
@@ -48,7 +47,6 @@ class ImportanceWeightedMixin(_Base):
 
     fair_sampling: bool | FairSampling = True
     _step_weights: StepWeights | None = None
-    _validation_feedback: ValidationFeedback | None = None
     _has_fair_sampling = False  # set by the callback for its fit
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -113,8 +111,10 @@ class ImportanceWeightedMixin(_Base):
             TypeError: If the values are a mapping.
             RuntimeError: If there is no validation, or a second call in a validation is without counts.
         """
-        if self._validation_feedback is not None:
-            self._validation_feedback.add(values, counts)
+        trainer = self._trainer  # the property raises without a Trainer
+        callback = None if trainer is None else find_callback(trainer)
+        if callback is not None and callback._run.validation_feedback is not None:
+            callback._run.validation_feedback.add(values, counts)
 
     def configure_callbacks(self) -> Sequence[L.Callback] | L.Callback:
         """Add the callback if there is none yet. Lightning calls this."""
