@@ -229,18 +229,19 @@ class FairSampling(Callback):
             self._detach(pl_module)
 
     def _detach(self, pl_module: L.LightningModule) -> None:
+        self._run.validation_feedback = None
         self._patches.close()
-        self._run.loader = self._run.validation_feedback = None
+        self._run.loader = None
         if hasattr(pl_module, "_step_weights"):
             pl_module._step_weights, pl_module._has_fair_sampling = None, False  # type: ignore[assignment]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._run.loader is None or self.controller is None:
             return
+        if self.settings.feedback != "train" and not self._run.in_search:
+            self._run.validation_feedback = ValidationFeedback(self._run, trainer)
         if not self._run.in_search:
             self._run.announce()
-            if self.settings.feedback != "train":
-                self._run.validation_feedback = ValidationFeedback(self._run, trainer)
         if hasattr(pl_module, "_step_weights"):
             K, normalize = self.controller.num_classes, self.settings.normalize
             weights = StepWeights(K, pl_module.device, normalize=normalize, noun=self._run.noun)

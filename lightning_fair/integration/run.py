@@ -59,12 +59,12 @@ class Run:
     sampler: FeedbackBatchSampler | None = None  # draws the batches of a data set
     tracker: StreamTracker | None = None  # follows the draws of a stream
     loader: FairLoader | None = None  # None outside of a fit
+    validation_feedback: ValidationFeedback | None = None  # None if no metric is fed back
     in_search: bool = False  # whether one of Lightning's finders tries steps; at the end it restores a checkpoint
     class_names: Sequence[str] = ()
     min_delay: int | None = None  # batches after which the losses of a draw are known; None for a stream
     steps_on_device: int = 0  # newest steps that a device may still be working on
     step_weights: StepWeights | None = None  # None if the module has no `weighted_loss`
-    validation_feedback: ValidationFeedback | None = None  # None if no metric is fed back
     loss_check: LossCheck | None = None
     current: DeliveredBatch | None = None  # the batch in the training step
     class_weights: Floats | None = None  # its importance weights, shape (K,); None if they are all one
