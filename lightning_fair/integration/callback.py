@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 import torch
@@ -25,6 +25,8 @@ from lightning_fair.integration.loss_check import LossCheck
 from lightning_fair.integration.presets import Correction, PresetName
 from lightning_fair.integration.run import Run
 from lightning_fair.integration.settings import FairSettings, Resume
+from lightning_fair.integration.validation_feedback import ValidationFeedback, warn_of_skipped_validation
+from lightning_fair.monitoring.class_metrics import Mode
 from lightning_fair.monitoring.dashboard import LogContext, show_distance
 from lightning_fair.sampling.batch_sampler import EmptyClasses
 from lightning_fair.schedules import Schedule, Shift
@@ -69,8 +71,10 @@ class FairSampling(Callback):
             ``adjusted_logits``; without the mixin, the only ``nn.Linear`` with as many outputs as there are classes
             (with two classes, one or two), which the log names.
         feedback: ``"train"``, the losses of training; or the name of a metric of each class that the module logs at
-            validation, for example ``"val/recall"``.
-        feedback_mode: Whether larger values of that metric are better (``"max"``) or worse. None: known by its name.
+            validation: ``"val/recall"`` for ``val/recall/<class>`` (see
+            :func:`~lightning_fair.monitoring.class_metrics.find_class_values`), which is read after each validation
+            and averaged over the ranks. ``self.fair_feedback(values)`` of the mixin takes its place.
+        feedback_mode: Whether higher values of that metric are better (``"max"``) or worse. None: known by its name.
         feedback_to: ``"draw"``: classes that do badly are drawn more often. ``"objective"``: the reference moves.
         feedback_gain: Gain of a validation metric in the objective, at least 0.
         max_repeats: With ``"auto"``: how often a sample of the rarest class is expected in the whole training, at most.
@@ -132,7 +136,7 @@ class FairSampling(Callback):
         correction: Correction | None = None,
         logits: str | None = None,
         feedback: str | None = None,
-        feedback_mode: Literal["max", "min"] | None = None,
+        feedback_mode: Mode | None = None,
         feedback_to: FeedbackTo | None = None,
         feedback_gain: float = 3.0,
         max_repeats: float = 64.0,
@@ -231,6 +235,7 @@ class FairSampling(Callback):
             self._detach(pl_module)
 
     def _detach(self, pl_module: L.LightningModule) -> None:
+        self._run.validation_feedback = None
         self._patches.close()
         self._run.loader = None
         if self._run.step_correction is not None:
@@ -241,6 +246,8 @@ class FairSampling(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._run.loader is None or self.controller is None:
             return
+        if self.settings.feedback != "train" and not self._run.in_search:
+            self._run.validation_feedback = ValidationFeedback(self._run, trainer)
         if not self._run.in_search:
             self._run.announce()
         set_up_correction(self._run, pl_module)
@@ -276,7 +283,18 @@ class FairSampling(Callback):
             show_distance(pl_module, context.source.controller)
             self._run.dashboard.end_epoch(context, trainer.current_epoch)
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._run.validation_feedback is not None:
+            self._run.validation_feedback.start()
+
+    # The first hook after everything has been logged. A callback that saves a checkpoint here comes later.
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._run.validation_feedback is not None:
+            self._run.validation_feedback.finish()
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._run.validation_feedback is not None:
+            self._run.validation_feedback.warn_if_unused()
         if self._run.loader is not None:
             self._run.dashboard.end(self._log_context(trainer), trainer.callback_metrics)
             if self._run.step_correction is not None:
@@ -300,12 +318,16 @@ class FairSampling(Callback):
         data, wrapped = _data_modules(trainer)
         if wrapped is not data and (state := wrapped.state_dict()):
             checkpoint.setdefault(type(wrapped).__qualname__, state)
+        if self._run.validation_feedback is not None:
+            self._run.validation_feedback.save_if_due(checkpoint)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         data, wrapped = _data_modules(trainer)
         state = checkpoint.get(type(wrapped).__qualname__)
         if wrapped is not data and state and type(data).__qualname__ not in checkpoint and self._stage == "fit":
             wrapped.load_state_dict(state)
+        if self._stage == "fit" and self.settings.resume == "continue":
+            warn_of_skipped_validation(checkpoint)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self._stage == "fit":  # `validate(ckpt_path=...)` and the like leave the run as it is

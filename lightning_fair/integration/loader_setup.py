@@ -22,6 +22,7 @@ from lightning_fair.integration.settings import FairSettings
 from lightning_fair.integration.step_checks import StepChecks
 from lightning_fair.integration.trainer_internals import is_within_epoch, steps_per_epoch, training_time
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
+from lightning_fair.streaming.stream import FairStream
 
 if TYPE_CHECKING:
     import lightning.pytorch as L
@@ -245,13 +246,13 @@ def _find_tracker(run: Run, trainer: L.Trainer, stream: Any) -> StreamTracker:
             stream.bind(tracker.controller)
             tracker.follow(stream)
         return tracker
-    _warn_of_stream_settings(run.settings, stream.brings_controller)
+    _warn_of_stream_settings(run.settings, stream)
     if not stream.brings_controller:
         stream.bind(run.settings.make_controller(stream))
     return StreamTracker(stream, trainer.global_rank, trainer.world_size)
 
 
-def _warn_of_stream_settings(settings: FairSettings, brings_controller: bool) -> None:
+def _warn_of_stream_settings(settings: FairSettings, stream: FairStream) -> None:
     for name, default, reason in (
         ("seed", None, f"set FairStream(seed={settings.seed!r})"),
         ("feedback_delay", None, "each process that reads the stream applies losses as soon as they are known"),
@@ -259,7 +260,14 @@ def _warn_of_stream_settings(settings: FairSettings, brings_controller: bool) ->
     ):
         if (value := getattr(settings, name)) != default:
             rank_zero_warn(f"{name}={value!r} has no effect on a FairStream: {reason}.")
-    if brings_controller and not settings.has_default_law:
+    if not stream.brings_controller:
+        return
+    if settings.feedback == "train" and stream.controller.objective.feedback == "validation":
+        rank_zero_warn(
+            "The controller of the FairStream waits for values of validations, and gets none. Name their metric, for "
+            "example FairSampling(feedback='val/recall')."
+        )
+    if not settings.has_default_law:
         rank_zero_warn(
             "The FairStream has a controller of its own, so FairSampling's settings of the law and the target have "
             "no effect. Set them there, or make the FairStream without a controller."

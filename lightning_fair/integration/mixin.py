@@ -135,6 +135,31 @@ class ImportanceWeightedMixin(_Base):
             )
         return step if step is not None and step.is_open else None  # `self.training` may be False in a training
 
+    def fair_feedback(self, values: Any, counts: Any = None) -> None:
+        """Give the value of each class in a validation to the callback, in the place of metrics that are logged.
+
+        :class:`~lightning_fair.FairSampling` needs ``feedback="val/recall"``, or another name, which says here whether
+        higher values are better. Call it once in ``on_validation_epoch_end``; or, with ``counts``, any number of times
+        in a validation, for example in ``validation_step``. The values of several calls, and of the ranks, are
+        averaged, weighted by the counts. Outside of a fit with such a callback, in its sanity check, and while it
+        searches a batch size or a learning rate, this has no effect.
+
+        Args:
+            values: Recall or another rate in [0, 1], or a loss of at least 0, of each class in the numbers of
+                ``FairSampling``, shape ``(K,)``: a tensor, an array or a list. NaN: the class takes no part.
+            counts: Validation samples of each class behind the values, shape ``(K,)``; a class without any takes no
+                part. None: they are counted by the labels of the validation data, if these are known.
+
+        Raises:
+            ValueError: If a shape, a value or a count is wrong.
+            TypeError: If the values are a mapping.
+            RuntimeError: If there is no validation, or a second call in a validation is without counts.
+        """
+        trainer = self._trainer  # the property raises without a Trainer
+        callback = None if trainer is None else find_callback(trainer)
+        if callback is not None and callback._run.validation_feedback is not None:
+            callback._run.validation_feedback.add(values, counts)
+
     def configure_callbacks(self) -> Sequence[L.Callback] | L.Callback:
         """Add the callback if there is none yet. Lightning calls this."""
         check_trainer(self.trainer)

@@ -27,6 +27,7 @@ from lightning_fair.integration.loss_check import LossCheck
 from lightning_fair.integration.settings import FairSettings
 from lightning_fair.integration.step_checks import StepChecks
 from lightning_fair.integration.step_correction import StepCorrection, copy_to_host
+from lightning_fair.integration.validation_feedback import ValidationFeedback
 from lightning_fair.monitoring.dashboard import BatchWeights, Dashboard
 from lightning_fair.monitoring.tensorboard_layout import plural
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
@@ -56,6 +57,7 @@ class Run:
     sampler: FeedbackBatchSampler | None = None  # draws the batches of a data set
     tracker: StreamTracker | None = None  # follows the draws of a stream
     loader: FairLoader | None = None  # None outside of a fit
+    validation_feedback: ValidationFeedback | None = None  # None if no metric is fed back
     in_search: bool = False  # whether one of Lightning's finders tries steps; at the end it restores a checkpoint
     class_names: Sequence[str] = ()
     min_delay: int | None = None  # batches after which the losses of a draw are known; None for a stream

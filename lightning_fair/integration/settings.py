@@ -28,6 +28,7 @@ from lightning_fair.control.target import (
     target_endpoints,
 )
 from lightning_fair.integration.presets import PRESETS, Correction, PresetName
+from lightning_fair.monitoring.class_metrics import Mode, feedback_mode
 from lightning_fair.sampling.batch_sampler import EmptyClasses, FeedbackBatchSampler
 from lightning_fair.schedules import Schedule, Shift, as_schedule
 from lightning_fair.streaming.stream import FairStream
@@ -94,7 +95,7 @@ class FairSettings:
     correction: Correction = None  # type: ignore[assignment]
     logits: str | None = None
     feedback: str = None  # type: ignore[assignment]
-    feedback_mode: Literal["max", "min"] | None = None
+    feedback_mode: Mode | None = None
     feedback_to: FeedbackTo = None  # type: ignore[assignment]
     feedback_gain: float = 3.0
     max_repeats: float = 64.0
@@ -127,6 +128,7 @@ class FairSettings:
             raise ValueError(f"max_repeats must be at least 1, got {self.max_repeats}.")
         if not isinstance(self.feedback, str) or not self.feedback:
             raise ValueError(f"feedback must be 'train' or the name of a metric, got {self.feedback!r}.")
+        object.__setattr__(self, "feedback_mode", feedback_mode(self.feedback, self.feedback_mode))
         if self.logits is not None and self.correction != "logits":
             raise ValueError(
                 f"logits={self.logits!r} names the module whose output is corrected, which correction="

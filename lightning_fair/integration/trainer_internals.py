@@ -26,6 +26,24 @@ def train_data_source(trainer: L.Trainer) -> object:
     return trainer.fit_loop._data_source.instance
 
 
+def validation_loaders(trainer: L.Trainer) -> list[tuple[Any, float]]:
+    """Return the validation loaders of a fit, each with the number of batches that this rank reads; none if unknown."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    loaders: Any = loop._combined_loader
+    if loaders is None or (len(loaders.flattened) > 1 and not loop._is_sequential):
+        return []  # the shortest loader may end the others
+    return list(zip(loaders.flattened, loop.max_batches, strict=True))
+
+
+def is_validation_due(trainer: L.Trainer) -> bool:
+    """Return whether Lightning validates next, after the batch that has just been trained on."""
+    loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+    progress: Any = loop.batch_progress.current
+    if fetcher is None or not trainer.enable_validation or not progress.ready == progress.processed > 0:
+        return False
+    return loop._should_check_val_fx(fetcher)
+
+
 def can_be_weighted(pl_module: L.LightningModule) -> bool:
     """Return whether a Trainer is training the module now, on batches that may be fair."""
     trainer: Any = getattr(pl_module, "_trainer", None)  # the property raises without a Trainer

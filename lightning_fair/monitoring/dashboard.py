@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,6 +19,7 @@ from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import Draw
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.monitoring import plots
+from lightning_fair.monitoring.class_metrics import find_recalls
 from lightning_fair.monitoring.history import DownsampledHistory
 from lightning_fair.monitoring.tensorboard_layout import MAX_NAMED_CLASSES, make_charts, make_layout
 
@@ -141,29 +141,6 @@ def furthest_table(source: DrawSource, class_names: Sequence[str], noun: str = "
     ]
     header = f"| rank | {noun} | training samples | target | trained mix | trained mix over target |"
     return "\n".join((header, "|" + "---|" * 6, *rows))
-
-
-def find_recalls(metrics: Mapping[str, Any], class_names: Sequence[str], stage: str) -> Floats | None:
-    """Return the recall of each class among the logged metrics, shape ``(K,)``; None if a class has none.
-
-    Args:
-        metrics: Metrics by name. The name of a recall ends with "recall" and a class's name or number, for example
-            ``test/recall/cat`` or ``multiclassrecall_0`` (torchmetrics' ``ClasswiseWrapper``).
-        class_names: Name of each class.
-        stage: Preferred beginning of the names, for example ``"val"``. Names that begin with "train" are left out.
-
-    Example:
-        >>> find_recalls({"val/loss": 0.3, "val/recall/cat": 0.9, "val/recall/dog": 0.5}, ["cat", "dog"], "val")
-        array([0.9, 0.5])
-    """
-    for endings in (class_names, [str(label) for label in range(len(class_names))]):
-        starts = [key.removesuffix(endings[0]) for key in metrics if key.endswith(endings[0])]
-        starts = [start for start in starts if re.search(r"recall[^a-z0-9]*$", start, re.IGNORECASE)]
-        for start in sorted(starts, key=lambda start: not start.startswith(stage)):
-            values = [np.asarray(metrics.get(f"{start}{ending}", ()), dtype=float) for ending in endings]
-            if not start.startswith("train") and all(value.size == 1 for value in values):
-                return np.array([value.item() for value in values])
-    return None
 
 
 class Board(NamedTuple):

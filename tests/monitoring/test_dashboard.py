@@ -10,7 +10,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import reference
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -26,7 +25,7 @@ from torchmetrics.classification import MulticlassRecall
 from lightning_fair import FairSampling, FeedbackBatchSampler, FeedbackController, schedules
 from lightning_fair.integration.trainer_internals import log_context
 from lightning_fair.monitoring import dashboard, plots
-from lightning_fair.monitoring.dashboard import BatchWeights, find_recalls, furthest_table, scalars, target_band
+from lightning_fair.monitoring.dashboard import BatchWeights, furthest_table, scalars, target_band
 from lightning_fair.monitoring.history import DownsampledHistory
 from lightning_fair.monitoring.tensorboard_layout import make_charts
 
@@ -701,28 +700,6 @@ def test_recall_positions(K):
 def test_recall_of_few_classes(recall):
     """The recall of few classes, or none, can be plotted."""
     plots.to_pixels(plots.plot_recall(recall, np.arange(40), [f"class {c}" for c in range(40)], "test"))
-
-
-def test_find_recalls():
-    """The recall of each class is found under several names."""
-    names = ["cat", "dog"]
-    for key in ("test/recall/{}", "multiclassrecall_{}", "val/Recall {}"):
-        metrics = {"loss": 1.0, key.format("cat"): torch.tensor(0.25), key.format("dog"): torch.tensor(0.5)}
-        assert find_recalls(metrics, names, "val").tolist() == [0.25, 0.5]
-    assert find_recalls({"val/recall_0": 0.1, "val/recall_1": 0.2}, names, "val").tolist() == [0.1, 0.2]
-    both = {f"{stage}/recall/{name}": share for stage, share in (("train", 0.9), ("val", 0.1)) for name in names}
-    assert find_recalls(both, names, "val").tolist() == [0.1, 0.1]
-    for metrics in (
-        {},
-        {"val/recall/cat": 0.1},
-        {"val/loss/cat": 0.1, "val/loss/dog": 0.2},
-        {"recall": 0.2},
-        {"train/recall/cat": 0.1, "train/recall/dog": 0.2},
-        {"val/recall_auc/cat": 0.1, "val/recall_auc/dog": 0.2},
-        {"val/recall/cat": torch.ones(2), "val/recall/dog": torch.ones(2)},
-    ):
-        assert find_recalls(metrics, names, "val") is None
-    assert find_recalls({"val/recall_at_10": 0.2}, ["10"], "val") is None
 
 
 @given(st.integers(1, 3000), st.sampled_from([4, 5, 16, 256]))
