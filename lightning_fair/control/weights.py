@@ -12,6 +12,7 @@ from lightning_fair.common.arrays import Floats, to_numpy
 from lightning_fair.common.label_values import check_labels
 
 _MIN_PROB = 1e-12  # in the logarithm
+_ROUNDING = 1e-12  # relative error of a weight: none is clipped where the draw keeps the bound
 
 
 def class_weights(q: ArrayLike, p: ArrayLike, max_w: float | None = None, *, exponent: float = 1.0) -> Floats:
@@ -37,18 +38,21 @@ def _check_mixes(**mixes: ArrayLike) -> tuple[Floats, Floats]:
     return q, p
 
 
-def clipped_mass(ref: ArrayLike, p: ArrayLike, max_w: float) -> float:
+def clipped_mass(ref: ArrayLike, p: ArrayLike, max_w: float, *, exponent: float = 1.0) -> float:
     """Return ``sum(max(ref - max_w * p, 0))``: the part of the reference that weights of at most ``max_w`` leave out.
 
-    In [0, 1]; 0 if no weight ``ref / p`` exceeds ``max_w``. ``ref`` and ``p`` are class mixes, shape ``(K,)``.
+    In [0, 1]; 0 if no weight ``ref / p`` exceeds ``max_w``. ``ref`` and ``p`` are class mixes, shape ``(K,)``. With an
+    exponent, it is ``sum(p * max(w - max_w, 0))`` of the weights ``w`` of :func:`class_weights`, and ``ref`` where
+    ``p = 0``.
 
     Example:
         >>> clipped_mass([0.5, 0.5], [0.99, 0.01], max_w=10.0)
         0.4
     """
+    weights = class_weights(ref, p, exponent=exponent)
     ref, p = _check_mixes(ref=ref, p=p)
-    kept = np.multiply(p, max_w, out=np.zeros_like(p), where=p > 0)  # infinity times 0 is not a number
-    return float(np.maximum(ref - kept, 0.0).sum())
+    excess = np.where(weights > max_w * (1.0 + _ROUNDING), weights - max_w, 0.0)
+    return float(p @ excess + ref[p == 0].sum())
 
 
 def logit_adjustment(p: ArrayLike, ref: ArrayLike) -> torch.Tensor:

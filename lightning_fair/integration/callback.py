@@ -188,9 +188,12 @@ class FairSampling(Callback):
 
     @property
     def effective_sample_size(self) -> float:
-        """Mean effective sample size of the batches so far, in samples; NaN before the first batch."""
-        totals = self._run.totals
-        return totals.effective_sample_size_sum / totals.steps if totals.steps else float("nan")
+        """Effective sample size of the run so far, as a fraction of its samples, in [0, 1]; NaN before the first.
+
+        ``(sum w)^2 / (N sum w^2)`` over all ``N`` samples of the run. The mean over the batches would hide weights that
+        swing from batch to batch.
+        """
+        return self._run.totals.effective_sample_size
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._stage = stage
@@ -274,7 +277,7 @@ class FairSampling(Callback):
         self._run.dashboard.record(context)
         if trainer_internals.should_log(trainer):
             show_distance(pl_module, context.source.controller)
-            self._run.dashboard.write_scalars(context, draw, weights)
+            self._run.dashboard.write_scalars(context, draw, weights, self._run.totals)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._run.loader is not None:
@@ -306,8 +309,9 @@ class FairSampling(Callback):
 
     def _log_context(self, trainer: L.Trainer) -> LogContext:
         assert self.sampler is not None
-        names, noun, weighted = self._run.class_names, self._run.noun, self._run.step_correction is not None
-        return trainer_internals.log_context(trainer, self.sampler, names, weighted=weighted, noun=noun)
+        correction = None if self._run.step_correction is None else self.settings.correction
+        names, noun = self._run.class_names, self._run.noun
+        return trainer_internals.log_context(trainer, self.sampler, names, correction=correction, noun=noun)
 
     def state_dict(self) -> dict[str, Any]:
         return self._run.state_dict()

@@ -17,10 +17,11 @@ from lightning_fair.dataloaders.label_groups import describe_groups
 from lightning_fair.dataloaders.samplers import SUBSET, draws_as, ignored_sampler, samples_per_class
 from lightning_fair.dataloaders.stream_tracker import StreamTracker
 from lightning_fair.dataloaders.wrappers import loader_inside, unchain
-from lightning_fair.integration.run import Run, RunTotals
+from lightning_fair.integration.run import Run
 from lightning_fair.integration.settings import FairSettings
 from lightning_fair.integration.step_checks import StepChecks
 from lightning_fair.integration.trainer_internals import is_within_epoch, steps_per_epoch, training_time
+from lightning_fair.monitoring.weight_statistics import RunTotals
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
 from lightning_fair.streaming.stream import FairStream
 

@@ -19,6 +19,7 @@ from lightning_fair.common.labels import look_up_labels
 from lightning_fair.control.draw import Draw
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.control.target import describe_mixes
+from lightning_fair.control.weights import clipped_mass
 from lightning_fair.dataloaders.fair_loader import DeliveredBatch, FairLoader
 from lightning_fair.dataloaders.label_check import LabelCheck
 from lightning_fair.dataloaders.label_scan import find_loader_labels
@@ -28,8 +29,9 @@ from lightning_fair.integration.settings import FairSettings
 from lightning_fair.integration.step_checks import StepChecks
 from lightning_fair.integration.step_correction import StepCorrection, copy_to_host
 from lightning_fair.integration.validation_feedback import ValidationFeedback
-from lightning_fair.monitoring.dashboard import BatchWeights, Dashboard
+from lightning_fair.monitoring.dashboard import Dashboard
 from lightning_fair.monitoring.tensorboard_layout import plural
+from lightning_fair.monitoring.weight_statistics import BatchWeights, RunTotals
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
 
 if TYPE_CHECKING:
@@ -37,15 +39,6 @@ if TYPE_CHECKING:
 
 _RESTART = 'FairSampling(resume="restart") keeps the model, and starts the class mix anew.'
 _DEFAULT_DELAY = 16  # above the prefetching of most loaders, so that their batches do not depend on the workers
-
-
-@dataclass
-class RunTotals:
-    """Statistics over the batches so far; a checkpoint holds them under these names."""
-
-    steps: int = 0
-    effective_sample_size_sum: float = 0.0
-    largest_weight: float = 0.0
 
 
 @dataclass(eq=False)
@@ -170,14 +163,12 @@ class Run:
     def add_to_totals(self, draw: Draw) -> BatchWeights:
         """Count a batch that was trained on, and return the statistics of its weights."""
         assert self.source is not None
+        settings, weights = self.settings, BatchWeights(int(draw.counts.sum()))
         per_class = None if self.step_correction is None else self.step_correction.class_weights
-        if per_class is None:
-            weights = BatchWeights.all_one(self.source.global_batch_size)
-        else:
-            weights = BatchWeights.summarize(per_class, draw.counts, normalize=self.settings.normalize)
-        self.totals.steps += 1
-        self.totals.effective_sample_size_sum += weights.effective_sample_size
-        self.totals.largest_weight = max(self.totals.largest_weight, weights.largest)
+        if per_class is not None:
+            mass = clipped_mass(draw.weight_reference, draw.probs, settings.max_weight, exponent=settings.exponent)
+            weights = BatchWeights.summarize(per_class, draw.counts, mass, normalize=settings.normalize)
+        self.totals.add(weights, self.source.controller.horizon)
         return weights
 
     def end_epoch(self) -> None:

@@ -127,7 +127,7 @@ class StepCorrection:
             return self._labels
         remedy = f"pass the {self.noun} of each: {caller}({noun}, labels)"
         if caller == self.hooked:
-            remedy += f"use self.adjusted_logits({noun}, labels) of ImportanceWeightedMixin, or set lambda2=0.0"
+            remedy = f"use self.adjusted_logits({noun}, labels) of ImportanceWeightedMixin, or set lambda2=0.0"
         raise ValueError(
             f"{caller} got {n} {noun}, but {self._labels.shape[0]} samples were drawn. If samples are dropped or added "
             f"after the draw, {remedy}."

@@ -67,14 +67,14 @@ def should_log(trainer: L.Trainer) -> bool:
 
 
 def log_context(
-    trainer: L.Trainer, source: DrawSource, class_names: Sequence[str], *, weighted: bool, noun: str = "class"
+    trainer: L.Trainer, source: DrawSource, class_names: Sequence[str], *, correction: Any, noun: str = "class"
 ) -> LogContext:
     """Return the state of the training that the dashboard logs of the training."""
     kinds = tuple(package.loggers.TensorBoardLogger for package in imported_packages())
     writers = [x for x in trainer.loggers if isinstance(x, kinds)] if trainer.is_global_zero else []
     boards = [Board(x, f"{x._prefix}{x.LOGGER_JOIN_CHAR}" if x._prefix else "") for x in writers]
     step = trainer.fit_loop.epoch_loop._batches_that_stepped
-    return LogContext(source, class_names, weighted, step, trainer.loggers, boards, noun)
+    return LogContext(source, class_names, correction, step, trainer.loggers, boards, noun)
 
 
 def intercept_train_dataloader(trainer: L.Trainer, key: str | int | None, replace: Callable[[Any], Any]) -> ExitStack:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from weakref import WeakSet
 
 import numpy as np
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from numpy.typing import NDArray
 
 from lightning_fair.common.arrays import Floats, Ints
 from lightning_fair.common.class_mix import total_variation
@@ -22,6 +20,7 @@ from lightning_fair.monitoring import plots
 from lightning_fair.monitoring.class_metrics import find_recalls
 from lightning_fair.monitoring.history import DownsampledHistory
 from lightning_fair.monitoring.tensorboard_layout import MAX_NAMED_CLASSES, make_charts, make_layout
+from lightning_fair.monitoring.weight_statistics import BatchWeights, RunTotals
 
 if TYPE_CHECKING:
     import lightning.pytorch as L
@@ -32,46 +31,15 @@ _QUANTILES = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1.0}
 _NUM_FURTHEST = 10
 
 
-@dataclass(frozen=True)
-class BatchWeights:
-    """Statistics of the importance weights of one batch, over all ranks; for a stream, of this rank's batch."""
-
-    size: int  # samples of the batch
-    mean: float = 1.0
-    largest: float = 1.0
-    effective_sample_size: float = 1.0
-    per_class: tuple[Floats, NDArray[Any]] | None = None  # weights and counts, shape (K,); None if all weights are one
-
-    @classmethod
-    def summarize(cls, weights: Floats, counts: NDArray[Any], *, normalize: bool) -> BatchWeights:
-        """Summarize class weights, shape ``(K,)``, of a batch with these class counts, shape ``(K,)``."""
-        size, total, squares = int(counts.sum()), float(weights @ counts), float(weights**2 @ counts)
-        mean, largest = total / size, float(weights[counts > 0].max())
-        scale = mean if normalize and mean else 1.0
-        effective = total**2 / squares if squares else 0.0
-        return cls(size, mean / scale, largest / scale, effective, (weights / scale, counts))
-
-    @classmethod
-    def all_one(cls, size: int) -> BatchWeights:
-        """Return the statistics of a batch whose weights are all one."""
-        return cls(size, effective_sample_size=float(size))
-
-    def percentile(self, percent: float) -> float:
-        """Return a percentile of the samples' weights."""
-        if self.per_class is None:
-            return self.mean
-        weights, counts = self.per_class
-        return float(np.percentile(weights.repeat(counts), percent))
-
-
 def scalars(
-    source: DrawSource, draw: Draw, weights: BatchWeights, class_names: Sequence[str], separator: str = "/"
+    context: LogContext, draw: Draw, weights: BatchWeights, totals: RunTotals, separator: str = "/"
 ) -> dict[str, float]:
     """Return the values to log for a batch that was just trained on, by tag; the table of tags explains each.
 
     Up to 20 classes are logged by name. Of more classes, quantiles are logged, and the trained mix over the target of
     the ten classes furthest from their target. The separator joins the parts of a tag.
     """
+    source, class_names = context.source, context.class_names
     controller = source.controller
     q, trained_mix = controller.q, controller.trained_mix
     rarest = int(np.argmin(np.where(q > 0, source.class_counts, np.inf)))
@@ -79,14 +47,22 @@ def scalars(
         "alpha": draw.alpha,
         "distance": total_variation(trained_mix, q),
         "deficit_max": float(controller.deficits.max()),
-        "weight_mean": weights.mean,
-        "weight_p95": weights.percentile(95),
-        "weight_max": weights.largest,
-        "effective_sample_size": weights.effective_sample_size / weights.size,
         "coverage": source.coverage,
         "repeats_rarest": float(source.repeats[rarest]),
     }
+    if context.correction == "weights":
+        values |= {
+            "weight_mean": weights.mean,
+            "weight_p95": weights.percentile(95),
+            "weight_max": weights.largest,
+            "effective_sample_size": weights.effective_sample_size,
+            "effective_sample_size_horizon": totals.effective_sample_size_horizon,
+            "effective_sample_size_run": totals.effective_sample_size,
+            "clipped_mass": weights.clipped_mass,
+        }
     groups = {"prob": draw.probs, "loss": controller.ema_loss, "target": q, "trained_mix": trained_mix}
+    if context.correction in ("weights", "logits"):
+        groups = {"reference": draw.reference, **groups}
     if (arriving := source.arriving) is not None:
         groups = {"arriving": arriving, **groups}
     if q.size <= MAX_NAMED_CLASSES:
@@ -155,7 +131,8 @@ class LogContext(NamedTuple):
 
     source: DrawSource
     class_names: Sequence[str]
-    weighted: bool  # whether the loss has importance weights
+    # How the loss is corrected, as in the settings; None: not at all, because the module has no part in it.
+    correction: Literal["weights", "logits", "none"] | None
     step: int  # optimizer steps so far
     loggers: Sequence[Logger]
     boards: Sequence[Board]  # the TensorBoard loggers that this process writes to: none unless it is the first rank
@@ -185,10 +162,10 @@ class Dashboard:
             self._history = DownsampledHistory(len(context.class_names))
         self._history.add(context.step, lambda: over_target(context.source.controller))
 
-    def write_scalars(self, context: LogContext, draw: Draw, weights: BatchWeights) -> None:
+    def write_scalars(self, context: LogContext, draw: Draw, weights: BatchWeights, totals: RunTotals) -> None:
         """Write the scalars of a batch that was trained on, and the layout if it is not written yet."""
         for logger in context.loggers:
-            values = scalars(context.source, draw, weights, context.class_names, logger.group_separator)
+            values = scalars(context, draw, weights, totals, logger.group_separator)
             logger.log_metrics(values, step=context.step)
         for board in context.boards:
             self._write_layout(board, context)
@@ -239,9 +216,15 @@ class Dashboard:
             return
         self._boards_with_layout.add(board.logger)
         controller, arriving = context.source.controller, context.source.arriving is not None
-        targets = controller.target_at(0.0), controller.target_at(1.0)
+        targets, objective = (controller.target_at(0.0), controller.target_at(1.0)), controller.objective
+        follows = objective.base is None and not np.array_equal(*targets)
         charts = make_charts(
-            context.class_names, targets, weighted=context.weighted, arriving=arriving, noun=context.noun
+            context.class_names,
+            targets,
+            correction=context.correction,
+            reference_moves=follows or objective.feedback_to == "objective",
+            arriving=arriving,
+            noun=context.noun,
         )
         # The file is open, because a scalar was just written.
         board.logger.experiment.file_writer.add_summary(make_layout(charts, board.prefix))

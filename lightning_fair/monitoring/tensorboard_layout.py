@@ -34,12 +34,23 @@ def plural(noun: str) -> str:
 
 
 def make_charts(
-    class_names: Sequence[str], targets: Sequence[Floats], *, weighted: bool, arriving: bool, noun: str = "class"
+    class_names: Sequence[str],
+    targets: Sequence[Floats],
+    *,
+    correction: str | None,
+    arriving: bool,
+    reference_moves: bool = False,
+    noun: str = "class",
 ) -> Charts:
     """Return the charts, by category, for the first and the last target, each of shape ``(K,)``.
 
-    If ``weighted``, weights and losses are logged. If ``arriving``, the class mix that a stream reads is logged. The
-    ``noun`` is the word for a class.
+    Args:
+        class_names: Name of each class.
+        targets: First and last target.
+        correction: How the loss is corrected; None: not at all, and no losses are known.
+        arriving: Whether the class mix that a stream reads is logged.
+        reference_moves: Whether the mix that the loss stands for can move.
+        noun: Word for a class.
     """
     by_name = len(class_names) <= MAX_NAMED_CLASSES
     # TensorBoard puts charts with bands after all others, so the two mixes stand side by side.
@@ -63,13 +74,16 @@ def make_charts(
             _class_chart("Probabilities of the draws", "prob", by_name),
         ],
     }
-    if weighted:
+    if reference_moves and correction in ("weights", "logits"):
+        charts["What does the loss stand for?"] = [_class_chart("Mix that the loss stands for", "reference", by_name)]
+    if correction == "weights":
         charts["What do the weights cost?"] = [
             Lines("Importance weights: mean, 95th percentile, largest", "fair/weight_"),
-            Lines("Effective sample size, as a fraction of the batch", "fair/effective_sample_size"),
+            Lines("Effective sample size, as a fraction: batch, last horizon, run", "fair/effective_sample_size"),
+            Lines("Part of the reference that is lost, because weights are clipped", "fair/clipped_mass"),
         ]
     charts[f"Which {plural(noun)} suffer?"] = [
-        *([_class_chart(f"Loss of each {noun}", "loss", by_name)] if weighted else []),
+        *([_class_chart(f"Loss of each {noun}", "loss", by_name)] if correction else []),
         Lines(f"Repeats of the rarest {noun}", "fair/repeats_rarest"),
     ]
     return charts

@@ -110,7 +110,7 @@ def test_state_is_readable_after_fit(kind, tmp_path):
     assert fair.controller.draws == BATCHES
     assert fair.controller.in_flight == ()
     assert fair.largest_weight == pytest.approx(max(step.weights.max() for step in module.steps), rel=1e-5)
-    assert 0 < fair.effective_sample_size <= BATCH
+    assert 0 < fair.effective_sample_size <= 1
     fitted.save_checkpoint(tmp_path / "after.ckpt")
     resumed = kind(), moving(lambda2=0.0)
     fit(resumed[0], loader(), resumed[1], ckpt=tmp_path / "after.ckpt", max_epochs=2)

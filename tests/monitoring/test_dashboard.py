@@ -25,9 +25,10 @@ from torchmetrics.classification import MulticlassRecall
 from lightning_fair import FairSampling, FeedbackBatchSampler, FeedbackController, schedules
 from lightning_fair.integration.trainer_internals import log_context
 from lightning_fair.monitoring import dashboard, plots
-from lightning_fair.monitoring.dashboard import BatchWeights, furthest_table, scalars, target_band
+from lightning_fair.monitoring.dashboard import LogContext, furthest_table, scalars, target_band
 from lightning_fair.monitoring.history import DownsampledHistory
 from lightning_fair.monitoring.tensorboard_layout import make_charts
+from lightning_fair.monitoring.weight_statistics import BatchWeights, RunTotals
 
 
 class InMemory(Logger):
@@ -58,29 +59,34 @@ def logged(module, data=None, fair=None, separator="/", **settings):
     return logger.points
 
 
-SCALARS = {
-    "fair/alpha",
-    "fair/distance",
-    "fair/deficit_max",
+SCALARS = {"fair/alpha", "fair/distance", "fair/deficit_max", "fair/coverage", "fair/repeats_rarest"}
+OF_WEIGHTS = {
     "fair/weight_mean",
     "fair/weight_p95",
     "fair/weight_max",
     "fair/effective_sample_size",
-    "fair/coverage",
-    "fair/repeats_rarest",
+    "fair/effective_sample_size_horizon",
+    "fair/effective_sample_size_run",
+    "fair/clipped_mass",
 }
-
-
-UNWEIGHTED = ("trained_mix", "target", "prob", "target_low", "target_high")
+UNCORRECTED = ("trained_mix", "target", "prob", "target_low", "target_high")
+CORRECTED = (*UNCORRECTED, "loss", "reference")
 QUANTILES = ("min", "p10", "median", "p90", "max")
 
 
-def tags(names, groups=(*UNWEIGHTED, "loss")):
-    return SCALARS | {f"fair/{group}/{name}" for group in groups for name in names}
+def tags(names, groups=CORRECTED, weighted=True):
+    return (
+        SCALARS | {f"fair/{group}/{name}" for group in groups for name in names} | (OF_WEIGHTS if weighted else set())
+    )
 
 
-def tags_of_many(groups=("trained_mix", "target", "prob", "over_target")):
-    return tags(QUANTILES, groups) | {f"fair/furthest/{rank}" for rank in range(1, 11)}
+def tags_of_many(groups=("trained_mix", "target", "prob", "over_target"), weighted=False):
+    return tags(QUANTILES, groups, weighted) | {f"fair/furthest/{rank}" for rank in range(1, 11)}
+
+
+def values_of(sampler, draw, names, correction=None):
+    context = LogContext(sampler, names, correction, 0, [], [])
+    return scalars(context, draw, BatchWeights(4), RunTotals())
 
 
 def test_logged_values():
@@ -90,19 +96,25 @@ def test_logged_values():
     with recorded_draws() as draws:
         points = logged(module, fair=fair, max_epochs=2)
     assert [step for step, _ in points] == list(range(40))
-    trained_mix, losses, used = list(TARGET), [None] * 4, np.zeros(160)
+    trained_mix, losses, used, each, horizon = list(TARGET), [None] * 4, np.zeros(160), [], fair.controller.horizon
     for number, ((_, values), step) in enumerate(zip(points, module.steps, strict=True)):
         probs, indices = draws[own_draw(step, draws)]
         trained_mix = reference.follow(trained_mix, np.bincount(step.labels, minlength=4), fair.controller.horizon)
         losses = reference.follow_losses(losses, step.labels, step.losses, 0.0)
         used[indices] += 1
         w = step.weights
+        each.append(w)
+        decay = np.repeat((1 - 1 / horizon) ** np.arange(len(each))[::-1], len(w))
+        every = np.concatenate(each)
         expected = {
             "fair/alpha": 2.0 + 6.0 * min(number / 10, 1.0),
             "fair/weight_mean": w.mean(),
             "fair/weight_p95": np.percentile(w, 95),
             "fair/weight_max": w.max(),
             "fair/effective_sample_size": reference.effective_sample_size(w.tolist()) / len(w),
+            "fair/effective_sample_size_run": reference.effective_sample_size(every.tolist()) / every.size,
+            "fair/effective_sample_size_horizon": (decay @ every) ** 2 / (decay.sum() * (decay @ every**2)),
+            "fair/clipped_mass": 0.0,
             "fair/distance": np.abs(np.array(trained_mix) - TARGET).sum() / 2,
             "fair/deficit_max": (1 - np.array(trained_mix) / TARGET).max(),
             "fair/coverage": (used > 0).mean(),
@@ -114,6 +126,7 @@ def test_logged_values():
             reach = (q * (1 - q) / 8 / (2 * fair.controller.horizon - 1)) ** 0.5
             expected[f"fair/target_low/{name}"], expected[f"fair/target_high/{name}"] = q - reach, q + reach
             expected[f"fair/prob/{name}"] = probs[label]
+            expected[f"fair/reference/{name}"] = TARGET[label]
             if losses[label] is not None:
                 expected[f"fair/loss/{name}"] = losses[label]
         assert values == pytest.approx(expected, rel=1e-5, abs=1e-9)
@@ -163,7 +176,7 @@ def test_log_every_n_steps(settings, steps):
 def test_tags_with_and_without_mixin(kind):
     """Tags are complete with and without the mixin."""
     last = logged(kind(), max_epochs=2)[-1][1]
-    assert last.keys() == tags("0123", UNWEIGHTED if kind is Plain else (*UNWEIGHTED, "loss"))
+    assert last.keys() == (tags("0123", UNCORRECTED, weighted=False) if kind is Plain else tags("0123"))
     assert all(type(value) is float and np.isfinite(value) for value in last.values())
 
 
@@ -219,7 +232,7 @@ def test_quantiles_of_many_classes():
     """With many classes, quantiles and the ten classes furthest from their target are logged."""
     module, fair = Weighted(num_classes=30), FairSampling(seed=0, lambda2=0.5, num_classes=30)
     values = logged(module, loader(Indexed((10,) * 30)), fair)[-1][1]
-    assert values.keys() == tags_of_many(("trained_mix", "target", "prob", "loss", "over_target"))
+    assert values.keys() == tags_of_many(("trained_mix", "target", "prob", "loss", "reference", "over_target"), True)
     over = fair.controller.trained_mix * 30
     for name, at in zip(QUANTILES, (0, 10, 50, 90, 100), strict=True):
         assert values[f"fair/trained_mix/{name}"] == pytest.approx(np.percentile(fair.controller.trained_mix, at))
@@ -234,7 +247,7 @@ def test_many_classes_without_target():
     K = 25
     sampler = FeedbackBatchSampler(np.arange(K), 4, controller=FeedbackController(K, [1 / 8] * 8 + [0.0] * (K - 8)))
     draw = next(iter_records(sampler))
-    values = scalars(sampler, draw, BatchWeights.all_one(4), [str(label) for label in range(K)])
+    values = values_of(sampler, draw, [str(label) for label in range(K)])
     assert values["fair/over_target/min"] > 0
     assert {tag for tag in values if "furthest" in tag} == {f"fair/furthest/{rank}" for rank in range(1, 9)}
     table = furthest_table(sampler, [f"class {label}" for label in range(K)])
@@ -248,8 +261,8 @@ def test_number_of_named_classes(K, each):
     sampler = FeedbackBatchSampler(np.arange(K), 4)
     draw = next(iter_records(sampler))
     names = [str(label) for label in range(K)]
-    values = scalars(sampler, draw, BatchWeights.all_one(4), names)
-    assert values.keys() == (tags(names, UNWEIGHTED) if each else tags_of_many())
+    values = values_of(sampler, draw, names)
+    assert values.keys() == (tags(names, UNCORRECTED, weighted=False) if each else tags_of_many())
 
 
 def iter_records(sampler):
@@ -264,7 +277,7 @@ def test_rarest_class():
     )
     draw = next(iter_records(sampler))
     sampler.report(draw)
-    values = scalars(sampler, draw, BatchWeights.all_one(4), "abcd")
+    values = values_of(sampler, draw, "abcd")
     assert values["fair/repeats_rarest"] == 0.5  # five of the ten samples of class 1
 
 
@@ -273,7 +286,7 @@ def test_readme_lists_all_tags():
     page = (Path(__file__).parents[2] / "lightning_fair" / "README.md").read_text()
     cells = re.findall(r"^\| (`fair/[^|]+) \|", page, re.MULTILINE)
     explained = set(re.findall(r"`([^`]+)`", " ".join(cells)))
-    written = tags(["<class>"], (*UNWEIGHTED, "loss", "arriving")) | tags(["<quantile>"], ["over_target"])
+    written = tags(["<class>"], (*CORRECTED, "arriving")) | tags(["<quantile>"], ["over_target"])
     assert explained == written | {"fair/furthest/1", "fair/furthest/10"}
 
 
@@ -289,12 +302,13 @@ def test_class_names_of_data_set(wrap):
 @pytest.mark.parametrize("normalize", [False, True])
 def test_batch_weights(normalize):
     """The statistics of the weights are those of the samples."""
-    statistics = BatchWeights.summarize(np.array([0.5, 2.0, 9.0]), np.array([3, 1, 0]), normalize=normalize)
+    statistics = BatchWeights.summarize(np.array([0.5, 2.0, 9.0]), np.array([3, 1, 0]), 0.25, normalize=normalize)
     each = [0.5, 0.5, 0.5, 2.0]
     scale = np.mean(each) if normalize else 1.0
     assert statistics.mean == pytest.approx(np.mean(each) / scale)
     assert statistics.largest == pytest.approx(2.0 / scale)
-    assert statistics.effective_sample_size == pytest.approx(reference.effective_sample_size(each))
+    assert statistics.effective_sample_size == pytest.approx(reference.effective_sample_size(each) / 4)
+    assert statistics.clipped_mass == 0.25
     assert statistics.percentile(95) == pytest.approx(np.percentile(each, 95) / scale)
 
 
@@ -477,7 +491,7 @@ def test_few_classes_have_bands():
 
     def banded(*targets):
         names = [str(label) for label in range(len(targets[0]))]
-        mix, *_ = make_charts(names, [np.array(target) for target in targets], weighted=False, arriving=False).values()
+        mix, *_ = make_charts(names, [np.array(target) for target in targets], correction=None, arriving=False).values()
         (chart,) = (chart for chart in mix if chart.title.startswith("Trained mix"))
         return [value[-1] for value, low, _ in chart.series if low != value]
 
@@ -605,9 +619,9 @@ def test_values_follow_new_data():
 def test_only_first_rank_has_boards(monkeypatch):
     fitted = make_trainer(logger=TensorBoardLogger("nowhere"))
     source = FeedbackBatchSampler([0, 1], 2)
-    assert len(log_context(fitted, source, "ab", weighted=False).boards) == 1
+    assert len(log_context(fitted, source, "ab", correction=None).boards) == 1
     monkeypatch.setattr(L.Trainer, "is_global_zero", False)
-    assert log_context(fitted, source, "ab", weighted=False).boards == []
+    assert log_context(fitted, source, "ab", correction=None).boards == []
 
 
 def test_recall_figures(tmp_path):
