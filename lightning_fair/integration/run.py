@@ -28,6 +28,7 @@ from lightning_fair.dataloaders.stream_tracker import StreamTracker
 from lightning_fair.integration.loss_check import LossCheck
 from lightning_fair.integration.settings import FairSettings
 from lightning_fair.integration.step_weights import StepWeights, copy_to_host
+from lightning_fair.integration.training_length import TrainingLength
 from lightning_fair.monitoring.dashboard import BatchWeights, Dashboard
 from lightning_fair.monitoring.tensorboard_layout import plural
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
@@ -64,6 +65,7 @@ class Run:
     steps_on_device: int = 0  # newest steps that a device may still be working on
     step_weights: StepWeights | None = None  # None if the module has no `weighted_loss`
     loss_check: LossCheck | None = None
+    length: TrainingLength = field(default_factory=TrainingLength)
     current: DeliveredBatch | None = None  # the batch in the training step
     class_weights: Floats | None = None  # its importance weights, shape (K,); None if they are all one
     # Batches that were trained on, with a function that returns their sums; None: trained on as drawn.
@@ -87,6 +89,11 @@ class Run:
         """The sampler or the stream tracker; None before the loader is known."""
         return self.sampler if self.sampler is not None else self.tracker
 
+    def total_batches(self, epoch_batches: int) -> int | None:
+        """Return the batches of the whole training, given those of the loader; None if their number is not known."""
+        has_several_loaders = self.settings.dataloader is not None  # the length of an epoch depends on the others too
+        return self.length.batches(None if has_several_loaders else epoch_batches)
+
     @property
     def noun(self) -> str:
         """Word for a class in messages and charts."""
@@ -109,16 +116,6 @@ class Run:
         if self.scanned_labels is None or self.scanned_labels[0] is not dataset:
             self.scanned_labels = dataset, find_loader_labels(loader, settings.labels, settings.stated_classes)
         return self.scanned_labels[1]
-
-    def announce(self) -> None:
-        """Print what is balanced, and how."""
-        assert self.source is not None
-        controller, place = self.source.controller, self.sampler.label_place if self.sampler is not None else None
-        rank_zero_info(
-            f"FairSampling steers {controller.num_classes} {plural(self.noun)}"
-            f"{f' (labels: {place})' if place else ''} in batches of {self.source.batch_size}; "
-            f"horizon {controller.horizon:g} batches, feedback delay {controller.feedback_delay}."
-        )
 
     def announce_groups(self, message: str) -> None:
         """Print which groups are in which class, and speak of groups from now on."""
