@@ -18,8 +18,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import IterableDataset
 
-from lightning_fair import FairSampling
+from lightning_fair import FairSampling, FairStream
 from lightning_fair.dataloaders.label_scan import find_loader_labels
+from lightning_fair.integration.presets import PRESETS
 from lightning_fair.integration.training_length import TrainingLength
 from recipes.checks import baseline_names, check_config, check_feedback, check_model, check_schedules
 from recipes.drift import drift_stream
@@ -61,7 +62,7 @@ def train(cfg: DictConfig, *extra_callbacks: L.Callback) -> Report:
     check_model(cfg.model, data)
     _set_baseline(cfg.baseline, model, data)
     if fair and isinstance(data.train_set, IterableDataset):
-        fair.settings.make_controller(data.train_set)
+        fair.settings.make_controller(FairStream(data.train_set, batch_size=data.batch_size))
     elif fair:
         loader = data.train_dataloader()
         labels = find_loader_labels(loader, fair.settings.labels, fair.settings.stated_classes)

@@ -320,7 +320,7 @@ def test_fair_choice_trains_cifar(config, own, fair):
     report = training.train(config("logger=none", *settings))
     assert int(report.drawn.sum()) == 10 * 2 * 8
     if fair in ("balanced", "calibrated"):
-        assert report.share_of_draws == pytest.approx([0.1] * 10, abs=1 / 160)
+        assert report.share_of_draws == pytest.approx([0.1] * 10, abs=1.5 / 160)
     if fair == "deferred":
         # 128 draws at the data's mix, then 32 from all classes alike; the feedback keeps both within half a batch.
         assert report.drawn[0] == pytest.approx(128 * report.images[0] / report.images.sum() + 32 / 10, abs=4)
