@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from lightning_fair import FairDataModule, FairSampling, FairStream, FeedbackController
 from lightning_fair.control.target import auto_exponent
+from lightning_fair.integration.settings import FairSettings
 from lightning_fair.integration.training_length import TrainingLength
 from lightning_fair.schedules import Linear, Shift, Step
 
@@ -252,11 +253,23 @@ def test_deferred_needs_the_length():
     with pytest.raises(ValueError, match=r"length of the training is not known\. Set max_epochs or max_steps"):
         fit(Weighted(), loader(), fair, max_epochs=-1)
     fit(Weighted(), loader(), FairSampling(target_probs="deferred"), max_epochs=-1, max_steps=4)
+    outside = FairDataModule(Indexed(), batch_size=8, fair=FairSampling(preset="deferred"))
+    with pytest.raises(ValueError, match=r"choose the batch: target_probs=Shift\(Step\(0\.0, 1\.0, at=1000\)\)"):
+        outside.train_dataloader()
     by_hand = Shift(Step(0.0, 1.0, at=1000))
     fit(Weighted(), loader(), FairSampling(target_probs=by_hand), StopAfter(2), max_epochs=-1)
     of_stream = FairSampling(target_probs="deferred", num_classes=4)
     with pytest.raises(ValueError, match="A stream has no prior"):
         fit(Weighted(), stream(), of_stream)
+
+
+def test_auto_counts_the_samples_of_all_ranks():
+    """Two ranks with half of the batch each draw as one does."""
+    labels, settings = Indexed().targets, FairSettings(preset="long_tail", max_repeats=16)
+    one = settings.make_sampler(labels, BATCH, total_batches=160)
+    two = settings.make_sampler(labels, BATCH // 2, total_batches=160, rank=1, world_size=2)
+    np.testing.assert_array_equal(two.controller.q, one.controller.q)
+    np.testing.assert_allclose(one.controller.q, power(auto_exponent(COUNTS, 160 * BATCH, 16)))
 
 
 @pytest.mark.parametrize("target", ["balanced", "Auto"])
