@@ -120,7 +120,8 @@ def _update_sampler(run: Run, trainer: L.Trainer | None, users_loader: Any) -> b
     if sampler is not None and has_same_labels and sampler.batch_size == size:
         sampler.steps_per_epoch = steps
         return False
-    options: dict[str, Any] = {"total_batches": run.total_batches(steps)}
+    run.total_batches = run.count_batches(steps)
+    options: dict[str, Any] = {"total_batches": run.total_batches}
     if trainer is not None:
         seed = trainer.strategy.broadcast(settings.draw_seed)  # each rank may have called seed_everything with its own
         options |= {"rank": trainer.global_rank, "world_size": trainer.world_size, "seed": seed}

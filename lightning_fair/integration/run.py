@@ -66,6 +66,7 @@ class Run:
     step_weights: StepWeights | None = None  # None if the module has no `weighted_loss`
     loss_check: LossCheck | None = None
     length: TrainingLength = field(default_factory=TrainingLength)
+    total_batches: int | None = None  # of the training that the sampler was made for, if their number was known
     current: DeliveredBatch | None = None  # the batch in the training step
     class_weights: Floats | None = None  # its importance weights, shape (K,); None if they are all one
     # Batches that were trained on, with a function that returns their sums; None: trained on as drawn.
@@ -89,7 +90,7 @@ class Run:
         """The sampler or the stream tracker; None before the loader is known."""
         return self.sampler if self.sampler is not None else self.tracker
 
-    def total_batches(self, epoch_batches: int) -> int | None:
+    def count_batches(self, epoch_batches: int) -> int | None:
         """Return the batches of the whole training, given those of the loader; None if their number is not known."""
         has_several_loaders = self.settings.dataloader is not None  # the length of an epoch depends on the others too
         return self.length.batches(None if has_several_loaders else epoch_batches)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import lightning.pytorch as L
 
     from lightning_fair.integration.run import Run
+    from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
 
 _TOO_OFTEN = 200  # draws of a sample in a training; from there on, networks learned their rare samples by heart
 _UNKNOWN = "the length of the training is not known"
@@ -125,16 +126,24 @@ def _begin_balance(num_batches: int) -> int:
     return max(min(round(0.8 * num_batches), num_batches - 1), 0)
 
 
-def describe_target(target: Target | Shift, source: DrawSource, num_batches: int | None) -> str:
-    """Return what the setting ``target`` has become in this training, for the log; empty if it is what it says."""
+def describe_target(
+    target: Target | Shift, source: DrawSource, num_batches: int | None, made_for: int | None = None
+) -> str:
+    """Return what the setting ``target`` has become, for the log; empty if it is what it says.
+
+    Args:
+        target: The setting ``target_probs``.
+        source: What draws by it.
+        num_batches: Batches of the whole training; None if their number is not known.
+        made_for: The same of the training that the target was made for; another number if a later fit goes on.
+    """
     if not is_named(target):
         return ""
     if source.arriving is not None:
         return 'target_probs="auto" is "uniform", because the class counts of a stream are not known'
     if target == "deferred":
-        assert num_batches is not None
-        return f"the target moves from the prior to uniform at batch {_begin_balance(num_batches)} of {num_batches}"
-    # Not the exponent of this training, if it goes on from a shorter one.
+        return f"the target moves from the prior to uniform at batch {_begin_balance(made_for or 0)} of {num_batches}"
+    # Not the exponent for this length, if the training goes on from a shorter one.
     exponent = source.controller.state_dict()["target"]["exponent"]
     power = f'target_probs="auto" is prior ** {exponent:.3g}'
     if num_batches is None:
@@ -143,54 +152,47 @@ def describe_target(target: Target | Shift, source: DrawSource, num_batches: int
     return f"{power}, which draws a sample of the rarest class about {repeats.max():.3g} times in {num_batches} batches"
 
 
-def describe_repeats(
-    target: Target | Shift, source: DrawSource, num_batches: int, epoch_batches: int, max_repeats: float
-) -> tuple[int, str] | None:
-    """Return the class whose samples ``target`` repeats too often, and how often, with the remedy; else None.
-
-    Too often is more than 200 times, and at least twice as often as ``"auto"`` would repeat them.
-    """
-    counts, num_samples = source.class_counts, num_batches * source.global_batch_size
-    exponents = {"auto": auto_exponent(counts, num_samples, max_repeats), "sqrt": 0.5}
-    mixes = {name: resolve_target(AutoTarget(t), counts.size, counts) for name, t in exponents.items()}
-    others = {name: expected_repeats(mix, counts, num_samples).max() for name, mix in mixes.items()}
-    repeats = expected_repeats(_mean_target(target, source, num_batches, epoch_batches), counts, num_samples)
-    label = int(repeats.argmax())
-    if not repeats[label] > max(_TOO_OFTEN, 2 * others["auto"]) or is_auto(target):
-        return None
-    remedies = [f"target_probs={name!r} ({n:.0f} times)" for name, n in others.items() if 2 * n < repeats[label]]
-    return label, (
-        f"{repeats[label]:.0f} times in the {num_batches} batches of this training (more than {_TOO_OFTEN}), so the "
-        f"model may learn them by heart. Set {' or '.join(remedies)}, or train for fewer batches."
-    )
-
-
 def announce(run: Run) -> None:
     """Print what is balanced, and how; at the start of a training, warn if its target repeats samples too often."""
     source, sampler, tracker, setting = run.source, run.sampler, run.tracker, run.settings.target_probs
     assert source is not None
     controller, place = source.controller, None if sampler is None else sampler.label_place
-    num_batches = None if sampler is None else run.total_batches(sampler.steps_per_epoch)
+    num_batches = None if sampler is None else run.count_batches(sampler.steps_per_epoch)
     has_own_target = tracker is not None and tracker.stream.brings_controller
-    target = "" if has_own_target else describe_target(setting, source, num_batches)
+    target = "" if has_own_target else describe_target(setting, source, num_batches, run.total_batches)
     rank_zero_info(
         f"FairSampling steers {controller.num_classes} {plural(run.noun)}"
         f"{f' (labels: {place})' if place else ''} in batches of {source.batch_size}; "
         f"horizon {controller.horizon:g} batches, feedback delay {controller.feedback_delay}"
         f"{'; ' if target else ''}{target}."
     )
-    if sampler is None or num_batches is None or controller.draws:
-        return
-    repeats = describe_repeats(setting, sampler, num_batches, sampler.steps_per_epoch, run.settings.max_repeats)
-    if repeats is not None:
-        name, count = run.class_names[repeats[0]], sampler.class_counts[repeats[0]]
-        rank_zero_warn(f"A sample of {run.noun} {name}, which has {count}, is expected {repeats[1]}")
+    if sampler is not None and num_batches is not None and not controller.draws and not is_auto(setting):
+        _warn_of_repeats(run, sampler, num_batches)
 
 
-def _mean_target(target: Target | Shift, source: DrawSource, num_batches: int, epoch_batches: int) -> Floats:
+def _warn_of_repeats(run: Run, sampler: FeedbackBatchSampler, num_batches: int) -> None:
+    """Warn of a target that repeats samples more than 200 times, and at least twice as often as "auto" would."""
+    counts, num_samples = sampler.class_counts, num_batches * sampler.global_batch_size
+    exponents = {"auto": auto_exponent(counts, num_samples, run.settings.max_repeats), "sqrt": 0.5}
+    mixes = {name: resolve_target(AutoTarget(t), counts.size, counts) for name, t in exponents.items()}
+    others = {name: expected_repeats(mix, counts, num_samples).max() for name, mix in mixes.items()}
+    mean = _mean_target(run.settings.target_probs, sampler, num_batches)
+    repeats = expected_repeats(mean, counts, num_samples)
+    most, label = repeats.max(), int(repeats.argmax())
+    if most > max(_TOO_OFTEN, 2 * others["auto"]):
+        remedies = [f"target_probs={name!r} ({n:.0f} times)" for name, n in others.items() if 2 * n < most]
+        rank_zero_warn(
+            f"The samples of {run.noun} {run.class_names[label]} ({counts[label]}) are expected {most:.0f} times each "
+            f"in the {num_batches} batches of this training, more than {_TOO_OFTEN}, so the model may learn them by "
+            f"heart. Set {' or '.join(remedies)}, or train for fewer batches."
+        )
+
+
+def _mean_target(target: Target | Shift, sampler: FeedbackBatchSampler, num_batches: int) -> Floats:
     """Return the mean target over the training."""
-    resolved = resolve_target_name(target, source.class_counts, num_batches, source.global_batch_size, 1)
+    resolved = resolve_target_name(target, sampler.class_counts, num_batches, sampler.global_batch_size, 1)
     if not isinstance(resolved, Shift):
-        return source.controller.q
+        return sampler.controller.q
     steps = np.linspace(0, num_batches - 1, min(num_batches, 256)).astype(int).tolist()
-    return source.controller.target_at(float(np.mean([resolved.progress(s, s // epoch_batches) for s in steps])))
+    progress = [resolved.progress(step, step // sampler.steps_per_epoch) for step in steps]
+    return sampler.controller.target_at(float(np.mean(progress)))

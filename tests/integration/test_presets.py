@@ -138,7 +138,7 @@ def distance(estimate, mix):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*expected:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*are expected:UserWarning")
 @pytest.mark.parametrize("name", PRESETS)
 def test_softmax_estimates_what_the_table_says(name):
     """On a finite set of inputs with free logits, which a stochastic gradient finds to within 0.02."""

@@ -239,6 +239,17 @@ def test_deferred_is_balanced_in_the_last_fifth(messages):
     assert messages("the target moves from the prior to uniform at batch 24 of 30.")
 
 
+def test_second_fit_goes_on(messages):
+    """With the target of the first one, whatever its own length is."""
+    fair, seen = FairSampling(target_probs="deferred"), Targets()
+    fitted = fit(Weighted(), loader(), fair, seen, max_epochs=3, limit_train_batches=10)
+    assert messages("at batch 24 of 30.")
+    fitted.fit_loop.max_epochs = 4
+    fitted.fit(Weighted(), loader())
+    assert messages("at batch 24 of 40.")
+    np.testing.assert_allclose(seen.targets[24:], [[0.25] * 4] * 16)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
 def test_deferred_is_balanced_in_the_last_batch_at_least(steps):
     seen = Targets()
@@ -289,7 +300,7 @@ RARE = (110, 32, 16, 2)  # 20 batches of 8 an epoch: 20 draws of each of the two
 
 
 def told(epochs, target, **settings):
-    with warnings_about("is expected") as messages:
+    with warnings_about("are expected") as messages:
         fair = FairSampling(target_probs=target, **settings)
         fit(Weighted(), loader(Indexed(RARE)), fair, StopAfter(2), max_epochs=epochs)
     return messages
@@ -316,7 +327,7 @@ def test_too_many_repeats_are_told_once(epochs, target, times):
     messages = told(epochs, target)
     assert len(messages) == (times is not None)
     if times is not None:
-        number = re.match(r"A sample of class 3, which has 2, is expected (\d+) times in the", messages[0])[1]
+        number = re.match(r"The samples of class 3 \(2\) are expected (\d+) times each in the", messages[0])[1]
         assert float(number) == pytest.approx(times, rel=0.02)
         assert "Set target_probs='auto'" in messages[0]
         assert not told(epochs, "auto")
@@ -325,7 +336,7 @@ def test_too_many_repeats_are_told_once(epochs, target, times):
 def test_repeats_are_told_once_a_training(tmp_path):
     """Not again when it is resumed, nor by a search."""
     fair, path = FairSampling(), tmp_path / "first.ckpt"
-    with warnings_about("is expected") as messages:
+    with warnings_about("are expected") as messages:
         fit(Weighted(), loader(Indexed(RARE)), fair, StopAfter(2), max_epochs=60).save_checkpoint(path)
         fit(Weighted(), loader(Indexed(RARE)), FairSampling(), StopAfter(2), max_epochs=60, ckpt=path)
     assert len(messages) == 1
