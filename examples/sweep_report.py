@@ -1,6 +1,6 @@
 """Print the table of a sweep again and save its picture, from the results in its folder.
 
-python examples/train.py -m fair.alpha=2,8,24 fair.min_prob=1e-6,1e-3,1e-2     # ends with both
+python examples/train.py -m fair.alpha=2,8,24 fair.max_weight=3,10,30         # ends with both
 python examples/sweep_report.py outputs/sweeps/DATE                            # again
 python examples/sweep_report.py outputs/sweeps/DATE --metric worst_class_recall --out FOLDER
 """

@@ -67,7 +67,7 @@ def table(fair: Sequence[str], reports: Sequence[Sequence[Report]]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 1 (default: 5)")
-    parser.add_argument("--fair", nargs="+", default=["off", "default"], help="names in conf/fair (off default)")
+    parser.add_argument("--fair", nargs="+", default=["off", "balanced"], help="names in conf/fair (off balanced)")
     parser.add_argument("--overrides", nargs="+", default=[], help="for every run, for example trainer.max_epochs=1")
     args = parser.parse_args(argv)
     if args.seeds < 1:

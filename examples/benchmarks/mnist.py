@@ -27,7 +27,7 @@ from recipes.report import SHOTS, Best, Report, make_report, mean_std
 from recipes.training import train
 from tqdm import tqdm
 
-METHODS = ("off", "weighted_sampler", "default", "deferred", "hard_classes", "balanced_softmax")
+METHODS = ("off", "weighted_sampler", "balanced", "deferred", "long_tail", "worst_class", "balanced_softmax")
 SAMPLING = ("off", "weighted_sampler")  # the baselines that change only the draws
 
 

@@ -100,6 +100,19 @@ def check_model(model: DictConfig, data: Any) -> None:
         )
 
 
+def check_feedback(data: Any, fair: FairSampling | None) -> None:
+    """Check that nothing that is measured on the test set is fed back.
+
+    Raises:
+        ValueError: If ``fair.feedback`` is a metric of the validation, and this is on the test set.
+    """
+    if fair and fair.settings.feedback != "train" and data.val_set is data.test_set:
+        raise ValueError(
+            f"fair.feedback={fair.settings.feedback} would train on the test data, because with {type(data).__name__} "
+            "validation is on the test set. Set fair.feedback=train, which takes the losses of the training."
+        )
+
+
 def check_schedules(cfg: DictConfig, fair: FairSampling | None) -> None:
     """Check that nothing is to begin in a later epoch if there is only one.
 

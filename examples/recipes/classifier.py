@@ -42,10 +42,10 @@ class ClassRecall(MulticlassRecall):
 
 
 class Classifier(ImportanceWeightedMixin, L.LightningModule):
-    """Trains a network on images and labels with weighted cross entropy.
+    """Trains a network on images and labels with cross entropy, corrected by weights or in the logits.
 
-    Without a ``FairSampling`` callback all weights are one: the mixin does not install the callback here, so that a
-    comparison without the plugin is really without it.
+    Without a ``FairSampling`` callback all weights are one and the logits stay as they are: the mixin does not install
+    the callback here, so that a comparison without the plugin is really without it.
 
     Args:
         net: Network from a batch of images to logits, shape ``(batch, K)``.
@@ -117,11 +117,12 @@ class Classifier(ImportanceWeightedMixin, L.LightningModule):
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:  # noqa: ARG002
-        """Return the weighted loss of a batch."""
+        """Return the loss of a batch. The same lines serve every setting of FairSampling, and a training without it."""
         x, y = batch
         self.drawn.scatter_add_(0, y, torch.ones_like(y))
         self.steps += 1
-        loss = self.weighted_loss(self.loss(self(self.augment(x)), y, self.current_epoch))
+        logits = self.adjusted_logits(self(self.augment(x)))
+        loss = self.weighted_loss(self.loss(logits, y, self.current_epoch))
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

@@ -18,9 +18,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import IterableDataset
 
-from lightning_fair import FairSampling
+from lightning_fair import FairSampling, FairStream
 from lightning_fair.dataloaders.label_scan import find_loader_labels
-from recipes.checks import baseline_names, check_config, check_model, check_schedules
+from lightning_fair.integration.presets import PRESETS
+from lightning_fair.integration.training_length import TrainingLength
+from recipes.checks import baseline_names, check_config, check_feedback, check_model, check_schedules
 from recipes.drift import drift_stream
 from recipes.recovery import Recovery
 from recipes.report import Best, Report, make_report
@@ -28,8 +30,9 @@ from recipes.report import Best, Report, make_report
 # The columns of TensorBoard's HParams tab, in addition to the settings on the command line.
 HPARAMS = (
     *("data", "data.imbalance_ratio", "data.batch_size"),
-    *("fair.alpha", "fair.min_prob", "fair.horizon", "fair.lambda1", "fair.lambda2"),
-    *("fair.target_probs", "fair.reference", "fair.max_weight"),
+    *("fair.preset", "fair.target_probs", "fair.reference", "fair.correction", "fair.max_repeats"),
+    *("fair.alpha", "fair.max_weight", "fair.horizon", "fair.lambda1", "fair.lambda2"),
+    *("fair.feedback", "fair.feedback_to", "fair.feedback_gain"),
     *("model.lr", "trainer.max_epochs", "seed"),
 )
 
@@ -59,10 +62,13 @@ def train(cfg: DictConfig, *extra_callbacks: L.Callback) -> Report:
     check_model(cfg.model, data)
     _set_baseline(cfg.baseline, model, data)
     if fair and isinstance(data.train_set, IterableDataset):
-        fair.settings.make_controller(data.train_set)
+        fair.settings.make_controller(FairStream(data.train_set, batch_size=data.batch_size))
     elif fair:
-        labels = find_loader_labels(data.train_dataloader(), fair.settings.labels, fair.settings.stated_classes)
-        fair.settings.make_sampler(labels, data.batch_size, dataset=data.train_set)
+        loader = data.train_dataloader()
+        labels = find_loader_labels(loader, fair.settings.labels, fair.settings.stated_classes)
+        length = TrainingLength(cfg.trainer.max_epochs or -1, cfg.trainer.max_steps).batches(len(loader))
+        fair.settings.make_sampler(labels, data.batch_size, dataset=data.train_set, total_batches=length)
+    check_feedback(data, fair)
     check_schedules(cfg, fair)
     callbacks = [*(instantiate(callback) for callback in (cfg.callbacks or {}).values()), *extra_callbacks]
     if cfg.trainer.enable_progress_bar is False:
@@ -131,7 +137,9 @@ def hparams(cfg: DictConfig) -> dict[str, float | str | bool]:
 
 
 def _hparam(cfg: DictConfig, key: str, override: str | None) -> float | str | bool:
-    value = OmegaConf.select(cfg, key)
+    value, (group, _, name) = OmegaConf.select(cfg, key), key.partition(".")
+    if value is None and group == "fair" and cfg.get("fair"):
+        value = getattr(PRESETS[cfg.fair.get("preset", "balanced")], name, None)
     if isinstance(value, DictConfig) and override:
         return override  # the name of the choice in a group
     if isinstance(value, DictConfig) and "_target_" in value:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -16,7 +16,25 @@ from lightning_fair.control.law import mixture_floor, reciprocal
 from lightning_fair.schedules import Shift
 
 _Key: TypeAlias = int | float | str
-Target: TypeAlias = Literal["uniform", "prior", "sqrt"] | Mapping[_Key, float] | Sequence[float] | ArrayLike | None
+TRAINING_TARGETS = ("auto", "deferred")  # names that `FairSampling` alone takes: they depend on the training's length
+
+
+@dataclass(frozen=True)
+class AutoTarget:
+    """The target ``prior ** exponent``, divided by its sum, that ``target_probs="auto"`` is for one training.
+
+    A longer training would have another exponent. A controller with this target therefore takes over that of a state.
+
+    Attributes:
+        exponent: In [0, 1]: 0 draws each class that has samples equally often, 1 as often as the data.
+    """
+
+    exponent: float
+
+
+Target: TypeAlias = (
+    Literal["uniform", "prior", "sqrt"] | AutoTarget | Mapping[_Key, float] | Sequence[float] | ArrayLike | None
+)
 
 _PATH = np.linspace(0.0, 1.0, 101)  # places on the way of a moving target at which it is checked
 
@@ -27,6 +45,7 @@ class MovingTarget:
     Attributes:
         start, end: Target at progress 0 and at progress 1, shape ``(K,)``.
         progress: How far the target has moved, in [0, 1]; 0 for a fixed one.
+        exponent: That of an :class:`AutoTarget`; None for every other target.
         q: Current target, read-only, shape ``(K,)``; ``log_q`` and ``inverse_q`` are its logarithm and reciprocal.
         smallest: Smallest nonzero target of a class at present.
         floor: Smallest probability of each class, shape ``(K,)``.
@@ -47,6 +66,7 @@ class MovingTarget:
             )
         self.max_weight, self.min_prob = float(max_weight), float(min_prob)
         self._schedule = target.progress if isinstance(target, Shift) else None
+        self.exponent = target.exponent if isinstance(target, AutoTarget) else None
         self.start, self.end = (resolve_target(end, num_classes, class_counts) for end in target_endpoints(target))
         self._check_floor()
         self.reset()
@@ -115,17 +135,23 @@ class MovingTarget:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors and plain numbers."""
-        return to_tensors({"start": self.start, "end": self.end, "progress": self.progress})
+        mixes = {"start": self.start, "end": self.end}
+        return to_tensors({**mixes, "progress": self.progress, "exponent": self.exponent})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Move the target to its progress in a state that ``state_dict`` returned; refuse that of another target."""
-        start, end = state["start"].numpy(), state["end"].numpy()
+        """Move the target to its progress in a state that ``state_dict`` returned; refuse that of another target.
+
+        An :class:`AutoTarget` becomes that of the state.
+        """
+        start, end = state["start"].numpy().copy(), state["end"].numpy().copy()
         if end.size != self.end.size:
             raise ValueError(
                 f"The state is of a controller with {end.size} classes, this one has {self.end.size}. "
                 "Resume with the data set the checkpoint was made with."
             )
-        if not np.allclose([start, end], [self.start, self.end], rtol=0.0, atol=1e-9):
+        if self.exponent is not None and state["exponent"] is not None:
+            self.start, self.end, self.exponent = start, end, state["exponent"]
+        elif not np.allclose([start, end], [self.start, self.end], rtol=0.0, atol=1e-9):
             theirs, ours = describe_mixes(start, end), describe_mixes(self.start, self.end)
             raise ValueError(
                 f"The state steers to {theirs}, this controller to {ours}. "
@@ -177,24 +203,68 @@ def resolve_target(
     """
     if target is None or (isinstance(target, str) and target == "uniform"):
         return np.full(num_classes, 1.0 / num_classes)
-    if isinstance(target, str):
+    if isinstance(target, (str, AutoTarget)):
         return _from_counts(target, num_classes, class_counts, name)
     if isinstance(target, Mapping):
         return _from_mapping(target, num_classes, name)
     return check_mix(target, num_classes, name)
 
 
-def _from_counts(target: str, num_classes: int, class_counts: ArrayLike | None, name: str) -> Floats:
-    if target not in ("prior", "sqrt"):
-        raise ValueError(f"{name} must be 'uniform', 'prior', 'sqrt', a vector or a mapping, got {target!r}.")
+def _from_counts(target: str | AutoTarget, num_classes: int, class_counts: ArrayLike | None, name: str) -> Floats:
+    word = "auto" if isinstance(target, AutoTarget) else target
+    exponent = target.exponent if isinstance(target, AutoTarget) else {"prior": 1.0, "sqrt": 0.5}.get(target)
+    if exponent is None:
+        hint = " FairSampling alone knows the data and the length of the training." if word in TRAINING_TARGETS else ""
+        raise ValueError(f"{name} must be 'uniform', 'prior', 'sqrt', a vector or a mapping, got {target!r}.{hint}")
     if class_counts is None:
         raise ValueError(
-            f"{name}={target!r} is computed from the data: "
-            "pass class_counts=np.bincount(labels, minlength=num_classes)."
+            f"{name}={word!r} is computed from the data: pass class_counts=np.bincount(labels, minlength=num_classes)."
         )
     counts = np.asarray(to_numpy(class_counts), dtype=np.float64)
-    share = counts if target == "prior" else np.sqrt(counts)
-    return check_mix(share / max(share.sum(), 1.0), num_classes, f"the {target} of class_counts")
+    share = np.where(counts == 0, 0.0, counts**exponent)
+    return check_mix(share / max(share.sum(), 1.0), num_classes, f"the {word} of class_counts")
+
+
+def auto_exponent(class_counts: ArrayLike, num_samples: int, max_repeats: float) -> float:
+    """Return the exponent of ``target_probs="auto"``: how far the draw goes from the prior, for one training.
+
+    It is the smallest ``t`` in [0, 1] such that an item of the rarest class is expected at most ``max_repeats`` times
+    if ``q ~ prior ** t``; 1 if even the prior repeats it more often. With the count ``m`` of the rarest class that has
+    samples, it solves ``sum((n / m) ** t) = num_samples / (m * max_repeats)``.
+
+    Args:
+        class_counts: Samples ``n`` of each class, at least one of them positive, shape ``(K,)``.
+        num_samples: Samples drawn over the whole training: batches times the batch size of all ranks.
+        max_repeats: At least 1.
+
+    Example:
+        >>> auto_exponent([900, 100], num_samples=64_000, max_repeats=160)  # "sqrt", because q = [0.75, 0.25]
+        0.5
+        >>> auto_exponent([900, 100], 64_000, max_repeats=320), auto_exponent([900, 100], 64_000, max_repeats=64)
+        (0.0, 1.0)
+    """
+    counts = np.asarray(to_numpy(class_counts), dtype=np.float64)
+    rarest = counts[counts > 0].min()
+    ratios, least = counts[counts > 0] / rarest, num_samples / (rarest * max_repeats)
+    if ratios.size >= least:
+        return 0.0
+    low, high = 0.0, 1.0
+    for _ in range(60):  # until the bounds are neighbors, because the sum grows with the exponent
+        middle = (low + high) / 2
+        low, high = (low, middle) if np.sum(ratios**middle) >= least else (middle, high)
+    return high
+
+
+def expected_repeats(mix: Floats, class_counts: ArrayLike, num_samples: int) -> Floats:
+    """Return how often an item of each class is expected in ``num_samples`` draws, shape ``(K,)``; 0 without items.
+
+    Example:
+        >>> expected_repeats(np.array([0.75, 0.25]), [900, 100], num_samples=64_000).round(1)
+        array([ 53.3, 160. ])
+    """
+    counts = np.asarray(to_numpy(class_counts), dtype=np.float64)
+    repeats: Floats = np.divide(num_samples * mix, counts, out=np.zeros(counts.size), where=counts > 0)
+    return repeats
 
 
 def number_target(target: Target | Shift, numbers: Mapping[Any, int], argument: str = "target_probs") -> Target | Shift:

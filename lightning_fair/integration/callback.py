@@ -25,6 +25,7 @@ from lightning_fair.integration.loss_check import LossCheck
 from lightning_fair.integration.presets import Correction, PresetName
 from lightning_fair.integration.run import Run
 from lightning_fair.integration.settings import FairSettings, Resume
+from lightning_fair.integration.training_length import TrainingLength, announce
 from lightning_fair.integration.validation_feedback import ValidationFeedback, warn_of_skipped_validation
 from lightning_fair.monitoring.class_metrics import Mode
 from lightning_fair.monitoring.dashboard import LogContext, show_distance
@@ -45,14 +46,34 @@ class FairSampling(Callback):
     ``correction="logits"`` the loss is corrected in the logits instead, for which the module needs no mixin. Else,
     without the mixin, the loss is the module's own, so the objective is the risk under the class mix that is drawn.
 
+    A preset is a combination of arguments; one that is given wins over it. The last column is the class mix at which
+    the softmax of the trained model estimates the probabilities of the classes.
+
+    ===========  ============  =========  ==========  ============================  ================================
+    preset       target_probs  reference  correction  feedback                      the softmax estimates
+    ===========  ============  =========  ==========  ============================  ================================
+    balanced     uniform       target     weights     off                           uniform
+    deferred     deferred      target     weights     off                           prior, at the end uniform
+    long_tail    auto          uniform    logits      off                           uniform
+    worst_class  auto          uniform    logits      val/recall, to the objective  uniform, tilted to low recalls
+    calibrated   uniform       prior      logits      off                           prior
+    ===========  ============  =========  ==========  ============================  ================================
+
+    What they cost: ``"balanced"`` repeats the samples of rare classes, in a long training until they are learned by
+    heart. ``"deferred"`` hardly trains on rare classes before the last fifth. ``"long_tail"`` needs a softmax cross
+    entropy, and frequent classes lose some accuracy. ``"worst_class"`` loses a little more of the mean accuracy, and if
+    its validation samples have to be held out of few, about two points; then set ``feedback="train"``, for the training
+    losses with ``lambda2=0.25``. ``"calibrated"`` has the data's probabilities: its likeliest class is not balanced.
+
     Args:
         alpha: Gain of the feedback, at least 0, or a schedule (:mod:`lightning_fair.schedules`). The first seven
             arguments are those of :class:`~lightning_fair.FeedbackController`, which has the formulas.
         target_probs: Class mix that batches are steered to: ``"uniform"``, ``"sqrt"``, ``"prior"``, a vector of shape
             ``(K,)``, a mapping from class (its number, its name, or its label in the data if labels are numbered) to
-            probability, or a :class:`~lightning_fair.schedules.Shift` between two. Or ``"auto"``: the prior to a power
-            in [0, 1], as near to uniform as ``max_repeats`` allows.
-        preset: What the arguments are that are None.
+            probability, or a :class:`~lightning_fair.schedules.Shift` between two. Or ``"auto"``: ``prior ** t`` with
+            the smallest ``t`` in [0, 1] that keeps to ``max_repeats``; ``"sqrt"`` if the length of the training is not
+            known, ``"uniform"`` for a stream. Or ``"deferred"``: the prior, but uniform in the last fifth of batches.
+        preset: Name in the table. It decides the arguments of the table, and ``lambda2``, where they are None.
         lambda1: Weight of the deficit, at least 0.
         lambda2: Weight of the class losses, at least 0. It needs the mixin, or ``correction="logits"``.
         max_weight: Largest importance weight, at least 1. Draws are mixed with the target so that it holds without
@@ -77,7 +98,8 @@ class FairSampling(Callback):
         feedback_mode: Whether higher values of that metric are better (``"max"``) or worse. None: known by its name.
         feedback_to: ``"draw"``: classes that do badly are drawn more often. ``"objective"``: the reference moves.
         feedback_gain: Gain of a validation metric in the objective, at least 0.
-        max_repeats: With ``"auto"``: how often a sample of the rarest class is expected in the whole training, at most.
+        max_repeats: With ``"auto"``: how often a sample of the rarest class is drawn in the whole training, at most (if
+            even the prior draws it more often, ``t = 1``); at least 1. The log has ``t`` and the expected repeats.
         normalize: Divide the weights by their mean over the batch. This adds a bias of order ``1 / batch``.
         exponent: Weights to this power, in ``[0, 1]``. An exponent below 1 adds bias.
         labels: One class per sample, if the data set does not show the classes or if others shall be balanced: numbers,
@@ -101,9 +123,9 @@ class FairSampling(Callback):
         seed: Seed of the draws, at least 0. None: that of ``seed_everything``, or else 0.
         resume: What ``fit(ckpt_path=...)`` takes from the checkpoint: ``"continue"``, the model and the state of the
             class mix, so that the batches are those of an uninterrupted run; other data, another batch size or another
-            target is an error. Or ``"restart"``, only the model, the optimizer and the progress of the Trainer: trained
-            mix, class losses and the uses of samples start anew, with any data, and schedules go on at the Trainer's
-            step and epoch.
+            target is an error, and ``"auto"`` keeps the checkpoint's target. Or ``"restart"``, only the model, the
+            optimizer and the progress of the Trainer: trained mix, class losses and the uses of samples start anew,
+            with any data, and schedules go on at the Trainer's step and epoch.
 
     Attributes:
         settings: The arguments, as a frozen :class:`~lightning_fair.integration.settings.FairSettings`. A copy or a
@@ -218,6 +240,7 @@ class FairSampling(Callback):
         if any(isinstance(callback, FairSampling) for callback in others):
             raise ValueError("The Trainer has more than one FairSampling callback. Keep one: it owns the state.")
         self._run = self._run.next_fit(trainer)
+        self._run.length = TrainingLength.of(trainer, pl_module)
         if trainer.overfit_batches:  # type: ignore[attr-defined]
             rank_zero_warn("FairSampling is off with overfit_batches: Lightning needs the same batches in each epoch.")
             return
@@ -252,7 +275,7 @@ class FairSampling(Callback):
         if self.settings.feedback != "train" and not self._run.in_search:
             self._run.validation_feedback = ValidationFeedback(self._run, trainer)
         if not self._run.in_search:
-            self._run.announce()
+            announce(self._run)
         set_up_correction(self._run, pl_module)
 
     def on_train_batch_start(

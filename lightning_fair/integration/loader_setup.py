@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from lightning_fair.control.draw_source import DrawSource
@@ -21,6 +21,7 @@ from lightning_fair.integration.run import Run
 from lightning_fair.integration.settings import FairSettings
 from lightning_fair.integration.step_checks import StepChecks
 from lightning_fair.integration.trainer_internals import is_within_epoch, steps_per_epoch, training_time
+from lightning_fair.integration.training_length import describe_target
 from lightning_fair.monitoring.weight_statistics import RunTotals
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
 from lightning_fair.streaming.stream import FairStream
@@ -69,8 +70,10 @@ def make_loader_fair_alone(run: Run, loader: Any) -> Any:
         return loader
     _check_not_fair(loader_inside(loader))
     checks.check_loader(loader)
-    _update_sampler(run, None, loader)
+    is_new = _update_sampler(run, None, loader)
     assert run.sampler is not None
+    if is_new and (target := describe_target(run.settings.target_probs, run.sampler, None)):
+        rank_zero_info(f"FairSampling: {target}.")
     return make_fair(loader, run.sampler, label_check=run.label_check)
 
 
@@ -120,10 +123,11 @@ def _update_sampler(run: Run, trainer: L.Trainer | None, users_loader: Any) -> b
     if sampler is not None and has_same_labels and sampler.batch_size == size:
         sampler.steps_per_epoch = steps
         return False
-    options = {}
+    run.total_batches = run.count_batches(steps)
+    options: dict[str, Any] = {"total_batches": run.total_batches}
     if trainer is not None:
         seed = trainer.strategy.broadcast(settings.draw_seed)  # each rank may have called seed_everything with its own
-        options = {"rank": trainer.global_rank, "world_size": trainer.world_size, "seed": seed}
+        options |= {"rank": trainer.global_rank, "world_size": trainer.world_size, "seed": seed}
     run.flush_reports()
     # During a fit, a change of the labels does not end the schedules.
     previous = sampler if run.loader is not None and sampler is not None and sampler.batch_size == size else None
@@ -220,13 +224,13 @@ def _make_stream_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> 
             f"A FairStream works in a DataLoader of its own, got one inside {type(loader).__name__}. "
             "Return the DataLoader itself for training."
         )
-    for name, default, remedy in (
-        ("labels", None, "FairStream(label_fn=...) takes a sample and returns its class"),
-        ("steps_per_epoch", None, "Trainer(limit_train_batches=...) ends its epochs"),
-        ("reference", "target", "a stream has no prior. Set reference='target'"),
+    for name, remedy in (
+        ("labels", "FairStream(label_fn=...) takes a sample and returns its class"),
+        ("steps_per_epoch", "Trainer(limit_train_batches=...) ends its epochs"),
     ):
-        if (value := getattr(run.settings, name)) is not default and value != default:
+        if getattr(run.settings, name) is not None:
             raise ValueError(f"{name} is for data sets with a length, and this one is a stream: {remedy}.")
+    run.settings.check_stream_mixes(run.settings.reference)
     run.sampler, run.tracker, run.min_delay = None, _find_tracker(run, trainer, loader.dataset), None
     if run.label_check is None:
         has_function = loader.dataset.label_fn is not None  # type: ignore[attr-defined]

@@ -28,9 +28,9 @@ from lightning_fair.integration.loss_check import LossCheck
 from lightning_fair.integration.settings import FairSettings
 from lightning_fair.integration.step_checks import StepChecks
 from lightning_fair.integration.step_correction import StepCorrection, copy_to_host
+from lightning_fair.integration.training_length import TrainingLength
 from lightning_fair.integration.validation_feedback import ValidationFeedback
 from lightning_fair.monitoring.dashboard import Dashboard
-from lightning_fair.monitoring.tensorboard_layout import plural
 from lightning_fair.monitoring.weight_statistics import BatchWeights, RunTotals
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
 
@@ -58,6 +58,8 @@ class Run:
     step_correction: StepCorrection | None = None  # None if the module has neither the mixin nor a hook
     step_checks: StepChecks = field(default_factory=StepChecks)
     loss_check: LossCheck | None = None
+    length: TrainingLength = field(default_factory=TrainingLength)
+    total_batches: int | None = None  # of the training that the sampler was made for, if their number was known
     current: DeliveredBatch | None = None  # the batch in the training step
     # Batches that were trained on, with a function that returns their sums; None: trained on as drawn.
     unreported: deque[tuple[Draw, Callable[[], Tensor] | None]] = field(default_factory=deque)
@@ -77,6 +79,11 @@ class Run:
     def source(self) -> DrawSource | None:
         """The sampler or the stream tracker; None before the loader is known."""
         return self.sampler if self.sampler is not None else self.tracker
+
+    def count_batches(self, epoch_batches: int) -> int | None:
+        """Return the batches of the whole training, given those of the loader; None if their number is not known."""
+        has_several_loaders = self.settings.dataloader is not None  # the length of an epoch depends on the others too
+        return self.length.batches(None if has_several_loaders else epoch_batches)
 
     @property
     def noun(self) -> str:
@@ -100,16 +107,6 @@ class Run:
         if self.scanned_labels is None or self.scanned_labels[0] is not dataset:
             self.scanned_labels = dataset, find_loader_labels(loader, settings.labels, settings.stated_classes)
         return self.scanned_labels[1]
-
-    def announce(self) -> None:
-        """Print what is balanced, and how."""
-        assert self.source is not None
-        controller, place = self.source.controller, self.sampler.label_place if self.sampler is not None else None
-        rank_zero_info(
-            f"FairSampling steers {controller.num_classes} {plural(self.noun)}"
-            f"{f' (labels: {place})' if place else ''} in batches of {self.source.batch_size}; "
-            f"horizon {controller.horizon:g} batches, feedback delay {controller.feedback_delay}."
-        )
 
     def announce_groups(self, message: str) -> None:
         """Print which groups are in which class, and speak of groups from now on."""

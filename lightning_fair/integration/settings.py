@@ -21,6 +21,7 @@ from lightning_fair.control import law
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.objective import FeedbackTo
 from lightning_fair.control.target import (
+    TRAINING_TARGETS,
     Target,
     check_max_weight,
     number_target,
@@ -28,6 +29,7 @@ from lightning_fair.control.target import (
     target_endpoints,
 )
 from lightning_fair.integration.presets import PRESETS, Correction, PresetName
+from lightning_fair.integration.training_length import is_auto, resolve_target_name
 from lightning_fair.monitoring.class_metrics import Mode, feedback_mode
 from lightning_fair.sampling.batch_sampler import EmptyClasses, FeedbackBatchSampler
 from lightning_fair.schedules import Schedule, Shift, as_schedule
@@ -36,7 +38,6 @@ from lightning_fair.streaming.stream import FairStream
 Resume: TypeAlias = Literal["continue", "restart"]
 
 _LAW = ("alpha", "lambda1", "lambda2", "max_weight", "min_prob", "horizon", "loss_ema_decay")
-_OF_TRAINING = ("auto", "deferred")  # targets that depend on the length of the training
 _OBJECTIVE = ("feedback_to", "feedback_gain")
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "preset": tuple(PRESETS),
@@ -217,13 +218,18 @@ class FairSettings:
         *,
         dataset: Any = None,
         previous: FeedbackBatchSampler | None = None,
+        total_batches: int | None = None,
         **options: int,
     ) -> FeedbackBatchSampler:
         """Return the sampler for a data set; the arguments are those of :class:`~lightning_fair.FeedbackBatchSampler`.
 
         With ``dataset``, classes that the data set names count even if none of the labels is as large. If ``previous``
-        is a sampler of the same classes, its controller and its epochs go on. The ``options`` are ``rank``,
+        is a sampler of the same classes, its controller and its epochs go on. The targets ``"auto"`` and ``"deferred"``
+        depend on ``total_batches``, the batches of the whole training (None: not known). The ``options`` are ``rank``,
         ``world_size`` and ``seed``.
+
+        Raises:
+            ValueError: If a setting does not fit the data, or the target is ``"deferred"`` without ``total_batches``.
         """
         labels = to_class_labels(labels, self.stated_classes)
         num_present = int(labels.numbers.max()) + 1
@@ -236,7 +242,9 @@ class FairSettings:
             previous = None
         if previous is None:
             size = batch_size * options.get("world_size", 1)
-            controller = self._make_controller(num_classes, counts[:num_classes], names, labels.values, batch_size=size)
+            counts = counts[:num_classes]
+            target = resolve_target_name(self.target_probs, counts, total_batches, size, self.max_repeats)
+            controller = self._make_controller(num_classes, target, counts, names, labels.values, batch_size=size)
         else:
             controller = previous.controller
         options.setdefault("seed", self.draw_seed)
@@ -250,7 +258,7 @@ class FairSettings:
 
     def _fits(self, old: NDArray[Any], new: NDArray[Any]) -> bool:
         """Return whether a controller made for old class counts fits the new ones."""
-        has_same_target = np.array_equal(old, new) or not self._is_computed_from_data
+        has_same_target = np.array_equal(old, new) or not _is_from_data(self.target_probs, self.reference)
         return has_same_target and np.array_equal(old > 0, new > 0)
 
     def make_controller(self, stream: FairStream) -> FeedbackController:
@@ -261,16 +269,23 @@ class FairSettings:
                 "A stream does not show how many classes it has. Set FairSampling(num_classes=...), or make the "
                 "FairStream with a controller."
             )
-        if self._is_computed_from_data:
+        target = "uniform" if is_auto(self.target_probs) else self.target_probs
+        self.check_stream_mixes(target, self.reference)
+        return self._make_controller(num_classes, target, names=class_names(stream) or (), batch_size=stream.batch_size)
+
+    @staticmethod
+    def check_stream_mixes(*mixes: Target | Shift) -> None:
+        """Refuse mixes for a stream that are computed from the class counts of the data."""
+        if _is_from_data(*mixes):
             raise ValueError(
                 "A stream has no prior: its class mix is not known. Set target_probs and reference to probabilities or "
                 "'uniform'."
             )
-        return self._make_controller(num_classes, names=class_names(stream) or (), batch_size=stream.batch_size)
 
     def _make_controller(
         self,
         num_classes: int,
+        target: Target | Shift,
         class_counts: ArrayLike | None = None,
         names: Sequence[str] = (),
         values: Sequence[Any] | None = None,
@@ -285,7 +300,7 @@ class FairSettings:
         numbers = {word: number for word, number in numbers.items() if counts[word] < 2}  # the name of one class
         return FeedbackController(
             num_classes,
-            number_target(self.target_probs, numbers),
+            number_target(target, numbers),
             reference=number_target(self.reference, numbers, "reference"),  # type: ignore[arg-type]
             feedback="train" if self.feedback == "train" else "validation",
             class_counts=class_counts,
@@ -299,11 +314,6 @@ class FairSettings:
         ends = target_endpoints(self.target_probs)
         vectors = (end for end in ends if np.ndim(end) == 1 and not isinstance(end, (str, Mapping)))  # type: ignore[arg-type]
         return self.num_classes or next((len(end) for end in vectors), None)  # type: ignore[arg-type]
-
-    @property
-    def _is_computed_from_data(self) -> bool:
-        mixes = (*target_endpoints(self.target_probs), self.reference)
-        return any(isinstance(mix, str) and mix not in ("uniform", "target") for mix in mixes)
 
     def _check_names(self, K: int | None) -> None:
         if self.class_names is not None and K is not None and len(self.class_names) != K:
@@ -321,12 +331,12 @@ class FairSettings:
         if not 0.0 <= self.min_prob < 1.0 / (K or 1):
             raise ValueError(f"min_prob must lie in [0, 1/K), got {self.min_prob} for K = {K or 'any number'}.")
         for end in target_endpoints(self.target_probs):
-            if end is not None and not isinstance(end, (str, Mapping)) and np.ndim(end) != 1:
+            if end is not None and not isinstance(end, (str, Mapping)) and np.ndim(end) != 1:  # type: ignore[arg-type]
                 raise ValueError(f"target_probs must be a name, a vector, a mapping or a Shift of these, got {end!r}.")
         self._check_names(K)
         # A name stands for a target of any length. The names of classes may be those of the data.
         ends = [end for end in target_endpoints(self.target_probs) if isinstance(end, str) or (K and not _names(end))]
-        ends = [end for end in ends if not (isinstance(end, str) and end in _OF_TRAINING)]
+        ends = [end for end in ends if not (isinstance(end, str) and end in TRAINING_TARGETS)]
         mixes = [resolve_target(end, K or 1, np.ones(K or 1)) for end in ends]
         min_target = min((float(mix[mix > 0].min()) for mix in mixes), default=1.0)
         if horizon is not None:  # else the default, and with it the largest stable alpha, depend on the batch size
@@ -340,6 +350,12 @@ def _is_picklable(value: Any) -> bool:
     except Exception:  # of several kinds
         return False
     return True
+
+
+def _is_from_data(*targets: Target | Shift) -> bool:
+    """Return whether a target needs the class counts of the data."""
+    mixes = [end for target in targets for end in target_endpoints(target)]
+    return any(isinstance(mix, str) and mix not in ("uniform", "target") for mix in mixes)
 
 
 def _names(target: Target) -> list[str]:

@@ -2,6 +2,7 @@
 
 import math
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,12 @@ from recipes.baselines import (
     LogitAdjustment,
     weighted_sampler,
 )
+from recipes.classifier import Classifier
+from recipes.data import DigitsDataModule
+from recipes.models import mlp
 from torch import nn
+
+from lightning_fair import FairSampling
 
 COUNTS = [500, 60, 7, 1]
 
@@ -21,6 +27,26 @@ COUNTS = [500, 60, 7, 1]
 def batch():
     generator = torch.Generator().manual_seed(0)
     return torch.randn(32, 4, generator=generator), torch.randint(4, (32,), generator=generator)
+
+
+@pytest.mark.filterwarnings("ignore:.*validation_step:UserWarning", "ignore:The number of training batches")
+def test_plugin_can_be_balanced_softmax():
+    """Drawn as the data are, with logits corrected to uniform: the same loss."""
+
+    class Compared(Classifier):
+        def training_step(self, batch, batch_idx):
+            (x, y), loss = batch, super().training_step(batch, batch_idx)
+            self.own.append(float(loss))
+            self.baseline.append(float(BalancedSoftmax(data.train_set.class_counts)(self(x), y, 0).mean()))
+            return loss
+
+    data, model = DigitsDataModule(), Compared(mlp())
+    model.own, model.baseline = [], []
+    fair = FairSampling(alpha=0.0, target_probs="prior", reference="uniform", correction="logits")
+    settings = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    L.Trainer(max_steps=4, callbacks=[fair], limit_val_batches=0, **settings).fit(model, data)
+    assert len(set(model.own)) == 4
+    assert model.own == pytest.approx(model.baseline, abs=1e-5)
 
 
 def test_weighted_sampler_is_uniform():

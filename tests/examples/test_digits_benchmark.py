@@ -10,7 +10,7 @@ def test_table_of_digits_is_printed(load, capsys):
     with process_settings_restored():
         load("benchmarks.digits").main(["--seeds", "1", "--overrides", *short])
     table = capsys.readouterr().out
-    assert "| `fair=off` | `fair=default` |" in table
+    assert "| `fair=off` | `fair=balanced` |" in table
     assert "four smallest classes (images: 4, 2, 1, 1)" in table
     assert "| share of the draws, largest class | 41.3 % |" in table
     assert "| largest weight | 1.00 |" in table

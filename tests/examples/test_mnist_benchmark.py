@@ -25,7 +25,7 @@ def mnist(load, tmp_path):
 @pytest.mark.slow
 def test_mnist_resumes_from_results(mnist, capsys, monkeypatch):
     script, main, keep = mnist
-    methods = ["--methods", "off", "weighted_sampler", "default"]
+    methods = ["--methods", "off", "weighted_sampler", "balanced"]
     main("--seeds", "1", *methods)
     first = capsys.readouterr().out
     assert "| `fair=off` | 0." in first
@@ -52,7 +52,7 @@ def test_unknown_method_is_named(mnist, capsys):
     _, main, keep = mnist
     with pytest.raises(SystemExit):
         main("--methods", "off", "magic")
-    assert "There is no method 'magic'. Methods: aggressive, balanced_softmax, " in capsys.readouterr().err
+    assert "There is no method 'magic'. Methods: balanced, balanced_softmax, " in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main("--seeds", "0")
     assert "--seeds must be at least 1, got 0" in capsys.readouterr().err
@@ -70,8 +70,9 @@ def test_methods_are_config_choices(load):
     assert [script.choice(method) for method in script.METHODS] == [
         "fair=off",
         "baseline=weighted_sampler",
-        "fair=default",
+        "fair=balanced",
         "fair=deferred",
-        "fair=hard_classes",
+        "fair=long_tail",
+        "fair=worst_class",
         "baseline=balanced_softmax",
     ]

@@ -139,7 +139,7 @@ def hparams_tab(logdir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("order", [("off", "default"), ("default", "off")])
+@pytest.mark.parametrize("order", [("off", "balanced"), ("balanced", "off")])
 def test_hparams_tab_compares_runs(config, tmp_path, order):
     """Runs with and without the plugin, in either order."""
     reports = {}
@@ -153,8 +153,13 @@ def test_hparams_tab_compares_runs(config, tmp_path, order):
     for index, fair in enumerate(order):
         hparams, metrics = sessions[f"{index}/tensorboard"]
         assert hparams["fair"] == fair
-        assert hparams["fair.alpha"] == (8.0 if fair == "default" else "off")
-        assert hparams["fair.horizon"] == ("default" if fair == "default" else "off")
+        is_on = fair == "balanced"
+        assert hparams["fair.alpha"] == (8.0 if is_on else "off")
+        assert hparams["fair.horizon"] == ("default" if is_on else "off")
+        # As the preset says.
+        assert (hparams["fair.preset"], hparams["fair.correction"]) == (
+            ("balanced", "weights") if is_on else ("off",) * 2
+        )
         assert (hparams["data"], hparams["seed"], hparams["model.net.dropout"]) == ("DigitsDataModule", 1.0, 0.1)
         # No class of the digits has more than 100 images; other runs of a sweep may need the column.
         expected = reports[fair].metrics()
@@ -183,7 +188,7 @@ def test_sweep_with_failed_runs(tmp_path):
     """It ends with the table, the picture, and the exit status 1."""
     elsewhere, folder = tmp_path / "elsewhere", tmp_path / "my sweep"
     elsewhere.mkdir()
-    swept = ("fair.alpha=100,8", "fair.min_prob=1e-6,1e-2", f"hydra.sweep.dir='{folder}'")
+    swept = ("fair.alpha=100,8", "fair.max_weight=3,30", f"hydra.sweep.dir='{folder}'")
     done = run_script("train.py", elsewhere, "-m", "experiment=digits", *FAST, *QUIET, *swept)
     assert done.returncode == 1
     assert "2 of 4 runs have no result." in done.stderr
@@ -191,16 +196,16 @@ def test_sweep_with_failed_runs(tmp_path):
     assert len(re.findall(r"│ 100 +│ [\de.-]+ +│ +failed │.*0 of 1 │ failed: ValueError: alpha", table)) == 2
     assert len(re.findall(r"│ 8 +│ [\de.-]+ +│ +0\.\d{3} │", table)) == 2
     assert table.count("the class mix oscillates") == 2  # the whole error of each, below the table
-    assert "Best by balanced accuracy, validation: fair.alpha=8 fair.min_prob=" in table
+    assert "Best by balanced accuracy, validation: fair.alpha=8 fair.max_weight=" in table
     assert f'tensorboard --logdir "{folder}"' in table
     for name in ("sweep.csv", "sweep.md", "sweep.png", "0/report.json", "3/report.json"):
         assert (folder / name).stat().st_size > 0
     assert "Traceback" in (folder / "0" / "train.log").read_text()
     assert not (elsewhere / "outputs").exists()
     shown, _ = hparams_tab(folder)
-    assert {name: hparams["fair.min_prob"] for name, (hparams, _) in shown.items()} == {
-        "2/tensorboard": 1e-6,
-        "3/tensorboard": 1e-2,
+    assert {name: hparams["fair.max_weight"] for name, (hparams, _) in shown.items()} == {
+        "2/tensorboard": 3.0,
+        "3/tensorboard": 30.0,
     }
 
     files = {name: (folder / name).read_bytes() for name in ("sweep.csv", "sweep.md", "sweep.png")}
@@ -329,7 +334,7 @@ def test_search_is_repeatable(tmp_path):
 @needs_optuna
 def test_command_line_changes_search(tmp_path):
     """A setting with a value is not searched; one with a range is."""
-    fixed = ("fair.min_prob=1e-3", "fair.lambda2=0")
+    fixed = ("fair.max_weight=5", "fair.lambda2=0")
     searched = ("fair.alpha=interval(1, 4)", "model.lr=tag(log, interval(1e-4, 1e-2))")
     arguments = ("hydra.sweeper.n_trials=3", "hydra.sweep.dir=a", *fixed, *searched)
     done = run_script("train.py", tmp_path, "hparams_search=optuna", *FAST, *QUIET, "logger=none", *arguments)
@@ -337,7 +342,7 @@ def test_command_line_changes_search(tmp_path):
     swept = read_sweep(tmp_path / "a")
     assert sorted(swept.keys) == ["fair.alpha", "model.lr"]
     assert swept.runs["fair.alpha"].astype(float).between(1, 4).all()
-    assert set(swept.runs["fair.min_prob"]) | set(swept.runs["fair.lambda2"]) == {"0.001", "0"}
+    assert set(swept.runs["fair.max_weight"]) | set(swept.runs["fair.lambda2"]) == {"5", "0"}
 
 
 def test_range_replaces_range(config):
@@ -349,7 +354,7 @@ def test_range_replaces_range(config):
 @pytest.mark.slow
 def test_search_space_is_stable(config):
     params = config("hparams_search=optuna").hydra.sweeper.params
-    assert set(params) == {"fair.alpha", "fair.min_prob", "fair.lambda2"}
+    assert set(params) == {"fair.alpha", "fair.max_weight", "fair.lambda2"}
     top = {key: re.search(r"interval\(.*?, (.*?)\)", value)[1] for key, value in params.items()}
     training.train(
         config("logger=none", "trainer.fast_dev_run=true", *(f"{key}={value}" for key, value in top.items()))

@@ -14,6 +14,13 @@ from recipes import configs, training
 from recipes.longtail import long_tail_counts
 from recipes.report import Best
 
+from lightning_fair import FairSampling
+
+BY_EPOCH = (
+    "{_target_: lightning_fair.schedules.Shift,"
+    " progress: {_target_: lightning_fair.schedules.Step, before: 0.0, after: 1.0, at: 1, unit: epoch}}"
+)
+
 
 @pytest.fixture
 def config(tmp_path):
@@ -26,7 +33,7 @@ def config(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fair", ["default", "off", "aggressive"])
+@pytest.mark.parametrize("fair", ["balanced", "off", "long_tail"])
 def test_script_prints_report(tmp_path, fair):
     """And the command that opens TensorBoard."""
     done = run_script("train.py", tmp_path, f"fair={fair}", "trainer.max_epochs=1", "trainer.accelerator=cpu")
@@ -37,6 +44,7 @@ def test_script_prints_report(tmp_path, fair):
     assert "effective sample size" in done.stdout
     assert ("without FairSampling" if fair == "off" else "with FairSampling") in done.stdout
     head, tail = (re.search(rf"{c} +│ +{n} │ +([\d.]+) %", done.stdout)[1] for c, n in ((0, 100), (9, 1)))
+    # In one epoch no image is repeated too often, so `long_tail` draws from all classes alike too.
     assert (head, tail) == ("41.3", "0.4") if fair == "off" else 9.0 < float(head) < 11.0
     folder = re.search(r"tensorboard --logdir (\S+)", done.stdout)[1]
     assert not Path(folder).is_absolute()
@@ -63,7 +71,7 @@ def test_run_is_reported(config, capsys):
 
 @pytest.mark.slow
 def test_same_number_of_steps_without_plugin(config):
-    with_it, without = (training.train(config(f"fair={fair}", "logger=none")) for fair in ("default", "off"))
+    with_it, without = (training.train(config(f"fair={fair}", "logger=none")) for fair in ("balanced", "off"))
     assert with_it.images.tolist() == without.images.tolist()
     # 8 batches of 32 each epoch; without the plugin the last is what is left of 242 images.
     assert (int(with_it.drawn.sum()), int(without.drawn.sum())) == (2 * 8 * 32, 2 * 242)
@@ -86,7 +94,7 @@ def test_same_number_of_steps_without_plugin(config):
         (["data.imbalance_ratio=0.5"], "imbalance_ratio"),
         (["data.seed=-1"], "seed must be at least 0, got -1"),
         (["seed=-1"], "seed must be at least 0, got -1"),
-        (["baseline=drw", "fair=default"], r"A baseline \(DeferredReweighting\) must be used with fair=off"),
+        (["baseline=drw", "fair=balanced"], r"A baseline \(DeferredReweighting\) must be used with fair=off"),
         (["baseline=drw", "baseline.loss.beta=1"], "beta must lie in"),
         (["baseline=balanced_softmax", "baseline.loss.tau=-1"], "tau must be finite and at least 0"),
         (["experiment=drift", "baseline=weighted_sampler"], "draws by index, but DriftDataModule is a stream"),
@@ -102,9 +110,11 @@ def test_same_number_of_steps_without_plugin(config):
         (["model.net.num_classes=5"], r"number: model\.net\.num_classes=5\. .*follows unless it is set"),
         (["experiment=drift", "data=digits"], r"DigitsDataModule has none\. Set data=drift"),
         (["experiment=drift", "fair=deferred"], "A stream has no prior"),
-        (["experiment=drift", "trainer.max_epochs=1", "fair=progressive"], "A stream has no prior"),
-        (["trainer.max_epochs=1", "fair=deferred"], r"max_epochs=1 a target .*\(fair\.target_probs\).*max_epochs=2 or"),
-        (["trainer.max_epochs=1", "fair=progressive"], r"\(fair\.target_probs\) would change nothing"),
+        (["trainer.max_epochs=-1", "fair=deferred"], r"Set max_epochs or max_steps"),
+        (
+            ["trainer.max_epochs=1", f"fair.target_probs={BY_EPOCH}"],
+            r"max_epochs=1 a target .*\(fair\.target_probs\).*=2",
+        ),
         (
             ["trainer.max_epochs=1", "baseline=drw"],
             r"a loss that changes in epoch 1 \(baseline\.loss\.begin\) would change",
@@ -303,15 +313,45 @@ def test_baseline_trains(config, own, capsys, baseline, data):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fair", ["default", "aggressive", "deferred", "progressive", "hard_classes"])
+@pytest.mark.parametrize("fair", ["balanced", "deferred", "long_tail", "worst_class", "calibrated"])
 def test_fair_choice_trains_cifar(config, own, fair):
-    report = training.train(config("logger=none", f"fair={fair}", *cifar(own, *SMOKE), "trainer.max_epochs=10"))
+    feedback = ["fair.feedback=train"] if fair == "worst_class" else []
+    settings = [f"fair={fair}", *feedback, *cifar(own, *SMOKE), "trainer.max_epochs=10"]
+    report = training.train(config("logger=none", *settings))
     assert int(report.drawn.sum()) == 10 * 2 * 8
-    if fair == "default":
-        assert report.share_of_draws == pytest.approx([0.1] * 10, abs=1 / 160)
+    if fair in ("balanced", "calibrated"):
+        assert report.share_of_draws == pytest.approx([0.1] * 10, abs=1.5 / 160)
     if fair == "deferred":
         # 128 draws at the data's mix, then 32 from all classes alike; the feedback keeps both within half a batch.
         assert report.drawn[0] == pytest.approx(128 * report.images[0] / report.images.sum() + 32 / 10, abs=4)
+
+
+@pytest.mark.slow
+def test_validation_on_the_test_set_feeds_nothing_back(config, own, tmp_path):
+    """The remedy of the error is that of the test above."""
+    cfg = config("logger=many", "fair=worst_class", *cifar(own, *SMOKE))
+    with pytest.raises(ValueError, match=r"validation is on the test set.*Set fair\.feedback=train"):
+        training.train(cfg)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_validation_moves_the_objective(config):
+    """The metric of the preset is one that the classifier logs."""
+    fair = []
+    original = FairSampling.on_train_end
+
+    def keep(self, trainer, pl_module):
+        fair.append(self.controller)
+        original(self, trainer, pl_module)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FairSampling, "on_train_end", keep)
+        often = ["trainer.max_epochs=4", "trainer.check_val_every_n_epoch=1", "fair.feedback_delay=1"]
+        training.train(config("logger=none", "fair=worst_class", *often))
+    recall, reference = fair[0].objective.scores, fair[0].reference
+    assert np.isfinite(recall).all()
+    assert reference[recall.argmin()] > 0.1 > reference[recall.argmax()]
 
 
 @pytest.mark.slow

@@ -430,7 +430,7 @@ def test_search_that_fails_at_once():
 def test_message_has_found_batch_size(monkeypatch):
     """The callback says once what it steers, with the batch size that was found."""
     messages = []
-    monkeypatch.setattr("lightning_fair.integration.run.rank_zero_info", messages.append)
+    monkeypatch.setattr("lightning_fair.integration.training_length.rank_zero_info", messages.append)
     search("batch size", "binsearch", "callback", "data set")
     assert len(messages) == 1
     size = search_without_plugin("batch size", "binsearch", "callback")[2]

@@ -226,7 +226,7 @@ def test_seed_everything_sets_draws(monkeypatch):
 def test_stream_has_no_prior():
     """``reference="prior"`` is refused for a stream, even if the stream has a controller."""
     stream = FairStream([(torch.zeros(4), 0)] * 8, FeedbackController(2), batch_size=4)
-    with pytest.raises(ValueError, match="a stream has no prior"):
+    with pytest.raises(ValueError, match="A stream has no prior"):
         fit(Weighted(), DataLoader(stream, batch_size=4), FairSampling(reference="prior"))
 
 
