@@ -556,6 +556,31 @@ class Bypasses(Classifier):
         return F.linear(self.model.body(x).relu(), self.model.fc.weight, self.model.fc.bias)
 
 
+class Reentrant(Classifier):
+    """Computes the network without gradients first, and again in the backward pass."""
+
+    def logits(self, x):
+        return torch.utils.checkpoint.checkpoint(super().logits, x.requires_grad_(), use_reentrant=True)
+
+
+class ReentrantAdjusting(Adjusting):
+    def logits(self, x):
+        return torch.utils.checkpoint.checkpoint(super().logits, x.requires_grad_(), use_reentrant=True)
+
+
+def test_head_that_is_called_without_gradients_warns_once():
+    """A reentrant checkpoint gives the loss logits that the hook leaves as they are; the mixin works there."""
+    with warnings_about("did not call model.fc with gradients") as warned:
+        fit(Reentrant(), loader(), adjusting(), max_epochs=2)
+    assert len(warned) == 1
+    modules = ReentrantAdjusting(), Adjusting()
+    for module in modules:
+        with warnings_about("did not call") as warned:
+            fit(module, loader(), adjusting(logits=None))
+        assert warned == []
+    assert parameters(modules[0]) == parameters(modules[1])
+
+
 def test_head_that_is_not_called_warns_once():
     """If the training step does not call the submodule, one warning says so."""
     with warnings_about("did not call model.fc with gradients") as warned:
