@@ -502,6 +502,38 @@ def test_stream(workers):
     assert lacks > 10
 
 
+class Validated(Watching):
+    """Logs the recall of each class, and records the reference of each draw."""
+
+    def __init__(self):
+        super().__init__()
+        self.references, self.hits = [], []
+
+    def training_step(self, batch, batch_idx):
+        self.references.append(find_callback(self.trainer)._run.current.draw.reference)
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        x, y, _ = batch
+        self.hits.append((y, self.model(x).argmax(1) == y))
+
+    def on_validation_epoch_end(self):
+        y, hit = (torch.cat(each) for each in zip(*self.hits, strict=True))
+        self.hits.clear()
+        self.log_dict({f"val/recall/{c}": hit[y == c].float().mean() for c in range(4)})
+
+
+def test_preset_moves_objective_of_unchanged_module():
+    """One line is enough: the recall of the validation moves the reference, and the offsets follow it."""
+    module, fair = Validated(), FairSampling(preset="worst_class", logits="model.fc", feedback_delay=1, horizon=16)
+    with recorded_draws() as draws:
+        trainer(fair, max_epochs=4).fit(module, loader(), loader(shuffle=False))
+    assert np.ptp(module.references, axis=0).max() > 0.05
+    for mix, step in zip(module.references, module.steps, strict=True):
+        (probs,) = [probs for probs, drawn in draws.values() if drawn == step[0]]
+        np.testing.assert_allclose(step[1], np.broadcast_to(np.log(probs / mix), step[1].shape), rtol=1e-4, atol=1e-5)
+
+
 # -- labels that the batch numbers otherwise -----------------------------------------------------------------------
 
 
