@@ -8,6 +8,7 @@ import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.tuner import Tuner
 from lightning_helpers import (
     BATCHES,
@@ -451,6 +452,17 @@ def test_both_are_refused():
         fit(module, loader(), adjusting())  # the mixin without a call
     assert_offsets(module.steps, draws)
     fit(Adjusting(), loader(), adjusting(logits=None))
+
+
+@pytest.mark.parametrize("feedback_to", ["draw", "objective"])
+def test_resume_is_exact(feedback_to, tmp_path):
+    """A training that is resumed within an epoch has the parameters of one that was not stopped, bit for bit."""
+    settings = {"lambda2": 0.3, "feedback_to": feedback_to, "feedback_delay": 2}
+    whole, resumed = Classifier(), Classifier()
+    keep = ModelCheckpoint(tmp_path, "cut", every_n_train_steps=27)
+    fit(whole, loader(), adjusting(**settings), keep, max_epochs=2, enable_checkpointing=True)
+    fit(resumed, loader(), adjusting(**settings), max_epochs=2, ckpt=tmp_path / "cut.ckpt")
+    assert parameters(resumed) == parameters(whole) != parameters(Classifier())
 
 
 @pytest.mark.slow
