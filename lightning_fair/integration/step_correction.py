@@ -94,6 +94,8 @@ class StepCorrection:
         # Of one dimension in any case, so that the sum has its precision.
         offset = self._offset[1:] - self._offset[:1] if is_single else self._offset
         adjusted = logits + offset
+        if _is_recomputed():
+            return adjusted
         self._sums[1, -1] += 1
         if self.sums_cross_entropy:
             z = (adjusted if self.settings.feedback_to == "objective" else logits).detach()
@@ -148,6 +150,8 @@ class StepCorrection:
             )
 
     def _add(self, losses: Tensor, y: Tensor) -> None:
+        if _is_recomputed():
+            return
         values = losses.float()
         finite = torch.isfinite(values)
         counted = finite.float()
@@ -180,6 +184,11 @@ class StepCorrection:
         self.is_open = False
         if self._handle is not None:
             self._handle.remove()
+
+
+def _is_recomputed() -> bool:
+    """Return whether this is within the backward pass, where a checkpointed function is computed again."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def copy_to_host(value: Tensor) -> Callable[[], Tensor]:

@@ -8,6 +8,7 @@ import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.tuner import Tuner
 from lightning_helpers import (
     BATCHES,
@@ -453,6 +454,17 @@ def test_both_are_refused():
     fit(Adjusting(), loader(), adjusting(logits=None))
 
 
+@pytest.mark.parametrize("feedback_to", ["draw", "objective"])
+def test_resume_is_exact(feedback_to, tmp_path):
+    """A training that is resumed within an epoch has the parameters of one that was not stopped, bit for bit."""
+    settings = {"lambda2": 0.3, "feedback_to": feedback_to, "feedback_delay": 2}
+    whole, resumed = Classifier(), Classifier()
+    keep = ModelCheckpoint(tmp_path, "cut", every_n_train_steps=27)
+    fit(whole, loader(), adjusting(**settings), keep, max_epochs=2, enable_checkpointing=True)
+    fit(resumed, loader(), adjusting(**settings), max_epochs=2, ckpt=tmp_path / "cut.ckpt")
+    assert parameters(resumed) == parameters(whole) != parameters(Classifier())
+
+
 @pytest.mark.slow
 def test_searches_and_fit(tmp_path):
     """After a search for the learning rate, the offsets of the fit are added once."""
@@ -500,6 +512,38 @@ def test_stream(workers):
         lacks += probs[3] == 0
         np.testing.assert_allclose(added, np.broadcast_to(expected, added.shape), rtol=1e-3, atol=1e-4)
     assert lacks > 10
+
+
+class Validated(Watching):
+    """Logs the recall of each class, and records the reference of each draw."""
+
+    def __init__(self):
+        super().__init__()
+        self.references, self.hits = [], []
+
+    def training_step(self, batch, batch_idx):
+        self.references.append(find_callback(self.trainer)._run.current.draw.reference)
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        x, y, _ = batch
+        self.hits.append((y, self.model(x).argmax(1) == y))
+
+    def on_validation_epoch_end(self):
+        y, hit = (torch.cat(each) for each in zip(*self.hits, strict=True))
+        self.hits.clear()
+        self.log_dict({f"val/recall/{c}": hit[y == c].float().mean() for c in range(4)})
+
+
+def test_preset_moves_objective_of_unchanged_module():
+    """One line is enough: the recall of the validation moves the reference, and the offsets follow it."""
+    module, fair = Validated(), FairSampling(preset="worst_class", logits="model.fc", feedback_delay=1, horizon=16)
+    with recorded_draws() as draws:
+        trainer(fair, max_epochs=4).fit(module, loader(), loader(shuffle=False))
+    assert np.ptp(module.references, axis=0).max() > 0.05
+    for mix, step in zip(module.references, module.steps, strict=True):
+        (probs,) = [probs for probs, drawn in draws.values() if drawn == step[0]]
+        np.testing.assert_allclose(step[1], np.broadcast_to(np.log(probs / mix), step[1].shape), rtol=1e-4, atol=1e-5)
 
 
 # -- labels that the batch numbers otherwise -----------------------------------------------------------------------
@@ -554,6 +598,31 @@ def test_groups_are_refused(kind):
 class Bypasses(Classifier):
     def logits(self, x):
         return F.linear(self.model.body(x).relu(), self.model.fc.weight, self.model.fc.bias)
+
+
+class Reentrant(Classifier):
+    """Computes the network without gradients first, and again in the backward pass."""
+
+    def logits(self, x):
+        return torch.utils.checkpoint.checkpoint(super().logits, x.requires_grad_(), use_reentrant=True)
+
+
+class ReentrantAdjusting(Adjusting):
+    def logits(self, x):
+        return torch.utils.checkpoint.checkpoint(super().logits, x.requires_grad_(), use_reentrant=True)
+
+
+def test_head_that_is_called_without_gradients_warns_once():
+    """A reentrant checkpoint gives the loss logits that the hook leaves as they are; the mixin works there."""
+    with warnings_about("did not call model.fc with gradients") as warned:
+        fit(Reentrant(), loader(), adjusting(), max_epochs=2)
+    assert len(warned) == 1
+    modules = ReentrantAdjusting(), Adjusting()
+    for module in modules:
+        with warnings_about("did not call") as warned:
+            fit(module, loader(), adjusting(logits=None))
+        assert warned == []
+    assert parameters(modules[0]) == parameters(modules[1])
 
 
 def test_head_that_is_not_called_warns_once():

@@ -303,6 +303,21 @@ def test_labels_of_adjusted_logits():
     adjusting().adjust(torch.zeros(2, 3))  # not fed back: no labels are needed
 
 
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("lambda2", [0.0, 0.3])
+def test_checkpointed_function_counts_once(lambda2, use_reentrant):
+    """Samples count once if a checkpointed function is computed again in the backward pass."""
+    step = adjusting(lambda2=lambda2)
+    logits, y = torch.zeros(5, 3, requires_grad=True), torch.tensor(LABELS)
+
+    def loss(z):
+        return step.mean(F.cross_entropy(step.adjust(z), y, reduction="none"))
+
+    torch.utils.checkpoint.checkpoint(loss, logits, use_reentrant=use_reentrant).backward()
+    assert logits.grad.abs().sum() > 0
+    assert step.finish()[:2].tolist() == [[2, 1, 2, 1], [2, 1, 2, 1]]
+
+
 @pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("lambda2", [0.0, 0.3])
 @pytest.mark.parametrize("K", [2, 3])
@@ -344,6 +359,24 @@ def test_host_copy():
     value = torch.arange(6.0).reshape(2, 3)
     assert copy_to_host(value)().tolist() == value.tolist()
     assert copy_to_host(value)().device.type == "cpu"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("correction", ["weights", "logits"])
+def test_step_does_not_wait_for_gpu(correction):
+    """No part of a step makes the host wait for the GPU."""
+    step = StepCorrection(3, torch.device("cuda"), FairSettings(correction=correction, lambda2=0.3))
+    logits = torch.randn(5, 3, device="cuda", requires_grad=True)
+    step.start(draw_of(PROBS, REFERENCE), torch.tensor(LABELS))
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step.start(draw_of(PROBS, REFERENCE), torch.tensor(LABELS))
+        step.mean(step.adjust(logits).square().sum(1)).backward()
+        sums = step.finish()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert sums[0, :-1].tolist() == [2, 1, 2]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
