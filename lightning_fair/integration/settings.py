@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -30,6 +29,7 @@ from lightning_fair.control.target import (
 )
 from lightning_fair.integration.presets import PRESETS, Correction, PresetName
 from lightning_fair.integration.training_length import is_auto, resolve_target_name
+from lightning_fair.integration.unsaved_labels import UnsavedLabels, is_picklable
 from lightning_fair.monitoring.class_metrics import Mode, feedback_mode
 from lightning_fair.sampling.batch_sampler import EmptyClasses, FeedbackBatchSampler
 from lightning_fair.schedules import Schedule, Shift, as_schedule
@@ -47,32 +47,6 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "empty_classes": ("error", "skip"),
     "resume": ("continue", "restart"),
 }
-
-
-@dataclass(frozen=True)
-class UnsavedLabels:
-    """Stands for label values or a function in settings that come from a checkpoint or another process.
-
-    Attributes:
-        kind: What the labels were.
-    """
-
-    kind: str
-
-    @classmethod
-    def of(cls, labels: Any) -> UnsavedLabels:
-        """Return the stand-in for ``labels``, which are values, a function, or a stand-in already."""
-        if isinstance(labels, cls):
-            return labels
-        return cls("a function of the data set" if callable(labels) else f"{len(labels)} values")
-
-    def __call__(self, dataset: object) -> Any:  # noqa: ARG002
-        """Raise a ``ValueError``, at the place where a function would return the labels."""
-        raise ValueError(
-            f"The labels of this FairSampling were {self.kind}. A checkpoint does not hold them, and another process "
-            "does not get a function that cannot be pickled, such as a lambda. Train with a new "
-            "FairSampling(labels=...)."
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +140,7 @@ class FairSettings:
         if protocol == 2:
             is_small = isinstance(self.labels, (str, Integral, type(None)))
             state = to_plain({**state, "labels": self.labels if is_small else UnsavedLabels.of(self.labels)})
-        elif callable(self.labels) and not _is_picklable(self.labels):
+        elif callable(self.labels) and not is_picklable(self.labels):
             state = {**state, "labels": UnsavedLabels.of(self.labels)}
         return new, args, state
 
@@ -342,14 +316,6 @@ class FairSettings:
         if horizon is not None:  # else the default, and with it the largest stable alpha, depend on the batch size
             lambda2 = self.lambda2 if self.feedback_to == "draw" else 0.0
             law.check_gain(max(alpha.extremes), self.lambda1, lambda2, horizon, min_target)
-
-
-def _is_picklable(value: Any) -> bool:
-    try:
-        pickle.dumps(value)
-    except Exception:  # of several kinds
-        return False
-    return True
 
 
 def _is_from_data(*targets: Target | Shift) -> bool:

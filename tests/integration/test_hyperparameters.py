@@ -14,7 +14,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning_helpers import BATCH, BATCHES, Indexed, Weighted, fit, loader, moving, trainer
 
 from lightning_fair import FairDataModule, FairSampling, schedules
-from lightning_fair.integration.settings import FairSettings, UnsavedLabels
+from lightning_fair.integration.settings import FairSettings
+from lightning_fair.integration.unsaved_labels import UnsavedLabels
 
 LABELS = Indexed().targets
 
