@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.loggers.logger import Logger
 from lightning_helpers import Weighted, fit, in_any_order, trainer
 from rank_runs import Ranks
-from stream_runs import TARGET, Files, Sums, Watching, mixed, train_on_stream
+from stream_runs import TARGET, Files, Sums, Watching, mixed, train_on_stream, turning
 from torch.utils.data import DataLoader
 
 from lightning_fair import FairDataModule, FairSampling, FairStream, FeedbackController
@@ -162,6 +162,21 @@ def test_arriving_mix_is_logged():
     arriving = [last[f"fair/arriving/{c}"] for c in range(4)]
     assert arriving == pytest.approx([0.8, 0.12, 0.05, 0.03], abs=0.1)
     assert [last[f"fair/trained_mix/{c}"] for c in range(4)] == pytest.approx(TARGET, abs=0.05)
+
+
+def test_clipped_mass_of_a_short_stream_is_logged():
+    """Where a class of a stream runs short, the callback logs the part of the reference that the loss lacks."""
+    logger, labels = RecordingLogger(), turning(4, 800)
+    samples = [(torch.zeros(4), y, number) for number, y in enumerate(labels)]
+    source = FairStream(samples, batch_size=8, buffer_size=8, max_reuse=1)
+    module, fair = Weighted(num_classes=2), FairSampling(num_classes=2)
+    fit(module, DataLoader(source, batch_size=8), fair, logger=logger, log_every_n_steps=1)
+    points = [point for point in logger.points if "fair/clipped_mass" in point]
+    p = np.array([[point[f"fair/prob/{c}"] for c in range(2)] for point in points])
+    mass = np.array([point["fair/clipped_mass"] for point in points])
+    np.testing.assert_allclose(mass, np.maximum(0.5 - 10.0 * p, 0).sum(1), atol=1e-9)
+    assert (mass > 0.1).mean() > 0.1
+    assert fair.largest_weight <= 10.0
 
 
 @pytest.mark.slow

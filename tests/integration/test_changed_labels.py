@@ -67,7 +67,7 @@ def test_schedules_go_on():
     fair = FairSampling(target_probs=schedules.Shift(schedules.Step(0.0, 1.0, at=2, unit="epoch"), "prior", "uniform"))
     module = Weighted(2)
     fit(module, loader(Arrays()), fair, Changing(shuffle), max_epochs=4)
-    assert fair.state_dict()["steps"] == 80
+    assert fair.state_dict()["run_sums"][0] == 80 * BATCH
     counts = np.array([np.bincount(step.labels, minlength=2) for step in module.steps])
     assert counts[:40, 1].mean() < 1.5
     assert abs(counts[40:, 1].mean() - 4.0) < 0.5

@@ -177,6 +177,20 @@ def test_checkpoint_by_earlier_callback(tmp_path, way):
     assert run(tmp_path / "7.ckpt") == whole[7:]
 
 
+def test_statistics_go_on_exactly(tmp_path):
+    """The effective sample sizes of a resumed run are those of a run that was not stopped, bit for bit."""
+
+    def run(ckpt=None, **settings):
+        fair = moving()
+        fitted = fit(Weighted(), loader(), fair, ckpt=ckpt, **settings)
+        return fitted, {name: value for name, value in fair.state_dict().items() if name.endswith("_sums")}
+
+    run(max_steps=27)[0].save_checkpoint(tmp_path / "27.ckpt")
+    whole = run(max_epochs=3)[1]
+    assert run(tmp_path / "27.ckpt", max_epochs=3)[1] == whole
+    assert whole["run_sums"][0] == 3 * BATCHES * BATCH > whole["horizon_sums"][0] > 0
+
+
 def test_validation_checkpoint_leaves_run(tmp_path):
     """Validation from another checkpoint leaves the run as it is."""
     module, fair = Weighted(), moving()
@@ -187,4 +201,4 @@ def test_validation_checkpoint_leaves_run(tmp_path):
     before = fair.state_dict()
     fitted.validate(module, loader(shuffle=False), ckpt_path=tmp_path / "old.ckpt")
     assert fair.controller.draws == 2 * BATCHES
-    assert fair.state_dict()["steps"] == before["steps"] == 2 * BATCHES
+    assert fair.state_dict()["run_sums"][0] == before["run_sums"][0] == 2 * BATCHES * BATCH

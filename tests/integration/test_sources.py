@@ -16,6 +16,7 @@ from lightning_helpers import (
     trainer,
     warnings_about,
 )
+from stream_runs import mixed
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from lightning_fair import FairDataModule, FairSampling, FairStream, FeedbackController, schedules
@@ -230,6 +231,38 @@ def test_stream_has_no_prior():
         fit(Weighted(), DataLoader(stream, batch_size=4), FairSampling(reference="prior"))
 
 
+CLIPPED = {"target_probs": "prior", "reference": "uniform", "max_weight": 3.0}
+
+
+@pytest.mark.parametrize("kind", ["data", "stream"])
+@pytest.mark.parametrize(
+    ("remedy", "warns"),
+    [({}, 1), ({"max_weight": 4.0}, 0), ({"target_probs": "sqrt"}, 0), ({"correction": "logits"}, 0)],
+    ids=["clipped", "max_weight", "target_probs", "logits"],
+)
+def test_reference_beyond_the_bound_warns_once(kind, remedy, warns):
+    """A reference that the draw cannot stand for within the bound is told once at set-up; each remedy ends it."""
+    settings = {**CLIPPED, **remedy}
+    if kind == "stream":  # which has no prior
+        mixes = {"prior": [0.6, 0.2, 0.125, 0.075], "sqrt": [0.4, 0.25, 0.2, 0.15]}
+        source = DataLoader(mixed(160, None), batch_size=8)
+        settings["target_probs"] = mixes[settings["target_probs"]]
+    else:
+        source = loader()
+    with warnings_about("clipped at max_weight=3") as warned:
+        fit(Weighted(), source, FairSampling(**settings), max_epochs=2, reload_dataloaders_every_n_epochs=1)
+    assert len(warned) == warns
+    assert all("class 3 3.33 times" in text and "max_weight=4 or more" in text for text in warned)
+
+
+def test_reference_beyond_the_bound_on_the_way_warns():
+    """A target that comes to the reference only at its end is judged by its start, too."""
+    way = schedules.Shift(schedules.Linear(0.0, 1.0, 20), "prior", "uniform")
+    with warnings_about("clipped at max_weight=3") as warned:
+        fit(Weighted(), loader(), FairSampling(**{**CLIPPED, "target_probs": way}))
+    assert len(warned) == 1
+
+
 def test_steps_per_epoch():
     """``steps_per_epoch`` is the length of an epoch."""
     module = Weighted()
@@ -320,7 +353,7 @@ def test_new_data_resets_statistics():
     fitted = fit(module, loader(), fair)
     fitted.fit_loop.max_epochs = 2
     fitted.fit(module, loader(Indexed((40, 20, 10, 10))))
-    assert fair.state_dict()["steps"] == 10
+    assert fair.state_dict()["run_sums"][0] == 10 * BATCH
 
 
 def test_scan_reads_data_once():

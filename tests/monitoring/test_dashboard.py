@@ -299,6 +299,34 @@ def test_class_names_of_data_set(wrap):
     assert tags(["cat", "dog", "owl", "elk"]) == points[-1][1].keys()
 
 
+def test_moved_reference_is_logged():
+    """The logged reference is that of the batch's own draw, and sums to one while losses move it."""
+    points = logged(Weighted(), fair=moving(feedback_to="objective", feedback_delay=1), max_epochs=2)
+    mixes = np.array([[values[f"fair/reference/{c}"] for c in "0123"] for _, values in points])
+    assert mixes.sum(1) == pytest.approx(1.0)
+    assert mixes[0] == pytest.approx(TARGET)
+    assert np.ptp(mixes, axis=0).max() > 0.02
+
+
+@pytest.mark.parametrize(("correction", "groups"), [("none", (*UNCORRECTED, "loss"))])
+def test_tags_without_weights(correction, groups):
+    """Weights that are one by the settings have no tags, nor has the reference that the loss does not stand for."""
+    points = logged(Weighted(), fair=moving(correction=correction), max_epochs=2)
+    assert points[-1][1].keys() == tags("0123", groups, weighted=False)
+
+
+def test_clipped_mass_is_logged():
+    """Weights that exceed the bound are clipped, and the part of the reference that is lost is logged."""
+    fair = moving(reference="uniform", max_weight=2.0)
+    with pytest.warns(UserWarning, match="clipped at max_weight=2"):
+        points = logged(Weighted(), fair=fair)
+    for _, values in points:
+        p = np.array([values[f"fair/prob/{c}"] for c in "0123"])
+        assert values["fair/weight_max"] <= 2.0
+        assert values["fair/clipped_mass"] == pytest.approx(np.maximum(0.25 - 2.0 * p, 0).sum(), abs=1e-9)
+    assert max(values["fair/clipped_mass"] for _, values in points) > 0.01
+
+
 @pytest.mark.parametrize("normalize", [False, True])
 def test_batch_weights(normalize):
     """The statistics of the weights are those of the samples."""
@@ -381,7 +409,8 @@ def charts_of(layout):
 
 WEIGHTED = [
     "Importance weights: mean, 95th percentile, largest",
-    "Effective sample size, as a fraction of the batch",
+    "Effective sample size, as a fraction: batch, last horizon, run",
+    "Part of the reference that is lost, because weights are clipped",
     "Loss of each class",
 ]
 ALWAYS = ["Distance of the trained mix from the target", "Largest deficit", "Alpha", "Repeats of the rarest class"]
@@ -415,6 +444,25 @@ def test_layout_charts_have_scalars(kind, prefix, tmp_path):
     assert [series.value for series in mix] == [f"{prefix + '-' if prefix else ''}fair/trained_mix/{c}" for c in "0123"]
     lines = charts["Probabilities of the draws"].multiline.tag
     assert sum(bool(re.search(lines[0], tag)) for tag in tags) == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_drawn"),
+    [
+        ({}, False),
+        ({"feedback_to": "objective"}, True),
+        ({"target_probs": schedules.Shift(schedules.Linear(0, 1, 20), "prior", "uniform")}, True),
+        ({"target_probs": schedules.Shift(schedules.Linear(0, 1, 20), "prior"), "reference": "uniform"}, False),
+        ({"feedback_to": "objective", "correction": "none"}, False),
+    ],
+    ids=["fixed", "feedback", "with target", "beside target", "none"],
+)
+def test_objective_is_drawn_if_it_moves(settings, is_drawn, tmp_path):
+    """The mix that the loss stands for has a chart if it can move."""
+    logger = TensorBoardLogger(tmp_path, "", "")
+    fit(Weighted(), loader(), moving(**settings), logger=logger, log_every_n_steps=5)
+    (layout,) = layouts(events_of(tmp_path))
+    assert ("Mix that the loss stands for" in charts_of(layout)) == is_drawn
 
 
 def test_layout_is_written_once(tmp_path):

@@ -11,6 +11,7 @@ from stream_runs import TARGET, held_samples, interrupted, long_tail, mixed, str
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lightning_fair import FairStream, FeedbackController, importance_weights, schedules
+from lightning_fair.control.weights import class_weights, clipped_mass
 from lightning_fair.dataloaders.fair_loader import make_stream_fair
 from lightning_fair.dataloaders.stream_tracker import StreamTracker
 
@@ -99,6 +100,47 @@ def test_trained_mix_recovers_after_each_turn():
     per_turn = size // 64
     for turn in range(5):
         assert max(off[turn * per_turn + 16 : (turn + 1) * per_turn]) < 0.02
+
+
+def turn_of(size, **settings):
+    """Return distance from the target, largest weight and clipped mass of each batch, in the turns of a 99:1 stream.
+
+    Without repeats the rare class runs short, so the trained mix is far from the target when the stream turns.
+    """
+    source = stream(turning(2, size), FeedbackController(2), batch_size=32, **settings)
+    distance, weights, mass, read, turn = [], [], [], 0, None
+    for number, (draw, samples) in enumerate(source.batches()):
+        read += draw.arrived.sum()
+        turn = number if turn is None and read > size else turn
+        distance.append(abs(draw.trained_mix[1] - 0.5))
+        own = class_weights(draw.weight_reference, draw.probs)
+        weights.append(own.max())
+        mass.append(clipped_mass(draw.weight_reference, draw.probs, 10.0))
+        if settings.get("return_weights"):
+            assert [float(w) for *_, w in samples] == pytest.approx(np.minimum(own, 10.0)[draw.labels], rel=1e-6)
+    return turn, *map(np.array, (distance, weights, mass))
+
+
+def test_turn_is_recovered_with_bounded_weights():
+    """At a turn, with all classes at hand, the mix is back after at most 15 batches, and no weight is clipped."""
+    turn, distance, weights, mass = turn_of(8096, buffer_size=4096, max_reuse=1)
+    assert distance[turn] > 0.3
+    assert 5 <= np.flatnonzero(distance[turn : turn + 100] > 0.02)[-1] + 1 <= 15
+    assert 9.0 < weights[turn : turn + 100].max() <= 10.0 + 1e-9
+    assert not mass[turn : turn + 100].any()
+
+
+@pytest.mark.parametrize("settings", [{"max_reuse": 1}, {"max_reuse": 16}], ids=str)
+def test_clipped_mass_where_classes_run_short(settings):
+    """With small buffers no draw can keep the bound: the samples' weights are clipped, and the lost part is known."""
+    turn, _, weights, mass = turn_of(2048, buffer_size=32, return_weights=True, **settings)
+    assert turn
+    assert mass.max() == pytest.approx(0.5)  # where a class is missing, its whole share
+    assert (mass > 0).mean() > 0.2
+    if settings["max_reuse"] == 1:
+        short = weights > 10.0 + 1e-9
+        assert short.mean() > 0.1
+        assert (mass[short] > 0.1).all()
 
 
 @pytest.mark.parametrize("reads", [1, 3])
