@@ -49,8 +49,8 @@ def clipped_mass(ref: ArrayLike, p: ArrayLike, max_w: float, *, exponent: float 
         >>> clipped_mass([0.5, 0.5], [0.99, 0.01], max_w=10.0)
         0.4
     """
-    weights = class_weights(ref, p, exponent=exponent)
     ref, p = _check_mixes(ref=ref, p=p)
+    weights = class_weights(ref, p, exponent=exponent)
     excess = np.where(weights > max_w * (1.0 + _ROUNDING), weights - max_w, 0.0)
     return float(p @ excess + ref[p == 0].sum())
 

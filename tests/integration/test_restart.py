@@ -73,7 +73,7 @@ def test_restart_with_same_data(tmp_path, messages):
     assert messages("resume=") == [
         'resume="restart": the model is that of the checkpoint, and the class mix starts anew.'
     ]
-    assert fair.state_dict()["steps"] == len(module.steps)
+    assert fair.state_dict()["run_sums"][0] == len(module.steps) * BATCH
 
 
 OTHER = {
@@ -92,6 +92,11 @@ OTHER = {
         {},
         {"target_probs": "uniform"},
         "Changed: target [0.4 0.3 0.2 0.1] -> [0.25 0.25 0.25 0.25].",
+    ),
+    "another reference": (
+        {},
+        {"reference": "uniform"},
+        "Changed: reference the target -> [0.25 0.25 0.25 0.25].",
     ),
 }
 
