@@ -113,9 +113,9 @@ class Objective:
         else:
             is_same = theirs.size != ours.size or np.allclose(theirs, ours, rtol=0.0, atol=1e-9)
         if not is_same:
-            names = ["the target" if mix is None else describe_mixes(mix, mix) for mix in (theirs, ours)]
             raise ValueError(
-                f"In the state the loss stands for {names[0]}, with this controller for {names[1]}. "
+                f"In the state the loss stands for {describe_reference(theirs)}, with this controller for "
+                f"{describe_reference(ours)}. "
                 "Resume with the reference the checkpoint was made with, or start without the checkpoint."
             )
 
@@ -125,6 +125,11 @@ class Objective:
         self.scores = state["scores"].numpy().copy()
         if self.is_moved_by_losses or self.is_moved_by_scores:
             self.tilt = state["tilt"].numpy().copy()
+
+
+def describe_reference(base: ArrayLike | None) -> str:
+    """Return the reference without feedback in words; None is the target."""
+    return "the target" if base is None else describe_mixes(np.asarray(base), np.asarray(base))
 
 
 def _fixed(mix: Floats) -> Floats:

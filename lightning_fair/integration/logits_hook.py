@@ -9,7 +9,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_fair.integration.run import Run
-from lightning_fair.integration.step_checks import warn_of_no_mixin
+from lightning_fair.integration.step_checks import check_reference, warn_of_no_mixin
 from lightning_fair.integration.step_correction import StepCorrection
 from lightning_fair.monitoring.tensorboard_layout import plural
 
@@ -29,6 +29,7 @@ def set_up_correction(run: Run, pl_module: L.LightningModule) -> None:
     has_hook = settings.correction == "logits" and (settings.logits is not None or not has_mixin)
     if run.step_correction is not None:
         run.step_correction.close()  # of a search
+    check_reference(run.source.controller, settings, run.class_names)
     if not (has_mixin or has_hook):
         warn_of_no_mixin(pl_module, settings)
         return

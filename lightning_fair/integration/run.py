@@ -18,6 +18,7 @@ from lightning_fair.common.label_values import ClassLabels
 from lightning_fair.common.labels import look_up_labels
 from lightning_fair.control.draw import Draw
 from lightning_fair.control.draw_source import DrawSource
+from lightning_fair.control.objective import describe_reference
 from lightning_fair.control.target import describe_mixes
 from lightning_fair.control.weights import clipped_mass
 from lightning_fair.dataloaders.fair_loader import DeliveredBatch, FairLoader
@@ -295,4 +296,5 @@ def _layout(state: Mapping[str, Any]) -> tuple[Any, ...]:
 def _facts(state: Mapping[str, Any]) -> dict[str, Any]:
     target = state["controller"]["target"]
     mixes = describe_mixes(target["start"].numpy(), target["end"].numpy())
-    return {**state.get("data", {}), "batch size": state.get("batch_size"), "target": mixes}
+    reference = describe_reference(state["controller"]["objective"]["base"])
+    return {**state.get("data", {}), "batch size": state.get("batch_size"), "target": mixes, "reference": reference}

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from numpy.typing import NDArray
 
 from lightning_fair.common.arrays import Floats
+from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import Draw
+from lightning_fair.control.weights import class_weights
 from lightning_fair.dataloaders.label_check import LabelCheck
 from lightning_fair.integration.settings import FairSettings
 from lightning_fair.integration.step_correction import StepCorrection
@@ -36,6 +39,38 @@ def warn_of_no_mixin(pl_module: L.LightningModule, settings: FairSettings) -> No
         "FairSampling(correction='logits', logits='model.fc') corrects the logits of the submodule model.fc, and "
         "correction='none', lambda2=0.0 corrects nothing."
     )
+
+
+def check_reference(controller: FeedbackController, settings: FairSettings, names: Sequence[str]) -> None:
+    """Refuse a reference that adjusted logits cannot stand for, and warn of one that needs larger weights than allowed.
+
+    Raises:
+        ValueError: If a class is drawn, has no share of the reference, and the logits are corrected.
+    """
+    base = controller.objective.base
+    if base is None:
+        return
+    targets = np.stack([controller.target_at(0.0), controller.target_at(1.0)])
+    lacking = (base == 0) & (targets > 0).any(axis=0)
+    if settings.correction == "logits" and lacking.any():
+        raise ValueError(
+            f"With correction='logits' each class that is drawn needs a share of the reference, and "
+            f"{_first(lacking, names)} has none. Give it a share or a target of 0, or set correction='weights', which "
+            "gives its samples no weight."
+        )
+    weights = np.max([class_weights(base, q, exponent=settings.exponent) for q in targets], axis=0)
+    if settings.correction == "weights" and weights.max() > settings.max_weight * (1.0 + 1e-9):
+        largest = weights == weights.max()
+        rank_zero_warn(
+            f"The reference gives {_first(largest, names)} {weights.max():.4g} times the share of its target, above "
+            f"max_weight={settings.max_weight:g}, so its weights are clipped, and the loss stands for less of it "
+            f"(fair/clipped_mass). Bring target_probs nearer to the reference, set correction='logits', or set "
+            f"max_weight={np.ceil(weights.max()):g}."
+        )
+
+
+def _first(which: NDArray[np.bool_], names: Sequence[str]) -> str:
+    return f"class {names[int(which.argmax())]}"
 
 
 class StepChecks:

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from lightning_helpers import BATCH, Indexed, loader
+from lightning_helpers import BATCH, Indexed, Weighted, loader
+from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, default_collate
 
 from lightning_fair import FeedbackBatchSampler, FeedbackController
@@ -49,6 +51,22 @@ def in_bulk(dataset: Dataset | None = None, sampler=RandomSampler, **settings) -
     dataset = Bulk() if dataset is None else dataset
     batches = BatchSampler(sampler(dataset), batch_size=BATCH, drop_last=False)
     return DataLoader(dataset, batch_size=None, sampler=batches, **settings)
+
+
+class Adjusted(Weighted):
+    """Adjusts its logits. The recorded weights are ``exp(-offset)`` of each sample's class: ``reference / p``."""
+
+    def losses(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        logits = self.net(x)
+        adjusted = self.adjusted_logits(logits)
+        self.ratios = (logits - adjusted).detach().double().exp().gather(1, y[:, None])[:, 0].numpy()
+        return F.cross_entropy(adjusted, y, reduction="none")
+
+    def record(self, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        loss = super().record(x, y, index)
+        assert np.allclose(self.steps[-1].weights, 1.0)
+        self.steps[-1].weights = self.ratios
+        return loss
 
 
 class Wrapper:

@@ -54,7 +54,7 @@ PATIENCE = 120.0  # seconds that a task may take, with the start of the processe
 
 
 # p moves from draw to draw, by the deficits only: then every sum is exact, with any number of ranks.
-QUIET: dict[str, Any] = {"target_probs": TARGET, "seed": 0}
+QUIET: dict[str, Any] = {"target_probs": TARGET, "horizon": 16, "seed": 0}
 
 
 # -- one run ---------------------------------------------------------------------------------------------
@@ -67,6 +67,7 @@ class Run:
     steps: list[Step]
     draw_ids: list[int] = field(default_factory=list)
     probs: list[np.ndarray] = field(default_factory=list)
+    references: list[np.ndarray] = field(default_factory=list)
     states: list[Any] = field(default_factory=list)  # after the step, bit for bit
     trained_mixes: list[np.ndarray] = field(default_factory=list)
     params: list[bytes] = field(default_factory=list)
@@ -102,6 +103,7 @@ class _Watched:
         draw = find_callback(self.trainer)._run.current.draw
         self.run.draw_ids.append(draw.draw_id)
         self.run.probs.append(draw.probs.copy())
+        self.run.references.append(draw.reference.copy())
         self.sums.clear()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -27,6 +27,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning_helpers import BATCH, Draws, Indexed, Plain, Step, Weighted, loader, moving, own_draw, recorded_draws
 from lightning_helpers import trainer as quiet_trainer
 from loader_runs import Bulk, KeepsWorkers, Prefetcher, in_bulk
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, default_collate
 
 from lightning_fair import FairDataModule, FairSampling, FeedbackBatchSampler, FeedbackController
@@ -95,6 +96,28 @@ class BringsItsOwn(Learner):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.fair_sampling = steering()
+
+
+class Corrected(Learner):
+    """Serves every correction."""
+
+    def losses(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(self.adjusted_logits(self.net(x)), y, reduction="none")
+
+
+class Validated(Corrected):
+    """Logs the recall of each class at validation."""
+
+    def on_validation_epoch_start(self) -> None:
+        self.hits = torch.zeros(2, len(COUNTS))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x, y, _ = batch
+        hits = (self.net(x).argmax(dim=1) == y).float()
+        self.hits.index_add_(1, y, torch.stack([hits, torch.ones_like(hits)]))
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict({f"val/recall/{c}": recall for c, recall in enumerate(self.hits[0] / self.hits[1])})
 
 
 class OfTwoLoaders(Learner):
@@ -210,6 +233,12 @@ def _at_epoch_end(**settings: Any) -> dict[str, Any]:
     return {"saves": {"every_n_epochs": 1, "save_on_train_epoch_end": True}, "trainer": {"max_epochs": 3}, **settings}
 
 
+# Validations after steps 4 and 10. Lightning would skip one between a checkpoint and the next step, so none is there.
+_VALIDATED = {
+    "module": Validated,
+    "data": with_validation,
+    "trainer": {"val_check_interval": 4, "num_sanity_val_steps": 1},
+}
 _BY_EPOCH = {"max_epochs": 3, "limit_train_batches": 4}
 _TORCHDATA = {"data": stateful, "needs": "torchdata.stateful_dataloader"}
 
@@ -264,6 +293,28 @@ SCENARIOS: dict[str, Scenario] = {
         workers=2, fair=lambda: steering(target_probs=Shift(Linear(0.0, 1.0, 12), start="prior"))
     ),
     "gain by epochs": Scenario(workers=2, fair=lambda: steering(alpha=Linear(2.0, 8.0, 2, unit="epoch"))),
+    "long_tail": Scenario(
+        workers=2,
+        module=Corrected,
+        fair=lambda: steering(preset="long_tail", target_probs="auto", max_repeats=3),
+    ),
+    "calibrated, a hook, losses to the objective": Scenario(
+        module=PlainLearner,
+        fair=lambda: steering(preset="calibrated", logits="net", feedback_to="objective"),
+    ),
+    "worst_class, validated within the epoch": Scenario(
+        4,
+        workers=2,
+        fair=lambda: steering(preset="worst_class"),
+        saves={"every_n_train_steps": 3},
+        **_VALIDATED,
+    ),
+    "validation to the draw, a mix as reference": Scenario(
+        kind="exception",
+        fair=lambda: steering(reference=(0.3, 0.1, 0.2, 0.4), feedback="val/recall"),
+        **_VALIDATED,
+    ),
+    "losses to the objective": Scenario(workers=2, fair=lambda: steering(feedback_to="objective", reference="prior")),
     "samples left out by collate_fn": Scenario(workers=2, data=usual(collate_fn=dropping)),
     "steps without a loss": Scenario(workers=2, module=lambda **cut: Learner(skip=(1, 4), **cut)),
     "exception in every batch": Scenario(kind="exception"),
@@ -305,7 +356,16 @@ def _nothing_in_flight() -> None:
 
 
 def _no_losses() -> None:
-    _change_restored(lambda controller: {**controller, "reports": []})
+    _change_restored(lambda controller: {**controller, "reports": {**controller["reports"], "waiting": []}})
+
+
+def _no_tilt() -> None:
+    _change_restored(
+        lambda controller: {
+            **controller,
+            "objective": {**controller["objective"], "tilt": torch.zeros(len(COUNTS), dtype=torch.float64)},
+        }
+    )
 
 
 def _counted_at_delivery() -> None:
@@ -328,6 +388,7 @@ FAULTS = {
     "controller not restored": _no_controller,
     "draws in flight not restored": _nothing_in_flight,
     "losses on their way not restored": _no_losses,
+    "moved objective not restored": _no_tilt,
     "counted at delivery": _counted_at_delivery,
     "optimizer not restored": _no_optimizer,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning_helpers import TARGET, Weighted, fit
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 import lightning_fair.streaming.stream as stream_module
 from lightning_fair import FairSampling, FairStream, FeedbackController
+from lightning_fair.integration.callback import find_callback
 from lightning_fair.streaming.buffers import ClassBuffers
 
 
@@ -122,6 +125,23 @@ class Watching(Weighted):
         self.steps.append((share.double().numpy() * len(losses), weight.double().numpy()))
         self.items = getattr(self, "items", set()) | set(index.tolist())
         return loss
+
+
+class Adjusting(Watching):
+    """Records the offset of each class that acts on the logits, and the one that the draw of the batch gives."""
+
+    def losses(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        logits = self.net(x)
+        adjusted = self.adjusted_logits(logits)
+        draw = find_callback(self.trainer)._run.current.draw
+        expected = [math.log(max(p, 1e-12) / r) for p, r in zip(draw.probs, draw.reference, strict=True)]
+        self.offsets.append(((adjusted - logits)[0].tolist(), expected))
+        self.draws_of_steps.append((draw.labels.tolist(), y.tolist()))
+        return F.cross_entropy(adjusted, y, reduction="none")
+
+    def on_fit_start(self) -> None:
+        self.offsets: list[Any] = []
+        self.draws_of_steps: list[Any] = []
 
 
 @dataclass

@@ -187,9 +187,20 @@ def test_losses_of_all_ranks(two):
     assert np.allclose(runs[0].probs[:10], alone.probs[:10], atol=1e-4)
 
 
+def test_losses_of_all_ranks_move_the_objective(two):
+    """The reference of each draw is the same on every rank, bit for bit, and that of one process up to rounding."""
+    fair = moving(feedback_to="objective", reference="uniform", feedback_delay=1)
+    runs = two(fair=fair)
+    assert_agree(runs)
+    assert np.array_equal(runs[0].references, runs[1].references)
+    assert np.ptp(runs[0].references, axis=0).max() > 0.05
+    alone = train(fair=fair, loaded={"batch_size": BATCH})
+    assert np.allclose(runs[0].references[:10], alone.references[:10], atol=1e-4)
+
+
 def test_ranks_with_own_seeds(two):
     """Ranks with different global seeds make the same draws."""
-    runs = two(train_with_own_seed, fair=FairSampling(target_probs=TARGET))
+    runs = two(train_with_own_seed, fair=FairSampling(target_probs=TARGET, horizon=HORIZON))
     assert_agree(runs)
     assert_items_used_equally(runs)
 
@@ -288,10 +299,15 @@ def cut(checkpoint) -> int:
     return int(name.removeprefix("step")) if name.startswith("step") else 7 * (1 + int(name.removeprefix("epoch")))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_resume_on_every_rank(workers, two, tmp_path):
+@pytest.mark.parametrize(
+    ("workers", "settings"),
+    [(0, {}), (2, {}), (0, {"feedback_to": "objective", "reference": "uniform", "correction": "logits"})],
+    ids=["no workers", "2 workers", "logits, losses to the objective"],
+)
+def test_resume_on_every_rank(workers, settings, two, tmp_path):
     """Resume is exact on every rank."""
-    same = {"loaded": {"counts": SMALL, "num_workers": workers}, "fair": moving(feedback_delay=5), "max_epochs": 2}
+    fair = moving(feedback_delay=5, **settings)
+    same = {"loaded": {"counts": SMALL, "num_workers": workers}, "fair": fair, "max_epochs": 2}
     whole = two(keep=tmp_path, **same)
     saved = [c for c in checkpoints(tmp_path) if cut(c) < 14]
     assert sorted({cut(c) for c in saved}) == list(range(1, 14))
@@ -303,6 +319,8 @@ def test_resume_on_every_rank(workers, two, tmp_path):
             for what in ("draw_ids", "indices", "states", "params"):
                 assert getattr(rest, what) == getattr(run, what)[at:], (checkpoint.name, what)
             assert np.array_equal(rest.probs, run.probs[at:])
+            assert np.array_equal(rest.references, run.references[at:])
+    assert bool(settings) == (np.ptp(whole[0].references, axis=0).max() > 0.01)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -34,13 +34,14 @@ def test_resume_after_any_cut(tmp_path, name):
         ("controller not restored", "every step", "samples"),
         ("draws in flight not restored", "every step, 2 workers", "samples"),
         ("losses on their way not restored", "every step", "draws"),
+        ("moved objective not restored", "calibrated, a hook, losses to the objective", "losses"),
         ("counted at delivery", "exception in every batch", "samples"),
         ("optimizer not restored", "every step", "model"),
     ],
 )
 def test_comparison_detects_faults(tmp_path, fault, name, finds):
     """The comparison detects a resume that is not exact."""
-    resumed = resume_everywhere(name, tmp_path, fault, only=(3, 8))
+    resumed = resume_everywhere(name, tmp_path, fault, only=(7, 8))
     assert len(resumed) == 2
     assert all(finds in each.differences for each in resumed)
 
@@ -51,6 +52,12 @@ def test_runs_have_something_to_restore(tmp_path):
     assert movement(whole.draws) > 0.1
     assert np.bincount(np.concatenate([step.indices for step in whole.steps])).max() > 1
     assert len({weight for step in whole.steps for weight in step.weights}) > len(whole.steps)
+
+
+@pytest.mark.parametrize("name", ["worst_class, validated within the epoch", "losses to the objective"])
+def test_runs_move_their_objective(tmp_path, name):
+    (whole,) = in_new_processes([Job(name, tmp_path)])
+    assert whole.callback["sampler"]["controller"]["objective"]["tilt"].abs().max() > 0.1
 
 
 @in_any_order
@@ -141,6 +148,12 @@ ELSEWHERE = {
         {},
         {"target_probs": (0.7, 0.1, 0.1, 0.1)},
         r"steers to \[0.4 0.3 0.2 0.1\], this controller to \[0.7 0.1 0.1 0.1\]",
+    ),
+    "another reference": (
+        COUNTS,
+        {},
+        {"reference": "uniform"},
+        r"loss stands for the target, with this controller for \[0\.25 0\.25 0\.25 0\.25\]\. Resume with the reference",
     ),
 }
 

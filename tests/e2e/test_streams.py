@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.loggers.logger import Logger
 from lightning_helpers import Weighted, fit, in_any_order, trainer
 from rank_runs import Ranks
-from stream_runs import TARGET, Files, Sums, Watching, mixed, train_on_stream, turning
+from stream_runs import TARGET, Adjusting, Files, Sums, Watching, mixed, train_on_stream, turning
 from torch.utils.data import DataLoader
 
 from lightning_fair import FairDataModule, FairSampling, FairStream, FeedbackController
@@ -58,18 +58,18 @@ def test_callback_scales_weights_of_workers():
 
 
 def moving(**settings):
-    return FairSampling(**{"target_probs": TARGET, "lambda2": 0.3, "loss_ema_decay": 0.0, **settings})
+    law = {"target_probs": TARGET, "lambda2": 0.3, "loss_ema_decay": 0.0, "horizon": 16}
+    return FairSampling(**{**law, **settings})
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        pytest.param({"num_workers": 2}, marks=pytest.mark.slow),
-        pytest.param({"num_workers": 2, "in_order": False}, marks=[in_any_order, pytest.mark.slow]),
-    ],
-    ids=str,
-)
+STREAMS = [
+    {},
+    pytest.param({"num_workers": 2}, marks=pytest.mark.slow),
+    pytest.param({"num_workers": 2, "in_order": False}, marks=[in_any_order, pytest.mark.slow]),
+]
+
+
+@pytest.mark.parametrize("settings", STREAMS, ids=str)
 def test_batch_has_weights_of_its_draw(settings):
     """The weight that acts in the training step is the one that the drawing process gave the sample."""
     module, callback = Watching(), moving()
@@ -81,6 +81,32 @@ def test_batch_has_weights_of_its_draw(settings):
     assert callback.controller.draws == 300
     assert callback.sampler.class_counts.sum() == 2400
     assert not np.isnan(callback.controller.ema_loss).any()
+
+
+@pytest.mark.parametrize("settings", STREAMS, ids=str)
+def test_batch_has_weights_of_a_moved_objective(settings):
+    """The drawing process knows the reference that losses have moved, and its weights are those that act."""
+    module, callback = Watching(), moving(feedback_to="objective", reference=(0.1, 0.4, 0.4, 0.1))
+    fit(module, DataLoader(mixed(1200, None, return_weights=True), batch_size=8, **settings), callback, max_epochs=2)
+    assert len(module.steps) == 300
+    assert sum(not np.allclose(acted, drawn, rtol=1e-5) for acted, drawn in module.steps) == 0
+    assert np.abs(callback.controller.reference - (0.1, 0.4, 0.4, 0.1)).max() > 0.01
+    assert max(drawn.max() for _, drawn in module.steps) <= 10.0 * (1 + 1e-6)  # also where a class runs short
+
+
+@pytest.mark.parametrize("settings", STREAMS, ids=str)
+def test_batch_has_offsets_of_its_draw(settings):
+    """The offsets of the logits are those of the batch's own draw, with classes that are absent from some draws."""
+    module = Adjusting()
+    callback = moving(correction="logits", reference="uniform", feedback_to="objective")
+    source = mixed(2400, None, return_weights=True, max_reuse=1)  # so that classes run short
+    fit(module, DataLoader(source, batch_size=8, **settings), callback)
+    acted, expected = np.array(module.offsets).swapaxes(0, 1)
+    assert len(acted) > 290
+    np.testing.assert_allclose(acted, expected, rtol=1e-4, atol=1e-4)
+    assert all(drawn == trained for drawn, trained in module.draws_of_steps)
+    assert acted.min() < -20.0  # a class that is absent leaves the softmax
+    assert np.ptp(acted[np.abs(acted).max(axis=1) < 20.0], axis=0).max() > 0.1
 
 
 def test_controller_follows_trained_batches():

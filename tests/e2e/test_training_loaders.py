@@ -31,7 +31,7 @@ from lightning_helpers import (
     warnings_about,
     wrong_steps,
 )
-from loader_runs import Chained, Delegating, KeepsWorkers, Prefetcher, Wrapper, in_bulk
+from loader_runs import Adjusted, Chained, Delegating, KeepsWorkers, Prefetcher, Wrapper, in_bulk
 from packaging.version import Version
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
@@ -278,6 +278,18 @@ KINDS = {
         )
     },
     "no length": (lambda: NoLength(2), Weighted, {"steps_per_epoch": BATCHES}, {}, BATCHES),
+    # Corrected in the logits: the offset of a class is the logarithm of p / target.
+    **{
+        f"logits, {name}": (make, Adjusted, {"correction": "logits"}, {}, BATCHES)
+        for name, make in {
+            "no workers": loader,
+            "samples dropped": lambda: loader(num_workers=2, collate_fn=dropping),
+            "prefetcher, 2 workers": lambda: Prefetcher(loader(num_workers=2)),
+        }.items()
+    },
+    "in any order, logits": (
+        lambda: loader(Uneven(), num_workers=2, in_order=False), Adjusted, {"correction": "logits"}, {}, BATCHES,
+    ),
     "twice in an epoch": (
         lambda: {"fair": loader(num_workers=2), "other": twice_as_long()},
         Among, {"dataloader": "fair"}, {}, 2 * BATCHES,
@@ -290,6 +302,7 @@ FAST = {
     "stateful",
     "drop_last",
     "in bulk",
+    "logits, no workers",
     "keeps its workers, 0 workers",
     *(f"{name}, 0 workers" for name in INSIDE),
     "with a stream, the longer one, 0 workers",
@@ -304,6 +317,7 @@ def _marks(name):
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=_marks(name)) for name in KINDS])
 def test_sample_has_weight_of_its_draw(name):
+    """Each step has the weights, or the offsets of the logits, of its own draw."""
     data, kind, settings, of_trainer, steps = KINDS[name]
     module, fair = kind(), moving(**settings)
     with recorded_draws() as draws:

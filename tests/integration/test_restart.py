@@ -93,6 +93,11 @@ OTHER = {
         {"target_probs": "uniform"},
         "Changed: target [0.4 0.3 0.2 0.1] -> [0.25 0.25 0.25 0.25].",
     ),
+    "another reference": (
+        {},
+        {"reference": "uniform"},
+        "Changed: reference the target -> [0.25 0.25 0.25 0.25].",
+    ),
 }
 
 
