@@ -10,7 +10,6 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from lightning_fair.control.draw_source import DrawSource
-from lightning_fair.control.weights import class_weights
 from lightning_fair.dataloaders import checks
 from lightning_fair.dataloaders.fair_loader import make_fair, make_stream_fair
 from lightning_fair.dataloaders.label_check import LabelCheck
@@ -202,26 +201,6 @@ def _make_label_check(run: Run, dataset: Any, *, were_numbered: bool) -> None:
         warn=rank_zero_warn,
     )
     _warn_of_single_class(run.sampler, run.noun)
-    _warn_of_clipping(run, run.sampler)
-
-
-def _warn_of_clipping(run: Run, source: DrawSource) -> None:
-    """Warn if weights exceed their bound even while the draws are on their target."""
-    settings, controller = run.settings, source.controller
-    if settings.correction != "weights":
-        return
-    for progress in (0.0, 1.0):
-        q = controller.target_at(progress)
-        weights = class_weights(controller.objective.mix(q), q, exponent=settings.exponent)
-        if (largest := weights.max()) > settings.max_weight * (1.0 + 1e-9):
-            label = int(weights.argmax())
-            rank_zero_warn(
-                f"The reference gives {run.noun} {label} {largest:.3g} times the share that it is drawn with, so its "
-                f"weights are clipped at max_weight={settings.max_weight:g}, and the loss stands for less of it than "
-                f"the reference says (fair/clipped_mass). Set max_weight={np.ceil(largest):g} or more, choose "
-                'target_probs nearer to the reference, or set correction="logits", which needs no weights.'
-            )
-            return
 
 
 def _warn_of_single_class(source: DrawSource, noun: str) -> None:
@@ -260,7 +239,6 @@ def _make_stream_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> 
             num_classes, are_groups=has_function, inform=run.announce_groups, warn=rank_zero_warn
         )
         _warn_of_single_class(run.tracker, run.noun)
-        _warn_of_clipping(run, run.tracker)
     on_start = partial(_start_drawing, run, trainer, loader)
     return make_stream_fair(loader, on_start=on_start, label_check=run.label_check)
 

@@ -62,8 +62,8 @@ def check_reference(controller: FeedbackController, settings: FairSettings, name
     if settings.correction == "weights" and weights.max() > settings.max_weight * (1.0 + 1e-9):
         largest = weights == weights.max()
         rank_zero_warn(
-            f"The reference gives {_first(largest, names)} {weights.max():.4g} times the share of its target, above "
-            f"max_weight={settings.max_weight:g}, so its weights are clipped, and the loss stands for less of it "
+            f"The reference gives {_first(largest, names)} {weights.max():.4g} times the share of its target, so its "
+            f"weights are clipped at max_weight={settings.max_weight:g}, and the loss stands for less of it "
             f"(fair/clipped_mass). Bring target_probs nearer to the reference, set correction='logits', or set "
             f"max_weight={np.ceil(weights.max()):g}."
         )

@@ -26,7 +26,7 @@ TOLD = {"target_probs": (0.9, 0.05, 0.03, 0.02), "reference": "uniform"}
 
 @pytest.mark.parametrize("module", [Adjusted, Weighted])
 def test_reference_beyond_the_bound_is_told_once(module):
-    match = r"gives class emu 12\.5 times the share of its target, above max_weight=10, .* set max_weight=13\."
+    match = r"gives class emu 12\.5 times the share of its target, so .* at max_weight=10, .* set max_weight=13\."
     with pytest.warns(UserWarning, match=match) as caught:
         train(module, **TOLD)
     assert len([each for each in caught if "max_weight" in str(each.message)]) == 1
