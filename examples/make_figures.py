@@ -42,7 +42,7 @@ EXPERIMENT = (
     *("trainer.accelerator=cpu", "trainer.devices=1", "trainer.limit_val_batches=0"),
 )
 # Without repeats the stream cannot be balanced while it is at 99:1, so a deficit builds up before its mix is reversed.
-ONCE = ("data.buffer_size=4096", "data.max_reuse=1", "fair.max_weight=null")
+ONCE = ("data.buffer_size=4096", "data.max_reuse=1", "fair.max_weight=inf")
 TURN_SIZE = 8096  # with this buffer the stream turns between two of the blocks that are read
 FAIR, PLAIN = "with FairSampling", "without the plugin"
 SHORT = "with FairSampling, buffers too small for a turn"

@@ -105,8 +105,9 @@ def resolve_target_name(
     if num_batches is None:
         raise ValueError(
             f"target_probs='deferred' is balanced in the last fifth of the training, and {_UNKNOWN}. Set max_epochs or "
-            "max_steps of the Trainer (one of them alone if there are several training loaders, manual optimization or "
-            "GradientAccumulationScheduler), or choose the batch: target_probs=Shift(Step(0.0, 1.0, at=1000))."
+            "max_steps of the Trainer: max_steps alone if it has several training loaders, max_epochs alone with "
+            "manual optimization or GradientAccumulationScheduler. Or choose the batch: "
+            "target_probs=Shift(Step(0.0, 1.0, at=1000))."
         )
     return Shift(Step(0.0, 1.0, at=_begin_balance(num_batches)))
 

@@ -128,6 +128,12 @@ def test_alpha_schedule_and_target_mapping():
     assert instantiate(composed("fair.target_probs=[0.5,0.5]").fair).settings.target_probs == [0.5, 0.5]
 
 
+def test_weights_without_a_bound():
+    """In a file it is ``.inf``."""
+    cfg = composed("fair.max_weight=inf")
+    assert cfg.fair.max_weight == OmegaConf.create("x: .inf").x == instantiate(cfg.fair).settings.max_weight
+
+
 def test_order_of_overrides():
     """An experiment overrides the groups, and the command line overrides both."""
     assert composed().trainer.max_epochs == 80

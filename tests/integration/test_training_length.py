@@ -264,8 +264,15 @@ def test_deferred_needs_the_length():
     with pytest.raises(ValueError, match=r"length of the training is not known\. Set max_epochs or max_steps"):
         fit(Weighted(), loader(), fair, max_epochs=-1)
     fit(Weighted(), loader(), FairSampling(target_probs="deferred"), max_epochs=-1, max_steps=4)
+    with pytest.raises(ValueError, match="max_epochs alone with manual optimization"):
+        fit(Manual(), loader(), FairSampling(preset="deferred"), max_epochs=-1, max_steps=4)
+    fit(Manual(), loader(), FairSampling(preset="deferred"), max_epochs=1)
+    loaders, several = {"fair": loader(), "other": loader()}, {"preset": "deferred", "dataloader": "fair"}
+    with pytest.raises(ValueError, match="max_steps alone if it has several training loaders"):
+        fit(OfTwo(), loaders, FairSampling(**several), max_epochs=1)
+    fit(OfTwo(), loaders, FairSampling(**several), max_epochs=-1, max_steps=4)
     outside = FairDataModule(Indexed(), batch_size=8, fair=FairSampling(preset="deferred"))
-    with pytest.raises(ValueError, match=r"choose the batch: target_probs=Shift\(Step\(0\.0, 1\.0, at=1000\)\)"):
+    with pytest.raises(ValueError, match=r"Or choose the batch: target_probs=Shift\(Step\(0\.0, 1\.0, at=1000\)\)"):
         outside.train_dataloader()
     by_hand = Shift(Step(0.0, 1.0, at=1000))
     fit(Weighted(), loader(), FairSampling(target_probs=by_hand), StopAfter(2), max_epochs=-1)
