@@ -42,7 +42,7 @@ EXPERIMENT = (
     *("trainer.accelerator=cpu", "trainer.devices=1", "trainer.limit_val_batches=0"),
 )
 # Without repeats the stream cannot be balanced while it is at 99:1, so a deficit builds up before its mix is reversed.
-ONCE = ("data.buffer_size=4096", "data.max_reuse=1", "fair.max_weight=inf")
+ONCE = ("data.buffer_size=4096", "data.max_reuse=1")
 TURN_SIZE = 8096  # with this buffer the stream turns between two of the blocks that are read
 FAIR, PLAIN = "with FairSampling", "without the plugin"
 SHORT = "with FairSampling, buffers too small for a turn"
@@ -50,8 +50,10 @@ REBALANCED = {FAIR: ONCE, PLAIN: ("fair=off",)}
 DRIFTED = {PLAIN: ("fair=off",), FAIR: (), SHORT: ("data.buffer_size=32", "data.max_reuse=16")}
 # The palette of Okabe and Ito, which color-blind readers can distinguish.
 COLORS = {FAIR: "#0072B2", SHORT: "#009E73", PLAIN: "#D55E00"}
+LOST = "#E69F00"
 INK, FAINT, BAND = "#222222", "#8a8a8a", "#ececec"
 TARGET = {"color": FAINT, "linewidth": 0.9, "linestyle": (0, (4, 3))}
+CLIPPED = ("mean clipped mass", "largest")
 DPI = 160  # sharp on a fine screen when shown at 900 pixels, and below 200 kB
 
 
@@ -65,6 +67,7 @@ class Trace:
         share: Share in the batch.
         trained: Share in the trained mix after the batch.
         weight: Largest importance weight of a class in the batch.
+        lost: Clipped mass of the batch, in [0, 1]: the part of the target that its loss does not stand for.
         turn: First batch after the stream's first turn.
     """
 
@@ -73,6 +76,7 @@ class Trace:
     share: NDArray[np.float64]
     trained: NDArray[np.float64]
     weight: NDArray[np.float64]
+    lost: NDArray[np.float64]
     turn: int
 
 
@@ -85,24 +89,32 @@ def run_trace(seed: int, *overrides: str) -> Trace:
         with contextlib.redirect_stdout(io.StringIO()):
             train(cfg, recovery)
         counts, arrived = np.array(recovery.counts), np.array(recovery.arrived)
-        weight = class_weights(Path(folder, "csv", "metrics.csv")) if cfg.fair else np.ones(len(counts))
+        weight, lost = np.ones(len(counts)), np.zeros(len(counts))
+        if cfg.fair:
+            log = Path(folder, "csv", "metrics.csv")
+            weight, lost = class_weights(log, cfg.fair.max_weight), read_log(log, "fair/clipped_mass")[:, 0]
     return Trace(
         (recovery.stream.labels == RARE).reshape(-1, BATCH).mean(axis=1),
         arrived,
         counts[:, RARE] / counts.sum(axis=1),
         np.array(recovery.mixes)[:, RARE],
         weight,
+        lost,
         int(np.argmax(arrived > recovery.stream.turn_size)),
     )
 
 
-def class_weights(log: Path) -> NDArray[np.float64]:
-    """Return the largest weight q/p of a class in each batch, from the callback's log."""
+def read_log(log: Path, *tags: str) -> NDArray[np.float64]:
+    """Return what the callback has logged of each batch, shape ``(batches, tags)``."""
     with log.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["fair/prob/0"]]
-    q, p = (np.array([[float(row[f"fair/{name}/{c}"]) for c in "01"] for row in rows]) for name in ("target", "prob"))
+        return np.array([[float(row[tag]) for tag in tags] for row in csv.DictReader(file) if row[tags[0]]])
+
+
+def class_weights(log: Path, max_weight: float) -> NDArray[np.float64]:
+    """Return the largest weight of a class in each batch: q/p, at most ``max_weight``."""
+    q, p = (read_log(log, *(f"fair/{name}/{c}" for c in "01")) for name in ("target", "prob"))
     largest: NDArray[np.float64] = np.divide(q, p, out=np.zeros_like(q), where=p > 0).max(axis=1)
-    return largest
+    return np.minimum(largest, max_weight)
 
 
 def rebalanced(seed: int) -> dict[str, Trace]:
@@ -134,10 +146,8 @@ def figure_rebalance(traces: Mapping[str, Trace], steps: int) -> Figure:
         above.set_title(name, color=color, fontsize=11, fontweight="bold", pad=9)
         after = slice(trace.turn, None)
         below.scatter(x[after], trace.weight[after], s=8, color=color, linewidths=0)
-    lower[0].set_yscale("log")
-    lower[0].set_ylim(0.5, 2e6)
-    lower[0].set_yticks([1, 1e2, 1e4, 1e6], ["1", "100", "10⁴", "10⁶"])
-    lower[0].minorticks_off()
+    lower[0].set_ylim(0, 11)
+    lower[0].set_yticks([1, 5, 10])
     lower[0].set_xlim(-SHOWN_HISTORY, steps)
     for below in lower:
         below.set_xlabel(f"batches (of {BATCH}) since the stream's mix was reversed", fontsize=10, color=INK)
@@ -171,6 +181,8 @@ def figure_drift(traces: Mapping[str, Trace], cycles: int) -> Figure:
         arriving = trace.stream.reshape(-1, SMOOTHED).mean(axis=1)
         x = (np.arange(arriving.size) + 0.5) * SMOOTHED * BATCH / cycle
         row.plot(x, 100 * arriving, color=FAINT, linewidth=0.9, drawstyle="steps-mid", zorder=2)
+        lost = np.convolve(trace.lost, np.full(SMOOTHED, 1 / SMOOTHED), "same")
+        row.fill_between(trace.arrived / cycle, 100 * lost, color=LOST, alpha=0.6, linewidth=0, zorder=1)
         row.plot(trace.arrived / cycle, 100 * trace.trained, color=COLORS[name], linewidth=1.8, zorder=3)
         rows[3].plot(trace.arrived / cycle, 100 * batch_distances(trace.trained), color=COLORS[name], linewidth=1.6)
         row.set_ylabel("class 1, %", fontsize=10, color=INK)
@@ -192,7 +204,7 @@ def figure_drift(traces: Mapping[str, Trace], cycles: int) -> Figure:
         figure,
         f"{cycles} cycles of drift: after the first turn the trained mix stays within {later:.1f} % of the target",
     )
-    figure.subplots_adjust(left=0.085, right=0.98, top=0.895, bottom=0.13, hspace=0.42)
+    figure.subplots_adjust(left=0.085, right=0.98, top=0.895, bottom=0.15, hspace=0.42)
     figure.align_ylabels()
     colors = list(dict.fromkeys(COLORS[name] for name in traces))
     legend(
@@ -200,6 +212,7 @@ def figure_drift(traces: Mapping[str, Trace], cycles: int) -> Figure:
         {
             "mix arriving": Line2D([], [], color=FAINT, linewidth=1),
             f"trained mix (memory: {MEMORY} batches)": tuple(Line2D([], [], color=c, linewidth=1.8) for c in colors),
+            f"clipped mass, % (mean of {SMOOTHED} batches)": Patch(color=LOST, alpha=0.6, linewidth=0),
             "target 50:50": Line2D([], [], **TARGET),
             f"the stream is at {RATIO}:1": Patch(color=BAND),
             f"at 1:{RATIO}": Patch(facecolor="white", edgecolor=FAINT, linewidth=0.6),
@@ -234,7 +247,7 @@ def legend(figure: Figure, handles: Mapping[str, object]) -> None:
         list(handles),
         loc="lower center",
         bbox_to_anchor=(0.5, 0.008),
-        ncols=len(handles),
+        ncols=len(handles) if len(handles) < 6 else 3,
         frameon=False,
         fontsize=9.5,
         columnspacing=1.6,
@@ -267,8 +280,10 @@ def tables(rebalance: Mapping[str, Trace], drift: Mapping[str, Trace], steps: in
         row = [name, "never" if wait is None else str(wait), f"{100 * one_class_share(share):.1f} %"]
         row += [f"{batch_distances(share[steps // 2 :]).max():.3f}"]
         first.append([*row, f"{weight.max():,.2f}", f"{weight[steps // 2 :].max():,.2f}"])
-    later = {name: batch_distances(trace.trained[trace.turn :]) for name, trace in drift.items()}
-    second = [[name, f"{off.mean():.3f}", f"{off.max():.3f}"] for name, off in later.items()]
+    second = []
+    for name, trace in drift.items():
+        off, lost = batch_distances(trace.trained[trace.turn :]), trace.lost[trace.turn :]
+        second.append([name, f"{off.mean():.3f}", f"{off.max():.3f}", f"{lost.mean():.3f}", f"{lost.max():.3f}"])
     header = (
         f"{RATIO}:1 to 50:50",
         "batches until the trained mix is within 1 %",
@@ -280,7 +295,7 @@ def tables(rebalance: Mapping[str, Trace], drift: Mapping[str, Trace], steps: in
     return "\n\n".join(
         (
             markdown(header, first),
-            markdown(("drift, after the first turn", "mean distance of the trained mix", "largest"), second),
+            markdown(("drift, after the first turn", "mean distance of the trained mix", "largest", *CLIPPED), second),
         )
     )
 

@@ -60,7 +60,7 @@ def table(fair: Sequence[str], reports: Sequence[Sequence[Report]]) -> str:
     for name, c in (("largest", by_size[0]), ("smallest", by_size[-1])):
         add_row(f"share of the draws, {name} class", lambda run, c=c: 100 * run.share_of_draws[c], 1, " %")
     add_row("largest weight", lambda run: run.largest_weight, 2)
-    add_row("effective sample size of a batch", lambda run: run.effective_sample_size, 1)
+    add_row("effective sample size of the run, part of its samples", lambda run: run.effective_sample_size, 2)
     return markdown(["test after training", *(f"`fair={name}`" for name in fair)], rows)
 
 

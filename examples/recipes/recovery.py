@@ -24,6 +24,9 @@ class Recovery(L.Callback):
     ``drift/distance``, its total variation distance from the target, and at the end of each turn ``drift/recovery``,
     the number of batches after which the distance stayed within ``tolerance``.
 
+    At the end ``drift/recovery_median`` is logged, the median over the turns after the first. A turn that does not
+    recover counts with all its batches.
+
     Loss feedback (``lambda2``) keeps the trained mix away from the target on purpose, so a turn may end outside the
     tolerance. The printed summary then says so.
 
@@ -34,6 +37,7 @@ class Recovery(L.Callback):
     Attributes:
         stream: The stream of the last training.
         recoveries: Batches until recovery for each turn, the first turn included; None if it did not recover.
+        waits: The same, with the number of batches of a turn that did not recover.
         counts: Samples of each class in each batch, each of shape ``(K,)``.
         mixes: The trained mix after each batch, each of shape ``(K,)``.
         arrived: Samples read up to each batch.
@@ -54,10 +58,16 @@ class Recovery(L.Callback):
 
     def _reset(self) -> None:
         self.recoveries: list[int | None] = []
+        self.waits: list[int] = []
         self.counts: list[Floats] = []
         self.mixes: list[Floats] = []
         self.arrived: list[int] = []
         self._distances: list[float] = []  # of the current turn
+
+    @property
+    def median(self) -> float:
+        """Median of ``waits`` over the turns after the first; NaN without such a turn."""
+        return float(np.median(self.waits[1:])) if self.waits[1:] else float("nan")
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -91,6 +101,7 @@ class Recovery(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._distances:
             self._end_turn(trainer)
+        self._log(trainer, "drift/recovery_median", self.median)
         fair = find_callback(trainer)
         self._print_summary(loss_feedback=bool(fair and fair.controller and fair.controller.lambda2))
 
@@ -101,9 +112,13 @@ class Recovery(L.Callback):
         # The last distance decides; a turn without batches continues the state of the previous turn.
         recovered = batches < len(self._distances) if self._distances else self.recoveries[-1:] != [None]
         self.recoveries.append(batches if recovered else None)
-        for logger in trainer.loggers:
-            logger.log_metrics({"drift/recovery": batches}, step=trainer.global_step)
+        self.waits.append(batches)
+        self._log(trainer, "drift/recovery", batches)
         self._distances = []
+
+    def _log(self, trainer: L.Trainer, name: str, value: float) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics({name: value}, step=trainer.global_step)
 
     @rank_zero_only
     def _print_summary(self, loss_feedback: bool) -> None:

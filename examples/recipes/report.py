@@ -24,6 +24,7 @@ METRICS = {
     "val_balanced_accuracy": "balanced accuracy, validation",
     "largest_weight": "largest weight",
     "effective_sample_size": "effective sample size",
+    "recovery": "batches to recover",
 }
 
 
@@ -54,10 +55,12 @@ class Report:
             counts in no mean.
         accuracy: Accuracy in the test, in [0, 1].
         largest_weight: Largest importance weight of the run; 1 without the plugin.
-        effective_sample_size: Mean over the batches, in samples; the batch size without the plugin.
+        effective_sample_size: That of the run, as a fraction of its samples, in [0, 1]; 1 without the plugin.
         val_balanced_accuracy: Balanced accuracy of the last validation, in [0, 1]; None without a validation, or if
             the validation data are the test set.
         best: The best epoch, shown beside the last one; None without validation.
+        recovery: Median over the turns of a stream of the batches until the trained mix was within 2 % of the target
+            again; None for other data. A turn that did not recover counts with all its batches.
     """
 
     classes: Sequence[str]
@@ -69,6 +72,7 @@ class Report:
     effective_sample_size: float
     val_balanced_accuracy: float | None = None
     best: Best | None = None
+    recovery: float | None = None
 
     @property
     def share_of_draws(self) -> Floats:
@@ -101,7 +105,7 @@ class Report:
         """Return the numbers in ``METRICS``; NaN for those that the run does not have.
 
         Example:
-            >>> report = make_report(["cat", "dog"], [90, 10], [50, 50], [1.0, 0.5], 0.75, 1.0, 32.0)
+            >>> report = make_report(["cat", "dog"], [90, 10], [50, 50], [1.0, 0.5], 0.75, 1.0, 1.0)
             >>> metrics = report.metrics()
             >>> metrics["balanced_accuracy"], metrics["worst_class_recall"], metrics["few_shot_accuracy"]
             (0.75, 0.5, 0.5)
@@ -137,9 +141,11 @@ class Report:
             ("plain accuracy", f"{self.accuracy:.3f}", "over the whole test set"),
             ("accuracy at prior", f"{self.prior_accuracy:.3f}", "recalls weighted by the training images"),
             ("largest weight", f"{self.largest_weight:.2f}", "of one sample in the loss"),
-            ("effective sample size", f"{self.effective_sample_size:.1f}", "samples a batch, mean"),
+            ("effective sample size", f"{self.effective_sample_size:.3f}", "of each sample of the run"),
         ):
             table.add_row(name, value, f"[dim]{meaning}[/dim]")
+        if self.recovery is not None:
+            table.add_row("batches to recover", f"{self.recovery:.1f}", "[dim]after a turn of the stream, median[/dim]")
         if self.best:
             chosen = "chosen on the test set itself" if self.best.on_test else "on the validation data"
             meaning = f"balanced accuracy of epoch {self.best.epoch}, {chosen}; not the result"
@@ -190,7 +196,7 @@ def make_report(
         ValueError: If classes, images, draws and recalls differ in length.
 
     Example:
-        >>> report = make_report(["cat", "dog"], [90, 10], [50, 50], [1.0, 0.5], 0.75, 1.0, 32.0)
+        >>> report = make_report(["cat", "dog"], [90, 10], [50, 50], [1.0, 0.5], 0.75, 1.0, 1.0)
         >>> report.balanced_accuracy, report.prior_accuracy
         (0.75, 0.95)
     """

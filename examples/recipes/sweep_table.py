@@ -27,7 +27,7 @@ from recipes.report import METRICS, mean_std
 
 OVERRIDES = Path(".hydra") / "overrides.yaml"
 REPORT = "report.json"
-_DIGITS = {"largest_weight": 2, "effective_sample_size": 1}
+_DIGITS = {"largest_weight": 2, "effective_sample_size": 3, "recovery": 1}
 _NOTE_WIDTH = 60  # characters of an error in the table; sweep.csv has the whole error
 _COLORS = colormaps["cividis"]  # readable for the color-blind
 

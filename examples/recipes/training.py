@@ -74,7 +74,8 @@ def train(cfg: DictConfig, *extra_callbacks: L.Callback) -> Report:
     if cfg.trainer.enable_progress_bar is False:
         # Lightning refuses a progress bar together with this setting.
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
-    if any(isinstance(callback, Recovery) for callback in callbacks):
+    recovery = next((callback for callback in callbacks if isinstance(callback, Recovery)), None)
+    if recovery:
         drift_stream(data)
     loggers = [instantiate(logger) for logger in (cfg.logger or {}).values()]
     callbacks = [fair, *callbacks] if fair else callbacks
@@ -83,7 +84,7 @@ def train(cfg: DictConfig, *extra_callbacks: L.Callback) -> Report:
     # Read before the test overwrites it. A validation on the test set does not count as one.
     validated = None if data.val_set is data.test_set else trainer.callback_metrics.get("val/balanced_accuracy")
     trainer.test(model, datamodule=data, verbose=False)
-    report = _report(model, data, fair, None if validated is None else float(validated))
+    report = _report(model, data, fair, None if validated is None else float(validated), recovery)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(hparams(cfg), {f"hp/{name}": value for name, value in report.metrics().items()})
@@ -162,7 +163,9 @@ def _set_baseline(baseline: DictConfig, model: Any, data: Any) -> None:
             setattr(model, part, instantiate(baseline[part])(data.train_set.class_counts))
 
 
-def _report(model: Any, data: Any, fair: FairSampling | None, validated: float | None) -> Report:
+def _report(
+    model: Any, data: Any, fair: FairSampling | None, validated: float | None, recovery: Recovery | None
+) -> Report:
     drawn, counts = model.drawn.cpu().numpy(), data.train_set.class_counts
     if fair and fair.sampler is None:
         fair = None  # overfit_batches turned it off
@@ -174,9 +177,10 @@ def _report(model: Any, data: Any, fair: FairSampling | None, validated: float |
         recall=model.test_recall.numpy(),
         accuracy=model.test_accuracy,
         largest_weight=fair.largest_weight if fair else 1.0,
-        effective_sample_size=fair.effective_sample_size if fair else drawn.sum() / max(int(model.steps), 1),
+        effective_sample_size=fair.effective_sample_size if fair else 1.0,
         val_balanced_accuracy=validated,
         best=best if best.epoch else None,
+        recovery=recovery.median if recovery else None,
     )
 
 

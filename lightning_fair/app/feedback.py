@@ -25,13 +25,15 @@ class Feedback:
             "The sampler of the library draws batches from four classes, and the target is a quarter of each. Then "
             "samples are lost: the most frequent class loses none, and the rarest keeps one in eight if the imbalance "
             "is 8. The sampler learns only which samples were trained on, and draws more of the classes that are "
-            "short. When the stream is reversed, the most frequent class becomes the rarest."
+            "short. When the stream is reversed, the most frequent class becomes the rarest, and what was drawn less "
+            "often is needed at once: its few samples weigh more, but none more than the largest weight, because each "
+            "draw is mixed with the target."
         )
         with gr.Row(elem_classes="sliders"):
             self.sliders = [
                 gr.Slider(1, 50, 8, step=1, label="Imbalance", info="most frequent : rarest", min_width=190),
                 gr.Slider(0, 40, 8, step=0.5, label="Alpha", info="gain; 0: no feedback", min_width=190),
-                gr.Slider(0, 0.2, 0.01, step=0.005, label="Floor", info="lowest probability", min_width=190),
+                gr.Slider(1, 50, 10, step=1, label="Largest weight", info="1: no feedback", min_width=190),
                 gr.Slider(2, 64, 16, step=1, label="Horizon", info="memory, in batches", min_width=190),
                 gr.Slider(0, 1, 0, step=0.05, label="Loss feedback", info="lambda2", min_width=190),
             ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +55,7 @@ def survival(imbalance: float, is_reversed: bool = False) -> Floats:
 def simulate(
     imbalance: float = 8.0,
     alpha: float = 8.0,
-    floor: float = 0.01,
+    max_weight: float = 10.0,
     horizon: float = 16.0,
     lambda2: float = 0.0,
     *,
@@ -70,7 +71,7 @@ def simulate(
     Args:
         imbalance: Samples of the most frequent class for each sample of the rarest, at least 1.
         alpha: Gain of the feedback, no unit, at least 0; 0 switches the feedback off.
-        floor: Lowest probability of a class, in ``[0, 1/4)``.
+        max_weight: Largest importance weight, at least 1: each draw is mixed with the target, so that none exceeds it.
         horizon: Memory of the trained mix, in batches, at least 1.
         lambda2: Weight ``lambda2`` of the standardized loss, at least 0.
         reversals: Number of reversals so far, at least 0. The last 180 batches are returned.
@@ -81,11 +82,11 @@ def simulate(
     Example:
         >>> trace = simulate(imbalance=4.0)
         >>> trace.unsteered[0].round(2), trace.trained[-1].round(2)
-        (array([0.44, 0.28, 0.17, 0.11]), array([0.27, 0.25, 0.24, 0.23]))
+        (array([0.44, 0.28, 0.17, 0.11]), array([0.27, 0.26, 0.24, 0.23]))
     """
     if not imbalance >= 1:
         raise ValueError(f"imbalance must be at least 1, got {imbalance}.")
-    controller = _controller(alpha, floor, horizon, lambda2)
+    controller = _controller(alpha, max_weight, horizon, lambda2)
     first_shown = max(0, reversals + 1 - _SHOWN_SPANS)
     # The simulation begins one span before, with a new controller, so the cost does not grow with the reversals.
     spans = range(max(0, first_shown - 1), reversals + 1)
@@ -108,9 +109,11 @@ def simulate(
     return Trace(first_shown * SPAN, arrived[shown], trained[shown], weights[shown], unsteered[shown])
 
 
-def _controller(alpha: float, floor: float, horizon: float, lambda2: float) -> FeedbackController:
+def _controller(alpha: float, max_weight: float, horizon: float, lambda2: float) -> FeedbackController:
     try:
-        return FeedbackController(CLASSES, alpha=alpha, lambda2=lambda2, min_prob=floor, horizon=horizon)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the feedback is off at a largest weight of 1, as the page says
+            return FeedbackController(CLASSES, alpha=alpha, lambda2=lambda2, max_weight=max_weight, horizon=horizon)
     except ValueError as error:
         if "oscillates" not in str(error):
             raise

@@ -28,9 +28,11 @@ class FairStream(IterableDataset[Any]):
     Samples wait in one buffer per class. For each batch the stream reads ``batch_size * reads_per_sample`` samples, and
     draws the batch from the buffers in the controller's mix ``p``: the count of a class is the floor or the ceiling of
     ``batch_size * p``, with expectation ``batch_size * p``. If a buffer cannot supply its class, ``p`` is capped for
-    it, and the other classes get the rest in proportion; the weights ``w = q[y] / p[y]`` use this ``p``. A class
-    without available samples has ``p = 0``: the weighted loss then represents the other classes only, and the log
-    reports once that the class is missing, and once that it is back. Its catch-up is bounded by the horizon.
+    it, and the other classes get the rest in proportion; the weights ``w = reference[y] / p[y]`` use this ``p``. There
+    the draw may not keep the controller's ``max_weight``: weights are clipped at it, and the part of the reference that
+    they leave out is logged as ``fair/clipped_mass``. A class without available samples has ``p = 0``: the weighted
+    loss then represents the other classes only, and the log reports once that the class is missing, and once that it is
+    back. Its catch-up is bounded by the horizon.
 
     Use the stream as the data set of a ``DataLoader`` **with the same batch size**: it yields single samples, and each
     run of ``batch_size`` samples is one draw::
@@ -77,8 +79,8 @@ class FairStream(IterableDataset[Any]):
             frequent classes and shorten the epoch to the source's length divided by ``reads_per_sample``.
         label_fn: Takes a sample and returns its class. Default: the second element of a pair, or the value under a
             usual key of a mapping (``"label"``, ``"target"``, ``"y"``).
-        return_weights: Add the importance weight ``q[y] / p[y]``, float32, to each sample: ``(x, y)`` becomes
-            ``(x, y, w)``, and a mapping has it under ``"weight"``.
+        return_weights: Add the importance weight ``reference[y] / p[y]``, at most the controller's ``max_weight``,
+            float32, to each sample: ``(x, y)`` becomes ``(x, y, w)``, and a mapping has it under ``"weight"``.
         seed: Seed of the draws, at least 0.
 
     Attributes:

@@ -15,9 +15,13 @@ def test_feedback_holds_the_rare_class():
         assert held.weights[batches, rarest].max() < 1.0  # drawn more often than its target
 
 
-def test_floor_bounds_the_weights():
-    trace = simulate(imbalance=50.0, alpha=30.0, horizon=32.0, floor=0.1)
-    assert trace.weights.max() <= 0.25 / 0.1 + 1e-9
+@pytest.mark.parametrize("largest", [1.0, 2.5, 10.0])
+def test_largest_weight_bounds_the_weights(largest):
+    """No weight exceeds the bound, a stream that turns comes up to it, and at 1 there is no feedback."""
+    trace = simulate(imbalance=50.0, alpha=30.0, horizon=32.0, max_weight=largest, reversals=2)
+    assert 0.9 * largest < trace.weights.max() <= largest + 1e-9
+    if largest == 1.0:
+        np.testing.assert_allclose(trace.weights, 1.0)
 
 
 def test_lambda2_favors_high_losses():
@@ -41,9 +45,9 @@ def test_last_batches_are_returned(reversals):
             {"alpha": 31.0, "horizon": 16.0, "lambda2": 0.5},
             r"^Alpha 31 is too high for horizon 16 and loss feedback 0\.5, the class mix oscillates: lower alpha",
         ),
-        ({"floor": 0.25}, r"min_prob must lie in"),
+        ({"max_weight": 0.5}, r"max_weight must be at least 1"),
     ],
-    ids=["imbalance", "alpha", "floor"],
+    ids=["imbalance", "alpha", "max_weight"],
 )
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):

@@ -124,6 +124,7 @@ def test_trained_mix_recovers(settings, capsys):
     model, _ = train(Small(**settings), FairSampling(), recovery)
     assert len(recovery.recoveries) == 4
     assert all(batches is not None and batches <= 16 for batches in recovery.recoveries[1:])
+    assert recovery.median == np.median(recovery.recoveries[1:])
     assert model.drawn.sum() == 4 * 640
     shares = (model.drawn / model.drawn.sum()).tolist()
     assert shares == pytest.approx([1 / len(shares)] * len(shares), abs=0.02)
@@ -155,6 +156,7 @@ def test_no_recovery_without_plugin():
     recovery = Recovery()
     train(Small(num_classes=2, imbalance_ratio=99), recovery)
     assert recovery.recoveries == [None] * 4
+    assert (recovery.waits, recovery.median) == ([20] * 4, 20.0)  # all batches of each turn
     assert recovery.mixes[19][0] > 0.8  # from the target on, over a memory of 16 batches
     assert recovery.mixes[39][0] < 0.3
     assert recovery.arrived[-1] == 4 * 640

@@ -1,6 +1,7 @@
 """The report of a run."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ def printed(*parts):
 
 def report_of(images, recall, best=None):
     K = len(images)
-    return make_report([str(c) for c in range(K)], images, [1] * K, recall, 0.5, 1.0, 32.0, best=best)
+    return make_report([str(c) for c in range(K)], images, [1] * K, recall, 0.5, 1.0, 1.0, best=best)
 
 
 def test_report_numbers_are_printed():
@@ -33,7 +34,7 @@ def test_report_numbers_are_printed():
 
 
 def test_untested_class_counts_in_no_mean():
-    report = make_report("abcd", [300, 200, 50, 5], [1] * 4, [1.0, np.nan, 0.5, np.nan], 0.9, 1.0, 32.0)
+    report = make_report("abcd", [300, 200, 50, 5], [1] * 4, [1.0, np.nan, 0.5, np.nan], 0.9, 1.0, 1.0)
     assert report.balanced_accuracy == 0.75
     assert report.prior_accuracy == pytest.approx((300 * 1.0 + 50 * 0.5) / 350)
     assert report.shots == pytest.approx({"many": 1.0, "medium": 0.5, "few": np.nan}, nan_ok=True)
@@ -49,7 +50,7 @@ def test_untested_class_counts_in_no_mean():
 
 def test_names_are_not_markup():
     names = ["[unk]", "[/]", "[red]x[/red]", "[/c]"]
-    text = printed(make_report(names, [1] * 4, [1] * 4, [1.0] * 4, 1.0, 1.0, 32.0).table())
+    text = printed(make_report(names, [1] * 4, [1] * 4, [1.0] * 4, 1.0, 1.0, 1.0).table())
     assert [line.split("│")[1].strip() for line in text.splitlines() if line.startswith("│")] == [*names, "all"]
 
 
@@ -93,7 +94,16 @@ def test_metrics_are_nan_without_a_value():
     assert {name for name, value in metrics.items() if math.isnan(value)} == {
         "medium_shot_accuracy",
         "val_balanced_accuracy",
+        "recovery",
     }
+
+
+def test_recovery_is_shown_for_streams():
+    report = report_of([9, 9], [0.5, 0.7])
+    assert "recover" not in printed(report.summary())
+    report = replace(report, recovery=12.5)
+    assert report.metrics()["recovery"] == 12.5
+    assert "batches to recover     12.5" in printed(report.summary())
 
 
 def test_mean_std_is_that_of_a_sample():

@@ -54,7 +54,7 @@ def config(tmp_path):
 
 
 def report(value=0.75, validated=0.5):
-    return make_report(["cat", "dog"], [9, 1], [5, 5], [1.0, 2 * value - 1], value, float("inf"), 32.0, validated)
+    return make_report(["cat", "dog"], [9, 1], [5, 5], [1.0, 2 * value - 1], value, float("inf"), 1.0, validated)
 
 
 def test_run_writes_result(config, tmp_path):
@@ -70,7 +70,8 @@ def test_run_writes_result(config, tmp_path):
         "accuracy": 0.75,
         "val_balanced_accuracy": 0.5,
         "largest_weight": None,  # JSON knows no infinity
-        "effective_sample_size": 32.0,
+        "effective_sample_size": 1.0,
+        "recovery": None,
     }
     assert (written["recall"], written["images"], written["drawn"]) == (
         {"cat": 1.0, "dog": 0.5},
@@ -163,7 +164,7 @@ def test_hparams_tab_compares_runs(config, tmp_path, order):
         assert (hparams["data"], hparams["seed"], hparams["model.net.dropout"]) == ("DigitsDataModule", 1.0, 0.1)
         # No class of the digits has more than 100 images; other runs of a sweep may need the column.
         expected = reports[fair].metrics()
-        assert {name for name, value in expected.items() if np.isnan(value)} == {"many_shot_accuracy"}
+        assert {name for name, value in expected.items() if np.isnan(value)} == {"many_shot_accuracy", "recovery"}
         assert metrics == pytest.approx({f"hp/{name}": v for name, v in expected.items()}, rel=1e-5, nan_ok=True)
 
 

@@ -308,10 +308,11 @@ def test_moved_reference_is_logged():
     assert np.ptp(mixes, axis=0).max() > 0.02
 
 
-@pytest.mark.parametrize(("correction", "groups"), [("none", (*UNCORRECTED, "loss"))])
+@pytest.mark.parametrize(("correction", "groups"), [("none", (*UNCORRECTED, "loss")), ("logits", CORRECTED)])
 def test_tags_without_weights(correction, groups):
     """Weights that are one by the settings have no tags, nor has the reference that the loss does not stand for."""
-    points = logged(Weighted(), fair=moving(correction=correction), max_epochs=2)
+    kind = Plain if correction == "logits" else Weighted  # whose only layer are the logits
+    points = logged(kind(), fair=moving(correction=correction), max_epochs=2)
     assert points[-1][1].keys() == tags("0123", groups, weighted=False)
 
 
