@@ -79,8 +79,8 @@ def make_charts(
     if correction == "weights":
         charts["What do the weights cost?"] = [
             Lines("Importance weights: mean, 95th percentile, largest", "fair/weight_"),
-            Lines("Effective sample size, as a fraction: batch, last horizon, run", "fair/effective_sample_size"),
-            Lines("Part of the reference that is lost, because weights are clipped", "fair/clipped_mass"),
+            Lines("Effective sample size: batch, last horizon, run", "fair/effective_sample_size"),
+            Lines("Clipped mass: part of the reference that is lost", "fair/clipped_mass"),
         ]
     charts[f"Which {plural(noun)} suffer?"] = [
         *([_class_chart(f"Loss of each {noun}", "loss", by_name)] if correction else []),

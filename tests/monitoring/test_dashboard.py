@@ -410,8 +410,8 @@ def charts_of(layout):
 
 WEIGHTED = [
     "Importance weights: mean, 95th percentile, largest",
-    "Effective sample size, as a fraction: batch, last horizon, run",
-    "Part of the reference that is lost, because weights are clipped",
+    "Effective sample size: batch, last horizon, run",
+    "Clipped mass: part of the reference that is lost",
     "Loss of each class",
 ]
 ALWAYS = ["Distance of the trained mix from the target", "Largest deficit", "Alpha", "Repeats of the rarest class"]
