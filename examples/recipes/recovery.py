@@ -90,7 +90,7 @@ class Recovery(L.Callback):
         self.arrived.append(int(before + counts.sum() * world_size if read is None else read))
         while self.arrived[-1] > (len(self.recoveries) + 1) * self.stream.turn_size:
             self._end_turn(trainer)
-        target = sampler.controller.get_target() if sampler else np.full(K, 1.0 / K)
+        target = sampler.controller.q if sampler else np.full(K, 1.0 / K)
         rate = 1.0 / self.horizon
         previous = self.mixes[-1] if self.mixes else target
         self.mixes.append((1.0 - rate) * previous + rate * counts / max(counts.sum(), 1.0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from lightning_fair.common.arrays import Floats, check_at_least_zero, check_integer, to_tensors
 from lightning_fair.common.label_values import check_labels
 from lightning_fair.control import law
-from lightning_fair.control.draw import Draw, Report
+from lightning_fair.control.draw import Draw, DrawsInFlight, Report
 from lightning_fair.control.objective import Feedback, FeedbackTo, Objective, validation_scores
 from lightning_fair.control.reports import ReportQueue
 from lightning_fair.control.target import MovingTarget, Target
@@ -23,7 +22,7 @@ _STATE_VERSION = 2
 _ARRAYS = ("trained_mix", "ema_loss", "loss_score")
 
 
-class FeedbackController:
+class FeedbackController(DrawsInFlight):
     r"""Steers the class mix of the batches to a target by negative feedback.
 
     The law, with ``r`` the exponentially weighted class mix of the batches trained on (``control/law.py`` has each
@@ -39,25 +38,15 @@ class FeedbackController:
     as slowly as ``r``, so ``p / q`` answers a change of ``z`` by about ``lambda2 * z``.
 
     Because ``p >= q / max_weight``, no weight ``q / p`` exceeds ``max_weight``, without clipping and so without bias.
-    The bound costs speed only: after a turn from 99:1 (batches of 32) the mix is back within 2 % after 13 batches with
-    10, and after 12 without a bound.
-
     The deficit is a fraction of a class's target, so ``alpha`` means the same for every number of classes, batch size
     and target: near the target each deficit shrinks by the factor ``1 - (1 + alpha * lambda1) / horizon`` per batch.
 
     A batch counts as trained on as soon as it is drawn, because its labels are known, so a loader that draws ahead adds
     no delay to the loop. If the batch turns out different (filtered samples, a skipped step), its report corrects that.
 
-    **The objective.** ``reference`` is the mix that the loss stands for, by weights ``reference[y] / p[y]``
-    (:func:`~lightning_fair.importance_weights`) or by logits (:func:`~lightning_fair.logit_adjustment`). Feedback acts
-    on the draw (the ``e`` above): hard classes are drawn more often, and the objective stays. Or, with
-    ``feedback_to="objective"``, it moves the reference, ``reference_i ~ base_i * exp(t_i)``, and the draw follows the
-    deficits alone. Training losses give ``t = lambda2 * z``. A validation with the score ``s`` of each class gives
-    ``t <- 0.7 * t + 0.3 * feedback_gain * (mean(s) - s)``, so ``|t| <= feedback_gain``.
-
-    Training losses help if hard classes are hard for lack of examples. They harm if labels are noisy, and the losses of
-    rare classes go to zero when their few samples are learned by heart. Try ``lambda2`` from 0.1 to 0.5, and compare
-    with 0.
+    ``reference`` is the mix that the loss stands for, by weights (:func:`~lightning_fair.importance_weights`) or in the
+    logits (:func:`~lightning_fair.logit_adjustment`). Feedback of losses or of a validation acts on the draw, by ``e``,
+    or moves the reference; :class:`~lightning_fair.control.objective.Objective` has the formulas.
 
     Args:
         num_classes: Number of classes ``K``, at least 1.
@@ -71,9 +60,9 @@ class FeedbackController:
         lambda2: Weight of the losses, at least 0: of ``e`` in the draw, or of ``z`` in the objective. 0 ignores them.
         max_weight: Largest weight ``W``, at least 1; ``math.inf`` for no bound. 1 turns the feedback off.
         horizon: Memory of ``r`` and ``e`` in batches, at least 1. Default: ``100 / (batch_size * min q)``, the batches
-            with 100 expected samples of the rarest class, from 16 to 10,000; it follows a target that moves. A shorter
-            horizon recovers faster from drift, with noisier batches: with 10 classes and batches of 32 the default
-            needs about 40 batches after the reversal of a long tail, ``horizon=16`` about 20.
+            with 100 expected samples of the rarest class, from 16 to 10,000; it follows a target that moves. For data
+            that drift, set a shorter one: after the reversal of a long tail of 10 classes (batches of 32) the mix is
+            back within 2 % after about 40 batches with the default, and after 20 with ``horizon=16``.
         loss_ema_decay: Memory of the class losses, in ``[0, 1)``: ``l <- decay * l + (1 - decay) * mean loss``.
         min_prob: Floor of every class's probability, in ``[0, 1/K)``, in addition to that of ``max_weight``.
         reference: Class mix that the loss stands for: ``"target"``, that of the draw; or a mix as for ``target_probs``.
@@ -132,13 +121,9 @@ class FeedbackController:
         self.alpha = as_schedule(alpha)
         self.lambda1 = check_at_least_zero("lambda1", lambda1)
         self.lambda2 = check_at_least_zero("lambda2", lambda2)
-        check_at_least_zero("alpha", min(self.alpha.extremes))
-        if not 0.0 <= loss_ema_decay < 1.0:
-            raise ValueError(f"loss_ema_decay must lie in [0, 1), got {loss_ema_decay}.")
+        law.check_settings(min(self.alpha.extremes), loss_ema_decay, horizon)
         self.loss_ema_decay = float(loss_ema_decay)
         self.feedback_delay = check_integer("feedback_delay", feedback_delay, 1)
-        if horizon is not None and not 1.0 <= horizon < np.inf:
-            raise ValueError(f"horizon must be at least 1 batch, got {horizon}.")
         self._horizon = None if horizon is None else float(horizon)
         self._target = MovingTarget(target_probs, K, class_counts, max_weight, min_prob)
         self.max_weight, self.min_prob = self._target.max_weight, self._target.min_prob
@@ -184,8 +169,7 @@ class FeedbackController:
         self.ema_loss: Floats = np.full(self.num_classes, np.nan)
         self.loss_score: Floats = np.zeros(self.num_classes)
         self.objective.reset()
-        # A plain loop that never reports must not keep every record: with more, the oldest counts as trained on.
-        self._in_flight: deque[Draw] = deque(maxlen=min(max(2**21 // self.num_classes, 512), 4096))
+        self.start_anew(self.num_classes)
         self._reports = ReportQueue()
 
     @property
@@ -224,26 +208,12 @@ class FeedbackController:
         """Relative deficit ``1 - r / q`` of each class, at most 1; 0 for a class with target 0."""
         return law.relative_deficit(self.trained_mix, self.q, self._target.inverse_q)
 
-    @property
-    def in_flight(self) -> tuple[Draw, ...]:
-        """The draws that have not been trained on yet, oldest first."""
-        return tuple(self._in_flight)
-
-    @property
-    def oldest(self) -> Draw | None:
-        """The oldest draw in flight, or None."""
-        return self._in_flight[0] if self._in_flight else None
-
     def get_probs(self) -> Floats:
         """Return the class mix of the current batch, shape ``(K,)``, float64, summing to one.
 
         If draws are in flight, this is exactly the ``p`` of the oldest one; otherwise the ``p`` of the next draw.
         """
         return np.array(self.oldest.probs if self.oldest else self.next_probs())
-
-    def get_target(self) -> Floats:
-        """Return the target of the current batch, shape ``(K,)``: that of the draw whose ``p`` is ``get_probs()``."""
-        return self.target_at(self.oldest.progress) if self.oldest else self.q
 
     def get_reference(self) -> Floats:
         """Return the mix that the loss of the current batch stands for, of the draw whose ``p`` is ``get_probs()``."""
@@ -281,16 +251,6 @@ class FeedbackController:
         if not redrawn:
             self._enter_trained_mix(draw.counts)
         self._in_flight.append(draw)
-
-    def withdraw(self) -> list[Draw]:
-        """Take the draws out of flight and return them, oldest first, to be drawn again. The trained mix stays."""
-        draws = list(self._in_flight)
-        self._in_flight.clear()
-        return draws
-
-    def forget_in_flight(self) -> None:
-        """Count the draws in flight as trained on."""
-        self._in_flight.clear()
 
     def rewind(self, draw_id: int, trained_mix: Floats, progress: float = 0.0) -> None:
         """Return to the state before draw ``draw_id``, with the trained mix and the target's progress at that time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -53,6 +54,35 @@ class Draw:
     def from_state_dict(state: Mapping[str, Any]) -> Draw:
         """Return the record whose ``state_dict`` is given."""
         return Draw(**to_arrays(state))
+
+
+class DrawsInFlight:
+    """Keeps the draws that have not been trained on yet."""
+
+    def start_anew(self, num_classes: int) -> None:
+        """Forget all draws."""
+        # A plain loop that never reports must not keep every record: with more, the oldest counts as trained on.
+        self._in_flight: deque[Draw] = deque(maxlen=min(max(2**21 // num_classes, 512), 4096))
+
+    @property
+    def in_flight(self) -> tuple[Draw, ...]:
+        """The draws that have not been trained on yet, oldest first."""
+        return tuple(self._in_flight)
+
+    @property
+    def oldest(self) -> Draw | None:
+        """The oldest draw in flight, or None."""
+        return self._in_flight[0] if self._in_flight else None
+
+    def withdraw(self) -> list[Draw]:
+        """Take the draws out of flight and return them, oldest first, to be drawn again. The trained mix stays."""
+        draws = list(self._in_flight)
+        self._in_flight.clear()
+        return draws
+
+    def forget_in_flight(self) -> None:
+        """Count the draws in flight as trained on."""
+        self._in_flight.clear()
 
 
 @dataclass

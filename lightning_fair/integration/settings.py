@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -296,12 +295,9 @@ class FairSettings:
     def _check_law(self) -> None:
         """Check the law as far as the number of classes and the target are known without the data."""
         alpha, K, horizon = as_schedule(self.alpha), self._known_num_classes, self.horizon
-        for name, value in (("alpha", min(alpha.extremes)), ("lambda1", self.lambda1), ("lambda2", self.lambda2)):
-            check_at_least_zero(name, value)
-        if not 0.0 <= self.loss_ema_decay < 1.0:
-            raise ValueError(f"loss_ema_decay must lie in [0, 1), got {self.loss_ema_decay}.")
-        if horizon is not None and not 1 <= horizon < math.inf:
-            raise ValueError(f"horizon must be at least 1 batch, got {horizon}.")
+        for name in ("lambda1", "lambda2"):
+            check_at_least_zero(name, getattr(self, name))
+        law.check_settings(min(alpha.extremes), self.loss_ema_decay, horizon)
         if not 0.0 <= self.min_prob < 1.0 / (K or 1):
             raise ValueError(f"min_prob must lie in [0, 1/K), got {self.min_prob} for K = {K or 'any number'}.")
         for end in target_endpoints(self.target_probs):

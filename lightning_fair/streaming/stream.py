@@ -41,7 +41,7 @@ class FairStream(IterableDataset[Any]):
         stream = FairStream(source, controller, batch_size=64)
         for x, y in DataLoader(stream, batch_size=64):
             p = controller.get_probs()                     # of this batch, if there are no workers
-            w = importance_weights(y, controller.get_target(), p)
+            w = importance_weights(y, controller.get_reference(), p)
             ...
             stream.step_update(y, losses)
 

@@ -532,7 +532,7 @@ def test_new_class_begins_without_a_deficit():
     assert controller.deficits.tolist() == [0.0, 0.0]
 
 
-def test_get_target_is_that_of_the_oldest_draw():
+def test_get_reference_is_that_of_the_oldest_draw():
     controller = shifting(Linear(0.0, 1.0, 4))
     targets = []
     for _ in range(3):
@@ -541,9 +541,9 @@ def test_get_target_is_that_of_the_oldest_draw():
     assert targets[0] == PRIOR
     assert targets[0] != targets[1] != targets[2]
     for target in targets:
-        assert controller.get_target().tolist() == target
+        assert controller.get_reference().tolist() == target
         controller.step_update(labels_from_counts(controller.in_flight[0].counts))
-    assert controller.get_target().tolist() == controller.q.tolist()
+    assert controller.get_reference().tolist() == controller.q.tolist()
 
 
 def test_state_of_another_target_is_refused():

@@ -59,7 +59,6 @@ def test_reference_of_a_draw_follows_a_moving_target():
         make_draw(controller, [4, 4])
     for share in (0.9, 0.8, 0.7):
         assert controller.get_reference() == pytest.approx([share, 1.0 - share])
-        assert controller.get_reference().tolist() == controller.get_target().tolist()
         controller.step_update([0, 1])
 
 

@@ -102,7 +102,7 @@ class Targets(L.Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         (fair,) = (x for x in trainer.callbacks if isinstance(x, FairSampling))
-        self.targets.append(fair.controller.get_target())
+        self.targets.append(fair.controller.q)
         self.counts.append(np.bincount(batch[1].numpy(), minlength=4))
 
 

@@ -72,7 +72,7 @@ def test_probs_are_those_of_current_batch():
     controller = FeedbackController(4, TARGET)
     source = stream(long_tail(800), controller, return_weights=True)
     for _, y, w in DataLoader(source, batch_size=8):
-        assert torch.allclose(w, importance_weights(y, controller.get_target(), controller.get_probs()))
+        assert torch.allclose(w, importance_weights(y, controller.get_reference(), controller.get_probs()))
         source.step_update(y)
     assert controller.draws == 100
     assert controller.in_flight == ()
