@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from lightning_fair import FeedbackBatchSampler, FeedbackController, importance_weights, logit_adjustment
 from lightning_fair.common.class_mix import total_variation
 from lightning_fair.control.weights import class_weights, clipped_mass
+from lightning_fair.schedules import Linear, Shift
 
 
 def long_tail(K, ratio=100.0):
@@ -129,6 +130,7 @@ def test_turn_of_a_long_tail(K, size, measured):
 SIZES = [600, 250, 100, 40, 10]
 MIX = [0.3, 0.1, 0.3, 0.1, 0.2]
 REFERENCES = {"target": "target", "uniform": "uniform", "prior": "prior", "mix": MIX}
+TARGETS = {"moving target": Shift(Linear(0.0, 1.0, 800))}  # from the prior to uniform; the loss follows it
 
 
 def moving_draws(reference_mix, target="sqrt", batches=1000, **options):
@@ -147,12 +149,13 @@ def moving_draws(reference_mix, target="sqrt", batches=1000, **options):
 
 @pytest.mark.parametrize("max_weight", [3.0, math.inf])
 @pytest.mark.parametrize("feedback_to", ["draw", "objective"])
-@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("name", [*REFERENCES, *TARGETS])
 def test_weighted_mean_is_the_risk(name, feedback_to, max_weight):
     """While class mix or reference move, the mean of ``w * f`` is the risk at the reference of each draw."""
     f = 3.0 * np.random.default_rng(3).permutation(5).repeat(SIZES) + np.random.default_rng(4).normal(size=sum(SIZES))
     errors, plain, seen = [], [], []
-    for labels, batch, draw in moving_draws(REFERENCES[name], feedback_to=feedback_to, max_weight=max_weight):
+    options = {"target": TARGETS.get(name, "sqrt"), "feedback_to": feedback_to, "max_weight": max_weight}
+    for labels, batch, draw in moving_draws(REFERENCES.get(name, "target"), **options):
         f_of = f[labels.argsort(kind="stable").argsort()]  # a fixed function of the items
         risk = sum(draw.reference[c] * f_of[labels == c].mean() for c in range(5))
         weights = importance_weights(labels[batch], draw.reference, draw.probs).double().numpy()
