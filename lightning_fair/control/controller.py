@@ -39,7 +39,8 @@ class FeedbackController(DrawsInFlight):
 
     Because ``p >= q / max_weight``, no weight ``q / p`` exceeds ``max_weight``, without clipping and so without bias.
     The deficit is a fraction of a class's target, so ``alpha`` means the same for every number of classes, batch size
-    and target: near the target each deficit shrinks by the factor ``1 - (1 + alpha * lambda1) / horizon`` per batch.
+    and target: near the target each deficit shrinks by the factor ``1 - (1 + R * alpha * lambda1) / horizon`` per
+    batch, with ``R = 1 - sum(f)``, 0.9 by default.
 
     A batch counts as trained on as soon as it is drawn, because its labels are known, so a loader that draws ahead adds
     no delay to the loop. If the batch turns out different (filtered samples, a skipped step), its report corrects that.
@@ -184,6 +185,11 @@ class FeedbackController(DrawsInFlight):
         return law.default_horizon(target.smallest, self.batch_size) if self._horizon is None else self._horizon
 
     @property
+    def feeds_train_losses(self) -> bool:
+        """Whether training losses are fed back."""
+        return self.lambda2 > 0 and self.objective.feedback == "train"
+
+    @property
     def reference(self) -> Floats:
         """Mix that the loss of the next draw stands for, shape ``(K,)``."""
         return self.objective.mix(self.q)
@@ -302,16 +308,24 @@ class FeedbackController(DrawsInFlight):
     ) -> None:
         """Report a validation. It takes effect ``feedback_delay`` draws after the newest draw that was reported.
 
+        A class takes no part if its value is NaN, it has no validation sample, or the loss does not stand for it.
+
         Args:
-            values: Recall or another rate in [0, 1], or a loss of at least 0, of each class, shape ``(K,)``. NaN: the
-                class takes no part.
-            counts: Validation samples of each class, shape ``(K,)``; a class without any takes no part.
+            values: Recall or another rate in [0, 1], or a loss of at least 0, of each class, shape ``(K,)``.
+            counts: Validation samples of each class, at least 0, shape ``(K,)``. None: all have some.
             higher_is_better: Whether the values are rates, else losses.
 
         Raises:
             ValueError: If a shape or a value is wrong.
+            RuntimeError: If the controller follows training losses.
         """
-        scores = validation_scores(values, counts, self.num_classes, higher_is_better=higher_is_better)
+        if self.objective.feedback != "validation":
+            raise RuntimeError(
+                "This controller follows training losses, so a validation would have no effect. Make it with "
+                "feedback='validation'."
+            )
+        takes_part = self.reference > 0
+        scores = validation_scores(values, counts, takes_part, higher_is_better=higher_is_better)
         self._reports.add(Report(max(self._reports.newest, 0), scores=scores))
         self._apply_reports()
 

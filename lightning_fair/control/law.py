@@ -184,7 +184,7 @@ def tilt_mix(mix: Floats, tilt: Floats) -> Floats:
         >>> tilt_mix(np.array([0.5, 0.5]), np.log([1.0, 3.0]))
         array([0.25, 0.75])
     """
-    tilted = mix * np.exp(tilt - tilt.max())
+    tilted = mix * np.exp(np.minimum(tilt - tilt[mix > 0].max(), 0.0))
     shares: Floats = tilted / tilted.sum()
     return shares
 

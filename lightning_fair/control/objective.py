@@ -15,6 +15,8 @@ from lightning_fair.control.target import MovingTarget, Target, describe_mixes, 
 Feedback: TypeAlias = Literal["train", "validation"]
 FeedbackTo: TypeAlias = Literal["draw", "objective"]
 
+_ROUNDING = 1e-5  # of a rate, as a mean in single precision
+
 
 class Objective:
     """The reference of a controller, whose arguments it has, and the state of its feedback.
@@ -115,8 +117,8 @@ class Objective:
             self.tilt = law.follow_scores(self.tilt, scores, self.gain)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as tensors; ``base`` can be None."""
-        return to_tensors({"base": self.base, "tilt": self.tilt, "scores": self.scores})
+        """Return the state as tensors and plain values; ``base`` can be None."""
+        return to_tensors({"base": self.base, "feedback": self.feedback, "tilt": self.tilt, "scores": self.scores})
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Refuse the state of another reference; that of another number of classes is the target's to refuse."""
@@ -133,10 +135,10 @@ class Objective:
             )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state that ``state_dict`` returned. Feedback that is off leaves the reference as it is."""
+        """Take over a state that ``state_dict`` returned; what feedback of another kind has moved is left out."""
         self.reset()
         self.scores = state["scores"].numpy().copy()
-        if self.is_moved_by_losses or self.is_moved_by_scores:
+        if (self.is_moved_by_losses or self.is_moved_by_scores) and state["feedback"] == self.feedback:
             self.tilt = state["tilt"].numpy().copy()
 
 
@@ -151,38 +153,44 @@ def _fixed(mix: Floats) -> Floats:
 
 
 def validation_scores(
-    values: Any, counts: Any, num_classes: int, *, higher_is_better: bool, name: str = "values"
+    values: Any, counts: Any, takes_part: NDArray[np.bool_], *, higher_is_better: bool, name: str = "values"
 ) -> Floats:
     """Return the score of each class, larger is better; NaN for a class without a value or without a sample.
 
     Args:
         values: Recall or another rate in [0, 1], or a loss of at least 0, of each class, shape ``(K,)``.
         counts: Validation samples of each class, shape ``(K,)``, or None.
-        num_classes: Number of classes ``K``.
+        takes_part: Whether each class may have a score, shape ``(K,)``.
         higher_is_better: Whether the values are rates. Losses are divided by their mean, and change their sign.
         name: Name of the values for the messages.
 
     Raises:
-        ValueError: If a shape is wrong, a rate is not in [0, 1], or a loss is negative or infinite.
+        ValueError: If a shape is wrong, a rate is not in [0, 1] (rounding aside), a loss is negative or infinite, or a
+            count is negative or NaN.
 
     Example:
-        >>> validation_scores([1.0, 3.0, 0.0], [5, 5, 0], 3, higher_is_better=False)
+        >>> validation_scores([1.0, 3.0, 0.0], [5, 5, 0], np.ones(3, bool), higher_is_better=False)
         array([-0.5, -1.5,  nan])
     """
-    scores = np.array(to_numpy(values), dtype=np.float64)
+    scores, num_classes = np.array(to_numpy(values), dtype=np.float64), takes_part.size
     if scores.shape != (num_classes,):
         raise ValueError(f"{name} must have one value per class, shape ({num_classes},), got shape {scores.shape}.")
     if counts is not None:
         samples = np.asarray(to_numpy(counts))
         if samples.shape != (num_classes,):
             raise ValueError(f"counts must have one number per class, shape ({num_classes},), got {samples.shape}.")
+        if not (samples >= 0).all():
+            raise ValueError(f"counts must be at least 0, got {samples[~(samples >= 0)][0]}.")
         scores[samples == 0] = np.nan
+    scores[~takes_part] = np.nan
     known = scores[~np.isnan(scores)]
-    if higher_is_better and ((known < 0) | (known > 1)).any():
-        raise ValueError(
-            f"{name} must lie in [0, 1], got {known.min():g} to {known.max():g}. Divide percentages by 100."
-        )
-    if not higher_is_better:
+    if higher_is_better:
+        if ((known < -_ROUNDING) | (known > 1.0 + _ROUNDING)).any():
+            raise ValueError(
+                f"{name} must lie in [0, 1], got {known.min():g} to {known.max():g}. Divide percentages by 100."
+            )
+        scores = scores.clip(0.0, 1.0)
+    else:
         if (known < 0).any() or np.isinf(known).any():
             raise ValueError(f"{name} must be finite and at least 0, got {known.min():g} to {known.max():g}.")
         scores = -scores / (known.mean() if known.any() else 1.0)

@@ -96,7 +96,8 @@ class FairSampling(Callback):
             :func:`~lightning_fair.monitoring.class_metrics.find_class_values`), which is read after each validation
             and averaged over the ranks. ``self.fair_feedback(values)`` of the mixin takes its place.
         feedback_mode: Whether higher values of that metric are better (``"max"``) or worse. None: known by its name.
-        feedback_to: ``"draw"``: classes that do badly are drawn more often. ``"objective"``: the reference moves.
+        feedback_to: ``"draw"``: classes that do badly are drawn more often. ``"objective"``: the reference moves. None:
+            as the preset says, and the objective for a metric.
         feedback_gain: Gain of a validation metric in the objective, at least 0.
         max_repeats: With ``"auto"``: how often a sample of the rarest class is drawn in the whole training, at most (if
             even the prior draws it more often, ``t = 1``); at least 1. The log has ``t`` and the expected repeats.

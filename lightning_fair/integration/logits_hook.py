@@ -33,7 +33,7 @@ def set_up_correction(run: Run, pl_module: L.LightningModule) -> None:
     if not (has_mixin or has_hook):
         warn_of_no_mixin(pl_module, settings)
         return
-    step = StepCorrection(run.source.controller.num_classes, pl_module.device, settings, noun=run.noun)
+    step = StepCorrection(run.source.controller, pl_module.device, settings, noun=run.noun)
     run.step_correction = step
     if has_mixin:
         pl_module._step_correction = step  # type: ignore[assignment]

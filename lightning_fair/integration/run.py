@@ -162,9 +162,10 @@ class Run:
         """Count a batch that was trained on, and return the statistics of its weights."""
         assert self.source is not None
         settings, weights = self.settings, BatchWeights(int(draw.counts.sum()))
+        max_weight = self.source.controller.max_weight
         per_class = None if self.step_correction is None else self.step_correction.class_weights
         if per_class is not None:
-            mass = clipped_mass(draw.weight_reference, draw.probs, settings.max_weight, exponent=settings.exponent)
+            mass = clipped_mass(draw.weight_reference, draw.probs, max_weight, exponent=settings.exponent)
             weights = BatchWeights.summarize(per_class, draw.counts, mass, normalize=settings.normalize)
         self.totals.add(weights, self.source.controller.horizon)
         return weights

@@ -90,12 +90,16 @@ class FairSettings:
             if name == "preset" and self.preset in PRESETS:
                 for key, value in asdict(PRESETS[self.preset]).items():
                     if getattr(self, key) is None:
-                        object.__setattr__(self, key, value)
+                        is_of_metric = key == "feedback_to" and self.feedback != "train"
+                        object.__setattr__(self, key, "objective" if is_of_metric else value)
             if getattr(self, name) not in choices:
                 allowed = ", ".join(repr(choice) for choice in choices[:-1])
                 raise ValueError(f"{name} must be {allowed} or {choices[-1]!r}, got {getattr(self, name)!r}.")
-        if isinstance(self.reference, str) and self.reference not in ("target", "uniform", "prior", "sqrt"):
-            raise ValueError(f"reference must be 'target', 'uniform', 'prior' or a mix, got {self.reference!r}.")
+        is_name, ref = isinstance(self.reference, str), self.reference
+        if (is_name and ref not in ("target", "uniform", "prior", "sqrt")) or not (
+            is_name or isinstance(ref, Mapping) or np.ndim(ref) == 1  # type: ignore[arg-type]
+        ):
+            raise ValueError(f"reference must be 'target', 'uniform', 'prior', a vector or a mapping, got {ref!r}.")
         check_max_weight(self.max_weight)
         check_at_least_zero("feedback_gain", self.feedback_gain)
         if not self.max_repeats >= 1:
@@ -162,7 +166,7 @@ class FairSettings:
     def has_default_law(self) -> bool:
         """Whether the law and the target are the defaults."""
         default = FairSettings()
-        names = ("target_probs", "reference", "feedback_to", *_LAW)
+        names = ("target_probs", "reference", *_LAW, *_OBJECTIVE)
         return all(np.array_equal(getattr(self, name), getattr(default, name)) for name in names)
 
     @property

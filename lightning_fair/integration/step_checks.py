@@ -47,7 +47,17 @@ def check_reference(controller: FeedbackController, settings: FairSettings, name
     Raises:
         ValueError: If a class is drawn, has no share of the reference, and the logits are corrected.
     """
-    base = controller.objective.base
+    base, moves = controller.objective.base, controller.objective.feedback_to == "objective"
+    if settings.correction == "none" and (base is not None or (moves and controller.feeds_train_losses)):
+        rank_zero_warn(
+            "With correction='none' the loss stands for the mix that is drawn, so reference and "
+            "feedback_to='objective' have no effect. Set correction='weights' or 'logits', or leave them out."
+        )
+    elif moves and controller.objective.feedback == "train" and not controller.lambda2:
+        rank_zero_warn(
+            "feedback_to='objective' has no effect: training losses move the reference by lambda2, which is 0. Set "
+            "lambda2=0.25, or feedback='val/recall' or another metric."
+        )
     if base is None:
         return
     targets = np.stack([controller.target_at(0.0), controller.target_at(1.0)])
@@ -59,11 +69,11 @@ def check_reference(controller: FeedbackController, settings: FairSettings, name
             "gives its samples no weight."
         )
     weights = np.max([class_weights(base, q, exponent=settings.exponent) for q in targets], axis=0)
-    if settings.correction == "weights" and weights.max() > settings.max_weight * (1.0 + 1e-9):
+    if settings.correction == "weights" and weights.max() > controller.max_weight * (1.0 + 1e-9):
         largest = weights == weights.max()
         rank_zero_warn(
             f"The reference gives {_first(largest, names)} {weights.max():.4g} times the share of its target, so its "
-            f"weights are clipped at max_weight={settings.max_weight:g}, and the loss stands for less of it "
+            f"weights are clipped at max_weight={controller.max_weight:g}, and the loss stands for less of it "
             f"(fair/clipped_mass). Bring target_probs nearer to the reference, set correction='logits', or set "
             f"max_weight={np.ceil(weights.max()):g}."
         )

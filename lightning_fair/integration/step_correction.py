@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from lightning_fair.common.arrays import Floats
+from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import Draw
 from lightning_fair.control.weights import class_weights, logit_adjustment
 from lightning_fair.integration.settings import FairSettings
@@ -23,9 +24,9 @@ class StepCorrection:
     every time. No method makes the device wait for the host. A copy or a pickle corrects nothing until it is started.
 
     Args:
-        num_classes: Number of classes ``K``.
+        controller: Has the largest weight, and says whether training losses are fed back, and to where.
         device: Device of the losses.
-        settings: Say how to correct, and whether training losses are fed back, and to where.
+        settings: Say how to correct.
         noun: Word for a class in messages, ``"class"`` or ``"group"``.
 
     Attributes:
@@ -37,10 +38,14 @@ class StepCorrection:
         hooked: Name of the submodule whose output a hook adjusts; None without a hook.
     """
 
-    def __init__(self, num_classes: int, device: torch.device, settings: FairSettings, *, noun: str = "class") -> None:
-        self.num_classes, self.settings, self.noun = num_classes, settings, noun
+    def __init__(
+        self, controller: FeedbackController, device: torch.device, settings: FairSettings, *, noun: str = "class"
+    ) -> None:
+        self.num_classes, self.max_weight = controller.num_classes, controller.max_weight
+        self.settings, self.noun, num_classes = settings, noun, controller.num_classes
         self.adjusts_logits = settings.correction == "logits"
-        self.sums_cross_entropy = self.adjusts_logits and settings.feeds_train_losses
+        self.sums_cross_entropy = self.adjusts_logits and controller.feeds_train_losses
+        self._feeds_adjusted = controller.objective.feedback_to == "objective"
         self.class_weights: Floats | None = None
         self.is_open = self.got_labels = False
         self.hooked: str | None = None
@@ -62,7 +67,7 @@ class StepCorrection:
             self._offset.copy_(logit_adjustment(draw.probs, draw.reference), non_blocking=True)
         elif settings.correction == "weights":
             self.class_weights = class_weights(
-                draw.weight_reference, draw.probs, settings.max_weight, exponent=settings.exponent
+                draw.weight_reference, draw.probs, self.max_weight, exponent=settings.exponent
             )
             self._weights.copy_(torch.from_numpy(self.class_weights).float(), non_blocking=True)
         self._labels = labels.to(self._weights.device, torch.int64, non_blocking=True)
@@ -98,7 +103,7 @@ class StepCorrection:
             return adjusted
         self._sums[1, -1] += 1
         if self.sums_cross_entropy:
-            z = (adjusted if self.settings.feedback_to == "objective" else logits).detach()
+            z = (adjusted if self._feeds_adjusted else logits).detach()
             if is_single:
                 z = torch.stack((torch.zeros_like(z), z), -1).flatten(0, -2)
             caller = "adjusted_logits" if self.hooked is None else self.hooked

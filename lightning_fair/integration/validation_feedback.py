@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _MAX_SHOWN = 10  # names in a message
 _IS_DUE = "fair_validation_is_due"  # in a checkpoint
-_ROUNDING = 1e-5  # by which a rate may exceed 1
 
 
 class ValidationFeedback:
@@ -130,8 +129,8 @@ class ValidationFeedback:
         checkpoint[_IS_DUE] = is_validation_due(self._trainer) and not has_validated
 
     def _report(self, values: Floats) -> None:
-        if self._is_rate:
-            values = np.where(np.abs(values - 1.0) < _ROUNDING, 1.0, values)
+        if self._controller.objective.feedback == "train":
+            return  # a FairStream's own controller, which was warned of
         self._run.flush_reports()  # so that the values take effect at the same draw on every device
         try:
             self._controller.report_validation(values, higher_is_better=self._is_rate)

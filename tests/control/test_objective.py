@@ -18,11 +18,12 @@ from lightning_fair.control.objective import validation_scores
 from lightning_fair.schedules import Linear, Shift
 
 RECALL = [0.9, 0.5, 0.4]
+LATER = [0.1, math.nan, 0.8]
 
 
 def validated(**settings):
     """Return a controller whose reference validations move."""
-    return FeedbackController(3, **{"feedback": "validation", "feedback_to": "objective", **settings})
+    return FeedbackController(**{"num_classes": 3, "feedback": "validation", "feedback_to": "objective", **settings})
 
 
 def train(controller, batches=1, losses=None):
@@ -263,11 +264,36 @@ def test_validation_is_fed_back_to_the_draw():
     np.testing.assert_allclose(controller.get_reference(), 1 / 3, rtol=1e-12)
 
 
-def test_validation_is_only_recorded_if_losses_are_fed_back():
-    controller = FeedbackController(3, lambda2=0.3, feedback_to="objective")
-    train(controller)
-    controller.report_validation(RECALL)
-    np.testing.assert_allclose(controller.reference, 1 / 3, rtol=1e-12)
+def test_validation_is_refused_if_losses_are_fed_back():
+    with pytest.raises(RuntimeError, match=r"follows training losses.*feedback='validation'"):
+        FeedbackController(3, lambda2=0.3, feedback_to="objective").report_validation(RECALL)
+
+
+def test_class_outside_of_the_objective_takes_no_part():
+    """The loss of a class that the loss does not stand for changes nothing, however large it is."""
+    outside = validated(target_probs=[0.5, 0.5, 0.0], num_classes=3)
+    alone = validated(target_probs=[0.5, 0.5], num_classes=2)
+    for controller, values in ((outside, [1.0, 2.0, 50.0]), (alone, [1.0, 2.0])):
+        for _ in range(40):
+            controller.step_update([0, 1])
+            controller.report_validation(values, higher_is_better=False)
+        controller.step_update([0, 1])
+    np.testing.assert_allclose(outside.reference, [*alone.reference, 0.0])
+
+
+def test_large_gain_leaves_a_mix():
+    """However far feedback moves the classes apart, the reference is a class mix."""
+    controller = validated(target_probs=[0.5, 0.5, 0.0], feedback_gain=2000.0)
+    for _ in range(40):
+        controller.step_update([0, 1])
+        controller.report_validation([0.9, 0.5, 0.0])
+    np.testing.assert_allclose(controller.reference, [0.0, 1.0, 0.0], atol=1e-12)
+
+
+def test_rounded_rates_are_accepted():
+    """A mean in single precision may exceed 1 by its rounding."""
+    scores = validation_scores([1.0000001, -1e-7, 0.5], None, np.ones(3, bool), higher_is_better=True)
+    assert scores.tolist() == [1.0, 0.0, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -275,6 +301,8 @@ def test_validation_is_only_recorded_if_losses_are_fed_back():
     [
         ([0.5, 0.5], None, True, r"values must have one value per class, shape \(3,\), got shape \(2,\)"),
         (0.5, None, True, r"shape \(3,\), got shape \(\)"),
+        ([0.5, 0.5, 0.5], [1, 1, -1], True, r"counts must be at least 0, got -1"),
+        ([0.5, 0.5, 0.5], [1, 1, math.nan], True, r"counts must be at least 0, got nan"),
         ([0.5, 0.5, 0.5], [1, 1], True, r"counts must have one number per class, shape \(3,\), got \(2,\)"),
         ([0.5, 0.5, 50.0], None, True, r"values must lie in \[0, 1\], got 0\.5 to 50\. Divide percentages by 100"),
         ([0.5, 0.5, -0.1], None, True, r"values must lie in \[0, 1\], got -0\.1 to 0\.5"),
@@ -295,7 +323,7 @@ def test_invalid_validation_changes_nothing(values, counts, higher_is_better, me
 def test_losses_of_zero_are_no_difference():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        scores = validation_scores([0.0, 0.0, math.nan], None, 3, higher_is_better=False)
+        scores = validation_scores([0.0, 0.0, math.nan], None, np.ones(3, bool), higher_is_better=False)
     assert scores.tolist()[:2] == [0.0, 0.0]
 
 
@@ -303,12 +331,12 @@ def test_losses_of_zero_are_no_difference():
 
 
 def busy(**settings):
-    """Return a controller with a validation that has taken effect, one on its way, and a draw in flight."""
+    """Return a controller with feedback that has taken effect, some on its way, and a draw in flight."""
     controller = validated(**{"lambda2": 0.3, "horizon": 16, "feedback_delay": 3, "reference": "uniform", **settings})
-    train(controller, 5, losses=[1.0, 1.0, 2.0, 2.0, 4.0, 4.0])
-    controller.report_validation(RECALL)
-    train(controller, 4, losses=[1.0, 2.0, 2.0, 2.0, 4.0, 3.0])
-    controller.report_validation([0.1, math.nan, 0.8])
+    for losses, recalls in (([1.0, 1.0, 2.0, 2.0, 4.0, 4.0], RECALL), ([1.0, 2.0, 2.0, 2.0, 4.0, 3.0], LATER)):
+        train(controller, 5, losses=losses)
+        if settings.get("feedback") != "train":
+            controller.report_validation(recalls)
     make_draw(controller, [3, 2, 1])
     return controller
 
@@ -334,7 +362,7 @@ def test_loaded_state_continues_exactly(settings):
     for number in range(6):
         for each in (controller, other):
             each.step_update([0, 1, 2], [1.0, 2.0, 1.0 + number])
-            if number % 2:
+            if number % 2 and settings.get("feedback") != "train":
                 each.report_validation([0.5, 0.1 * number, 0.2])
             moved.append((make_draw(each, [2, 2, 2]).reference, each.in_flight[-1].probs))
         assert same(other.state_dict(), controller.state_dict())
@@ -417,3 +445,11 @@ def test_skipped_classes_share_out_their_reference():
     assert logit_adjustment(controller.next_probs(), controller.reference)[0] == 0.0
     with pytest.raises(ValueError, match=r"Every class of the reference lacks samples"):
         FeedbackController(3, reference=[1.0, 0.0, 0.0]).skip_classes(np.array([True, False, False]))
+
+
+def test_tilt_of_other_feedback_is_left_out():
+    """A training that goes on with another kind of feedback begins with the reference as it was given."""
+    state = busy(feedback="train").state_dict()
+    other = validated(horizon=16, reference="uniform")
+    other.load_state_dict(state)
+    np.testing.assert_allclose(other.reference, 1 / 3, rtol=1e-12)

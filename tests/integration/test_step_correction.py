@@ -11,6 +11,7 @@ import torch
 from lightning_helpers import warnings_about  # noqa: F401  (and its one thread)
 from torch.nn import functional as F
 
+from lightning_fair import FeedbackController
 from lightning_fair.integration.settings import FairSettings
 from lightning_fair.integration.step_correction import StepCorrection, copy_to_host
 
@@ -27,7 +28,10 @@ def draw_of(probs, reference_mix, weight_reference=None):
 
 
 def started(labels=LABELS, noun="class", draw=None, K=3, **settings):
-    step = StepCorrection(K, torch.device("cpu"), FairSettings(**settings), noun=noun)
+    of_law = {name: settings[name] for name in ("lambda2", "max_weight", "feedback_to") if name in settings}
+    feedback = "train" if settings.get("feedback", "train") == "train" else "validation"
+    controller = FeedbackController(K, feedback=feedback, **of_law)
+    step = StepCorrection(controller, torch.device("cpu"), FairSettings(**settings), noun=noun)
     step.start(draw or draw_of(np.ones(K), WEIGHTS), torch.tensor(labels))
     return step
 
@@ -365,7 +369,7 @@ def test_host_copy():
 @pytest.mark.parametrize("correction", ["weights", "logits"])
 def test_step_does_not_wait_for_gpu(correction):
     """No part of a step makes the host wait for the GPU."""
-    step = StepCorrection(3, torch.device("cuda"), FairSettings(correction=correction, lambda2=0.3))
+    step = StepCorrection(FeedbackController(3, lambda2=0.3), torch.device("cuda"), FairSettings(correction=correction))
     logits = torch.randn(5, 3, device="cuda", requires_grad=True)
     step.start(draw_of(PROBS, REFERENCE), torch.tensor(LABELS))
     torch.cuda.synchronize()
