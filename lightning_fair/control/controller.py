@@ -152,12 +152,11 @@ class FeedbackController(DrawsInFlight):
         # The largest target on the way has the shortest horizon, and so the smallest stable gain.
         smallest, largest = self._target.smallest_range
         horizon = law.default_horizon(largest, batch_size) if self._horizon is None else self._horizon
-        lambda2 = self.lambda2 if self.objective.feedback_to == "draw" else 0.0
-        law.check_gain(max(self.alpha.extremes), self.lambda1, lambda2, horizon, smallest)
-        if lambda2 and steps_per_epoch is not None and horizon > steps_per_epoch:
+        law.check_gain(max(self.alpha.extremes), self.lambda1, self._draw_lambda2, horizon, smallest)
+        if self._draw_lambda2 and steps_per_epoch is not None and horizon > steps_per_epoch:
             warnings.warn(
-                f"Losses are fed back to the draw with a horizon of {horizon:g} batches, longer than an epoch of "
-                f"{steps_per_epoch}, so they will hardly act. Set a shorter horizon, or feedback_to='objective', which "
+                f"Feedback moves the draw over a horizon of {horizon:g} batches, longer than an epoch of "
+                f"{steps_per_epoch}, so it will act slowly. Set a shorter horizon, or feedback_to='objective', which "
                 "does not depend on it.",
                 stacklevel=4,
             )
@@ -356,6 +355,7 @@ class FeedbackController(DrawsInFlight):
             )
         self.objective.check_state(state["objective"])
         self._target.load_state_dict(state["target"])
+        self.bind_batch(self.batch_size)  # an automatic target is that of the state now
         self.objective.load_state_dict(state["objective"])
         self.draws, self.epoch = int(state["draws"]), int(state["epoch"])
         for name in _ARRAYS:
@@ -377,8 +377,12 @@ class FeedbackController(DrawsInFlight):
 
     def _logits(self, alpha: float) -> Floats:
         """Return the logits of the next draw before the floor, a new array; override it for another law."""
-        lambda2 = self.lambda2 if self.objective.feedback_to == "draw" else 0.0
-        return law.draw_logits(self._target.log_q, self.deficits, self.loss_score, alpha, self.lambda1, lambda2)
+        weights = self.lambda1, self._draw_lambda2
+        return law.draw_logits(self._target.log_q, self.deficits, self.loss_score, alpha, *weights)
+
+    @property
+    def _draw_lambda2(self) -> float:
+        return self.lambda2 if self.objective.feedback_to == "draw" else 0.0
 
     @property
     def _z(self) -> Floats:
@@ -391,7 +395,7 @@ class FeedbackController(DrawsInFlight):
         if total:
             # A new array each time: draws keep the old ones.
             self.trained_mix = law.moving_average(self.trained_mix, counts / total, self.horizon)
-            if self.lambda2 and self.objective.feedback_to == "draw":
+            if self._draw_lambda2:
                 self.loss_score = law.moving_average(self.loss_score, self._z, self.horizon)
         self.draws += 1
 

@@ -61,13 +61,14 @@ class FairSampling(Callback):
 
     What they cost: ``"balanced"`` repeats the samples of rare classes, in a long training until they are learned by
     heart. ``"deferred"`` hardly trains on rare classes before the last fifth. ``"long_tail"`` needs a softmax cross
-    entropy, and frequent classes lose some accuracy. ``"worst_class"`` loses a little more of the mean accuracy, and if
-    its validation samples have to be held out of few, about two points; then set ``feedback="train"``, for the training
-    losses with ``lambda2=0.25``. ``"calibrated"`` has the data's probabilities: its likeliest class is not balanced.
+    entropy, and frequent classes lose some accuracy. ``"worst_class"`` can lose a little of the mean accuracy. If its
+    validation samples are taken out of scarce training data, that costs about two percentage points; then set
+    ``feedback="train"``, for the training losses with ``lambda2=0.25``. ``"calibrated"`` has the data's probabilities:
+    its likeliest class is not balanced.
 
     Args:
-        alpha: Gain of the feedback, at least 0, or a schedule (:mod:`lightning_fair.schedules`). The first seven
-            arguments are those of :class:`~lightning_fair.FeedbackController`, which has the formulas.
+        alpha: Gain of the feedback, at least 0, or a schedule (:mod:`lightning_fair.schedules`).
+            :class:`~lightning_fair.FeedbackController` has the formulas.
         target_probs: Class mix that batches are steered to: ``"uniform"``, ``"sqrt"``, ``"prior"``, a vector of shape
             ``(K,)``, a mapping from class (its number, its name, or its label in the data if labels are numbered) to
             probability, or a :class:`~lightning_fair.schedules.Shift` between two. Or ``"auto"``: ``prior ** t`` with
@@ -75,14 +76,15 @@ class FairSampling(Callback):
             known, ``"uniform"`` for a stream. Or ``"deferred"``: the prior, but uniform in the last fifth of batches.
         preset: Name in the table. It decides the arguments of the table, and ``lambda2``, where they are None.
         lambda1: Weight of the deficit, at least 0.
-        lambda2: Weight of the class losses, at least 0. It needs the mixin, or ``correction="logits"``.
+        lambda2: Weight of the class losses, at least 0; in the draw, also of a metric. Training losses need the mixin,
+            or ``correction="logits"``.
         max_weight: Largest importance weight, at least 1. Draws are mixed with the target so that it holds without
             bias; weights are clipped only where a draw cannot keep it.
         min_prob: Smallest probability of a class, in ``[0, 1/K)``, in addition.
         horizon: Memory of the trained mix in batches, at least 1. None: chosen from the target and the batch size.
         loss_ema_decay: Memory of the class losses, in ``[0, 1)``.
-        reference: Class mix that the loss stands for: ``"target"``, ``"uniform"``, ``"prior"``, or a mix as for
-            ``target_probs``.
+        reference: Class mix that the loss stands for: ``"target"``, ``"uniform"``, ``"prior"``, ``"sqrt"``, a vector or
+            a mapping.
         correction: ``"weights"``: each loss is multiplied by ``reference[y] / p[y]``. ``"logits"``:
             ``log(p / reference)`` is added to the logits in training. ``"none"``: the loss stands for the drawn mix.
         logits: With ``correction="logits"``: name of the submodule whose output are the logits, such as ``"model.fc"``.

@@ -26,7 +26,7 @@ from lightning_fair.control.target import (
     resolve_target,
     target_endpoints,
 )
-from lightning_fair.integration.presets import PRESETS, Correction, PresetName
+from lightning_fair.integration.presets import PRESETS, Correction, Preset, PresetName
 from lightning_fair.integration.training_length import is_auto, resolve_target_name
 from lightning_fair.integration.unsaved_labels import UnsavedLabels, is_picklable
 from lightning_fair.monitoring.class_metrics import Mode, feedback_mode
@@ -86,12 +86,8 @@ class FairSettings:
     resume: Resume = "continue"
 
     def __post_init__(self) -> None:
+        self._apply_preset()
         for name, choices in _CHOICES.items():
-            if name == "preset" and self.preset in PRESETS:
-                for key, value in asdict(PRESETS[self.preset]).items():
-                    if getattr(self, key) is None:
-                        is_of_metric = key == "feedback_to" and self.feedback != "train"
-                        object.__setattr__(self, key, "objective" if is_of_metric else value)
             if getattr(self, name) not in choices:
                 allowed = ", ".join(repr(choice) for choice in choices[:-1])
                 raise ValueError(f"{name} must be {allowed} or {choices[-1]!r}, got {getattr(self, name)!r}.")
@@ -130,6 +126,12 @@ class FairSettings:
                 raise ValueError("class_names must differ: classes of one name would share their tags.")
         self._check_law()
 
+    def _apply_preset(self) -> None:
+        for name, value in asdict(PRESETS.get(self.preset, Preset())).items():  # an unknown name is refused later
+            if getattr(self, name) is None:
+                is_of_metric = name == "feedback_to" and self.feedback != "train"
+                object.__setattr__(self, name, "objective" if is_of_metric else value)
+
     def __copy__(self) -> FairSettings:
         return self  # nothing changes settings
 
@@ -151,11 +153,6 @@ class FairSettings:
     def has_chosen_labels(self) -> bool:
         """Whether the user chose the labels, so that they may be groups of the data set's classes."""
         return self.labels is not None and not (isinstance(self.labels, str) and self.labels == "scan")
-
-    @property
-    def steers_to_prior(self) -> bool:
-        """Whether the target is the data set's own class mix."""
-        return isinstance(self.target_probs, str) and self.target_probs == "prior"
 
     @property
     def feeds_train_losses(self) -> bool:

@@ -28,7 +28,8 @@ class WorkerTarget(NamedTuple):
     Attributes:
         mix: Class mix that the worker steers to, shape ``(K,)``.
         weight_scale: The worker's share of each class relative to the target's, shape ``(K,)``. Its mean over the
-            workers is one, so with ``w = weight_scale[y] * q[y] / p[y]`` their losses together represent ``q``.
+            workers is one, so with ``w = weight_scale[y] * reference[y] / p[y]`` their losses together represent the
+            reference.
     """
 
     mix: Floats

@@ -243,7 +243,7 @@ def test_gain_is_checked_for_the_shortest_horizon_on_the_way():
 
 
 def test_losses_with_a_long_horizon_are_told_once():
-    """Losses fed back to the draw with a horizon beyond the epoch hardly act; the remedies do."""
+    """Losses fed back to the draw with a horizon beyond the epoch act slowly; the remedies end the warning."""
     labels = np.arange(10).repeat(16)
     with pytest.warns(UserWarning, match=r"horizon of 125 batches, longer than an epoch of 20.*feedback_to") as caught:
         FeedbackBatchSampler(labels, 8, controller=FeedbackController(10, lambda2=0.3))
