@@ -55,8 +55,8 @@ class FairStream(IterableDataset[Any]):
     more of it. Each worker steers to its own mix; the mean of these mixes is the target as nearly as the buffers allow.
     The weights of the draws are scaled by the worker's share of the class, so that the losses of all workers together
     represent the reference. Such draws depend on the timing of the workers, and differ between runs. As long as no
-    worker is short of a class that another could supply, balancing is off, and each draw depends only on the seed and the
-    worker's own shard. Up to 64 workers are balanced, fewer above 5,000 classes. The log reports a class as missing
+    worker is short of a class that another could supply, balancing is off, and each draw depends only on the seed and
+    the worker's own shard. Up to 64 workers are balanced, fewer above 5,000 classes. The log reports a class as missing
     only if no worker has it.
 
     **Limits.** A rare class can have at most the share ``reads_per_sample * max_reuse * (share in the source)`` of the
