@@ -129,9 +129,9 @@ class Objective:
             is_same = theirs.size != ours.size or np.allclose(theirs, ours, rtol=0.0, atol=1e-9)
         if not is_same:
             raise ValueError(
-                f"In the state the loss stands for {describe_reference(theirs)}, with this controller for "
-                f"{describe_reference(ours)}. "
-                "Resume with the reference the checkpoint was made with, or start without the checkpoint."
+                f"The loss of the checkpoint stands for {describe_reference(theirs)}, that of this run for "
+                f"{describe_reference(ours)}. Resume with the reference the checkpoint was made with, or start without "
+                "the checkpoint."
             )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -36,8 +36,8 @@ def warn_of_no_mixin(pl_module: L.LightningModule, settings: FairSettings) -> No
     rank_zero_warn(
         f"The batches are balanced, but {name} {', and '.join(lacks)}. Inherit from ImportanceWeightedMixin and return "
         'self.weighted_loss(losses), with the losses of reduction="none". If the module stays as it is, '
-        "FairSampling(correction='logits', logits='model.fc') corrects the logits of the submodule model.fc, and "
-        "correction='none', lambda2=0.0 corrects nothing."
+        "FairSampling(correction='logits') corrects the outputs of its last linear layer (logits='model.fc' names one) "
+        f"and correction='none'{', lambda2=0.0' if settings.lambda2 else ''} corrects nothing."
     )
 
 

@@ -146,9 +146,10 @@ def describe_target(
         return f"the target moves from the prior to uniform at batch {_begin_balance(made_for or 0)} of {num_batches}"
     # Not the exponent for this length, if the training goes on from a shorter one.
     exponent = source.controller.state_dict()["target"]["exponent"]
-    power = f'target_probs="auto" is prior ** {exponent:.3g}'
+    name = {0.0: ' ("uniform")', 0.5: ' ("sqrt")', 1.0: ' ("prior")'}.get(exponent, "")
+    power = f'target_probs="auto" is prior ** {exponent:.3g}{name}'
     if num_batches is None:
-        return f'{power} ("sqrt"), because {_UNKNOWN}' if exponent == 0.5 else power
+        return f"{power}, because {_UNKNOWN}" if exponent == 0.5 else power
     repeats = expected_repeats(source.controller.q, source.class_counts, num_batches * source.global_batch_size)
     return f"{power}, which draws a sample of the rarest class about {repeats.max():.3g} times in {num_batches} batches"
 

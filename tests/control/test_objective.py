@@ -409,10 +409,10 @@ def test_reset_forgets_feedback():
 @pytest.mark.parametrize(
     ("theirs", "ours", "message"),
     [
-        ("prior", "uniform", r"loss stands for \[0\.9 .*with this controller for \[0\.3333.*Resume with the reference"),
-        ("uniform", [0.2, 0.2, 0.6], r"loss stands for \[0\.3333 .*with this controller for \[0\.2 0\.2 0\.6\]"),
-        ("target", "prior", r"loss stands for the target, with this controller for \[0\.9"),
-        ("prior", "target", r"loss stands for \[0\.9 .*with this controller for the target"),
+        ("prior", "uniform", r"checkpoint stands for \[0\.9 .*this run for \[0\.3333.*Resume with the reference"),
+        ("uniform", [0.2, 0.2, 0.6], r"checkpoint stands for \[0\.3333 .*this run for \[0\.2 0\.2 0\.6\]"),
+        ("target", "prior", r"checkpoint stands for the target, that of this run for \[0\.9"),
+        ("prior", "target", r"checkpoint stands for \[0\.9 .*this run for the target"),
     ],
 )
 def test_state_of_another_reference_is_refused(theirs, ours, message):

@@ -17,7 +17,11 @@ TARGET = [0.4, 0.3, 0.2, 0.1]
 def fair(data=None, steps=6, **settings):
     data = data or loader(**settings)
     sampler = FeedbackBatchSampler(
-        Indexed(), data.batch_size, steps, FeedbackController(4, TARGET), seed=int(settings.get("num_workers", 0))
+        Indexed(),
+        data.batch_size,
+        steps,
+        FeedbackController(4, TARGET, horizon=16),  # so that p moves
+        seed=int(settings.get("num_workers", 0)),
     )
     return make_fair(data, sampler)
 

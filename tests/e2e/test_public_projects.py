@@ -209,7 +209,7 @@ def test_one_sample_a_batch():
     volumes = DataLoader(data, batch_size=1, sampler=sampler, generator=generator, drop_last=True)
     with pytest.raises(ValueError, match=r"attribute 'labels'.*Pass labels="):
         train(FindsLesions(2), volumes, FairSampling())
-    fair = FairSampling(labels=lambda data: data.df["Lesion"] == 2, reference="prior")
+    fair = FairSampling(labels=lambda data: data.df["Lesion"] == 2, reference="prior", horizon=16)
     outcome = train(FindsLesions(2), volumes, fair, max_epochs=1, limit_train_batches=40)
     assert outcome.wrong() == []
     assert np.allclose(outcome.trained_mix(), 0.5)

@@ -758,7 +758,9 @@ def test_module_without_mixin_is_told_of_logits():
         (message,) = warned
         assert "ImportanceWeightedMixin" in message
         assert ("feeds no losses back" in message) == (lambda2 > 0)
-    assert "FairSampling(correction='logits', logits='model.fc')" in message
+    assert (
+        "FairSampling(correction='logits') corrects the outputs of its last linear layer (logits='model.fc'" in message
+    )
     assert "correction='none', lambda2=0.0" in message
     for settings in ({"correction": "logits"}, {"correction": "logits", "logits": "net"}, {"correction": "none"}):
         with warnings_about("The batches are balanced") as warned:

@@ -137,7 +137,8 @@ def test_auto_at_its_ends(max_repeats, exponent, messages):
     fair = FairSampling(target_probs="auto", max_repeats=max_repeats)
     fit(Weighted(), loader(), fair, max_epochs=2)
     np.testing.assert_allclose(fair.controller.q, power(exponent))
-    assert messages(f"is prior ** {exponent:.0f}, which draws")
+    name = ("uniform", "prior")[round(exponent)]
+    assert messages(f'is prior ** {exponent:.0f} ("{name}"), which draws')
 
 
 def test_auto_without_a_known_length(messages):
@@ -186,7 +187,7 @@ def test_longer_training_goes_on_with_its_target(tmp_path, messages):
     assert len(seen.targets) == 4 * BATCHES
     np.testing.assert_allclose(seen.targets, [short.controller.q] * (4 * BATCHES))
     exponent = auto_exponent(COUNTS, 4 * BATCHES * BATCH, 16)
-    assert f"prior ** {exponent:.3g}, which draws a sample" in messages("FairSampling steers")[1]
+    assert f'prior ** {exponent:.3g} ("uniform"), which draws a sample' in messages("FairSampling steers")[1]
     with pytest.raises(ValueError, match="The state steers to"):
         fit(Weighted(), loader(), FairSampling(target_probs="prior"), max_epochs=8, ckpt=path)
 
