@@ -61,10 +61,10 @@ class FairSampling(Callback):
 
     What they cost: ``"balanced"`` repeats the samples of rare classes, in a long training until they are learned by
     heart. ``"deferred"`` hardly trains on rare classes before the last fifth. ``"long_tail"`` needs a softmax cross
-    entropy, and frequent classes lose some accuracy. ``"worst_class"`` can lose a little of the mean accuracy. If its
-    validation samples are taken out of scarce training data, that costs about two percentage points; then set
-    ``feedback="train"``, for the training losses with ``lambda2=0.25``. ``"calibrated"`` has the data's probabilities:
-    its likeliest class is not balanced.
+    entropy, and frequent classes lose some accuracy. ``"worst_class"`` can lose a little of the mean accuracy, and needs
+    about ten validations to settle. If its validation samples are taken out of scarce training data, that costs about
+    two percentage points; then set ``feedback="train"``, for the training losses with ``lambda2=0.25``.
+    ``"calibrated"`` has the data's probabilities: its likeliest class is not balanced.
 
     Args:
         alpha: Gain of the feedback, at least 0, or a schedule (:mod:`lightning_fair.schedules`).

@@ -143,7 +143,7 @@ def _update_sampler(run: Run, trainer: L.Trainer | None, users_loader: Any) -> b
                 )
             run.has_warned_of_change = True
         else:
-            rank_zero_warn(f"{change}: FairSampling starts over, without the trained mix and the class losses so far.")
+            rank_zero_warn(f"{change}: FairSampling starts over, without the trained mix and the feedback so far.")
             run.totals, run.step_checks = RunTotals(), StepChecks()
     if not has_same_labels:
         _make_label_check(run, loader.dataset, were_numbered=labels.values is not None)
