@@ -61,9 +61,9 @@ class FairSampling(Callback):
 
     What they cost: ``"balanced"`` repeats the samples of rare classes, in a long training until they are learned by
     heart. ``"deferred"`` hardly trains on rare classes before the last fifth. ``"long_tail"`` needs a softmax cross
-    entropy, and frequent classes lose some accuracy. ``"worst_class"`` can lose a little of the mean accuracy, and needs
-    about ten validations to settle. If its validation samples are taken out of scarce training data, that costs about
-    two percentage points; then set ``feedback="train"``, for the training losses with ``lambda2=0.25``.
+    entropy, and frequent classes lose some accuracy. ``"worst_class"`` can lose a little of the mean accuracy, and
+    needs about ten validations to settle. If its validation samples are taken out of scarce training data, that costs
+    about two percentage points; then set ``feedback="train"``, for the training losses with ``lambda2=0.25``.
     ``"calibrated"`` has the data's probabilities: its likeliest class is not balanced.
 
     Args:
@@ -120,9 +120,9 @@ class FairSampling(Callback):
         dataloader: Key or position of the loader to make fair, if there are several training loaders.
         steps_per_epoch: Batches of an epoch. None: the length of the loader.
         empty_classes: If a class with a target has no samples: ``"error"``, or ``"skip"`` to draw the others.
-        feedback_delay: Batches after which a loss takes effect, at least 1. If it is larger than the number of batches
-            drawn ahead (``num_workers * prefetch_factor``), the batches do not depend on that number. None: the delay
-            of the checkpoint on resume, else 16, or more if the loader draws further ahead.
+        feedback_delay: Batches after which a loss or a validation takes effect, at least 1. If it is larger than the
+            number of batches drawn ahead (``num_workers * prefetch_factor``), the batches do not depend on that number.
+            None: the delay of the checkpoint on resume, else 16, or more if the loader draws further ahead.
         seed: Seed of the draws, at least 0. None: that of ``seed_everything``, or else 0.
         resume: What ``fit(ckpt_path=...)`` takes from the checkpoint: ``"continue"``, the model and the state of the
             class mix, so that the batches are those of an uninterrupted run; other data, another batch size or another
