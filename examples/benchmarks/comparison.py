@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,9 @@ class CountDeficitController(FeedbackController):
         >>> controller.get_probs().round(2)
         array([0.27, 0.73])
     """
+
+    def __init__(self, *args: Any, max_weight: float = math.inf, min_prob: float = 1e-6, **settings: Any) -> None:
+        super().__init__(*args, max_weight=max_weight, min_prob=min_prob, **settings)
 
     def reset(self) -> None:
         """Forget every draw and every report; the settings stay."""
@@ -61,8 +65,9 @@ class CountDeficitController(FeedbackController):
         super().load_state_dict(state)
         self.deficit_counts = np.array(state["deficit_counts"])
 
-    def _check_gain(self) -> None:
-        pass
+    def bind_batch(self, batch_size: int, steps_per_epoch: int | None = None) -> None:  # noqa: ARG002
+        """Set the samples of a batch, without a check of the gain."""
+        self.batch_size = batch_size
 
     def _logits(self, alpha: float) -> Floats:
         logits: Floats = alpha * (self.lambda1 * self.deficit_counts + self.lambda2 * np.nan_to_num(self.ema_loss))
