@@ -60,7 +60,8 @@ class LogitsHook:
                 f"The output of {self.step.hooked} must be a floating point tensor of logits, got {kind}. Name the "
                 "submodule whose output are the logits: FairSampling(logits=...)."
             )
-        return self.step.adjust(output)
+        outputs = getattr(module, "out_features", None)  # of one sample, two logits look as one logit of two
+        return self.step.adjust(output, outputs=outputs)
 
 
 def hook_logits(pl_module: L.LightningModule, name: str | None, step: StepCorrection) -> None:

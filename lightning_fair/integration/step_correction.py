@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils.hooks import RemovableHandle
 
 from lightning_fair.common.arrays import Floats
@@ -36,6 +37,8 @@ class StepCorrection:
         is_open: Whether a training step is in progress.
         got_labels: Whether labels were passed to ``mean``.
         hooked: Name of the submodule whose output a hook adjusts; None without a hook.
+        nodes: Nodes of the graph whose outputs are the adjusted logits of the current batch; none of them is within a
+            compiled function or a transform of ``torch.func``.
     """
 
     def __init__(
@@ -45,10 +48,12 @@ class StepCorrection:
         self.settings, self.noun, num_classes = settings, noun, controller.num_classes
         self.adjusts_logits = settings.correction == "logits"
         self.sums_cross_entropy = self.adjusts_logits and controller.feeds_train_losses
+        self._feeds_losses = controller.feeds_train_losses
         self._feeds_adjusted = controller.objective.feedback_to == "objective"
         self.class_weights: Floats | None = None
         self.is_open = self.got_labels = False
         self.hooked: str | None = None
+        self.nodes: list[Any] = []
         self._handle: RemovableHandle | None = None
         self._weights = torch.ones(num_classes, device=device)
         self._offset = torch.zeros(num_classes, device=device)
@@ -58,7 +63,7 @@ class StepCorrection:
         self._sums = torch.zeros(3, num_classes + 1, device=device)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "is_open": False, "_handle": None}
+        return {**vars(self), "is_open": False, "nodes": [], "_handle": None}
 
     def start(self, draw: Draw, labels: Tensor) -> None:
         """Begin the batch of a draw, whose samples have these labels, shape ``(batch,)``."""
@@ -72,6 +77,7 @@ class StepCorrection:
             self._weights.copy_(torch.from_numpy(self.class_weights).float(), non_blocking=True)
         self._labels = labels.to(self._weights.device, torch.int64, non_blocking=True)
         self._sums.zero_()
+        self.nodes.clear()
         self.is_open = True
 
     def mean(self, losses: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -91,27 +97,70 @@ class StepCorrection:
             self._add(losses.detach(), y)
         return (weights * losses).mean()
 
-    def adjust(self, logits: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the logits plus their offsets; if training losses are fed back, sum the cross entropy."""
-        is_single = self.num_classes == 2 and (logits.ndim == 1 or logits.shape[1:] == (1,))
+    def adjust(self, logits: Tensor, labels: Tensor | None = None, *, outputs: int | None = None) -> Tensor:
+        """Return the logits plus their offsets; if training losses are fed back, sum the cross entropy.
+
+        ``outputs`` is the number of outputs of the layer that returned the logits, if that is known.
+        """
+        is_single = self._is_single(logits, labels, outputs)
         if not is_single and logits.shape[-1:] != (self.num_classes,):
             raise ValueError(self._describe_wrong_shape(logits))
         # Of one dimension in any case, so that the sum has its precision.
         offset = self._offset[1:] - self._offset[:1] if is_single else self._offset
         adjusted = logits + offset
-        if _is_recomputed():
-            return adjusted
-        self._sums[1, -1] += 1
-        if self.sums_cross_entropy:
-            z = (adjusted if self._feeds_adjusted else logits).detach()
-            if is_single:
-                z = torch.stack((torch.zeros_like(z), z), -1).flatten(0, -2)
-            caller = "adjusted_logits" if self.hooked is None else self.hooked
-            y = self._labels_of(z, labels, caller, "logits")
-            costs = -z.float().log_softmax(-1)
-            costs = costs.flatten(1, -2).mean(1) if z.ndim > 2 else costs
-            self._add(costs.gather(1, y[:, None])[:, 0], y)
+        if not _is_recomputed():
+            self._count_logits(adjusted)
+            if self.sums_cross_entropy:
+                z = adjusted if self._feeds_adjusted else logits
+                self._add_cross_entropy(z.detach(), labels, is_single=is_single)
         return adjusted
+
+    def _is_single(self, logits: Tensor, labels: Tensor | None, outputs: int | None) -> bool:
+        """Return whether there is one logit for each sample, that of class 1 of two."""
+        if self.num_classes != 2:
+            return False
+        if logits.shape != (2,) or outputs in (1, 2):
+            return outputs != 2 and (logits.ndim == 1 or logits.shape[1:] == (1,))
+        n = self._labels.shape[0] if labels is None else labels.shape[0]
+        if n != 2:
+            raise ValueError(
+                f"{self._place()} logits of shape (2,) are two logits of one sample or one logit of two samples, and "
+                f"the batch has {n} samples. Write logits[None], shape (1, 2), or logits[:, None], shape (2, 1)."
+            )
+        return True
+
+    def _count_logits(self, adjusted: Tensor) -> None:
+        if not _is_transformed():
+            self._sums[1, -1] += 1
+            if not torch.compiler.is_compiling() and adjusted.grad_fn is not None:
+                self.nodes.append(adjusted.grad_fn)
+            return
+        if self.sums_cross_entropy:
+            raise RuntimeError(self._describe_transform(self._caller()))
+        with temporarily_clear_interpreter_stack():  # it refuses to change a tensor from outside of it
+            self._sums[1, -1] += 1
+
+    def _add_cross_entropy(self, z: Tensor, labels: Tensor | None, *, is_single: bool) -> None:
+        if is_single:
+            z = torch.stack((torch.zeros_like(z), z), -1).flatten(0, -2)
+        z = z[None] if z.ndim == 1 else z
+        y = self._labels_of(z, labels, self._caller(), "logits")
+        costs = -z.float().log_softmax(-1)
+        costs = costs.flatten(1, -2).mean(1) if z.ndim > 2 else costs
+        self._add(costs.gather(1, y[:, None])[:, 0], y)
+
+    def _caller(self) -> str:
+        return "adjusted_logits" if self.hooked is None else self.hooked
+
+    def _place(self) -> str:
+        return "adjusted_logits:" if self.hooked is None else f"The output of {self.hooked}:"
+
+    def _describe_transform(self, caller: str) -> str:
+        return (
+            f"{caller} was called within a transform of torch.func (grad, vmap, ...), where the losses that are fed "
+            "back cannot be summed. Call it outside of the transform, or set FairSampling(correction='logits', "
+            "lambda2=0.0), or feedback='val/recall' or another metric of the validation."
+        )
 
     def _describe_wrong_shape(self, logits: Tensor) -> str:
         K, kinds = self.num_classes, plural(self.noun)
@@ -157,6 +206,10 @@ class StepCorrection:
     def _add(self, losses: Tensor, y: Tensor) -> None:
         if _is_recomputed():
             return
+        if _is_transformed():
+            if self._feeds_losses or self.settings.correction == "weights":
+                raise RuntimeError(self._describe_transform("weighted_loss"))
+            return
         values = losses.float()
         finite = torch.isfinite(values)
         counted = finite.float()
@@ -170,6 +223,7 @@ class StepCorrection:
         If no losses were summed, the samples are those of the batch.
         """
         self.is_open = False
+        self.nodes.clear()
         sums = self._sums.clone()
         if trained:
             ones = torch.ones(self._labels.shape, device=sums.device)
@@ -194,6 +248,11 @@ class StepCorrection:
 def _is_recomputed() -> bool:
     """Return whether this is within the backward pass, where a checkpointed function is computed again."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def _is_transformed() -> bool:
+    """Return whether this is within a transform of ``torch.func``, as ``grad`` or ``vmap``."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is not None
 
 
 def copy_to_host(value: Tensor) -> Callable[[], Tensor]:

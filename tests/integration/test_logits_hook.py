@@ -147,18 +147,19 @@ def test_only_fitting_layer_is_found():
     assert "FairSampling adjusts the logits of model.fc (6 -> 4)" in line
 
 
+class Binary(Watching):
+    """Has one or two logits for two classes."""
+
+    def training_step(self, batch, batch_idx):
+        x, y, index = batch
+        z = self.logits(x)
+        self.steps.append((index.tolist(), self.added))
+        return F.cross_entropy(z, y) if z.shape[1] == 2 else F.binary_cross_entropy_with_logits(z[:, 0], y.float())
+
+
 @pytest.mark.parametrize("outputs", [1, 2])
 def test_head_of_two_classes(outputs):
     """With two classes a layer with one or two outputs fits; one output gets the difference of the offsets."""
-
-    class Binary(Watching):
-        def training_step(self, batch, batch_idx):
-            x, y, index = batch
-            z = self.logits(x)
-            self.steps.append((index.tolist(), self.added))
-            loss = F.binary_cross_entropy_with_logits
-            return F.cross_entropy(z, y) if outputs == 2 else loss(z[:, 0], y.float())
-
     module = Binary(Net(outputs))
     with recorded_draws() as draws:
         fit(module, loader(Indexed((120, 40))), adjusting(logits=None, target_probs=(0.7, 0.3)))
@@ -168,6 +169,33 @@ def test_head_of_two_classes(outputs):
             np.testing.assert_allclose(added[:, 0], np.log(p[1] / p[0]), rtol=1e-4, atol=1e-5)
     else:
         assert_offsets(module.steps, draws, (0.5, 0.5))
+
+
+class OneByOne(nn.Module):
+    """Calls a network for one sample at a time."""
+
+    def __init__(self, net, how):
+        super().__init__()
+        self.net, self.how = net, how
+
+    def forward(self, x):
+        return torch.vmap(self.net)(x) if self.how == "vmap" else torch.stack([self.net(row) for row in x])
+
+
+@pytest.mark.parametrize("batch_size", [2, 8])
+@pytest.mark.parametrize("how", ["loop", "vmap"])
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_head_of_two_classes_for_one_sample(outputs, how, batch_size):
+    """The head may be called for one sample: its two outputs are two logits, and its one output is one."""
+    module = Binary(OneByOne(Net(outputs), how))
+    settings = {"logits": "model.net.fc", "target_probs": (0.7, 0.3)}
+    with recorded_draws() as draws:
+        fit(module, loader(Indexed((120, 40)), batch_size=batch_size), adjusting(**settings))
+    for indices, added in module.steps:
+        (p,) = [p for p, drawn in draws.values() if set(indices) <= set(drawn)]
+        expected = np.log(p[1] / p[0]) if outputs == 1 else np.log(2.0 * p)
+        np.testing.assert_allclose(added, np.broadcast_to(expected, added.shape), rtol=1e-4, atol=1e-5)
+    assert module.steps
 
 
 class TwoHeads(Classifier):
@@ -544,6 +572,53 @@ def test_preset_moves_objective_of_unchanged_module():
     for mix, step in zip(module.references, module.steps, strict=True):
         (probs,) = [probs for probs, drawn in draws.values() if drawn == step[0]]
         np.testing.assert_allclose(step[1], np.broadcast_to(np.log(probs / mix), step[1].shape), rtol=1e-4, atol=1e-5)
+
+
+class OfSamples(Watching):
+    """Computes the gradient of each sample with ``torch.func``, beside the loss."""
+
+    def gradients(self, x, y):
+        def loss(parameters, x, y):
+            z = torch.func.functional_call(self.model, parameters, (x[None],))
+            return F.cross_entropy(z, y[None])
+
+        detached = {name: p.detach() for name, p in self.model.named_parameters()}
+        return torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(detached, x, y)["fc.bias"]
+
+    def training_step(self, batch, batch_idx):
+        gradients = self.gradients(*batch[:2])
+        loss = super().training_step(batch, batch_idx)
+        (expected,) = torch.autograd.grad(loss, self.model.fc.bias, retain_graph=True)
+        torch.testing.assert_close(gradients.mean(0), expected)
+        return loss
+
+
+class OnlyOfSamples(OfSamples):
+    """Trains with these gradients alone, as private training does."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        self.model.fc.bias.grad = self.gradients(*batch[:2]).mean(0)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("kind", [OfSamples, OnlyOfSamples])
+def test_gradients_of_samples(kind):
+    """The hook acts within ``torch.func.grad`` and ``vmap``, and the step counts as one that called it."""
+    with warnings_about("did not call") as warned:
+        fit(kind(), loader(), adjusting())
+    assert warned == []
+
+
+@pytest.mark.parametrize("feedback_to", ["draw", "objective"])
+def test_gradients_of_samples_with_loss_feedback(feedback_to):
+    """Within a transform losses cannot be summed: an error says so, with remedies."""
+    fair = adjusting(lambda2=0.3, feedback_to=feedback_to)
+    with pytest.raises(RuntimeError, match=r"model.fc was called within a transform of torch.func .* lambda2=0.0"):
+        fit(OfSamples(), loader(), fair)
+    fit(OfSamples(), loader(), adjusting(lambda2=0.0))
 
 
 # -- labels that the batch numbers otherwise -----------------------------------------------------------------------

@@ -242,6 +242,48 @@ def test_wrong_logits_are_refused(K, shape):
         adjusting(K).adjust(torch.zeros(shape).movedim(1, -1))  # the remedy
 
 
+def test_two_logits_of_one_dimension():
+    """Of two classes, logits of shape (2,) are those of two samples if the batch has two, else an error."""
+    z = torch.tensor([1.0, 2.0])
+    with pytest.raises(ValueError, match=r"\(2,\) are two logits of one sample .* has 5 samples") as error:
+        adjusting(2).adjust(z)
+    for remedy in ("logits[None]", "logits[:, None]"):
+        assert remedy in str(error.value)
+        rows = eval(remedy, {"logits": z})
+        np.testing.assert_allclose(
+            adjusting(2).adjust(rows), slow_adjusted(rows, PROBS[:2], REFERENCE[:2]), rtol=1e-5, atol=1e-6
+        )
+    single, pair = (
+        slow_adjusted(z[:, None], PROBS[:2], REFERENCE[:2])[:, 0],
+        slow_adjusted(z[None], PROBS[:2], REFERENCE[:2]),
+    )
+    two, labels = adjusting(2, labels=[0, 1]), torch.tensor([0, 1])
+    np.testing.assert_allclose(two.adjust(z), single, rtol=1e-5)
+    np.testing.assert_allclose(adjusting(2).adjust(z, labels), single, rtol=1e-5)
+    np.testing.assert_allclose(two.adjust(z, outputs=2), pair[0], rtol=1e-5)
+    np.testing.assert_allclose(adjusting(2).adjust(z, outputs=1), single, rtol=1e-5)
+    with pytest.raises(ValueError, match="got 1 logits, but 5 samples"):
+        adjusting(2, lambda2=0.3).adjust(z, outputs=2)
+
+
+def test_transforms_of_torch_func():
+    """Logits are adjusted within a transform of ``torch.func``, and counted; losses cannot be fed back there."""
+    z, y = random_logits((5, 3)), torch.tensor(LABELS)
+
+    def loss(step, z):
+        return step.mean(F.cross_entropy(step.adjust(z), y, reduction="none"))
+
+    step, plain = adjusting(), random_logits((5, 3)).requires_grad_()
+    loss(adjusting(), plain).backward()
+    torch.testing.assert_close(torch.func.grad(lambda z: loss(step, z))(z), plain.grad)
+    assert step.finish()[:, -1].tolist() == [0, 1, 0]
+    for other, caller in ((adjusting(lambda2=0.3), "adjusted_logits"), (started(), "weighted_loss")):
+        call = (lambda z, other=other: loss(other, z)) if other.adjusts_logits else (lambda z: started().mean(z[:, 0]))
+        with pytest.raises(RuntimeError, match=f"{caller} was called within a transform of torch.func") as error:
+            torch.func.grad(call)(z)
+        assert "FairSampling(correction='logits', lambda2=0.0)" in str(error.value)
+
+
 def test_weights_of_one_beside_logits():
     """If the logits are adjusted, or nothing is corrected, the weights are one."""
     losses = torch.tensor(LOSSES)
