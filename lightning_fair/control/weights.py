@@ -62,7 +62,10 @@ def logit_adjustment(p: ArrayLike, ref: ArrayLike) -> torch.Tensor:
     by logits whose softmax is the posterior ``P(y | x)`` of data with the class mix ``ref``, for every ``p``. No
     weights are needed, and every sample counts fully. ``p`` must be the class mix that *this* batch was drawn with.
     Outside of training the logits stay as they are. This holds for free logits; a model that cannot fit the posterior
-    has another minimum than with weights.
+    has another minimum than with weights. Targets may be the class probabilities of each sample. Label smoothing
+    toward uniform is not neutral: the softmax is then proportional to ``ref / p * ((1 - eps) * P(y | x) + eps / K)``
+    with the posterior at ``p``, so that classes with a large ``ref / p`` win where they should not. Leave the smoothing
+    out, or use :func:`importance_weights`.
 
     **After training.** A model whose softmax stands for the mix ``ref`` is moved to the mix ``new`` where it is used:
     ``logits + logit_adjustment(new, ref)``.

@@ -289,7 +289,8 @@ class FairSampling(Callback):
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         run = self._run
         if run.loss_check is not None and run.current is not None and self.controller is not None:
-            run.loss_check.look(loss, run.current.labels, None if run.groups else self.controller.num_classes)
+            num_classes = None if run.groups else self.controller.num_classes
+            run.loss_check.look(loss, run.current.labels, num_classes, run.step_correction)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int

@@ -106,7 +106,10 @@ def _heads(pl_module: L.LightningModule, num_classes: int) -> dict[str, nn.Linea
 
 
 def _linear_layers(pl_module: L.LightningModule) -> dict[str, nn.Linear]:
-    return {name: layer for name, layer in pl_module.named_modules() if isinstance(layer, nn.Linear)}
+    """Return the linear layers that are trained; all of them if none is. A teacher, for example, is frozen."""
+    layers = {name: layer for name, layer in pl_module.named_modules() if isinstance(layer, nn.Linear)}
+    trained = {name: layer for name, layer in layers.items() if any(p.requires_grad for p in layer.parameters())}
+    return trained or layers
 
 
 def _num_outputs(step: StepCorrection) -> str:

@@ -1,13 +1,11 @@
-"""Warnings of losses that do not fit fair batches: with class weights, or of samples that mix classes."""
+"""Warnings of losses that do not fit fair batches, for example with class weights or of samples that mix classes."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from functools import partial
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,20 +13,14 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.nn.modules.loss import _WeightedLoss
 
+from lightning_fair.integration.loss_terms import LossTerm, find_terms
 from lightning_fair.integration.settings import FairSettings
-from lightning_fair.integration.step_correction import copy_to_host
+from lightning_fair.integration.step_correction import StepCorrection, copy_to_host
 
 if TYPE_CHECKING:
     import lightning.pytorch as L
 
 _LOOKS_PER_EPOCH = 8  # a module may mix only some batches, or only from some epoch on
-_MAX_NODES = 1000  # of the graph, from the loss on; losses are near its root
-_LOSSES = (
-    "NllLossBackward",
-    "MultiMarginLossBackward",
-    "BinaryCrossEntropyBackward",
-    "BinaryCrossEntropyWithLogitsBackward",
-)
 
 
 class LossCheck:
@@ -45,6 +37,9 @@ class LossCheck:
     of mixed samples                   if weights vary with the class, or training losses are fed back
     a sigmoid or a hinge of each class with ``correction="logits"``, which is for a softmax over the classes
     of logits that are scaled          with ``correction="logits"``, if the offsets are scaled too
+    of other logits                    with ``correction="logits"``, if the adjusted ones are no logits of the loss
+    of other targets                   with ``correction="logits"``, whose offsets are those of the balanced classes
+    of smoothed labels                 with ``correction="logits"``, which moves the uniform part too
     =================================  ===========================================================================
 
     Args:
@@ -65,24 +60,32 @@ class LossCheck:
             _are_mixed: bool(self._remedies),
             _are_of_each_class: has_logits,
             _are_scaled: has_logits,
+            _are_of_other_logits: has_logits,
+            _are_of_other_targets: has_logits,
+            _are_smoothed: has_logits and (_can_vary(settings) or settings.feeds_train_losses),
         }
         self._warnings: dict[_Search, Callable[[], None]] = {
             _have_class_weights: partial(self._warn_of_class_weights, "The loss function"),
             _are_mixed: self._warn_of_mixtures,
             _are_of_each_class: _warn_of_each_class,
             _are_scaled: _warn_of_scale,
+            _are_of_other_logits: self._warn_of_other_logits,
+            _are_of_other_targets: _warn_of_other_targets,
+            _are_smoothed: _warn_of_smoothing,
         }
+        self._hooked: str | None = None
         self._looks_left = _LOOKS_PER_EPOCH
         self._answers: Callable[[], Tensor] | None = None  # of the last look, in the order of the searches
 
     @torch.no_grad()
-    def look(self, loss: Tensor, labels: Tensor, num_classes: int | None) -> None:
+    def look(self, loss: Tensor, labels: Tensor, num_classes: int | None, step: StepCorrection | None = None) -> None:
         """Look at a loss before its backward pass.
 
         Args:
             loss: The loss, with its graph.
             labels: Class of each sample of the batch, shape ``(batch,)``.
             num_classes: Number of classes. None: the targets have other numbers, as of groups, and are not compared.
+            step: Correction of the step, which knows the adjusted logits.
         """
         if not self._looks_left:
             return
@@ -90,7 +93,9 @@ class LossCheck:
         self._looks_left -= 1
         if not any(self._searches.values()):
             return
-        near = (term for term in _terms(loss) if term.target.device == loss.device)
+        nodes = () if step is None else step.nodes
+        self._hooked = None if step is None else step.hooked
+        near = (term for term in find_terms(loss, nodes) if term.target.device == loss.device)
         terms = [term for term in near if term.is_for(labels, num_classes)]
         if terms:
             y = None if num_classes is None else labels.to(loss.device, non_blocking=True)
@@ -135,6 +140,17 @@ class LossCheck:
             f"that it was drawn for. Mix only with FairSampling({', '.join(self._remedies)}){other}."
         )
 
+    def _warn_of_other_logits(self) -> None:
+        what = "What self.adjusted_logits returned" if self._hooked is None else f"The output of {self._hooked}"
+        remedy = "Compute the loss of what it returns"
+        if self._hooked is not None:
+            remedy = "Let FairSampling(logits=...) name the submodule whose output are the logits of the loss"
+        rank_zero_warn(
+            f"{what} got the offsets of correction='logits', but the loss is not one of these logits: other layers "
+            "follow, such as a linear layer or a normalization, or the loss has logits of its own. So it is not "
+            f"corrected as it should be. {remedy}, or set correction='weights'."
+        )
+
 
 _NO_WEIGHTS, _NO_FEEDBACK = "correction='none'", "lambda2=0.0"
 _MIXED = {_NO_WEIGHTS: "has the importance weight", _NO_FEEDBACK: "counts in the loss feedback"}
@@ -174,50 +190,26 @@ def _warn_of_scale() -> None:
     )
 
 
-_Search: TypeAlias = "Callable[[list[_Term], Tensor | None], Tensor]"
+def _warn_of_other_targets() -> None:
+    rank_zero_warn(
+        "The targets of the loss are not the labels that FairSampling balances, but correction='logits' adds the "
+        "offset of the balanced class c to output c. Balance the targets of the loss, for example with "
+        "FairSampling(labels=1) if they are batch[1], or set correction='weights'."
+    )
 
 
-class _Term(NamedTuple):
-    """A loss in the graph: of class numbers, shape ``(batch,)``, or probabilities, ``(batch,)`` or ``(batch, C)``."""
-
-    target: Tensor
-    weight: Tensor | None  # of each class
-    pos_weight: Tensor | None
-    of_each_class: bool  # whether it is a sum over the classes, and not of a softmax
-    is_scaled: bool  # whether offsets that were added to the scores are multiplied
-    scores: Any  # the node of the network's outputs that the loss is a function of
-
-    def is_for(self, labels: Tensor, num_classes: int | None) -> bool:
-        """Return whether the target may be the classes of the batch."""
-        target, batch = self.target, labels.numel()
-        if type(target) is not Tensor or not target.ndim or target.shape[0] != batch or not batch:
-            return False  # a subclass may be a part of a tensor on several devices
-        if not target.is_floating_point():
-            is_weight = self.weight is None or num_classes is None or self.weight.numel() >= num_classes
-            return target.ndim == 1 and is_weight
-        columns = target.numel() // batch
-        return target.ndim <= 2 and (num_classes in (None, columns) or (columns == 1 and num_classes == 2))
-
-    def equals(self, labels: Tensor | None) -> Tensor:
-        """Return whether the target is the labels, for the samples that have one; true for groups."""
-        target = self.target
-        if labels is None:
-            return torch.ones((), dtype=torch.bool, device=target.device)
-        if target.is_floating_point():
-            target = target.abs()
-            target = target.argmax(1) if target.numel() > len(target) else target.flatten().round()
-        return ((target == labels) | (target < 0)).all()
-
-    def is_soft(self) -> Tensor:
-        """Return whether the target is probabilities with a third value; a smoothed label has two."""
-        target = self.target.abs().float()
-        least, most = target.aminmax()
-        third = ((target > least + 1e-3) & (target < most - 1e-3)).any()
-        sums_to_one = target.numel() == len(target) or ((target.sum(1) - 1.0).abs() < 0.02).all()
-        return third & sums_to_one
+def _warn_of_smoothing() -> None:
+    rank_zero_warn(
+        "The labels are smoothed toward uniform, and correction='logits' moves the uniform part too: in the softmax of "
+        "the trained model the part of each class is multiplied by reference / p, so that rarely drawn classes win "
+        "where they should not. Leave out the label smoothing, or set correction='weights'."
+    )
 
 
-def _have_class_weights(terms: list[_Term], labels: Tensor | None) -> Tensor:
+_Search: TypeAlias = "Callable[[list[LossTerm], Tensor | None], Tensor]"
+
+
+def _have_class_weights(terms: list[LossTerm], labels: Tensor | None) -> Tensor:
     answer = torch.zeros((), dtype=torch.bool, device=terms[0].target.device)
     for term in terms:
         if term.weight is not None:
@@ -227,7 +219,7 @@ def _have_class_weights(terms: list[_Term], labels: Tensor | None) -> Tensor:
     return answer
 
 
-def _are_mixed(terms: list[_Term], labels: Tensor | None) -> Tensor:
+def _are_mixed(terms: list[LossTerm], labels: Tensor | None) -> Tensor:
     answer = torch.zeros((), dtype=torch.bool, device=terms[0].target.device)
     for term in (term for term in terms if term.target.is_floating_point()):
         is_mixed = term.is_soft()
@@ -235,7 +227,9 @@ def _are_mixed(terms: list[_Term], labels: Tensor | None) -> Tensor:
             if other.scores is term.scores and not other.target.is_floating_point():
                 is_mixed = is_mixed & ~other.equals(labels)  # distillation: each sample is of one class
         answer = answer | is_mixed
-    for one, other in combinations(terms, 2):  # lam * loss(scores, y_a) + (1 - lam) * loss(scores, y_b)
+    for one, other in combinations(
+        [term for term in terms if not term.is_uniform], 2
+    ):  # lam * loss(scores, y_a) + (1 - lam) * loss(scores, y_b)
         a, b = one.target, other.target
         if one.scores is other.scores and a.shape == b.shape:
             differ = ((a != b) & (a >= 0) & (b >= 0)).any()
@@ -243,105 +237,40 @@ def _are_mixed(terms: list[_Term], labels: Tensor | None) -> Tensor:
     return answer
 
 
-def _are_of_each_class(terms: list[_Term], labels: Tensor | None) -> Tensor:
+def _are_of_other_logits(terms: list[LossTerm], labels: Tensor | None) -> Tensor:
+    answer = torch.zeros((), dtype=torch.bool, device=terms[0].target.device)
+    if not any(term.is_adjusted is not False for term in terms):
+        for term in (term for term in terms if not term.of_each_class):
+            answer = answer | term.equals(labels)
+            if term.target.is_floating_point():
+                answer = answer | term.is_soft()
+    return answer
+
+
+def _are_of_other_targets(terms: list[LossTerm], labels: Tensor | None) -> Tensor:
+    answer = torch.zeros((), dtype=torch.bool, device=terms[0].target.device)
+    adjusted = [term for term in terms if term.is_adjusted and not (term.of_each_class or term.is_uniform)]
+    if labels is None or not adjusted:
+        return answer
+    return torch.stack([term.has_other_counts(labels) for term in adjusted]).all()
+
+
+def _are_smoothed(terms: list[LossTerm], labels: Tensor | None) -> Tensor:
+    answer = torch.zeros((), dtype=torch.bool, device=terms[0].target.device)
+    for term in (term for term in terms if term.target.is_floating_point() and not term.of_each_class):
+        answer = answer | (term.is_smoothed() & (term.equals(labels) | (term.target.numel() > len(term.target))))
+    return answer
+
+
+def _are_of_each_class(terms: list[LossTerm], labels: Tensor | None) -> Tensor:
     answer = torch.zeros((), dtype=torch.bool, device=terms[0].target.device)
     for term in (term for term in terms if term.of_each_class):
         answer = answer | term.equals(labels)
     return answer
 
 
-def _are_scaled(terms: list[_Term], labels: Tensor | None) -> Tensor:
+def _are_scaled(terms: list[LossTerm], labels: Tensor | None) -> Tensor:
     answer = torch.zeros((), dtype=torch.bool, device=terms[0].target.device)
     for term in (term for term in terms if term.is_scaled and not term.target.is_floating_point()):
         answer = answer | term.equals(labels)  # a distillation to probabilities has a temperature
     return answer
-
-
-def _terms(loss: Tensor) -> Iterator[_Term]:
-    """Find the losses of classes in the graph."""
-    queue, seen = deque[Any]([loss.grad_fn] if loss.grad_fn is not None else []), set[Any]()
-    while queue and len(seen) < _MAX_NODES:
-        node = queue.popleft()
-        if node in seen:
-            continue
-        seen.add(node)
-        with suppress(AttributeError, RuntimeError):  # another version of torch; a part of the graph that is freed
-            if (term := _to_term(node)) is not None:
-                yield term
-                continue
-        queue.extend(_inputs(node))
-
-
-def _to_term(node: Any) -> _Term | None:
-    name = _name(node)
-    if name in _LOSSES:
-        target, weight = _saved(node, "target"), _saved(node, "weight")
-        if target.is_floating_point() and weight is not None and weight.shape == target.shape and weight.stride(0):
-            weight = None  # of each sample
-        of_each_class = name == "MultiMarginLossBackward" or ("Binary" in name and target.numel() > len(target))
-        pos_weight = _saved(node, "pos_weight") if hasattr(node, "_raw_saved_pos_weight") else None
-        return _Term(target, weight, pos_weight, of_each_class, _is_scaled(node), _scores(node))
-    # The cross entropy of probabilities is a sum of target * log_softmax(scores), and may be multiplied by weights.
-    # Names are compared before saved values are read, because checkpointed layers compute them anew.
-    path = [name, *_names_below(node, 2)]
-    if path[:2] == ["MulBackward", "LogSoftmaxBackward"] and (target := _factor(node)) is not None:
-        return _Term(target, None, None, False, _is_scaled(_inputs(node)[0]), _scores(node))
-    if path == ["MulBackward", "MulBackward", "LogSoftmaxBackward"]:
-        inner = _inputs(node)[0]
-        weight, target = _factor(node), _factor(inner)
-        if weight is not None and target is not None and weight.numel() == target.shape[-1]:
-            return _Term(target, weight, None, False, _is_scaled(_inputs(inner)[0]), _scores(inner))
-    return None
-
-
-def _name(node: Any) -> str:
-    return str(node.name()).rstrip("0123456789")
-
-
-def _names_below(node: Any, depth: int) -> list[str]:
-    """Return the names of the first input of a node, of the first input of that, and so on."""
-    names: list[str] = []
-    while len(names) < depth and (inputs := _inputs(node)):
-        node = inputs[0]
-        names.append(_name(node))
-    return names
-
-
-def _saved(node: Any, name: str) -> Any:
-    """Return a tensor that a node has saved for the backward pass."""
-    if getattr(getattr(node, f"_raw_saved_{name}"), "unpack_hook", None) is not None:
-        raise RuntimeError("Reading it would call a hook, for example compute a checkpointed layer again.")
-    return getattr(node, f"_saved_{name}")
-
-
-def _factor(node: Any) -> Tensor | None:
-    """Return the constant that a multiplication multiplies by; None if it is a number, or neither is constant."""
-    constants = [value for value in (_saved(node, "self"), _saved(node, "other")) if isinstance(value, Tensor)]
-    return constants[0] if len(constants) == 1 and constants[0].ndim else None
-
-
-def _scores(node: Any) -> Any:
-    """Return the node of a loss's scores, before the log softmax, a temperature and conversions."""
-    while len(inputs := _inputs(node)) == 1:
-        node = inputs[0]
-        if not node.name().startswith(("LogSoftmax", "Mul", "Div", "ToCopy", "Squeeze", "View")):
-            break
-    return node
-
-
-_PASSED = ("LogSoftmax", "ToCopy", "Squeeze", "Unsqueeze", "View", "Reshape", "Slice", "Select", "Index", "Transpose")
-
-
-def _is_scaled(node: Any, *, scale: bool = False) -> bool:
-    """Return whether a constant was added to the scores of a loss, and the sum was multiplied or divided."""
-    inputs, name = _inputs(node), _name(node)
-    if name == "AddBackward" and len(inputs) == 1:
-        return scale
-    if name in ("MulBackward", "DivBackward"):
-        return any(_is_scaled(each, scale=True) for each in inputs)
-    is_passed = name in _LOSSES or name.startswith(_PASSED)
-    return is_passed and any(_is_scaled(each, scale=scale) for each in inputs)
-
-
-def _inputs(node: Any) -> list[Any]:
-    return [following for following, _ in node.next_functions if following is not None]

@@ -88,18 +88,22 @@ class ImportanceWeightedMixin(_Base):
     def adjusted_logits(self, logits: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return ``logits + log(p / reference)`` with ``correction="logits"``, else ``logits`` itself.
 
-        The cross entropy of the adjusted logits, with class numbers or probabilities as targets, has as its minimizer
-        logits whose softmax is the posterior at the reference, whatever ``p`` the batch was drawn with. So the logits
-        themselves serve validation and prediction. An accuracy of the adjusted logits is that of the batch's own class
-        mix; compute it of the logits themselves. Outside of training with :class:`~lightning_fair.FairSampling` this
-        returns ``logits`` too.
+        The cross entropy of the adjusted logits, with class numbers or the class probabilities of each sample as
+        targets, has as its minimizer logits whose softmax is the posterior at the reference, whatever ``p`` the batch
+        was drawn with. So the logits themselves serve validation and prediction. An accuracy of the adjusted logits is
+        that of the batch's own class mix; compute it of the logits themselves. Outside of training with
+        :class:`~lightning_fair.FairSampling` this returns ``logits`` too.
+
+        Label smoothing toward uniform is not neutral, see :func:`~lightning_fair.logit_adjustment`: leave it out, or
+        set ``correction="weights"``.
 
         If losses of the training are fed back, this takes the cross entropy of ``logits``, or with
         ``feedback_to="objective"`` that of the adjusted ones, with the labels of the batch.
 
         Args:
             logits: Logits of the classes, floating point, shape ``(..., K)``; of two classes also one logit, that of
-                class 1, shape ``(batch,)`` or ``(batch, 1)``. It gets ``log(p1 * reference0 / (p0 * reference1))``.
+                class 1, shape ``(batch,)`` or ``(batch, 1)``. It gets ``log(p1 * reference0 / (p0 * reference1))``. Of two
+                logits of a single sample, pass shape ``(1, 2)``.
             labels: Class of each row, integers in ``[0, K)``, shape ``(batch,)``. Required only if training losses are
                 fed back and the rows are not those of the batch, in its order.
 
@@ -109,7 +113,8 @@ class ImportanceWeightedMixin(_Base):
         Raises:
             ValueError: If ``logits`` or ``labels`` have another shape, or if ``FairSampling(logits=...)`` adjusts the
                 logits already.
-            RuntimeError: As for :meth:`weighted_loss`.
+            RuntimeError: As for :meth:`weighted_loss`; or if losses are fed back from within ``torch.func.grad`` or
+                another transform.
 
         Reference:
             A. Menon et al., "Long-tail learning via logit adjustment" (2021).

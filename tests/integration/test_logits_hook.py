@@ -211,6 +211,23 @@ class Convolutional(Classifier):
         self.projection = nn.Linear(4, 7)
 
 
+class Teacher(Watching):
+    """Has a copy of its network that is not trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.a_teacher = copy.deepcopy(self.model).requires_grad_(False)
+        self.teacher = copy.deepcopy(self.model).requires_grad_(False)
+
+
+def test_frozen_layer_is_no_candidate():
+    """The head of a frozen teacher is not taken, and not listed."""
+    module = Teacher()
+    with recorded_draws() as draws:
+        fit(module, loader(), adjusting(logits=None))
+    assert_offsets(module.steps, draws)
+
+
 CANDIDATES = {
     "two heads": (TwoHeads, None, ["Several", "4 outputs", "auxiliary (4 -> 4)", "model.fc (6 -> 4)"], "model.fc"),
     "none": (Convolutional, None, ["No linear layer", "projection (4 -> 7)", "correction='weights'"], "model.2"),

@@ -17,7 +17,7 @@ from lightning_helpers import (
 from torch.nn import functional as F
 from torch.utils.data import default_collate
 
-from lightning_fair import FairSampling, ImportanceWeightedMixin
+from lightning_fair import FairSampling, ImportanceWeightedMixin, importance_weights, logit_adjustment
 
 W = torch.tensor([1.0, 2.0, 3.0, 4.0])
 OTHER = 2.0 * torch.eye(4)  # another head
@@ -509,6 +509,226 @@ def test_mixing_of_some_batches():
     assert len(warned_of("mixed samples", Later(), max_epochs=3)) == 1
 
 
+# -- logits that are not those of the loss -------------------------------------------------------------------------
+
+
+class Layers(Plain):
+    """Its only linear layer with as many outputs as classes is ``net.0``, and others may follow."""
+
+    def __init__(self, *after):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.net = torch.nn.Sequential(torch.nn.Linear(4, 4), *(layer() for layer in after))
+
+    def losses(self, x, y):
+        return F.cross_entropy(self.net(x).flatten(1), y, reduction="none")
+
+
+class LayersByMixin(ImportanceWeightedMixin, Layers):
+    def losses(self, x, y):
+        return F.cross_entropy(self.net[1:](self.adjusted_logits(self.net[0](x))).flatten(1), y, reduction="none")
+
+
+def convolution():
+    return torch.nn.Sequential(torch.nn.Unflatten(1, (4, 1, 1)), torch.nn.Conv2d(4, 4, 1))
+
+
+class Product(torch.nn.Module):
+    """A linear layer that is no ``nn.Linear``."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+FOLLOWS = {
+    "batch norm": [lambda: torch.nn.BatchNorm1d(4)],
+    "layer norm": [lambda: torch.nn.LayerNorm(4)],
+    "convolution": [torch.nn.ReLU, convolution],
+    "product": [torch.nn.ReLU, Product],
+}
+
+
+TO_UNIFORM = {"correction": "logits", "lambda2": 0.0, "reference": "uniform"}
+
+
+@pytest.mark.parametrize("layers", FOLLOWS.values(), ids=FOLLOWS)
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_layer_after_adjusted_logits_warns_once(layers, precision):
+    """If a layer follows the adjusted logits, one warning says so, and the remedies give none."""
+    words, runs = "got the offsets of correction='logits', but the loss", {"max_epochs": 2, "precision": precision}
+    (warning,) = warned_of(words, Layers(*layers), moving(**TO_UNIFORM), **runs)
+    assert "The output of net.0" in warning
+    assert "FairSampling(logits=...)" in warning
+    assert warned_of(words, Layers(*layers, torch.nn.Flatten), moving(**TO_UNIFORM, logits="net"), **runs) == []
+    assert warned_of(words, Layers(*layers), moving(reference="uniform"), **runs) == []
+    (warning,) = warned_of(words, LayersByMixin(*layers), moving(**TO_UNIFORM), **runs)
+    assert "What self.adjusted_logits returned" in warning
+
+
+class OtherHead(Layers):
+    """The loss has logits of another head."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(4, 4)
+
+    def losses(self, x, y):
+        return F.cross_entropy(self.head(x), y, reduction="none") + self.net(x).square().mean(1)
+
+
+def test_loss_of_another_head_warns_once():
+    words = "The output of net.0 got the offsets"
+    assert len(warned_of(words, OtherHead(), moving(**TO_UNIFORM, logits="net.0"), max_epochs=2)) == 1
+    assert warned_of(words, OtherHead(), moving(**TO_UNIFORM, logits="head")) == []
+
+
+OF_LOGITS = {
+    "as they are": lambda z, y: F.cross_entropy(z, y, reduction="none"),
+    "soft labels": lambda z, y: F.cross_entropy(z, soft(y), reduction="none"),
+    "casts and views": lambda z, y: F.cross_entropy(z.double()[:, :, None].permute(2, 0, 1)[0], y, reduction="none"),
+    "mean of views": lambda z, y: F.cross_entropy(torch.stack((z, z)).mean(0), y, reduction="none"),
+    "pooling": lambda z, y: F.cross_entropy(
+        (torch.full((len(y), 1, 2), 0.5) @ torch.stack((z, z), 1))[:, 0], y, reduction="none"
+    ),
+    "log of softmax": lambda z, y: F.nll_loss(z.softmax(1).log(), y, reduction="none"),
+    "residual": lambda z, y: F.cross_entropy(z + z.detach() @ OTHER, y, reduction="none"),
+    "gather": lambda z, y: -z.log_softmax(1).gather(1, y[:, None])[:, 0],
+    "another head": lambda z, y: F.cross_entropy(z, y, reduction="none") + F.cross_entropy(z @ OTHER, y),
+    "something else": lambda z, y: (z @ OTHER).square().mean(1),
+}
+
+
+@pytest.mark.parametrize("losses", OF_LOGITS.values(), ids=OF_LOGITS)
+@pytest.mark.parametrize("kind", ["hook", "mixin"])
+def test_losses_of_adjusted_logits(losses, kind):
+    """The loss of adjusted logits, and of views, casts and means of them, gives no warning."""
+    module = OwnPlain(losses) if kind == "hook" else adjusting_too(Own(losses))
+    assert warned_of("got the offsets", module, moving(**TO_UNIFORM), max_epochs=2) == []
+
+
+class Other(Indexed):
+    """The target of the loss is batch[1], and batch[2] is another attribute of as many classes."""
+
+    def __getitem__(self, index):
+        x, y, _ = super().__getitem__(index)
+        return x, y, int(self.other[index])
+
+    @property
+    def other(self):
+        return self.targets.roll(7)
+
+
+def test_other_targets_warn_once():
+    """If the head predicts something else than the balanced labels, one warning says so, and the remedies none."""
+    words, data, losses = "targets of the loss are not the labels", loader(Other()), OF_LOGITS["as they are"]
+    fair = lambda **own: moving(**{**TO_UNIFORM, "target_probs": "uniform", "labels": 2, **own})  # noqa: E731
+    for module in (OwnPlain(losses), adjusting_too(Own(losses))):
+        (warning,) = warned_of(words, module, fair(), data, max_epochs=2)
+        assert "FairSampling(labels=1)" in warning
+        assert warned_of(words, module, fair(labels=1), data) == []
+        assert warned_of(words, module, fair(correction="weights"), data) == []
+
+
+# -- labels that are smoothed --------------------------------------------------------------------------------------
+
+SMOOTHED = {
+    "cross_entropy": lambda z, y: F.cross_entropy(z, y, label_smoothing=0.1, reduction="none"),
+    "probabilities": lambda z, y: F.cross_entropy(z, 0.9 * one_hot(y) + 0.025, reduction="none"),
+    "one-hot": lambda z, y: F.cross_entropy(z, one_hot(y), label_smoothing=0.1, reduction="none"),
+    "mixed": lambda z, y: F.cross_entropy(z, soft(y), label_smoothing=0.1, reduction="none"),
+    "timm": lambda z, y: (lambda log: -0.9 * log.gather(-1, y[:, None])[:, 0] - 0.1 * log.mean(-1))(z.log_softmax(-1)),
+    "by hand": lambda z, y: F.cross_entropy(z, y, reduction="none") - 0.1 * z.log_softmax(1).sum(1),
+}
+
+
+@pytest.mark.parametrize("losses", SMOOTHED.values(), ids=SMOOTHED)
+def test_smoothed_labels_warn_once(losses):
+    """Smoothed labels give one warning if logits are adjusted, and the remedy none."""
+    for module in (OwnPlain(losses), adjusting_too(Own(losses))):
+        (warning,) = warned_of("are smoothed toward uniform", module, moving(**TO_UNIFORM), max_epochs=2)
+        assert "correction='weights'" in warning
+    module = adjusting_too(Own(losses))
+    assert warned_of("are smoothed", module, moving(**{**TO_UNIFORM, "correction": "weights"})) == []
+    assert warned_of("are smoothed", module, moving(correction="logits", lambda2=0.0)) == []  # close to the target
+
+
+def test_smoothed_label_of_one_logit_warns_once():
+    """The same of one logit."""
+
+    def losses(z, y):
+        return F.binary_cross_entropy_with_logits(z[:, 0], 0.9 * y + 0.05, reduction="none")
+
+    fair, data = (
+        FairSampling(correction="logits", target_probs="prior", reference="uniform"),
+        loader(Indexed((120, 40))),
+    )
+    module = Own(lambda z, y: losses(module.adjusted_logits(z[:, :1]), y))
+    assert len(warned_of("are smoothed", module, fair, data)) == 1
+    plain = Own(lambda z, y: losses(module.adjusted_logits(z[:, :1]), (y - 0.05) / 0.9))
+    assert warned_of("are smoothed", plain, fair, data) == []
+
+
+def minimizer(correction, smoothing):
+    """Return the softmax that minimizes the expected loss of draws from ``p`` over free logits, one row for each x.
+
+    Also returns the posterior at the uniform mix.
+    """
+    joint = torch.tensor([[0.45, 0.02, 0.01], [0.03, 0.3, 0.02], [0.02, 0.03, 0.12]], dtype=torch.float64)
+    given_class, p, uniform = joint / joint.sum(0), torch.tensor([0.9, 0.09, 0.01]), torch.full((3,), 1 / 3)
+    logits = torch.zeros(3, 3, dtype=torch.float64, requires_grad=True)
+    x, y = (index.flatten() for index in torch.meshgrid(torch.arange(3), torch.arange(3), indexing="ij"))
+    drawn = (given_class * p)[x, y]
+    if correction == "weights":
+        drawn = drawn * importance_weights(y, uniform, p)
+    offsets = logit_adjustment(p, uniform) if correction == "logits" else 0.0
+    optimizer = torch.optim.LBFGS([logits], max_iter=500, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        losses = F.cross_entropy((logits + offsets)[x], y, label_smoothing=smoothing, reduction="none")
+        (drawn * losses).sum().backward()
+        return (drawn * losses).sum()
+
+    optimizer.step(closure)
+    return logits.detach().softmax(1), given_class / given_class.sum(1, keepdim=True)
+
+
+def test_remedies_for_smoothed_labels():
+    """Smoothed labels let the rarest class win after an adjustment; each remedy gives the posterior, or it smoothed."""
+    wrong, posterior = minimizer("logits", 0.1)
+    assert posterior.argmax(1).tolist() == [0, 1, 2]
+    assert wrong.argmax(1).tolist() == [2, 1, 2]
+    p = torch.tensor([0.9, 0.09, 0.01])
+    drawn = posterior * p / (posterior * p).sum(1, keepdim=True)
+    moved = (0.9 * drawn + 0.1 / 3) / (3 * p)
+    torch.testing.assert_close(wrong, moved / moved.sum(1, keepdim=True), atol=1e-4, rtol=0.0)
+    torch.testing.assert_close(minimizer("logits", 0.0)[0], posterior, atol=1e-4, rtol=0.0)
+    torch.testing.assert_close(minimizer("weights", 0.1)[0], 0.9 * posterior + 0.1 / 3, atol=1e-4, rtol=0.0)
+
+
+NOT_SMOOTHED = {
+    **SOFTMAX,
+    "distillation": lambda z, y: (
+        F.cross_entropy(z, y, reduction="none")
+        + F.kl_div((z / 4.0).log_softmax(1), torch.rand(len(y), 4).softmax(1), reduction="none").sum(1)
+    ),
+    "entropy": lambda z, y: F.cross_entropy(z, y, reduction="none") - (z.softmax(1) * z.log_softmax(1)).sum(1),
+    "one-hot": lambda z, y: F.cross_entropy(z, one_hot(y), reduction="none"),
+    "gather": OF_LOGITS["gather"],
+}
+
+
+@pytest.mark.parametrize("losses", NOT_SMOOTHED.values(), ids=NOT_SMOOTHED)
+def test_no_false_alarm_of_smoothing(losses):
+    """Soft labels that are the probabilities of the samples may be adjusted."""
+    assert warned_of("are smoothed", adjusting_too(Own(losses)), moving(**TO_UNIFORM), max_epochs=2) == []
+
+
 # -- every way to train ----------------------------------------------------------------------------------------
 
 
@@ -565,8 +785,8 @@ def test_look_changes_nothing(monkeypatch):
 def test_first_steps_only(monkeypatch):
     """Only the first steps of an epoch are looked at."""
     looks = []
-    terms = "lightning_fair.integration.loss_check._terms"
-    monkeypatch.setattr(terms, lambda loss: looks.append(loss) or [])
+    terms = "lightning_fair.integration.loss_check.find_terms"
+    monkeypatch.setattr(terms, lambda loss, *_: looks.append(loss) or [])
     fit(Weighted(), loader(), moving(), max_epochs=2)
     assert len(looks) == 2 * 8
 
