@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_fair.integration.run import Run
 from lightning_fair.integration.step_checks import check_reference, warn_of_no_mixin
-from lightning_fair.integration.step_correction import StepCorrection
+from lightning_fair.integration.step_correction import StepCorrection, is_transformed
 from lightning_fair.monitoring.tensorboard_layout import plural
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ class LogitsHook:
                 f"The output of {self.step.hooked} must be a floating point tensor of logits, got {kind}. Name the "
                 "submodule whose output are the logits: FairSampling(logits=...)."
             )
+        if not (output.requires_grad or is_transformed() or torch.compiler.is_compiling()):
+            return None  # of a frozen teacher; within these two, the output does not show it
         outputs = getattr(module, "out_features", None)  # of one sample, two logits look as one logit of two
         return self.step.adjust(output, outputs=outputs)
 

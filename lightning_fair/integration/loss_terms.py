@@ -177,6 +177,7 @@ def _is_scaled(node: Any, *, scale: bool = False) -> bool:
     return is_passed and any(_is_scaled(each, scale=scale) for each in inputs)
 
 
+_LAYERS = ("Convolution", "Linear", "Trilinear")  # beside normalizations and products
 _PRODUCTS = ("Addmm", "Mm", "Bmm", "Baddbmm", "Mv")  # of features and weights, or of the shares of instances and logits
 
 
@@ -188,7 +189,7 @@ def _is_reached(node: Any, adjusted: set[Any]) -> bool:
         if node in adjusted:
             return True
         name = _name(node)
-        if node in seen or name.endswith("NormBackward") or name.startswith(("Convolution", "Linear")):
+        if node in seen or name.endswith("NormBackward") or name.startswith(_LAYERS):
             continue
         seen.add(node)
         following = [each for each, _ in node.next_functions]

@@ -102,8 +102,8 @@ class ImportanceWeightedMixin(_Base):
 
         Args:
             logits: Logits of the classes, floating point, shape ``(..., K)``; of two classes also one logit, that of
-                class 1, shape ``(batch,)`` or ``(batch, 1)``. It gets ``log(p1 * reference0 / (p0 * reference1))``. Of two
-                logits of a single sample, pass shape ``(1, 2)``.
+                class 1, shape ``(batch,)`` or ``(batch, 1)``. It gets ``log(p1 * reference0 / (p0 * reference1))``.
+                Pass the two logits of a single sample in shape ``(1, 2)``.
             labels: Class of each row, integers in ``[0, K)``, shape ``(batch,)``. Required only if training losses are
                 fed back and the rows are not those of the batch, in its order.
 

@@ -130,7 +130,7 @@ class StepCorrection:
         return True
 
     def _count_logits(self, adjusted: Tensor) -> None:
-        if not _is_transformed():
+        if not is_transformed():
             self._sums[1, -1] += 1
             if not torch.compiler.is_compiling() and adjusted.grad_fn is not None:
                 self.nodes.append(adjusted.grad_fn)
@@ -206,7 +206,7 @@ class StepCorrection:
     def _add(self, losses: Tensor, y: Tensor) -> None:
         if _is_recomputed():
             return
-        if _is_transformed():
+        if is_transformed():
             if self._feeds_losses or self.settings.correction == "weights":
                 raise RuntimeError(self._describe_transform("weighted_loss"))
             return
@@ -250,7 +250,7 @@ def _is_recomputed() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Return whether this is within a transform of ``torch.func``, as ``grad`` or ``vmap``."""
     return not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is not None
 

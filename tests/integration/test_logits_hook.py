@@ -228,6 +228,26 @@ def test_frozen_layer_is_no_candidate():
     assert_offsets(module.steps, draws)
 
 
+class Distilled(Teacher):
+    """Computes the teacher with gradients."""
+
+    def training_step(self, batch, batch_idx):
+        x = batch[0]
+        plain = F.linear(self.teacher.body(x).relu(), self.teacher.fc.weight, self.teacher.fc.bias)
+        assert torch.equal(self.teacher(x), plain)
+        return super().training_step(batch, batch_idx)
+
+
+def test_named_teacher_warns_once():
+    """The logits of a frozen teacher are not adjusted, and one warning says that the loss is not corrected."""
+    with warnings_about("did not call teacher.fc with gradients") as warned:
+        fit(Distilled(), loader(), adjusting(logits="teacher.fc"), max_epochs=2)
+    assert len(warned) == 1
+    with warnings_about("did not call") as warned:
+        fit(Distilled(), loader(), adjusting())
+    assert warned == []
+
+
 CANDIDATES = {
     "two heads": (TwoHeads, None, ["Several", "4 outputs", "auxiliary (4 -> 4)", "model.fc (6 -> 4)"], "model.fc"),
     "none": (Convolutional, None, ["No linear layer", "projection (4 -> 7)", "correction='weights'"], "model.2"),
