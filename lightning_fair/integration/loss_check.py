@@ -55,6 +55,8 @@ class LossCheck:
         self._prior = "target_probs='prior'" if follows_target else "reference='prior'"
         self._remedies = [_NO_WEIGHTS] * (has_weights and _can_vary(settings))
         self._remedies += [_NO_FEEDBACK] * (settings.feeds_train_losses and (has_mixin or has_logits))
+        self._unused = ["reference='target'"] * (not _is_named(settings.reference, "target"))  # without correction
+        self._unused += ["feedback_to='draw'"] * (settings.feeds_train_losses and settings.feedback_to == "objective")
         self._searches: dict[_Search, bool] = {
             _have_class_weights: not _is_named(objective, "prior") and not self._warn_of_weighted_modules(pl_module),
             _are_mixed: bool(self._remedies),
@@ -134,10 +136,12 @@ class LossCheck:
 
     def _warn_of_mixtures(self) -> None:
         wrong = " and ".join(_MIXED[remedy] for remedy in self._remedies)
-        other = ", or with correction='logits'" if self._remedies[0] == _NO_WEIGHTS else ""
+        has_weights = self._remedies[0] == _NO_WEIGHTS
+        settings = self._remedies + (self._unused if has_weights else [])
+        other = ", or with correction='logits'" if has_weights else ""
         rank_zero_warn(
             f"The loss is that of mixed samples (MixUp, CutMix, soft labels), but each sample {wrong} of the class "
-            f"that it was drawn for. Mix only with FairSampling({', '.join(self._remedies)}){other}."
+            f"that it was drawn for. Mix only with FairSampling({', '.join(settings)}){other}."
         )
 
     def _warn_of_other_logits(self) -> None:

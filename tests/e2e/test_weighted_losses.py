@@ -137,7 +137,7 @@ def test_mixed_labels(base, data, settings):
     outcome = train(with_mixin(base), data(), FairSampling(**settings))
     (message,) = [message for message in outcome.warned if UNVERIFIED not in message]
     assert "MixUp" in message
-    remedy = {"correction": "none"} if "reference" in settings else {"lambda2": 0.0}
+    remedy = {"correction": "none", "reference": "target"} if "reference" in settings else {"lambda2": 0.0}
     assert f"Mix only with FairSampling({', '.join(f'{name}={value!r}' for name, value in remedy.items())})" in message
     outcome = train(with_mixin(base), data(), FairSampling(**{**settings, **remedy}))
     assert [message for message in outcome.warned if UNVERIFIED not in message] == []
