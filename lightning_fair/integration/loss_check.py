@@ -145,13 +145,13 @@ class LossCheck:
         )
 
     def _warn_of_other_logits(self) -> None:
-        what = "What self.adjusted_logits returned" if self._hooked is None else f"The output of {self._hooked}"
-        remedy = "Compute the loss of what it returns"
+        output, remedy = "The tensor that self.adjusted_logits returned", "Compute the loss of that tensor"
         if self._hooked is not None:
+            output = f"The output of {self._hooked}"
             remedy = "Let FairSampling(logits=...) name the submodule whose output are the logits of the loss"
         rank_zero_warn(
-            f"{what} got the offsets of correction='logits', but the loss is not one of these logits: other layers "
-            "follow, such as a linear layer or a normalization, or the loss has logits of its own. So it is not "
+            f"{output} got the offsets of correction='logits', but the loss is not a softmax of these logits: other "
+            "layers follow, such as a linear layer or a normalization, or the loss has logits of its own. So it is not "
             f"corrected as it should be. {remedy}, or set correction='weights'."
         )
 
@@ -231,9 +231,8 @@ def _are_mixed(terms: list[LossTerm], labels: Tensor | None) -> Tensor:
             if other.scores is term.scores and not other.target.is_floating_point():
                 is_mixed = is_mixed & ~other.equals(labels)  # distillation: each sample is of one class
         answer = answer | is_mixed
-    for one, other in combinations(
-        [term for term in terms if not term.is_uniform], 2
-    ):  # lam * loss(scores, y_a) + (1 - lam) * loss(scores, y_b)
+    of_labels = [term for term in terms if not term.is_uniform]
+    for one, other in combinations(of_labels, 2):  # lam * loss(scores, y_a) + (1 - lam) * loss(scores, y_b)
         a, b = one.target, other.target
         if one.scores is other.scores and a.shape == b.shape:
             differ = ((a != b) & (a >= 0) & (b >= 0)).any()

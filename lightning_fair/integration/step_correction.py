@@ -240,6 +240,7 @@ class StepCorrection:
 
     def close(self) -> None:
         """End the fit: correct nothing any more."""
+        self.nodes.clear()
         self.is_open = False
         if self._handle is not None:
             self._handle.remove()

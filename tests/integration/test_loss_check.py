@@ -567,7 +567,7 @@ def test_layer_after_adjusted_logits_warns_once(layers, precision):
     assert warned_of(words, Layers(*layers, torch.nn.Flatten), moving(**TO_UNIFORM, logits="net"), **runs) == []
     assert warned_of(words, Layers(*layers), moving(reference="uniform"), **runs) == []
     (warning,) = warned_of(words, LayersByMixin(*layers), moving(**TO_UNIFORM), **runs)
-    assert "What self.adjusted_logits returned" in warning
+    assert "The tensor that self.adjusted_logits returned" in warning
 
 
 class OtherHead(Layers):
