@@ -92,7 +92,8 @@ class FairSampling(Callback):
             module stays as it is. An accuracy that the training step computes of this output is that of the adjusted
             logits, which know the class mix of the batch; validation is as without the hook. None: the mixin's
             ``adjusted_logits``; without the mixin, the only ``nn.Linear`` with as many outputs as there are classes
-            (with two classes, one or two), which the log names.
+            (with two classes, one or two), which the log names. If training losses are fed back, its rows must be the
+            samples of the batch, in their order.
         feedback: ``"train"``, the losses of training; or the name of a metric of each class that the module logs at
             validation: ``"val/recall"`` for ``val/recall/<class>`` (see
             :func:`~lightning_fair.monitoring.class_metrics.find_class_values`), which is read after each validation

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from lightning_fair.integration.run import Run
 from lightning_fair.integration.step_checks import check_reference, warn_of_no_mixin
 from lightning_fair.integration.step_correction import StepCorrection, is_transformed
-from lightning_fair.monitoring.tensorboard_layout import plural
 
 if TYPE_CHECKING:
     import lightning.pytorch as L
@@ -77,7 +76,7 @@ def hook_logits(pl_module: L.LightningModule, name: str | None, step: StepCorrec
         name = _find_head(pl_module, step)
         rank_zero_info(
             f"FairSampling adjusts the logits of {_describe(name, pl_module.get_submodule(name))}, the only linear "
-            f"layer with as many outputs as there are {plural(step.noun)}."
+            f"layer with {_num_outputs(step)}."
         )
     try:
         head = pl_module.get_submodule(name) if name else None
@@ -119,11 +118,13 @@ def _num_outputs(step: StepCorrection) -> str:
 
 
 def _list_candidates(pl_module: L.LightningModule, step: StepCorrection) -> str:
-    layers = _heads(pl_module, step.num_classes) or _linear_layers(pl_module)
+    heads = _heads(pl_module, step.num_classes)
+    layers = heads or _linear_layers(pl_module)
     listed = ", ".join(_describe(name, layer) for name, layer in list(layers.items())[-_MAX_LISTED:])
-    example = next(reversed(layers), "model.fc")
+    larger = "" if heads else "if the data lack some of its classes, set num_classes=... and empty_classes='skip'; "
     return (
-        f"Its linear layers are {listed or 'none'}. Name the submodule, for example FairSampling(logits={example!r}); "
+        f"Its linear layers are {listed or 'none'}. Name the submodule, for example "
+        f"FairSampling(logits={next(reversed(heads), 'model.fc')!r}); {larger}"
         "or call self.adjusted_logits(logits) of ImportanceWeightedMixin; or set correction='weights' or 'none'."
     )
 

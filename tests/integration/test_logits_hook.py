@@ -806,3 +806,13 @@ def test_compiled_module(name, lambda2):
         torch.testing.assert_close(one, other)
     assert len(graphs) == 1
     assert hooks_of(module) == []
+
+
+def test_head_with_more_outputs_than_the_data_have_classes():
+    """A part of the data without the last class: the error names the remedy, which trains the other classes."""
+    part = loader(Indexed((80, 40, 40)))
+    with pytest.raises(ValueError, match=r"has 3 outputs.*set num_classes=\.\.\. and empty_classes='skip'"):
+        fit(Watching(), part, adjusting(logits=None, target_probs="uniform"))
+    fair = adjusting(logits=None, target_probs="uniform", num_classes=4, empty_classes="skip")
+    fit(Watching(), part, fair)
+    np.testing.assert_allclose(fair.controller.q, [1 / 3, 1 / 3, 1 / 3, 0.0])
