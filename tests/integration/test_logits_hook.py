@@ -22,7 +22,7 @@ from lightning_helpers import (
     trainer,
     warnings_about,
 )
-from lightning_utilities.core.rank_zero import log as rank_zero_log
+from lightning_utilities.core import rank_zero
 from torch import nn
 from torch.nn import functional as F
 
@@ -118,12 +118,12 @@ def lines_of_fit(module, fair, **settings):
         def emit(self, record):
             lines.append(record.getMessage())
 
-    handler = Handler()
-    rank_zero_log.addHandler(handler)
+    handler, log = Handler(), rank_zero.log  # each package of Lightning puts a logger of its own there
+    log.addHandler(handler)
     try:
         fit(module, loader(), fair, fast_dev_run=True, **settings)
     finally:
-        rank_zero_log.removeHandler(handler)
+        log.removeHandler(handler)
     return [line for line in lines if "adjusts the logits" in line]
 
 
