@@ -125,6 +125,31 @@ def test_stream_keeps_own_controller():
     assert controller.draws == 10
 
 
+def test_bound_of_own_controller():
+    """The weights are bounded by the stream's own controller, not by the default of the callback."""
+    largest = []
+    for max_weight in (50.0, 5.0):
+        callback = FairSampling()
+        own = FeedbackController(4, [0.94, 0.02, 0.02, 0.02], reference="uniform", max_weight=max_weight)
+        source = mixed(800, own, return_weights=True)
+        fit(Watching(), DataLoader(source, batch_size=8), callback)
+        largest.append(callback.largest_weight)
+    assert 10.0 < largest[0] <= 50.0 * (1 + 1e-9)
+    assert largest[1] == pytest.approx(5.0)
+
+
+def test_losses_for_own_controller():
+    """The stream's own controller says whether losses are fed back, and gets those of the raw logits for the draw."""
+    controller = FeedbackController(4, TARGET, lambda2=0.3, reference="uniform")
+    fit(
+        Adjusting(),
+        DataLoader(mixed(800, controller, return_weights=True), batch_size=8),
+        FairSampling(correction="logits"),
+    )
+    assert np.isfinite(controller.ema_loss).all()
+    assert np.abs(controller.loss_score).max() > 0.1
+
+
 def test_stream_among_several_loaders():
     class Two(Watching):
         def training_step(self, batch, batch_idx):

@@ -600,9 +600,12 @@ class Validated(Watching):
         self.log_dict({f"val/recall/{c}": hit[y == c].float().mean() for c in range(4)})
 
 
-def test_preset_moves_objective_of_unchanged_module():
+@pytest.mark.parametrize(
+    "preset", [{"preset": "worst_class"}, {"preset": "long_tail", "feedback": "val/recall"}], ids=str
+)
+def test_preset_moves_objective_of_unchanged_module(preset):
     """One line is enough: the recall of the validation moves the reference, and the offsets follow it."""
-    module, fair = Validated(), FairSampling(preset="worst_class", logits="model.fc", feedback_delay=1, horizon=16)
+    module, fair = Validated(), FairSampling(**preset, logits="model.fc", feedback_delay=1, horizon=16)
     with recorded_draws() as draws:
         trainer(fair, max_epochs=4).fit(module, loader(), loader(shuffle=False))
     assert np.ptp(module.references, axis=0).max() > 0.05

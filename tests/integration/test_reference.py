@@ -59,3 +59,25 @@ def test_logits_need_a_share_of_each_drawn_class(module, settings):
     train(module, **none_of_dog, target_probs=(0.4, 0.0, 0.3, 0.3))
     if not settings:
         train(module, **{**none_of_dog, "correction": "weights"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "match", "remedy"),
+    [
+        ({"reference": "uniform", "correction": "none"}, "have no effect", {"correction": "weights"}),
+        (
+            {"correction": "none", "feedback_to": "objective", "lambda2": 0.3},
+            "have no effect",
+            {"feedback_to": "draw", "horizon": 16},
+        ),
+        ({"feedback_to": "objective"}, "training losses move the reference by lambda2, which is 0", {"lambda2": 0.25}),
+    ],
+    ids=str,
+)
+def test_settings_without_effect_are_told_once(settings, match, remedy):
+    with pytest.warns(UserWarning, match=match) as caught:
+        train(target_probs="sqrt", **settings)
+    assert len([each for each in caught if "effect" in str(each.message)]) == 1
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*effect.*")
+        train(target_probs="sqrt", **{**settings, **remedy})
