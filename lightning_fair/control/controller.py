@@ -355,7 +355,8 @@ class FeedbackController(DrawsInFlight):
             )
         self.objective.check_state(state["objective"])
         self._target.load_state_dict(state["target"])
-        self.bind_batch(self.batch_size)  # an automatic target is that of the state now
+        if self._target.exponent is not None:
+            self.bind_batch(self.batch_size)  # the target is that of the state now
         self.objective.load_state_dict(state["objective"])
         self.draws, self.epoch = int(state["draws"]), int(state["epoch"])
         for name in _ARRAYS:

@@ -153,7 +153,7 @@ ELSEWHERE = {
         COUNTS,
         {},
         {"reference": "uniform"},
-        r"loss stands for the target, with this controller for \[0\.25 0\.25 0\.25 0\.25\]\. Resume with the reference",
+        r"checkpoint stands for the target, that of this run for \[0\.25 0\.25 0\.25 0\.25\]\. Resume with the reference",
     ),
 }
 
