@@ -427,7 +427,8 @@ class Sized(L.LightningDataModule):
         return loader(batch_size=self.batch_size, shuffle=False)
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
 def test_batch_size_search_leaves_no_trace(workers, tmp_path):
     """Lightning tries sizes 2, 4, 8 during ``fit``, and returns to the start."""
     module, fair, data = Weighted(), moving(), Sized(workers)

@@ -216,7 +216,7 @@ def _searches() -> Iterator[Any]:
                 # Lightning refuses to search the batch size of a loader.
                 kinds = [kind for kind in KINDS if what == "lr" or not kind.endswith("loader")]
                 for kind in kinds if mode == modes[1] else kinds[:2]:
-                    is_fast = mode == modes[1] and kind == "data set"
+                    is_fast = mode == modes[1] and kind == "data set" and (what == "lr" or way == "tuner")
                     yield pytest.param(what, mode, way, kind, marks=() if is_fast else pytest.mark.slow)
 
 
@@ -260,6 +260,7 @@ def test_learning_rate_is_found():
     assert_same(module, train(BATCH, 2 * BATCHES, Searched(lr=module.lr))[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES["batch size"])
 @pytest.mark.parametrize("way", ["tuner", "callback"])
 def test_out_of_memory(mode, way):
@@ -273,6 +274,7 @@ def test_out_of_memory(mode, way):
     assert_same(module, train(size, steps)[0])
 
 
+@pytest.mark.slow
 def test_batch_size_changes_in_training():
     """A search after an epoch may change the batch size: the trained mix, class losses and used items go on."""
 
@@ -427,6 +429,7 @@ def test_search_that_fails_at_once():
     assert_nothing_left(fitted, module)
 
 
+@pytest.mark.slow
 def test_message_has_found_batch_size(monkeypatch):
     """The callback says once what it steers, with the batch size that was found."""
     messages = []
@@ -437,6 +440,7 @@ def test_message_has_found_batch_size(monkeypatch):
     assert f"in batches of {size}" in messages[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["data module", "data set"])
 def test_batch_size_for_validation(kind):
     """The batch size of validation can be searched."""

@@ -129,7 +129,7 @@ def test_one_data_module_in_both(package, other):
     assert wrapped.hparams == {}
 
 
-@pytest.mark.parametrize("search", ["lr_find", "scale_batch_size"])
+@pytest.mark.parametrize("search", ["lr_find", pytest.param("scale_batch_size", marks=pytest.mark.slow)])
 def test_tuner_of_both(package, other, search, tmp_path, monkeypatch):
     """The finders of either package work around a data set."""
     monkeypatch.chdir(tmp_path)  # they save a checkpoint in it

@@ -474,7 +474,9 @@ def trained(base, kind, fair, precision="32-true", **settings):
 
 
 @pytest.mark.parametrize(("kind", "settings"), KINDS.values(), ids=KINDS)
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
+@pytest.mark.parametrize(
+    "precision", ["32-true", *(pytest.param(p, marks=pytest.mark.slow) for p in ("bf16-mixed", "bf16-true", "64-true"))]
+)
 def test_hook_equals_mixin(kind, settings, precision):
     """After 50 steps the parameters are those of the mixin, bit for bit, and not those without a correction."""
     hook = adjusting(loss_ema_decay=0.5, **settings)

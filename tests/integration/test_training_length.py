@@ -200,7 +200,7 @@ def test_restart_has_the_target_of_its_own_training(tmp_path):
     np.testing.assert_allclose(fair.controller.q, power(auto_exponent(COUNTS, 8 * BATCHES * BATCH, 16)))
 
 
-@pytest.mark.parametrize("search", ["lr_find", "scale_batch_size"])
+@pytest.mark.parametrize("search", ["lr_find", pytest.param("scale_batch_size", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("target", ["auto", "deferred"])
 def test_search_does_not_count_as_the_training(search, target, tmp_path, monkeypatch):
     """The target is that of a training without a search."""

@@ -317,7 +317,7 @@ def test_other_validations_are_not_read(reports):
     assert reports == [(4, of(1))]
 
 
-@pytest.mark.parametrize("method", ["lr_find", "scale_batch_size"])
+@pytest.mark.parametrize("method", ["lr_find", pytest.param("scale_batch_size", marks=pytest.mark.slow)])
 def test_searches_are_not_read(method, reports):
     """The validations of a search for a learning rate or a batch size are not read, and the fit after it is."""
     module, callback = Logging(lambda module: module.fair_feedback(RECALLS)), fair()
