@@ -153,7 +153,7 @@ ELSEWHERE = {
         COUNTS,
         {},
         {"reference": "uniform"},
-        r"checkpoint stands for the target, that of this run for \[0\.25 0\.25 0\.25 0\.25\]\. Resume with the reference",
+        r"stands for the target, that of this run for \[0\.25 0\.25 0\.25 0\.25\]\. Resume with the reference",
     ),
 }
 
