@@ -57,7 +57,8 @@ def assert_shares_of_one_draw(ranks: list[Draws], sizes: tuple[int, ...]) -> Non
     assert np.array_equal(first.probs, second.probs)
     assert np.array_equal(first.counts, second.counts)
     uses = np.bincount(list(chain(*first.indices, *second.indices)), minlength=sum(sizes))
-    assert [np.ptp(part) for part in np.split(uses, np.cumsum(sizes)[:-1])] == [1] * len(sizes)
+    # 0 if the draws of a class end with a pass through its items.
+    assert max(np.ptp(part) for part in np.split(uses, np.cumsum(sizes)[:-1])) <= 1
     assert first.warnings == second.warnings == []
 
 
