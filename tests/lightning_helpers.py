@@ -46,6 +46,19 @@ class Indexed(Dataset):
         return torch.tensor([np.sin(index), np.cos(index), float(y == 1), 1.0], dtype=torch.float32), y, index
 
 
+class Named(Indexed):
+    """Its own labels are names, whose sorted order is not that of the numbers in its samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = self.targets
+        self.targets = [("zebra", "ant", "cow", "bee")[y] for y in self.numbers]
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
+        x = torch.tensor([np.sin(index), np.cos(index), 0.0, 1.0], dtype=torch.float32)
+        return x, int(self.numbers[index]), index
+
+
 def loader(dataset: Dataset | None = None, **settings: Any) -> DataLoader:
     return DataLoader(Indexed() if dataset is None else dataset, **{"batch_size": BATCH, "shuffle": True, **settings})
 

@@ -37,11 +37,13 @@ def count_labels(loader: Any, num_batches: float, labels: Labels, class_numbers:
         return None
     with suppress(Exception):  # loader, data set and function are the user's
         inner = loader_inside(loader)
-        found, part = look_up_labels(inner.dataset, labels), _part_read(inner, num_batches)
-        if found is None or part is None:
+        classes, part = look_up_labels(inner.dataset, labels), _part_read(inner, num_batches)
+        if classes is None or part is None:
             return None
-        numbers, counts = np.unique(found.numbers[part], return_counts=True)
-        words = [str(c) if found.values is None or found.names is None else found.names[c] for c in numbers.tolist()]
+        numbers, counts = np.unique(classes.numbers[part], return_counts=True)
+        words = [
+            str(c) if classes.values is None or classes.names is None else classes.names[c] for c in numbers.tolist()
+        ]
         result: Ints = np.zeros(len(class_numbers), np.int64)
         for word, count in zip(words, counts.tolist(), strict=True):
             if word in class_numbers:

@@ -14,6 +14,7 @@ from lightning_helpers import (
     BATCHES,
     WORKERS,
     Indexed,
+    Named,
     fit,
     loader,
     movement,
@@ -369,11 +370,11 @@ def test_gone_after_fit(how):
         assert how != "end"
     assert hooks_of(module) == []
     assert "process_dataloader" not in vars(fitted.strategy)
-    again, how = Watching(module.model), "end"
+    second, how = Watching(module.model), "end"
     with recorded_draws() as draws:
-        fit(again, loader(), adjusting())
-    assert len(again.steps) == BATCHES
-    assert_offsets(again.steps, draws)
+        fit(second, loader(), adjusting())
+    assert len(second.steps) == BATCHES
+    assert_offsets(second.steps, draws)
 
 
 def test_hook_of_user_stays():
@@ -664,19 +665,6 @@ def test_gradients_of_samples_with_loss_feedback(feedback_to):
 
 
 # -- labels that the batch numbers otherwise -----------------------------------------------------------------------
-
-
-class Named(Indexed):
-    """Its own labels are names, whose sorted order is not that of the numbers in its samples."""
-
-    def __init__(self):
-        super().__init__()
-        self.numbers = self.targets
-        self.targets = [("zebra", "ant", "cow", "bee")[y] for y in self.numbers]
-
-    def __getitem__(self, index):
-        x = torch.tensor([np.sin(index), np.cos(index), 0.0, 1.0], dtype=torch.float32)
-        return x, int(self.numbers[index]), index
 
 
 @pytest.mark.parametrize("kind", [Classifier, Adjusting])

@@ -11,6 +11,7 @@ from lightning_helpers import (
     WORKERS,
     Indexed,
     KeysAndNames,
+    Named,
     Plain,
     Weighted,
     as_expected,
@@ -624,19 +625,6 @@ def test_labels_of_other_classes_warn(groups):
         fit(PassesClasses(), loader(), fair, max_epochs=2)
     assert len(messages) == groups
     assert all("got samples of other groups than were drawn" in message for message in messages)
-
-
-class Named(Indexed):
-    """Its own labels are names, whose sorted order is not that of the numbers in a batch."""
-
-    def __init__(self):
-        super().__init__()
-        self.numbers = self.targets
-        self.targets = [("zebra", "ant", "cow", "bee")[y] for y in self.numbers]
-
-    def __getitem__(self, index):
-        x, y = torch.zeros(4), int(self.numbers[index])
-        return x, y, index
 
 
 def test_labels_in_other_numbers_warn():

@@ -267,14 +267,14 @@ def test_fair_feedback_outside_of_validation(hook):
 @pytest.fixture
 def reports(monkeypatch):
     """Record the values of each report, and the number of draws at that time."""
-    made, report = [], FeedbackController.report_validation
+    calls, report = [], FeedbackController.report_validation
 
     def recorded(self, values, *args, **kwargs):
-        made.append((self.draws, np.round(values, 6).tolist()))
+        calls.append((self.draws, np.round(values, 6).tolist()))
         return report(self, values, *args, **kwargs)
 
     monkeypatch.setattr(FeedbackController, "report_validation", recorded)
-    return made
+    return calls
 
 
 def counting(module):
