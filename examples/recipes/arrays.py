@@ -59,8 +59,10 @@ class ArraysDataModule(LongTailedImages):
         batch_size: int = 128,
         num_workers: int = 0,
         seed: int | None = None,
+        val_per_class: int | None = None,
+        add_validation: bool = False,
     ) -> None:
-        super().__init__(imbalance_ratio, kind, largest, batch_size, num_workers, seed)
+        super().__init__(imbalance_ratio, kind, largest, batch_size, num_workers, seed, val_per_class, add_validation)
         self.path = path
 
     def prepare_data(self) -> None:

@@ -85,6 +85,36 @@ class DeferredReweighting(nn.Module):
         return losses * weights / weights.mean()
 
 
+class FocalLoss(nn.Module):
+    """Cross entropy times ``(1 - p) ** gamma``, with the probability ``p`` of the right class.
+
+    Args:
+        class_counts: Not used; every loss of this module gets it.
+        gamma: At least 0; 0 is plain cross entropy.
+
+    Raises:
+        ValueError: If ``gamma`` is negative or not finite.
+
+    Reference:
+        T.-Y. Lin et al., "Focal loss for dense object detection" (2017), without the factor ``alpha``.
+
+    Example:
+        >>> FocalLoss()(torch.zeros(1, 2), torch.tensor([0]), epoch=0)  # 0.5 ** 2 * log 2
+        tensor([0.1733])
+    """
+
+    def __init__(self, class_counts: ArrayLike = (), gamma: float = 2.0) -> None:  # noqa: ARG002
+        super().__init__()
+        if not (math.isfinite(gamma) and gamma >= 0):
+            raise ValueError(f"gamma must be finite and at least 0, got {gamma}.")
+        self.gamma = gamma
+
+    def forward(self, logits: Tensor, labels: Tensor, epoch: int) -> Tensor:  # noqa: ARG002
+        """Return the loss of each sample, shape ``(batch,)``."""
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        return losses * (1.0 - torch.exp(-losses)) ** self.gamma
+
+
 class BalancedSoftmax(nn.Module):
     """Cross entropy of the logits plus ``tau * log(prior)``: the logit-adjusted loss, Balanced Softmax for ``tau = 1``.
 

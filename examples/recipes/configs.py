@@ -52,6 +52,7 @@ COMPLETE: dict[str, Callable[..., Any]] = {
     "drift": drift.DriftDataModule,
     "recovery": recovery.Recovery,
     "small_cnn": models.small_cnn,
+    "batch_norm_cnn": models.batch_norm_cnn,
     "mlp": models.mlp,
     "resnet32": resnet.resnet32,
     "warp": augment.RandomWarp,
@@ -68,10 +69,12 @@ COMPLETE: dict[str, Callable[..., Any]] = {
 # Completed in the run: by parameters, an optimizer, labels or class counts.
 PARTIAL: dict[str, Callable[..., Any]] = {
     "sgd": torch.optim.SGD,
+    "cosine": lr_schedules.cosine,
     "warm_up_and_drop": lr_schedules.warm_up_and_drop,
     "weighted_sampler": baselines.weighted_sampler,
     "drw": baselines.DeferredReweighting,
     "balanced_softmax": baselines.BalancedSoftmax,
+    "focal": baselines.FocalLoss,
     "logit_adjustment": baselines.LogitAdjustment,
 }
 # Arguments that other parts of the config set: the groups `callbacks` and `logger`, and the classifier.

@@ -45,8 +45,10 @@ class DigitsDataModule(LongTailedImages):
         batch_size: int = 32,
         num_workers: int = 0,
         seed: int = 0,
+        val_per_class: int | None = None,
+        add_validation: bool = False,
     ) -> None:
-        super().__init__(imbalance_ratio, kind, largest, batch_size, num_workers, seed)
+        super().__init__(imbalance_ratio, kind, largest, batch_size, num_workers, seed, val_per_class, add_validation)
 
     def load_splits(self) -> Splits:
         """Return the stratified split of the digits."""
@@ -83,8 +85,10 @@ class MNISTDataModule(LongTailedImages):
         batch_size: int = 128,
         num_workers: int = 0,
         seed: int = 0,
+        val_per_class: int | None = None,
+        add_validation: bool = False,
     ) -> None:
-        super().__init__(imbalance_ratio, kind, largest, batch_size, num_workers, seed)
+        super().__init__(imbalance_ratio, kind, largest, batch_size, num_workers, seed, val_per_class, add_validation)
         self.raw = Path(root, "MNIST", "raw")
         self.root = root
 
@@ -147,8 +151,10 @@ class CIFAR10DataModule(LongTailedImages):
         batch_size: int = 128,
         num_workers: int = 0,
         seed: int | None = None,
+        val_per_class: int | None = None,
+        add_validation: bool = False,
     ) -> None:
-        super().__init__(imbalance_ratio, kind, largest, batch_size, num_workers, seed)
+        super().__init__(imbalance_ratio, kind, largest, batch_size, num_workers, seed, val_per_class, add_validation)
         self.root = root
         self.folder = Path(root, self.dataset.base_folder)
 

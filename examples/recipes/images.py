@@ -10,8 +10,10 @@ import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler, Subset
 
+from lightning_fair.common.arrays import Ints
+from lightning_fair.common.labels import find_labels
 from recipes.longtail import Kind, LongTail
 
 Item = tuple[torch.Tensor, int]
@@ -59,6 +61,10 @@ class LongTailedImages(L.LightningDataModule):
         batch_size: Images of a training batch.
         num_workers: Processes that load data. The images are in memory, so 0 is fastest.
         seed: Seed of the split and of the choice of images, at least 0; None: the first images of each class.
+        val_per_class: Training images of each class that are held out for the validation before the tail is cut, at
+            least 1; None: the validation set of ``load_splits``.
+        add_validation: Whether the training set has the validation images too, for a method that needs none; its
+            validation metrics then have no meaning.
 
     Attributes:
         train_set: Training set, from ``setup`` on.
@@ -70,7 +76,7 @@ class LongTailedImages(L.LightningDataModule):
         ValueError: If an argument is out of range; ``imbalance_ratio``, ``kind`` and ``largest`` in ``setup``.
     """
 
-    train_set: LongTail[Item]
+    train_set: LongTail[Item] | JoinedImages
     val_set: Dataset[Item]
     test_set: Dataset[Item]
     make_sampler: Callable[[NDArray[Any]], Sampler[int]] | None = None
@@ -83,14 +89,18 @@ class LongTailedImages(L.LightningDataModule):
         batch_size: int = 128,
         num_workers: int = 0,
         seed: int | None = None,
+        val_per_class: int | None = None,
+        add_validation: bool = False,
     ) -> None:
         super().__init__()
-        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0), ("seed", seed, 0)):
+        numbers = (("batch_size", batch_size, 1), ("num_workers", num_workers, 0), ("seed", seed, 0))
+        for name, value, least in (*numbers, ("val_per_class", val_per_class, 1)):
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}.")
         self.imbalance_ratio, self.largest = imbalance_ratio, largest
         self.kind: Kind = kind
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.val_per_class, self.add_validation = val_per_class, add_validation
 
     @abstractmethod
     def load_splits(self) -> Splits:
@@ -100,7 +110,11 @@ class LongTailedImages(L.LightningDataModule):
         """Create the three data sets, once."""
         if not hasattr(self, "train_set"):
             train, self.val_set, self.test_set = self.load_splits()
+            if self.val_per_class:
+                train, self.val_set = hold_out(train, self.val_per_class, self.seed or 0)
             self.train_set = LongTail(train, self.imbalance_ratio, self.kind, seed=self.seed, largest=self.largest)
+            if self.add_validation:
+                self.train_set = JoinedImages(self.train_set, self.val_set)
 
     def channel_mean_std(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean and standard deviation of each channel of the training set, float32, shape ``(C,)`` each."""
@@ -124,6 +138,46 @@ class LongTailedImages(L.LightningDataModule):
         return DataLoader(dataset, batch_size=batch_size, **workers, **order)
 
 
+class JoinedImages(ConcatDataset[Item]):
+    """A long-tailed training set and other images of the same classes.
+
+    Attributes:
+        targets: Label of each image, integers, shape ``(N,)``.
+        class_counts: Images of each class, int64, shape ``(K,)``.
+        classes: Names of the classes, or None if the data set has none.
+    """
+
+    def __init__(self, train_set: LongTail[Item], others: Dataset[Item]) -> None:
+        super().__init__([train_set, others])
+        self.targets: Ints = np.concatenate([train_set.targets, find_labels(others).numbers])
+        self.class_counts: Ints = np.bincount(self.targets, minlength=train_set.class_counts.size)
+        self.classes = train_set.classes
+
+
+def hold_out(dataset: Dataset[Item], per_class: int, seed: int) -> tuple[Subset[Item], Subset[Item]]:
+    """Return a data set without ``per_class`` random samples of each class, and these samples.
+
+    Raises:
+        ValueError: If a class has no more samples than are held out.
+
+    Example:
+        >>> images = Images(np.zeros((20, 2, 2), np.uint8), np.arange(20) % 2, ["a", "b"], white=255.0)
+        >>> rest, held_out = hold_out(images, 3, seed=0)
+        >>> len(rest), np.bincount(images.targets[held_out.indices])
+        (14, array([3, 3]))
+    """
+    labels = find_labels(dataset).numbers
+    smallest = int(np.bincount(labels).min())
+    if smallest <= per_class:
+        raise ValueError(f"val_per_class must be below the images of the smallest class, {smallest}, got {per_class}.")
+    order = np.random.default_rng(seed).permutation(labels.size)
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    starts = np.searchsorted(labels[by_class], np.arange(labels.max() + 1))
+    held_out = np.sort(by_class[(starts[:, None] + np.arange(per_class)).ravel()])
+    rest = np.setdiff1d(np.arange(labels.size), held_out)
+    return Subset(dataset, rest), Subset(dataset, held_out)  # type: ignore[arg-type]  # arrays index like sequences
+
+
 def channel_mean_std(dataset: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean and standard deviation of each channel of :class:`Images` or a subset, float32, shape ``(C,)`` each.
 
@@ -132,6 +186,8 @@ def channel_mean_std(dataset: Any) -> tuple[torch.Tensor, torch.Tensor]:
         >>> channel_mean_std(images)
         (tensor([0.5000]), tensor([0.5000]))
     """
+    if isinstance(dataset, JoinedImages):
+        dataset = dataset.datasets[0]
     kept: NDArray[Any] = np.arange(len(dataset))
     while isinstance(dataset, Subset):
         kept, dataset = np.asarray(dataset.indices)[kept], dataset.dataset

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, LRScheduler, MultiStepLR
+from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR
 
 
 def warm_up_and_drop(
@@ -43,3 +43,22 @@ def warm_up_and_drop(
         raise ValueError(f"factor must be positive, got {factor}.")
     schedulers: list[LRScheduler] = [LinearLR(optimizer, start_factor=1 / warm_up, total_iters=warm_up - 1)]
     return ChainedScheduler([*schedulers, MultiStepLR(optimizer, list(drops), factor)])
+
+
+def cosine(optimizer: Optimizer, epochs: int = 10) -> CosineAnnealingLR:
+    """Return a schedule that takes the learning rate to 0 in half a cosine wave over the epochs.
+
+    Args:
+        optimizer: The optimizer.
+        epochs: Epochs of the training, at least 1.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        >>> schedule = cosine(optimizer, epochs=2)
+        >>> optimizer.step()
+        >>> schedule.step()
+        >>> schedule.get_last_lr()
+        [0.5]
+    """
+    return CosineAnnealingLR(optimizer, T_max=epochs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import nn
 from torchvision.ops import MLP
 
@@ -55,6 +56,48 @@ def small_cnn(
     features = channels[-1] * (image_size // factor) ** 2
     layers += [nn.Flatten(), nn.Dropout(dropout), nn.Linear(features, hidden), nn.ReLU()]
     return nn.Sequential(*layers, nn.Dropout(dropout), nn.Linear(hidden, num_classes))
+
+
+def batch_norm_cnn(
+    image_size: int = 32,
+    in_channels: int = 3,
+    channels: Sequence[int] = (32, 64, 128, 128),
+    num_classes: int = 10,
+) -> nn.Sequential:
+    """Return a network of convolutions with batch normalization, and a linear layer.
+
+    Each convolution is 3x3, without a bias; batch normalization, a ReLU and 2x2 max pooling follow.
+
+    Args:
+        image_size: Height and width of the images in pixels, divisible by ``2 ** len(channels)``.
+        in_channels: Channels of the images.
+        channels: Channels of each convolution, at least one.
+        num_classes: Number of classes ``K``.
+
+    Returns:
+        A module from images ``(batch, in_channels, image_size, image_size)`` to logits ``(batch, K)``.
+
+    Raises:
+        ValueError: If the image cannot be halved often enough.
+
+    Example:
+        >>> batch_norm_cnn()(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+    factor = 2 ** len(channels)
+    if not channels or image_size % factor:
+        raise ValueError(
+            f"image_size must be divisible by {factor} for channels={list(channels)}, which must not be empty; got "
+            f"image_size={image_size}."
+        )
+    layers: list[nn.Module] = []
+    for before, after in pairwise([in_channels, *channels]):
+        layers += [nn.Conv2d(before, after, kernel_size=3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+        layers.append(nn.MaxPool2d(2))
+    features = channels[-1] * (image_size // factor) ** 2
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, num_classes))
+    # On a CPU convolutions are a third faster with the channels last.
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def mlp(

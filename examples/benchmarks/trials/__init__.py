@@ -1,0 +1,1 @@
+"""What the runs of `accuracy.py` are."""

@@ -1,0 +1,126 @@
+"""Runs on long-tailed images: digits, MNIST and CIFAR-10. Each is a run of `examples/train.py`."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from benchmarks.trials.scores import calibration_error, recalls, tune_offsets
+from hydra import compose, initialize_config_dir
+from recipes import configs
+from recipes.training import train
+from typing_extensions import override
+
+from lightning_fair.common.arrays import Floats, Ints
+
+CONF = Path(__file__).resolve().parents[3] / "conf"
+QUIET = ("logger=none", "callbacks=none", "trainer.enable_progress_bar=false", "trainer.enable_checkpointing=false")
+
+# Overrides of `conf/train.yaml`.
+METHODS: dict[str, tuple[str, ...]] = {
+    "plain": ("fair=off",),
+    "weighted_sampler": ("baseline=weighted_sampler",),
+    "class_weights": ("baseline=class_weights",),
+    "drw": ("baseline=drw",),
+    "focal": ("baseline=focal",),
+    "balanced_softmax": ("baseline=balanced_softmax",),
+    "logit_adjustment": ("baseline=logit_adjustment",),
+    "balanced": ("fair=balanced",),
+    "deferred": ("fair=deferred",),
+    "long_tail": ("fair=long_tail",),
+    "worst_class": ("fair=worst_class",),
+    "worst_class_train": ("fair=worst_class", "fair.feedback=train"),
+    "calibrated": ("fair=calibrated",),
+    "prior_weights": ("fair=balanced", "fair.reference=prior"),
+    "uniform_logits": ("fair=long_tail", "fair.target_probs=uniform"),
+    "sqrt_logits": ("fair=long_tail", "fair.target_probs=sqrt"),
+    "prior_logits": ("fair=long_tail", "fair.target_probs=prior"),
+}
+# From sqrt to the prior, in equal steps over the epochs.
+TO_PRIOR = (
+    "{_target_:lightning_fair.schedules.Shift,start:sqrt,end:prior,progress:{_target_:lightning_fair.schedules.Linear,"
+    "start:0.0,end:1.0,duration:${epochs},unit:epoch}}"
+)
+METHODS["sqrt_to_prior"] = ("fair=long_tail", f"fair.target_probs={TO_PRIOR}")
+METHODS["worst_to_prior"] = ("fair=worst_class", f"fair.target_probs={TO_PRIOR}")
+MNIST = ("experiment=mnist", "data.val_per_class=50", "threads=1", "trainer.val_check_interval=0.2")
+DATA: dict[str, tuple[str, ...]] = {
+    "digits_10": ("experiment=digits", "epochs=10", "trainer.check_val_every_n_epoch=1"),
+    "digits_80": ("experiment=digits", "epochs=80", "trainer.check_val_every_n_epoch=4"),
+    "mnist_exp": MNIST,
+    "mnist_step": (*MNIST, "data.kind=step"),
+    "cifar_12": ("experiment=cifar10_small", "epochs=12"),
+    "cifar_40": ("experiment=cifar10_small", "epochs=40"),
+}
+ADDED = "+val"  # ends the name of a method that trains on the validation images too
+
+
+def overrides(data: str, method: str, seed: int, root: Path) -> list[str]:
+    """Return what is written after `python examples/train.py` for a run."""
+    name = method.removesuffix(ADDED)
+    values = [*DATA[data], *METHODS[name], f"seed={seed}"]
+    if data.startswith("mnist"):
+        values.append(f"data.root={root}")
+    if data.startswith("cifar"):
+        packed = root / "cifar10.npz"
+        values += ["data=arrays", f"data.path={packed}"] if packed.is_file() else [f"data.root={root}"]
+    return [*values, *(["data.add_validation=true"] if method.endswith(ADDED) else [])]
+
+
+class Outputs(L.Callback):
+    """Keeps logits and labels of the last validation and of the test."""
+
+    def __init__(self) -> None:
+        self._batches: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {"validation": [], "test": []}
+
+    def get(self, stage: str) -> tuple[Floats, Ints]:
+        """Return logits, shape ``(N, K)``, and labels, shape ``(N,)``."""
+        logits, labels = (torch.cat(parts).cpu() for parts in zip(*self._batches[stage], strict=True))
+        return logits.double().numpy(), labels.numpy()
+
+    @override
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._batches["validation"] = []
+
+    @override
+    def on_validation_batch_end(  # type: ignore[override]
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: int
+    ) -> None:
+        self._batches["validation"].append((outputs["logits"], batch[1]))
+
+    @override
+    def on_test_batch_end(  # type: ignore[override]
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: int
+    ) -> None:
+        self._batches["test"].append((outputs["logits"], batch[1]))
+
+
+def run(data: str, method: str, seed: int, root: Path) -> dict[str, Any]:
+    """Train and test once.
+
+    Returns:
+        ``recall`` and ``tuned_recall`` of each class (the second with offsets of the logits tuned on the validation
+        data; not for methods that trained on them), ``images`` of each class, ``calibration_error`` at the mix of the
+        training data, ``uniform_calibration_error`` at uniform classes, ``effective_sample_size``.
+    """
+    outputs = Outputs()
+    configs.register()
+    with tempfile.TemporaryDirectory() as folder, initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", [*overrides(data, method, seed, root), *QUIET, f"output_dir={folder}"])
+        report = train(cfg, outputs)
+    logits, labels = outputs.get("test")
+    K = len(report.images)
+    numbers = {
+        "images": report.images.tolist(),
+        "recall": recalls(logits, labels).tolist(),
+        "calibration_error": calibration_error(logits, labels, report.images / report.images.sum()),
+        "uniform_calibration_error": calibration_error(logits, labels, np.full(K, 1.0 / K)),
+        "effective_sample_size": report.effective_sample_size,
+    }
+    if not method.endswith(ADDED):
+        numbers["tuned_recall"] = recalls(logits + tune_offsets(*outputs.get("validation")), labels).tolist()
+    return numbers
