@@ -1,14 +1,13 @@
-"""Does it help? Train with many methods on many data sets, over seeds: `python examples/benchmarks/accuracy.py --root DIR`.
+"""Compare methods on many kinds of data, over seeds: `python examples/benchmarks/accuracy.py --root DIR`.
 
 Each finished run is a line of `accuracy.jsonl`, beside this file, and is not repeated. The tables and the picture are
-made from these lines; `--check` trains nothing, and compares the tables with those of the README of the benchmarks.
+made from these lines. `--check` trains nothing, and compares the tables with those in README.md, beside this file.
 DIR holds `MNIST/raw/`, and `cifar-10-batches-py/` or a file `cifar10.npz` of arrays (see `conf/data/arrays.yaml`).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import multiprocessing
 import os
@@ -17,72 +16,43 @@ import time
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of `benchmarks` and `recipes`
 
 import torch
+from benchmarks.systems import machine
 from benchmarks.trials import images
+from benchmarks.trials.figure import plot
+from benchmarks.trials.results import Key, Results, Trial, to_markdown
 from tqdm import tqdm
 
-FILE = Path(__file__).with_name("accuracy.jsonl")
-Key = tuple[str, str, int]  # data, method, seed
+FILE, README = (Path(__file__).with_name(name) for name in ("accuracy.jsonl", "README.md"))
+POWERS = tuple(f"{images.POWER}{t:g}" for t in (0.0, 0.25, 0.5, 0.75, 1.0))
+LOSSES = ("class_weights", "drw", "focal", "balanced_softmax", "logit_adjustment")
+PRESETS = ("balanced", "deferred", "long_tail", "worst_class", "worst_class_train", "calibrated")
+ALL = ("plain", "weighted_sampler", *LOSSES, *PRESETS, "prior_weights")
+ADDED = tuple(
+    f"{m}{images.ADDED}" for m in ("plain", "weighted_sampler", "balanced_softmax", "long_tail", "worst_class_train")
+)
 
 
-@dataclass(frozen=True)
-class Trial:
-    """Runs on one kind of data.
-
-    Attributes:
-        methods: Names of the methods.
-        seeds: Number of seeds, from 1.
-    """
-
-    methods: Sequence[str]
-    seeds: int
+def _images(data: str, title: str, methods: Sequence[str], seeds: int, minutes: float) -> Trial:
+    compared = (images.BALANCED, images.WORST)
+    return Trial(title, methods, seeds, partial(images.run, data), images.rows, "weighted_sampler", compared, minutes)
 
 
-class Results:
-    """Numbers of finished runs, in a file of JSON lines.
-
-    Args:
-        path: The file; it need not exist. Begin a new file after a change of the code.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.runs: dict[Key, dict[str, Any]] = {}
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-            try:
-                run = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # empty, or half written
-            self.runs[run["data"], run["method"], run["seed"]] = run["numbers"]
-
-    def add(self, key: Key, numbers: dict[str, Any], seconds: float) -> None:
-        """Store the numbers of a run, and append them to the file."""
-        self.runs[key] = numbers
-        run = dict(zip(("data", "method", "seed"), key, strict=True)) | {"seconds": round(seconds), "numbers": numbers}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            # A newline first if an interrupted run has left half a line.
-            file.write("\n" * _ends_within_line(self.path) + json.dumps(_rounded(run)) + "\n")
-
-
-def _ends_within_line(path: Path) -> bool:
-    content = path.read_bytes()
-    return bool(content) and not content.endswith(b"\n")
-
-
-def _rounded(value: Any) -> Any:
-    """Return nested numbers with five digits after the point."""
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return round(value, 5) if isinstance(value, float) else value
+SMALL = ("plain", "weighted_sampler", "balanced_softmax", "long_tail", "worst_class", "sqrt_to_prior")
+TRIALS: dict[str, Trial] = {
+    "digits_10": _images("digits_10", "digits, ratio 100, 10 epochs", (*ALL, *ADDED), 20, 0.05),
+    "digits_80": _images("digits_80", "digits, ratio 100, 80 epochs", (*ALL, *ADDED), 20, 0.2),
+    "mnist_exp": _images("mnist_exp", "MNIST, ratio 100", (*ALL, *ADDED), 5, 0.6),
+    "mnist_step": _images("mnist_step", "MNIST, step, ratio 100", ALL[:-2], 5, 0.6),
+    "cifar_12": _images("cifar_12", "CIFAR-10-LT, ratio 100, small network, 12 epochs", SMALL, 3, 3.5),
+    "cifar_40": _images("cifar_40", "the same, 40 epochs", SMALL[1:5], 1, 12.0),
+}
 
 
 def train_once(key: Key, root: Path) -> tuple[dict[str, Any], float]:
@@ -92,7 +62,7 @@ def train_once(key: Key, root: Path) -> tuple[dict[str, Any], float]:
     warnings.simplefilter("ignore")
     begin = time.perf_counter()
     data, method, seed = key
-    return images.run(data, method, seed, root), time.perf_counter() - begin
+    return TRIALS[data].run(method, seed, root), time.perf_counter() - begin
 
 
 def run_all(keys: Iterable[Key], results: Results, root: Path, processes: int) -> None:
@@ -109,18 +79,58 @@ def run_all(keys: Iterable[Key], results: Results, root: Path, processes: int) -
             raise
 
 
+def check(tables: dict[str, str], readme: str) -> list[str]:
+    """Return the data whose table is not in the README word by word."""
+    return [data for data, table in tables.items() if table not in readme]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of the data (default: data)")
-    parser.add_argument("--data", nargs="+")
-    parser.add_argument("--methods", nargs="+")
-    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument(
+        "--data", nargs="+", choices=TRIALS, default=list(TRIALS), metavar="DATA", help=" ".join(TRIALS)
+    )
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="some of the methods of the data")
+    parser.add_argument("--seeds", type=int, help="number of seeds, from 1 (default: those of the tables)")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs side by side (default: one a core)")
-    parser.add_argument("--results", type=Path, default=FILE, help="file of the finished runs")
+    parser.add_argument(
+        "--results", type=Path, default=FILE, metavar="FILE", help="finished runs (default: beside this)"
+    )
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="also plot balanced accuracy and worst class")
+    parser.add_argument("--check", action="store_true", help="train nothing; compare the tables with README.md")
     args = parser.parse_args(argv)
+    for name in ("seeds", "processes"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} must be at least 1, got {value}")
+    known = {method for data in args.data for method in TRIALS[data].methods}
+    if unknown := set(args.methods or ()) - known:
+        parser.error(f"unknown method: {', '.join(sorted(unknown))}. Methods: {', '.join(sorted(known))}")
     results = Results(args.results)
-    keys = [(data, method, seed) for seed in args.seeds for data in args.data for method in args.methods]
-    run_all(keys, results, args.root.resolve(), args.processes)
+    if not args.check:
+        run_all(wanted(args.data, args.methods, args.seeds), results, args.root.resolve(), args.processes)
+    tables = {data: results.table(data, TRIALS[data]) for data in args.data}
+    texts = {data: to_markdown(table, TRIALS[data]) for data, table in tables.items() if table}
+    for data, text in texts.items():
+        print(f"\n{TRIALS[data].title} (--data {data})\n\n{text}")
+    print(f"\n{machine()}")
+    if args.figure:
+        plot(tables, {data: TRIALS[data].title for data in tables}, args.figure)
+    if args.check and (stale := check(texts, README.read_text(encoding="utf-8"))):
+        parser.exit(1, f"README.md has other tables of: {', '.join(stale)}\n")
+
+
+def wanted(data: Sequence[str], methods: Sequence[str] | None, seeds: int | None) -> list[Key]:
+    """Return the runs, seed by seed, so that an interrupted benchmark has results of every method."""
+    keys = [
+        (name, method, seed)
+        for name in data
+        for seed in range(1, (seeds or TRIALS[name].seeds) + 1)
+        for method in TRIALS[name].methods
+        if not methods or method in methods
+    ]
+    # The longest first, so that the cores finish together.
+    return sorted(keys, key=lambda key: -TRIALS[key[0]].minutes)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 from benchmarks.trials.scores import calibration_error, recalls, tune_offsets
 from hydra import compose, initialize_config_dir
 from recipes import configs
+from recipes.longtail import long_tail_counts
 from recipes.training import train
 from typing_extensions import override
 
@@ -53,22 +54,35 @@ DATA: dict[str, tuple[str, ...]] = {
     "digits_80": ("experiment=digits", "epochs=80", "trainer.check_val_every_n_epoch=4"),
     "mnist_exp": MNIST,
     "mnist_step": (*MNIST, "data.kind=step"),
+    "mnist_5_images": (*MNIST, "data.largest=500", "epochs=10"),
+    "mnist_5_images_long": (*MNIST, "data.largest=500", "epochs=40"),
     "cifar_12": ("experiment=cifar10_small", "epochs=12"),
     "cifar_40": ("experiment=cifar10_small", "epochs=40"),
 }
+TUNED = ("plain", "weighted_sampler", "balanced_softmax", "long_tail")  # also with tuned offsets of the logits
+PLUGIN = {name for name, values in METHODS.items() if values[0].startswith("fair=") and values[0] != "fair=off"}
+BALANCED, WORST = "balanced accuracy", "worst class"
+POWER = "power_"  # begins the name of a method that draws with prior ** t, corrected in the logits
 ADDED = "+val"  # ends the name of a method that trains on the validation images too
 
 
 def overrides(data: str, method: str, seed: int, root: Path) -> list[str]:
     """Return what is written after `python examples/train.py` for a run."""
-    name = method.removesuffix(ADDED)
-    values = [*DATA[data], *METHODS[name], f"seed={seed}"]
+    values = [*DATA[data], *_method(method.removesuffix(ADDED), data), f"seed={seed}"]
     if data.startswith("mnist"):
         values.append(f"data.root={root}")
     if data.startswith("cifar"):
         packed = root / "cifar10.npz"
         values += ["data=arrays", f"data.path={packed}"] if packed.is_file() else [f"data.root={root}"]
     return [*values, *(["data.add_validation=true"] if method.endswith(ADDED) else [])]
+
+
+def _method(name: str, data: str) -> tuple[str, ...]:
+    if not name.startswith(POWER):
+        return METHODS[name]
+    largest = {"digits": 100, "mnist": 500, "cifar": 5000}[data.partition("_")[0]]
+    mix = long_tail_counts(10, largest, imbalance_ratio=100) ** float(name.removeprefix(POWER))
+    return "fair=long_tail", f"fair.target_probs={(mix / mix.sum()).tolist()}"
 
 
 class Outputs(L.Callback):
@@ -105,7 +119,8 @@ def run(data: str, method: str, seed: int, root: Path) -> dict[str, Any]:
     Returns:
         ``recall`` and ``tuned_recall`` of each class (the second with offsets of the logits tuned on the validation
         data; not for methods that trained on them), ``images`` of each class, ``calibration_error`` at the mix of the
-        training data, ``uniform_calibration_error`` at uniform classes, ``effective_sample_size``.
+        training data, ``uniform_calibration_error`` at uniform classes, ``effective_sample_size``, and
+        ``repeats``: how often an image of the last class, the rarest, was drawn.
     """
     outputs = Outputs()
     configs.register()
@@ -120,7 +135,27 @@ def run(data: str, method: str, seed: int, root: Path) -> dict[str, Any]:
         "calibration_error": calibration_error(logits, labels, report.images / report.images.sum()),
         "uniform_calibration_error": calibration_error(logits, labels, np.full(K, 1.0 / K)),
         "effective_sample_size": report.effective_sample_size,
+        "repeats": float(report.drawn[-1] / report.images[-1]),
     }
     if not method.endswith(ADDED):
         numbers["tuned_recall"] = recalls(logits + tune_offsets(*outputs.get("validation")), labels).tolist()
     return numbers
+
+
+def rows(method: str, numbers: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the metrics of a run, and for some methods those with tuned offsets of the logits."""
+    metrics = {"": _metrics(np.array(numbers["recall"]), numbers)}
+    metrics[""]["calibration error"] = numbers["calibration_error"]
+    if method in TUNED:
+        metrics[" with tuned offsets"] = _metrics(np.array(numbers["tuned_recall"]), numbers)
+    return metrics
+
+
+def _metrics(recall: Floats, numbers: dict[str, Any]) -> dict[str, float]:
+    counts = np.array(numbers["images"])
+    return {
+        BALANCED: float(recall.mean()),
+        WORST: float(recall.min()),
+        "at the training mix": float(recall @ counts / counts.sum()),
+        "calibration error": float("nan"),
+    }
