@@ -21,10 +21,13 @@ from recipes.data import (
     read_idx,
     stratified_split,
 )
-from recipes.images import Images
+from recipes.images import Images, JoinedImages
 from recipes.longtail import long_tail_counts
 from recipes.models import mlp
+from torch.utils.data import Subset
 from torchvision import datasets
+
+from lightning_fair.common.labels import find_labels
 
 
 def test_digits_parts_are_disjoint():
@@ -300,3 +303,50 @@ def test_stratified_split_keeps_every_sample():
     assert np.bincount(labels[held_out]).tolist() == [10, 6, 4]
     assert (np.diff(rest) > 0).all()
     assert not np.array_equal(held_out, stratified_split(labels, 20, seed=2)[1])
+
+
+def drawn_from(dataset):
+    """The images of the digits that a training set or a held-out set has."""
+    parts = dataset.datasets if isinstance(dataset, JoinedImages) else [dataset]
+    kept = []
+    for part in parts:
+        indices = np.arange(len(part))
+        while isinstance(part, Subset):
+            indices, part = np.asarray(part.indices)[indices], part.dataset
+        kept.extend(indices.tolist())
+    return kept
+
+
+def test_images_are_held_out_before_the_tail_is_cut():
+    """Every class has as many; no image is used twice; and with ``add_validation`` the training has them too."""
+    data, added = (DigitsDataModule(seed=3, val_per_class=30, largest=70, add_validation=x) for x in (False, True))
+    for module in (data, added):
+        module.setup()
+    assert np.bincount([y for _, y in data.val_set]).tolist() == [30] * 10
+    parts = [drawn_from(part) for part in (data.train_set, data.val_set, data.test_set)]
+    assert len(set().union(*parts)) == sum(map(len, parts))
+    assert data.train_set.class_counts[[0, 9]].tolist() == [70, 1]
+
+    assert drawn_from(added.train_set) == parts[0] + parts[1]
+    assert added.train_set.class_counts.tolist() == (data.train_set.class_counts + 30).tolist()
+    labels = [y for _, y in added.train_set]
+    assert added.train_set.targets.tolist() == labels
+    assert added.train_set.classes == data.train_set.classes
+    assert find_labels(added.train_set).numbers.tolist() == labels
+    assert added.channel_mean_std() == data.channel_mean_std()
+
+
+def test_held_out_images_follow_seed():
+    sets = []
+    for seed in (1, 1, 2):
+        data = DigitsDataModule(seed=seed, val_per_class=5)
+        data.setup()
+        sets.append(drawn_from(data.val_set))
+    assert sets[0] == sets[1] != sets[2]
+
+
+@pytest.mark.parametrize("size", [103, 500])
+def test_class_smaller_than_validation(size):
+    data = DigitsDataModule(val_per_class=size)
+    with pytest.raises(ValueError, match=f"val_per_class must be below the images of the smallest class, .* {size}"):
+        data.setup()

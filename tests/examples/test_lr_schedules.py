@@ -1,8 +1,10 @@
 """The learning rate schedule of the CIFAR protocols."""
 
+import math
+
 import pytest
 import torch
-from recipes.lr_schedules import warm_up_and_drop
+from recipes.lr_schedules import cosine, warm_up_and_drop
 from torch import nn
 
 
@@ -35,3 +37,14 @@ def test_rate_rises_stays_and_drops():
 def test_bad_arguments_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         learning_rates(1, **kwargs)
+
+
+def test_cosine_ends_at_zero():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    scheduler = cosine(optimizer, epochs=4)
+    rates = []
+    for _ in range(5):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([1 + math.cos(math.pi * k / 4) for k in range(5)])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from recipes.augment import CropFlip, RandomWarp, Standardize
-from recipes.models import mlp, small_cnn
+from recipes.models import batch_norm_cnn, mlp, small_cnn
 from recipes.resnet import Block, resnet32
 from torch.nn import functional as F
 
@@ -106,3 +106,11 @@ def test_standardize_constant_channel():
         ValueError, match=r"have 1 channels, but the model is for 2\. Set model\.standardize\.channels=1"
     ):
         standardize.set_statistics(torch.zeros(1), torch.ones(1))
+
+
+def test_batch_norm_cnn():
+    net = batch_norm_cnn(image_size=8, in_channels=1, channels=(4, 6), num_classes=3)
+    assert net(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
+    assert sum(p.numel() for p in batch_norm_cnn().parameters()) == 246_314
+    with pytest.raises(ValueError, match=r"image_size must be divisible by 16 for .* got image_size=28"):
+        batch_norm_cnn(image_size=28)
