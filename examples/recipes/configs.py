@@ -21,7 +21,7 @@ from lightning.pytorch import callbacks, loggers
 from omegaconf import MISSING, OmegaConf
 
 from lightning_fair import FairSampling
-from recipes import arrays, augment, baselines, classifier, data, drift, lr_schedules, models, recovery, resnet
+from recipes import arrays, augment, baselines, classifier, data, drift, lr_schedules, models, recovery, resnet, tabular
 
 
 @dataclass
@@ -49,6 +49,7 @@ COMPLETE: dict[str, Callable[..., Any]] = {
     "cifar10": data.CIFAR10DataModule,
     "cifar100": data.CIFAR100DataModule,
     "arrays": arrays.ArraysDataModule,
+    "tabular": tabular.TabularDataModule,
     "drift": drift.DriftDataModule,
     "recovery": recovery.Recovery,
     "small_cnn": models.small_cnn,
