@@ -99,11 +99,11 @@ class FocalLoss(nn.Module):
         T.-Y. Lin et al., "Focal loss for dense object detection" (2017), without the factor ``alpha``.
 
     Example:
-        >>> FocalLoss()(torch.zeros(1, 2), torch.tensor([0]), epoch=0)  # 0.5 ** 2 * log 2
+        >>> FocalLoss([9, 1])(torch.zeros(1, 2), torch.tensor([0]), epoch=0)  # 0.5 ** 2 * log 2
         tensor([0.1733])
     """
 
-    def __init__(self, class_counts: ArrayLike = (), gamma: float = 2.0) -> None:  # noqa: ARG002
+    def __init__(self, class_counts: ArrayLike, gamma: float = 2.0) -> None:  # noqa: ARG002
         super().__init__()
         if not (math.isfinite(gamma) and gamma >= 0):
             raise ValueError(f"gamma must be finite and at least 0, got {gamma}.")
