@@ -7,13 +7,16 @@ import pytest
 import torch
 from recipe_helpers import fake_mnist, process_settings_restored
 
+KEYS = ("accuracy", "mean", "worst", "average")
+
 
 @pytest.fixture
 def trial(load, tmp_path, monkeypatch):
     """The module, for a training set of 100 images, a validation set of 20, and two short epochs."""
     fake_mnist(tmp_path, packed=True)
     groups = load("benchmarks.trials.groups")
-    small = {"TRAINING": (40, 10, 10, 40), "VALIDATION": (5, 5, 5, 5), "BATCH": 20, "BATCHES": 4, "EPOCHS": 2}
+    sizes = {"TRAINING": (40, 10, 10, 40), "VALIDATION": (5, 5, 5, 5)}
+    small = {**sizes, "BATCH": 20, "BATCHES": 4, "VALIDATE_EVERY": 2, "EPOCHS": 2}
     for name, value in small.items():
         monkeypatch.setattr(groups, name, value)
     with process_settings_restored(), warnings.catch_warnings():
@@ -81,20 +84,35 @@ def test_runs_of_all_methods(trial, tmp_path, capfd):
     real = trial.Classifier.training_step
     trial.Classifier.training_step = lambda *args: steps.append(1) or real(*args)
     with warnings.catch_warnings(record=True) as caught:
-        for method in trial.METHODS:
-            numbers = trial.run(method, 0, tmp_path)
-            assert list(numbers) == ["accuracy", "mean", "worst", "average"]
-            accuracy = numbers["accuracy"]
-            assert all(type(value) is float for value in [*accuracy, *list(numbers.values())[1:]])
-            assert numbers["worst"] == min(accuracy)
-            assert numbers["mean"] == pytest.approx(sum(accuracy) / 4)
-            by_size = 0.8 * (accuracy[0] + accuracy[3]) / 2 + 0.2 * (accuracy[1] + accuracy[2]) / 2
-            assert numbers["average"] == pytest.approx(by_size)
+        for name, method in trial.METHODS.items():
+            numbers = trial.run(name, 0, tmp_path)
+            states = ("",) if method.adds_validation else ("", "best_")
+            assert list(numbers) == [state + key for state in states for key in KEYS]
+            for state in states:
+                check_numbers(*(numbers[state + key] for key in KEYS))
             assert len(steps) == 8
             steps.clear()
     assert [str(warning.message) for warning in caught] == []
     assert capfd.readouterr() == ("", "")
     assert logging.getLogger("lightning.pytorch").level == logging.WARNING
+
+
+def check_numbers(accuracy, mean, worst, average):
+    assert all(type(value) is float for value in [*accuracy, mean, worst, average])
+    assert worst == min(accuracy)
+    assert mean == pytest.approx(sum(accuracy) / 4)
+    assert average == pytest.approx(0.4 * (accuracy[0] + accuracy[3]) + 0.1 * (accuracy[1] + accuracy[2]))
+
+
+def test_best_network_is_kept(trial, monkeypatch):
+    """The worst group of the validation decides, then the mean; the first of equal networks stays."""
+    model = trial.Classifier()
+    scores = [[0.5, 0.6, 0.9, 0.9], [0.5, 0.7, 0.9, 0.9], [0.9, 0.5, 0.7, 0.9], [0.4, 1.0, 1.0, 1.0]]
+    for number, score in enumerate(scores):
+        monkeypatch.setattr(trial, "group_accuracy", lambda *_, score=score: torch.tensor(score))
+        model.net[0].bias.data.fill_(number)
+        model.validation_step([], 0)
+    assert model.best_state["0.bias"].unique().item() == 1
 
 
 @pytest.mark.slow
