@@ -117,7 +117,21 @@ def test_best_network_is_kept(trial, monkeypatch):
 
 @pytest.mark.slow
 def test_run_repeats(trial, tmp_path):
-    """The seed decides a run, and the validation moves the objective of `validation_feedback`."""
+    """The seed decides a run."""
     first, again, other = (trial.run("validation_feedback", seed, tmp_path) for seed in (0, 0, 1))
     assert first == again
     assert first != other
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["train_feedback", "validation_feedback", "long_tail"])
+def test_feedback_moves_objective(trial, tmp_path, monkeypatch, method):
+    """Feedback reaches the objective of the four groups; `long_tail` has none."""
+    callbacks = []
+    real = trial.FairSampling
+    monkeypatch.setattr(trial, "FairSampling", lambda **settings: callbacks.append(real(**settings)) or callbacks[-1])
+    trial.run(method, 0, tmp_path)
+    (fair,) = callbacks
+    assert fair.sampler.class_counts.tolist() == [40, 10, 10, 40]
+    assert fair.controller.objective.tilt.any() == (method != "long_tail")
+    assert fair.controller.objective.base.tolist() == [0.25] * 4

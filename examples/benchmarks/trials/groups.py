@@ -6,8 +6,8 @@ channel of two (as in M. Arjovsky et al., "Invariant risk minimization", 2019, b
 50 a group, are held out first. They are the validation data of every method; the methods named ``+val`` train on them
 as well. In the test each of MNIST's test digits appears in both colors.
 
-All methods make the same number of steps with the same batch size, optimizer and initial weights. The networks of two
-times are tested, both after the training: that of the last step, and that of the validation with the best worst group.
+All methods make the same number of steps with the same batch size, optimizer and initial weights. Two networks
+are tested, both after the training: that of the last step, and that of the validation with the best worst group.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,21 +63,23 @@ class Method:
 
     draw: Literal["shuffle", "weighted", "subsample"] = "shuffle"
     loss: Literal["mean", "dro"] = "mean"
-    fair: Mapping[str, Any] | None = field(default=None)
+    fair: Mapping[str, Any] | None = None
     adds_validation: bool = False
 
 
+_WEIGHTS = {"correction": "weights"}  # the logits are of two classes, not of the four groups
 _NEED_NO_VALIDATION = {
     "plain": Method(),
     "weighted_sampler": Method("weighted"),
     "subsample": Method("subsample"),
     "group_dro": Method("weighted", "dro"),  # on balanced batches, as in its authors' code
     "balanced": Method(fair={}),
-    "train_feedback": Method(fair={"feedback_to": "objective", "lambda2": 0.25}),  # of the preset "worst_class"
+    "long_tail": Method(fair={"preset": "long_tail", **_WEIGHTS}),
+    "train_feedback": Method(fair={"preset": "worst_class", "feedback": "train", **_WEIGHTS}),
 }
 METHODS = {
     **_NEED_NO_VALIDATION,
-    "validation_feedback": Method(fair={"feedback": "val/recall"}),
+    "validation_feedback": Method(fair={"preset": "worst_class", **_WEIGHTS}),
     **{f"{name}+val": replace(method, adds_validation=True) for name, method in _NEED_NO_VALIDATION.items()},
 }
 
