@@ -1,4 +1,4 @@
-"""The runs on coloured MNIST, with small made-up data."""
+"""The runs on colored MNIST, with small made-up data."""
 
 import logging
 import warnings
@@ -127,6 +127,7 @@ def test_run_repeats(trial, tmp_path):
 @pytest.mark.parametrize("method", ["train_feedback", "validation_feedback", "long_tail"])
 def test_feedback_moves_objective(trial, tmp_path, monkeypatch, method):
     """Feedback reaches the objective of the four groups; `long_tail` has none."""
+    monkeypatch.setattr(trial, "EPOCHS", 6)  # losses take effect after 16 batches
     callbacks = []
     real = trial.FairSampling
     monkeypatch.setattr(trial, "FairSampling", lambda **settings: callbacks.append(real(**settings)) or callbacks[-1])

@@ -1,4 +1,4 @@
-"""Coloured MNIST: digits of two classes, in two colors that give the class away in 99 of 100 training images.
+"""Colored MNIST: digits of two classes, in two colors that give the class away in 99 of 100 training images.
 
 Class 0 is the digits 0 to 4, class 1 the digits 5 to 9. Every second pixel is kept, 14x14, in the red or in the green
 channel of two (as in M. Arjovsky et al., "Invariant risk minimization", 2019, but without label noise). Each class has
