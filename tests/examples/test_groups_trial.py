@@ -90,6 +90,8 @@ def test_runs_of_all_methods(trial, tmp_path, capfd):
             assert list(numbers) == [state + key for state in states for key in KEYS]
             for state in states:
                 check_numbers(*(numbers[state + key] for key in KEYS))
+            table = trial.rows(name, numbers)
+            assert [row[trial.WORST] for row in table.values()] == [numbers[state + "worst"] for state in states]
             assert len(steps) == 8
             steps.clear()
     assert [str(warning.message) for warning in caught] == []
@@ -118,13 +120,13 @@ def test_best_network_is_kept(trial, monkeypatch):
 @pytest.mark.slow
 def test_run_repeats(trial, tmp_path):
     """The seed decides a run."""
-    first, again, other = (trial.run("validation_feedback", seed, tmp_path) for seed in (0, 0, 1))
+    first, again, other = (trial.run("worst_class", seed, tmp_path) for seed in (0, 0, 1))
     assert first == again
     assert first != other
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["train_feedback", "validation_feedback", "long_tail"])
+@pytest.mark.parametrize("method", ["worst_class_train", "worst_class", "long_tail"])
 def test_feedback_moves_objective(trial, tmp_path, monkeypatch, method):
     """Feedback reaches the objective of the four groups; `long_tail` has none."""
     monkeypatch.setattr(trial, "EPOCHS", 6)  # losses take effect after 16 batches

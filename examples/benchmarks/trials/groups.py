@@ -45,6 +45,8 @@ TRAINING = (4950, 50, 50, 4950)  # images of each group
 VALIDATION = (50, 50, 50, 50)
 BATCH, BATCHES, EPOCHS, LR = 128, 78, 4, 1e-3  # at equal groups each of the 50 images is drawn 200 times
 VALIDATE_EVERY = 26  # batches
+ADDED = "+val"  # ends the name of a method that trains on the validation images too
+WORST, MEAN, AVERAGE = "worst group", "mean of the groups", "at the training mix"
 DRO_STEP = 0.01  # step size of the group weights, the default of its authors' code
 
 
@@ -75,12 +77,13 @@ _NEED_NO_VALIDATION = {
     "group_dro": Method("weighted", "dro"),  # on balanced batches, as in its authors' code
     "balanced": Method(fair={}),
     "long_tail": Method(fair={"preset": "long_tail", **_WEIGHTS}),
-    "train_feedback": Method(fair={"preset": "worst_class", "feedback": "train", **_WEIGHTS}),
+    "worst_class_train": Method(fair={"preset": "worst_class", "feedback": "train", **_WEIGHTS}),
 }
 METHODS = {
     **_NEED_NO_VALIDATION,
-    "validation_feedback": Method(fair={"preset": "worst_class", **_WEIGHTS}),
-    **{f"{name}+val": replace(method, adds_validation=True) for name, method in _NEED_NO_VALIDATION.items()},
+    "worst_class": Method(fair={"preset": "worst_class", **_WEIGHTS}),
+    "worst_class_gain_10": Method(fair={"preset": "worst_class", "feedback_gain": 10.0, **_WEIGHTS}),
+    **{f"{name}{ADDED}": replace(method, adds_validation=True) for name, method in _NEED_NO_VALIDATION.items()},
 }
 
 
@@ -177,6 +180,16 @@ def _test(model: Classifier, test: TensorDataset) -> dict[str, Any]:
         "worst": float(accuracy.min()),
         "average": average,
     }
+
+
+def rows(method: str, numbers: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the metrics of a run: of the last step, and of the best validation if there is one."""
+    metrics = {}
+    for state, suffix in (("", ""), ("best_", " at the best validation")):
+        if state == "" or not method.endswith(ADDED):
+            values = (numbers[state + key] for key in ("worst", "mean", "average"))
+            metrics[suffix] = dict(zip((WORST, MEAN, AVERAGE), values, strict=True))
+    return metrics
 
 
 def make_data(root: Path, seed: int) -> tuple[TensorDataset, TensorDataset, TensorDataset]:
