@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of `b
 
 import torch
 from benchmarks.systems import machine
-from benchmarks.trials import images
+from benchmarks.trials import drift, groups, images, tabular
 from benchmarks.trials.figure import plot
 from benchmarks.trials.results import Key, Results, Trial, to_markdown
 from tqdm import tqdm
@@ -51,6 +51,21 @@ TRIALS: dict[str, Trial] = {
     "mnist_exp": _images("mnist_exp", "MNIST, ratio 100", (*ALL, *ADDED), 5, 0.6),
     "mnist_step": _images("mnist_step", "MNIST, step, ratio 100", ALL[:-2], 5, 0.6),
     "cifar_12": _images("cifar_12", "CIFAR-10-LT, ratio 100, small network, 12 epochs", SMALL, 3, 3.5),
+    "tabular": Trial(
+        "table of two classes at 99.5 to 0.5, 1 % of the labels wrong",
+        *(tuple(tabular.METHODS), 20, tabular.run, tabular.rows),
+        *("plain", ("average precision",), 0.1),
+    ),
+    "groups": Trial(
+        "colored MNIST, four groups, 99 to 1 in each class",
+        *(tuple(groups.METHODS), 5, groups.run, groups.rows),
+        *("group_dro", (groups.WORST,), 0.3),
+    ),
+    "drift": Trial(
+        "a stream of MNIST in twenty turns, each reverses the long tail",
+        *(tuple(drift.METHODS), 5, drift.run, drift.rows),
+        *("plain", ("mean after turns",), 0.5),
+    ),
     "cifar_40": _images("cifar_40", "the same, 40 epochs", SMALL[1:5], 1, 12.0),
 }
 

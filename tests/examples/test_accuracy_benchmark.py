@@ -1,6 +1,7 @@
 """The benchmark of accuracy."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,8 +109,9 @@ def test_offsets_are_tuned_for_the_worst_class(load):
 def test_every_run_of_the_tables_composes(load):
     """Each method of each trial on images is a config of `examples/train.py`."""
     accuracy, images = load("benchmarks.accuracy"), load("benchmarks.trials.images")
+    conf = str(load("benchmarks.trials.configured").CONF)
     configs.register()
-    with initialize_config_dir(str(images.CONF), version_base="1.3"):
+    with initialize_config_dir(conf, version_base="1.3"):
         for data, trial in accuracy.TRIALS.items():
             for method in trial.methods if data in images.DATA else ():
-                check_config(compose("train", [*images.overrides(data, method, 1, images.CONF), "output_dir=x"]))
+                check_config(compose("train", [*images.overrides(data, method, 1, Path("data")), "output_dir=x"]))

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from benchmarks.trials.configured import train_quietly
 from benchmarks.trials.scores import calibration_error, recalls, tune_offsets
-from hydra import compose, initialize_config_dir
-from recipes import configs
 from recipes.longtail import long_tail_counts
-from recipes.training import train
 from typing_extensions import override
 
 from lightning_fair.common.arrays import Floats, Ints
-
-CONF = Path(__file__).resolve().parents[3] / "conf"
-QUIET = ("logger=none", "callbacks=none", "trainer.enable_progress_bar=false", "trainer.enable_checkpointing=false")
 
 # Overrides of `conf/train.yaml`.
 METHODS: dict[str, tuple[str, ...]] = {
@@ -48,7 +42,7 @@ TO_PRIOR = (
 )
 METHODS["sqrt_to_prior"] = ("fair=long_tail", f"fair.target_probs={TO_PRIOR}")
 METHODS["worst_to_prior"] = ("fair=worst_class", f"fair.target_probs={TO_PRIOR}")
-MNIST = ("experiment=mnist", "data.val_per_class=50", "threads=1", "trainer.val_check_interval=0.2")
+MNIST = ("experiment=mnist", "data.val_per_class=50", "trainer.val_check_interval=0.2")
 DATA: dict[str, tuple[str, ...]] = {
     "digits_10": ("experiment=digits", "epochs=10", "trainer.check_val_every_n_epoch=1"),
     "digits_80": ("experiment=digits", "epochs=80", "trainer.check_val_every_n_epoch=4"),
@@ -123,10 +117,7 @@ def run(data: str, method: str, seed: int, root: Path) -> dict[str, Any]:
         ``repeats``: how often an image of the last class, the rarest, was drawn.
     """
     outputs = Outputs()
-    configs.register()
-    with tempfile.TemporaryDirectory() as folder, initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", [*overrides(data, method, seed, root), *QUIET, f"output_dir={folder}"])
-        report = train(cfg, outputs)
+    report = train_quietly(overrides(data, method, seed, root), outputs)
     logits, labels = outputs.get("test")
     K = len(report.images)
     numbers = {
