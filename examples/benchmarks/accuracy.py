@@ -30,13 +30,13 @@ from benchmarks.trials.results import Key, Results, Trial, to_markdown
 from tqdm import tqdm
 
 FILE, README = (Path(__file__).with_name(name) for name in ("accuracy.jsonl", "README.md"))
-POWERS = tuple(f"{images.POWER}{t:g}" for t in (0.0, 0.25, 0.5, 0.75, 1.0))
 LOSSES = ("class_weights", "drw", "focal", "balanced_softmax", "logit_adjustment")
-PRESETS = ("balanced", "deferred", "long_tail", "worst_class", "worst_class_train", "calibrated")
-ALL = ("plain", "weighted_sampler", *LOSSES, *PRESETS, "prior_weights")
-ADDED = tuple(
-    f"{m}{images.ADDED}" for m in ("plain", "weighted_sampler", "balanced_softmax", "long_tail", "worst_class_train")
-)
+PRESETS = ("balanced", "deferred", "long_tail", "worst_class", "worst_class_train")
+CALIBRATION = ("calibrated", "prior_weights")
+MAIN = ("plain", "weighted_sampler", "balanced_softmax", "long_tail", "worst_class")
+ADDED = tuple(f"{name}{images.ADDED}" for name in (*MAIN[:-1], "worst_class_train"))
+ALL = ("plain", "weighted_sampler", *LOSSES, *PRESETS, *CALIBRATION, *ADDED)
+POWERS = tuple(f"{images.POWER}{t:g}" for t in (0.0, 0.25, 0.5, 0.75, 1.0))
 
 
 def _images(data: str, title: str, methods: Sequence[str], seeds: int, minutes: float) -> Trial:
@@ -44,13 +44,22 @@ def _images(data: str, title: str, methods: Sequence[str], seeds: int, minutes: 
     return Trial(title, methods, seeds, partial(images.run, data), images.rows, "weighted_sampler", compared, minutes)
 
 
-SMALL = ("plain", "weighted_sampler", "balanced_softmax", "long_tail", "worst_class", "sqrt_to_prior")
+def _repeats(data: str, title: str, seeds: int, minutes: float) -> Trial:
+    methods = (*POWERS, "long_tail", "sqrt_to_prior")
+    return Trial(title, methods, seeds, partial(images.run, data), images.repeat_rows, "long_tail", (), minutes)
+
+
 TRIALS: dict[str, Trial] = {
-    "digits_10": _images("digits_10", "digits, ratio 100, 10 epochs", (*ALL, *ADDED), 20, 0.05),
-    "digits_80": _images("digits_80", "digits, ratio 100, 80 epochs", (*ALL, *ADDED), 20, 0.2),
-    "mnist_exp": _images("mnist_exp", "MNIST, ratio 100", (*ALL, *ADDED), 5, 0.6),
-    "mnist_step": _images("mnist_step", "MNIST, step, ratio 100", ALL[:-2], 5, 0.6),
-    "cifar_12": _images("cifar_12", "CIFAR-10-LT, ratio 100, small network, 12 epochs", SMALL, 3, 3.5),
+    "digits_10": _images("digits_10", "digits, ratio 100, 10 epochs", ALL, 20, 0.05),
+    "digits_80": _images("digits_80", "digits, ratio 100, 80 epochs", (*MAIN, "drw", "balanced", *ADDED), 20, 0.2),
+    "mnist_exp": _images("mnist_exp", "MNIST, ratio 100, 3 epochs", ALL, 5, 0.5),
+    "mnist_step": _images("mnist_step", "MNIST, step, ratio 100, 3 epochs", (*MAIN, "drw", "balanced"), 5, 0.5),
+    "cifar_12": _images("cifar_12", "CIFAR-10-LT, ratio 100, small network, 12 epochs", (*MAIN, *ADDED[1:4:2]), 3, 3.5),
+    "cifar_40": _images("cifar_40", "CIFAR-10-LT, ratio 100, small network, 40 epochs", MAIN[1:], 1, 11.0),
+    "repeats_digits_10": _repeats("digits_10", "repeats: digits, 10 epochs, rarest class 1 image", 6, 0.05),
+    "repeats_digits_80": _repeats("digits_80", "repeats: digits, 80 epochs, rarest class 1 image", 6, 0.2),
+    "repeats_mnist_10": _repeats("mnist_5_images", "repeats: MNIST, 10 epochs, rarest class 5 images", 3, 0.2),
+    "repeats_mnist_40": _repeats("mnist_5_images_long", "repeats: MNIST, 40 epochs, rarest class 5 images", 3, 0.6),
     "tabular": Trial(
         "table of two classes at 99.5 to 0.5, 1 % of the labels wrong",
         *(tuple(tabular.METHODS), 20, tabular.run, tabular.rows),
@@ -66,7 +75,6 @@ TRIALS: dict[str, Trial] = {
         *(tuple(drift.METHODS), 5, drift.run, drift.rows),
         *("plain", ("mean after turns",), 0.5),
     ),
-    "cifar_40": _images("cifar_40", "the same, 40 epochs", SMALL[1:5], 1, 12.0),
 }
 
 

@@ -1,27 +1,34 @@
-"""The picture of balanced accuracy against the recall of the worst class, a point a method."""
+"""The picture of balanced accuracy and of the recall of the worst class, a point a method."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-from benchmarks.trials.images import BALANCED, PLUGIN, WORST
-from benchmarks.trials.results import Table, interval
+from benchmarks.trials.images import ADDED, BALANCED, PLUGIN, WORST
+from benchmarks.trials.results import Table
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from lightning_fair.common.arrays import Floats
+
 # The palette of Okabe and Ito, which color-blind readers can distinguish.
 OURS, OTHERS, OFFSETS = "#0072B2", "#555555", "#D55E00"
+GAP = 0.042  # between two labels, as a part of the height
 
 
 def plot(tables: dict[str, Table], titles: dict[str, str], path: Path) -> None:
-    """Write the picture, a panel for each kind of data that has both metrics."""
+    """Write the picture, a panel for each kind of data that has both metrics.
+
+    A point is the mean over the seeds, its bars are the standard deviation. Methods that train on the validation
+    images are left out.
+    """
     shown = {data: table for data, table in tables.items() if table and WORST in _first(table)}
-    figure = Figure(figsize=(5.6 * len(shown), 4.6), layout="constrained")
+    figure = Figure(figsize=(6.0 * len(shown), 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (data, table) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
-        _panel(axes, table)
+        _panel(axes, {row: runs for row, runs in table.items() if ADDED not in row})
         axes.set_title(titles[data], loc="left", fontsize=10)
     figure.savefig(path, dpi=130)
 
@@ -31,12 +38,34 @@ def _first(table: Table) -> dict[str, float]:
 
 
 def _panel(axes: Axes, table: Table) -> None:
-    for row, runs in table.items():
-        x, y = (np.array([run[name] for run in runs.values()]) for name in (BALANCED, WORST))
-        color = OFFSETS if "offsets" in row else OURS if row.split("+")[0] in PLUGIN else OTHERS
-        errors = [(interval(values)[1] - interval(values)[0]) / 2 if values.size > 1 else 0 for values in (x, y)]
-        axes.errorbar(x.mean(), y.mean(), xerr=errors[0], yerr=errors[1], fmt="o", color=color, elinewidth=0.7)
-        axes.annotate(row, (x.mean(), y.mean()), textcoords="offset points", xytext=(5, 4), fontsize=7, color=color)
+    values = np.array([[[run[m] for m in (BALANCED, WORST)] for run in runs.values()] for runs in table.values()])
+    means = values.mean(axis=1)
+    deviations = values.std(axis=1, ddof=min(1, values.shape[1] - 1))
+    colors = [OFFSETS if "offsets" in row else OURS if row in PLUGIN else OTHERS for row in table]
+    for (x, y), (dx, dy), color in zip(means, deviations, colors, strict=True):
+        axes.errorbar(x, y, xerr=dx, yerr=dy, fmt="o", markersize=5, color=color, elinewidth=0.6, alpha=0.9)
     axes.set_xlabel(BALANCED)
     axes.set_ylabel(f"recall of the {WORST}")
     axes.spines[["top", "right"]].set_visible(False)
+    _label(axes, list(table), means, colors)
+
+
+def _label(axes: Axes, names: list[str], points: Floats, colors: list[str]) -> None:
+    """Write the names in a column at the right, in the order of the points, each with a line to its point."""
+    low, high = axes.get_ylim()
+    order = np.argsort(points[:, 1])
+    heights = (points[order, 1] - low) / (high - low)
+    # From below, each at least a gap above the one before; then the column is moved so that it is not too high.
+    places = np.maximum.accumulate(heights - GAP * np.arange(len(order))) + GAP * np.arange(len(order))
+    places -= max(places[-1] - 1.0, (places - heights).mean(), 0.0)
+    for place, i in zip(places, order, strict=True):
+        axes.annotate(
+            names[i].replace("_", " "),
+            xy=tuple(points[i]),
+            xytext=(1.04, place),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8,
+            color=colors[i],
+            arrowprops={"arrowstyle": "-", "color": colors[i], "linewidth": 0.3, "alpha": 0.6, "shrinkB": 3},
+        )

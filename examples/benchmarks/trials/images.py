@@ -143,6 +143,21 @@ def rows(method: str, numbers: dict[str, Any]) -> dict[str, dict[str, float]]:
     return metrics
 
 
+def repeat_rows(method: str, numbers: dict[str, Any]) -> dict[str, dict[str, float]]:  # noqa: ARG001
+    """Return how often an image of the rarest class was drawn, and the accuracies."""
+    recall, tuned = (np.array(numbers[key]) for key in ("recall", "tuned_recall"))
+    return {
+        "": {
+            "repeats of the rarest": numbers["repeats"],
+            BALANCED: float(recall.mean()),
+            WORST: float(recall.min()),
+            "the three rarest": float(recall[-3:].mean()),
+            f"{BALANCED}, tuned offsets": float(tuned.mean()),
+            f"{WORST}, tuned offsets": float(tuned.min()),
+        }
+    }
+
+
 def _metrics(recall: Floats, numbers: dict[str, Any]) -> dict[str, float]:
     counts = np.array(numbers["images"])
     return {

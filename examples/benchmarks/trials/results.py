@@ -105,7 +105,8 @@ def to_markdown(table: Table, trial: Trial) -> str:
         method, plus, rest = row.partition(" ")
         cells = [f"`{method}`{plus}{rest}" + f" ({len(runs)} seeds)" * (len(runs) < len(seeds))]
         for name in names:
-            cells.append(mean_std([run[name] for run in runs.values()]))
+            values = [run[name] for run in runs.values()]
+            cells.append("" if np.isnan(values).any() else mean_std(values))
             if name in trial.compared:
                 cells.append(_against(runs, table.get(trial.baseline, {}), name) if row != trial.baseline else "")
         lines.append(cells)
