@@ -96,4 +96,4 @@ def test_every_method_runs_silently(tabular, capfd):
 
 @pytest.mark.slow
 def test_run_repeats(tabular):
-    assert tabular.run("losses_to_draw_0.5", 2, None) == tabular.run("losses_to_draw_0.5", 2, None)
+    assert tabular.run("losses_to_draw", 2, None) == tabular.run("losses_to_draw", 2, None)

@@ -21,8 +21,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "plain": ("fair=off",),
     "balanced": ("fair=balanced", *SMALL),
     "balanced_large_buffers": ("fair=balanced",),
-    "losses_to_draw_0.5": ("fair=balanced", "fair.lambda2=0.5", *SMALL),
-    "long_tail": ("fair=long_tail", *SMALL),
+    "losses_to_draw": ("fair=balanced", "fair.lambda2=0.5", *SMALL),
 }
 
 

@@ -83,7 +83,10 @@ METHODS = {
     **_NEED_NO_VALIDATION,
     "worst_class": Method(fair={"preset": "worst_class", **_WEIGHTS}),
     "worst_class_gain_10": Method(fair={"preset": "worst_class", "feedback_gain": 10.0, **_WEIGHTS}),
-    **{f"{name}{ADDED}": replace(method, adds_validation=True) for name, method in _NEED_NO_VALIDATION.items()},
+    **{
+        f"{name}{ADDED}": replace(_NEED_NO_VALIDATION[name], adds_validation=True)
+        for name in ("subsample", "group_dro", "long_tail")
+    },
 }
 
 

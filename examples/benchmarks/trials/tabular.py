@@ -30,16 +30,11 @@ METHODS: dict[str, tuple[str, ...]] = {
     "plain": ("fair=off",),
     "weighted_sampler": ("baseline=weighted_sampler",),
     "class_weights": ("baseline=class_weights", "baseline.loss.beta=0.999999999"),  # in proportion to 1 / n
-    "focal": ("baseline=focal",),
     "balanced": ("fair=balanced",),
     "long_tail": ("fair=long_tail",),
-    "worst_class": ("fair=worst_class",),
     "calibrated": ("fair=calibrated",),
-    **{f"losses_to_draw_{size}": ("fair=balanced", f"fair.lambda2={size}") for size in (0.25, 0.5)},
-    **{
-        f"losses_to_objective_{size}": ("fair=worst_class", "fair.feedback=train", f"fair.lambda2={size}")
-        for size in (0.25, 0.5)
-    },
+    "losses_to_draw": ("fair=balanced", "fair.lambda2=0.5"),
+    "losses_to_objective": ("fair=worst_class", "fair.feedback=train", "fair.lambda2=0.5"),
 }
 
 
