@@ -35,7 +35,8 @@ PRESETS = ("balanced", "deferred", "long_tail", "worst_class", "worst_class_trai
 CALIBRATION = ("calibrated", "prior_weights")
 MAIN = ("plain", "weighted_sampler", "balanced_softmax", "long_tail", "worst_class")
 ADDED = tuple(f"{name}{images.ADDED}" for name in ("weighted_sampler", "long_tail"))
-ALL = ("plain", "weighted_sampler", *LOSSES, *PRESETS, *CALIBRATION, *ADDED)
+GAIN = "worst_class_gain_10"
+ALL = ("plain", "weighted_sampler", *LOSSES, *PRESETS, GAIN, *CALIBRATION, *ADDED)
 POWERS = tuple(f"{images.POWER}{t:g}" for t in (0.0, 0.25, 0.5, 0.75, 1.0))
 
 
@@ -51,10 +52,12 @@ def _repeats(data: str, title: str, seeds: int, minutes: float) -> Trial:
 
 TRIALS: dict[str, Trial] = {
     "digits_10": _images("digits_10", "digits, ratio 100, 10 epochs", ALL, 20, 0.05),
-    "digits_80": _images("digits_80", "digits, ratio 100, 80 epochs", (*MAIN, *ADDED), 20, 0.15),
+    "digits_80": _images("digits_80", "digits, ratio 100, 80 epochs", (*MAIN, GAIN, *ADDED), 20, 0.15),
     "mnist_exp": _images("mnist_exp", "MNIST, ratio 100, 3 epochs", ALL, 5, 0.35),
     "mnist_step": _images("mnist_step", "MNIST, step, ratio 100, 3 epochs", (*MAIN, *LOSSES[:3]), 5, 0.35),
-    "cifar_12": _images("cifar_12", "CIFAR-10-LT, ratio 100, small network, 12 epochs", (*MAIN, *ADDED), 3, 3.5),
+    "cifar_12": _images(
+        "cifar_12", "CIFAR-10-LT, ratio 100, small network, 12 epochs", (*MAIN, GAIN, ADDED[1]), 3, 3.2
+    ),
     "cifar_40": _images("cifar_40", "CIFAR-10-LT, ratio 100, small network, 40 epochs", MAIN[1:], 1, 11.0),
     "repeats_digits_10": _repeats("digits_10", "repeats: digits, 10 epochs, rarest class 1 image", 6, 0.05),
     "repeats_digits_80": _repeats("digits_80", "repeats: digits, 80 epochs, rarest class 1 image", 6, 0.2),

@@ -28,7 +28,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "deferred": ("fair=deferred",),
     "long_tail": ("fair=long_tail",),
     "worst_class": ("fair=worst_class",),
-    **{f"worst_class_gain_{gain}": ("fair=worst_class", f"fair.feedback_gain={gain}") for gain in (6, 10, 20)},
+    "worst_class_gain_10": ("fair=worst_class", "fair.feedback_gain=10"),
     "worst_class_train": ("fair=worst_class", "fair.feedback=train"),
     "calibrated": ("fair=calibrated",),
     "prior_weights": ("fair=balanced", "fair.reference=prior"),
