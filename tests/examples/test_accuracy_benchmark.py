@@ -115,3 +115,8 @@ def test_every_run_of_the_tables_composes(load):
         for data, trial in accuracy.TRIALS.items():
             for method in trial.methods if data in images.DATA else ():
                 check_config(compose("train", [*images.overrides(data, method, 1, Path("data")), "output_dir=x"]))
+
+
+def test_readme_has_the_tables_of_the_kept_runs(load, capsys):
+    load("benchmarks.accuracy").main(["--check"])
+    assert "nan" not in capsys.readouterr().out
