@@ -22,7 +22,7 @@ def plot(tables: dict[str, Table], titles: dict[str, str], path: Path) -> None:
     """Write the picture, a panel for each kind of data that has both metrics.
 
     A point is the mean over the seeds, its bars are the standard deviation. Methods that train on the validation
-    images are left out.
+    images are left out. Plain training is far from the others, so it is a line of text.
     """
     shown = {data: table for data, table in tables.items() if table and WORST in _first(table)}
     figure = Figure(figsize=(6.0 * len(shown), 4.6), layout="constrained")
@@ -38,6 +38,10 @@ def _first(table: Table) -> dict[str, float]:
 
 
 def _panel(axes: Axes, table: Table) -> None:
+    if plain := table.pop("plain", None):
+        means = [np.mean([run[metric] for run in plain.values()]) for metric in (BALANCED, WORST)]
+        text = f"plain: {means[0]:.3f}, {means[1]:.2f}"
+        axes.text(0.02, 0.02, text, transform=axes.transAxes, fontsize=8, color=OTHERS)
     values = np.array([[[run[m] for m in (BALANCED, WORST)] for run in runs.values()] for runs in table.values()])
     means = values.mean(axis=1)
     deviations = values.std(axis=1, ddof=min(1, values.shape[1] - 1))
