@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,49 +35,77 @@ LOSSES = ("class_weights", "drw", "focal", "balanced_softmax", "logit_adjustment
 PRESETS = ("balanced", "deferred", "long_tail", "worst_class", "worst_class_train")
 CALIBRATION = ("calibrated", "prior_weights")
 MAIN = ("plain", "weighted_sampler", "balanced_softmax", "long_tail", "worst_class")
-ADDED = tuple(f"{name}{images.ADDED}" for name in ("weighted_sampler", "long_tail"))
+ADDED = tuple(f"{name}{images.ADDED}" for name in ("weighted_sampler", "balanced_softmax", "long_tail"))
+STEP = (*MAIN, "class_weights", "drw", "focal")
 GAIN = "worst_class_gain_10"
 ALL = ("plain", "weighted_sampler", *LOSSES, *PRESETS, GAIN, *CALIBRATION, *ADDED)
 POWERS = tuple(f"{images.POWER}{t:g}" for t in (0.0, 0.25, 0.5, 0.75, 1.0))
 
 
-def _images(data: str, title: str, methods: Sequence[str], seeds: int, minutes: float) -> Trial:
-    compared = (images.BALANCED, images.WORST)
-    return Trial(title, methods, seeds, partial(images.run, data), images.rows, "weighted_sampler", compared, minutes)
+def _images(data: str, title: str, methods: Sequence[str], *, seeds: int, minutes: float) -> Trial:
+    return Trial(
+        title=title,
+        methods=methods,
+        seeds=seeds,
+        run=partial(images.run, data),
+        rows=images.rows,
+        baseline="weighted_sampler",
+        compared=(images.BALANCED, images.WORST),
+        minutes=minutes,
+    )
 
 
-def _repeats(data: str, title: str, seeds: int, minutes: float) -> Trial:
-    methods = (*POWERS, "sqrt_to_prior")
-    return Trial(title, methods, seeds, partial(images.run, data), images.repeat_rows, POWERS[0], (), minutes)
+def _repeats(data: str, title: str, *, seeds: int, minutes: float) -> Trial:
+    trial = _images(data, f"repeats: {title}", (*POWERS, "sqrt_to_prior"), seeds=seeds, minutes=minutes)
+    return replace(trial, rows=images.repeat_rows, compared=())
 
 
+def _tabular(title: str, noise: float, methods: Sequence[str]) -> Trial:
+    return Trial(
+        title=f"table of two classes at 99.5 to 0.5, {title}",
+        methods=methods,
+        seeds=20,
+        run=partial(tabular.run, noise=noise),
+        rows=tabular.rows,
+        baseline="plain",
+        compared=("average precision",),
+        minutes=0.1,
+    )
+
+
+SHORT = "CIFAR-10-LT, ratio 100, small network"
 TRIALS: dict[str, Trial] = {
-    "digits_10": _images("digits_10", "digits, ratio 100, 10 epochs", ALL, 20, 0.05),
-    "digits_80": _images("digits_80", "digits, ratio 100, 80 epochs", (*MAIN, GAIN, *ADDED), 20, 0.15),
-    "mnist_exp": _images("mnist_exp", "MNIST, ratio 100, 3 epochs", ALL, 5, 0.35),
-    "mnist_step": _images("mnist_step", "MNIST, step, ratio 100, 3 epochs", (*MAIN, *LOSSES[:3]), 5, 0.35),
-    "cifar_12": _images(
-        "cifar_12", "CIFAR-10-LT, ratio 100, small network, 12 epochs", (*MAIN, GAIN, ADDED[1]), 3, 3.2
-    ),
-    "cifar_40": _images("cifar_40", "CIFAR-10-LT, ratio 100, small network, 40 epochs", MAIN[1:], 1, 11.0),
-    "repeats_digits_10": _repeats("digits_10", "repeats: digits, 10 epochs, rarest class 1 image", 6, 0.05),
-    "repeats_digits_80": _repeats("digits_80", "repeats: digits, 80 epochs, rarest class 1 image", 6, 0.2),
-    "repeats_mnist_10": _repeats("mnist_5_images", "repeats: MNIST, 10 epochs, rarest class 5 images", 3, 0.2),
-    "repeats_mnist_40": _repeats("mnist_5_images_long", "repeats: MNIST, 40 epochs, rarest class 5 images", 3, 0.6),
-    "tabular": Trial(
-        "table of two classes at 99.5 to 0.5, 1 % of the labels wrong",
-        *(tuple(tabular.METHODS), 20, tabular.run, tabular.rows),
-        *("plain", ("average precision",), 0.1),
-    ),
+    "digits_10": _images("digits_10", "digits, ratio 100, 10 epochs", ALL, seeds=20, minutes=0.05),
+    "digits_80": _images("digits_80", "digits, ratio 100, 80 epochs", (*MAIN, GAIN, *ADDED), seeds=20, minutes=0.15),
+    "mnist_exp": _images("mnist_exp", "MNIST, ratio 100, 3 epochs", ALL, seeds=5, minutes=0.4),
+    "mnist_step": _images("mnist_step", "MNIST, two sizes, ratio 100, 3 epochs", STEP, seeds=5, minutes=0.4),
+    "cifar_12": _images("cifar_12", f"{SHORT}, 12 epochs", (*MAIN, GAIN, *ADDED), seeds=3, minutes=3.2),
+    "cifar_40": _images("cifar_40", f"{SHORT}, 40 epochs", (*MAIN[1:], "sqrt_to_prior"), seeds=1, minutes=10.0),
+    "repeats_digits_10": _repeats("digits_10", "digits, 10 epochs, rarest class 1 image", seeds=6, minutes=0.05),
+    "repeats_digits_80": _repeats("digits_80", "digits, 80 epochs, rarest class 1 image", seeds=6, minutes=0.15),
+    "repeats_mnist_10": _repeats("mnist_5_images", "MNIST, 10 epochs, rarest class 5 images", seeds=3, minutes=0.2),
+    "repeats_mnist_40": _repeats("mnist_5_images_long", "MNIST, 40 epochs, rarest class 5", seeds=3, minutes=0.6),
+    "tabular": _tabular("1 % of the labels wrong", 0.01, tuple(tabular.METHODS)),
+    "tabular_clean": _tabular("no wrong labels", 0.0, ("plain", "balanced", "losses_to_draw", "losses_to_objective")),
     "groups": Trial(
-        "colored MNIST, four groups, 99 to 1 in each class",
-        *(tuple(groups.METHODS), 5, groups.run, groups.rows),
-        *("group_dro", (groups.WORST,), 0.3),
+        title="colored MNIST, four groups, 99 to 1 in each class",
+        methods=tuple(groups.METHODS),
+        seeds=5,
+        run=groups.run,
+        rows=groups.rows,
+        baseline="group_dro_0.1",
+        compared=(groups.WORST,),
+        minutes=0.15,
     ),
     "drift": Trial(
-        "a stream of MNIST in twenty turns, each reverses the long tail",
-        *(tuple(drift.METHODS), 5, drift.run, drift.rows),
-        *("plain", ("mean after turns",), 0.5),
+        title="a stream of MNIST in twenty turns, each reverses the long tail",
+        methods=tuple(drift.METHODS),
+        seeds=5,
+        run=drift.run,
+        rows=drift.rows,
+        baseline="plain",
+        compared=("mean after turns",),
+        minutes=0.3,
     ),
 }
 
@@ -91,18 +120,22 @@ def train_once(key: Key, root: Path) -> tuple[dict[str, Any], float]:
     return TRIALS[data].run(method, seed, root), time.perf_counter() - begin
 
 
-def run_all(keys: Iterable[Key], results: Results, root: Path, processes: int) -> None:
-    """Run what the results do not have yet, side by side."""
+def run_all(keys: Iterable[Key], results: Results, root: Path, processes: int) -> list[str]:
+    """Run side by side what the results do not have yet, and return the runs that failed, with their errors."""
     keys = [key for key in keys if key not in results.runs]
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
+    failed = []
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = {pool.submit(train_once, key, root): key for key in keys}
         try:
             for future in tqdm(as_completed(futures), total=len(futures), desc="runs"):
-                results.add(futures[future], *future.result())
+                if error := future.exception():
+                    failed.append(f"{' '.join(map(str, futures[future]))}: {error}")
+                else:
+                    results.add(futures[future], *future.result())
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    return failed
 
 
 def check(tables: dict[str, str], readme: str) -> list[str]:
@@ -133,8 +166,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if unknown := set(args.methods or ()) - known:
         parser.error(f"unknown method: {', '.join(sorted(unknown))}. Methods: {', '.join(sorted(known))}")
     results = Results(args.results)
+    failed: list[str] = []
     if not args.check:
-        run_all(wanted(args.data, args.methods, args.seeds), results, args.root.resolve(), args.processes)
+        failed = run_all(wanted(args.data, args.methods, args.seeds), results, args.root.resolve(), args.processes)
     tables = {data: results.table(data, TRIALS[data]) for data in args.data}
     texts = {data: to_markdown(table, TRIALS[data]) for data, table in tables.items() if table}
     for data, text in texts.items():
@@ -142,6 +176,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"\n{machine()}")
     if args.figure:
         plot(tables, {data: TRIALS[data].title for data in tables}, args.figure)
+    if failed:
+        parser.exit(1, "Runs that failed:\n" + "\n".join(failed) + "\n")
     if args.check and (stale := check(texts, README.read_text(encoding="utf-8"))):
         parser.exit(1, f"README.md has other tables of: {', '.join(stale)}\n")
 

@@ -126,11 +126,9 @@ class Classifier(ImportanceWeightedMixin, L.LightningModule):
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:  # noqa: ARG002
-        """Log the unweighted loss, update the metrics, and return the logits, for callbacks."""
-        logits = self._update_metrics(*batch)
-        self.log("val/loss", F.cross_entropy(logits, batch[1]))
-        return {"logits": logits}
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        """Log the unweighted loss and update the metrics."""
+        self.log("val/loss", F.cross_entropy(self._update_metrics(*batch), batch[1]))
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics and remember the best epoch. Its weights are not restored."""

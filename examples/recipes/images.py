@@ -73,7 +73,8 @@ class LongTailedImages(L.LightningDataModule):
         make_sampler: Builds the sampler of the training loader from the labels, shape ``(N,)``; None: shuffle.
 
     Raises:
-        ValueError: If an argument is out of range; ``imbalance_ratio``, ``kind`` and ``largest`` in ``setup``.
+        ValueError: If an argument is out of range; ``imbalance_ratio``, ``kind``, ``largest`` and ``val_per_class`` in
+            ``setup``, also if ``add_validation`` would add the test set.
     """
 
     train_set: LongTail[Item] | JoinedImages
@@ -113,6 +114,11 @@ class LongTailedImages(L.LightningDataModule):
             if self.val_per_class:
                 train, self.val_set = hold_out(train, self.val_per_class, self.seed or 0)
             self.train_set = LongTail(train, self.imbalance_ratio, self.kind, seed=self.seed, largest=self.largest)
+            if self.add_validation and self.val_set is self.test_set:
+                raise ValueError(
+                    "add_validation=True would train on the test set, which is the validation set of these data. Hold "
+                    "images out of the training data with val_per_class, for example 50."
+                )
             if self.add_validation:
                 self.train_set = JoinedImages(self.train_set, self.val_set)
 

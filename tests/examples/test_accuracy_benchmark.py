@@ -19,7 +19,8 @@ def accuracy(load, tmp_path, monkeypatch):
     fake_mnist(tmp_path, packed=True)
     short = ("experiment=digits", "epochs=1", "trainer.accelerator=cpu", "trainer.check_val_every_n_epoch=1")
     monkeypatch.setitem(images.DATA, "digits_1", short)
-    trial = script._images("digits_1", "digits, 1 epoch", ("plain", "weighted_sampler", "long_tail", "plain+val"), 2, 0)
+    methods = ("plain", "weighted_sampler", "long_tail", "plain+val")
+    trial = script._images("digits_1", "digits, 1 epoch", methods, seeds=2, minutes=0)
     monkeypatch.setattr(script, "TRIALS", {"digits_1": trial})
     trained = []
 
@@ -28,6 +29,7 @@ def accuracy(load, tmp_path, monkeypatch):
             if key not in results.runs:
                 trained.append(key)
                 results.add(key, script.TRIALS[key[0]].run(*key[1:], root), 1.0)
+        return []
 
     monkeypatch.setattr(script, "run_all", run_all)
     script.trained, script.kept = trained, tmp_path / "kept" / "runs.jsonl"
@@ -85,7 +87,7 @@ def test_wrong_arguments(accuracy, capsys):
 
 def test_differences_are_paired(load):
     results = load("benchmarks.trials.results")
-    trial = results.Trial("", ("a", "b"), 3, None, None, "a", ("x",), 1.0)
+    trial = results.Trial("", ("a", "b"), 3, None, None, baseline="a", compared=("x",), minutes=1.0)
     table = {
         "a": {1: {"x": 0.1, "y": 1.0}, 2: {"x": 0.5, "y": 1.0}, 3: {"x": 0.9, "y": 1.0}},
         "b": {1: {"x": 0.2, "y": 0.0}, 2: {"x": 0.7, "y": 0.0}, 3: {"x": 0.9, "y": 0.0}},
@@ -110,13 +112,37 @@ def test_every_run_of_the_tables_composes(load):
     """Each method of each trial on images is a config of `examples/train.py`."""
     accuracy, images = load("benchmarks.accuracy"), load("benchmarks.trials.images")
     conf = str(load("benchmarks.trials.configured").CONF)
+    composed = set()
     configs.register()
     with initialize_config_dir(conf, version_base="1.3"):
         for data, trial in accuracy.TRIALS.items():
-            for method in trial.methods if data in images.DATA else ():
-                check_config(compose("train", [*images.overrides(data, method, 1, Path("data")), "output_dir=x"]))
+            run = trial.run.args[0] if getattr(trial.run, "func", None) is images.run else None
+            for method in trial.methods if run else ():
+                check_config(compose("train", [*images.overrides(run, method, 1, Path("data")), "output_dir=x"]))
+                composed.add(data)
+    assert {"digits_10", "cifar_40", "repeats_mnist_40"} <= composed
 
 
 def test_readme_has_the_tables_of_the_kept_runs(load, capsys):
     load("benchmarks.accuracy").main(["--check"])
     assert "nan" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_failed_run_is_named_and_others_are_kept(load, tmp_path):
+    """In processes of its own, as the script runs."""
+    script, results = load("benchmarks.accuracy"), load("benchmarks.trials.results")
+    kept = results.Results(tmp_path / "runs.jsonl")
+    keys = [("digits_10", "magic", 1), ("digits_10", "plain", 1)]
+    failed = script.run_all(keys, kept, tmp_path, processes=1)
+    assert len(failed) == 1
+    assert failed[0].startswith("digits_10 magic 1: ")
+    assert list(results.Results(tmp_path / "runs.jsonl").runs) == keys[1:]
+    assert script.run_all(keys[1:], kept, tmp_path, processes=1) == []
+
+
+def test_lines_that_are_no_runs_are_skipped(load, tmp_path):
+    results, path = load("benchmarks.trials.results"), tmp_path / "runs.jsonl"
+    run = {"data": "a", "method": "b", "seed": 1, "numbers": {"x": 1.0}}
+    path.write_text("\n".join(["5", "[1]", "{}", "null", "{half", "", json.dumps(run)]))
+    assert results.Results(path).runs == {("a", "b", 1): {"x": 1.0}}

@@ -350,3 +350,16 @@ def test_class_smaller_than_validation(size):
     data = DigitsDataModule(val_per_class=size)
     with pytest.raises(ValueError, match=f"val_per_class must be below the images of the smallest class, .* {size}"):
         data.setup()
+
+
+def test_test_set_is_not_added(tmp_path):
+    labels, images = np.arange(30) % 3, np.zeros((30, 8, 8), np.uint8)
+    arrays = {
+        f"{part}_{name}": value
+        for part in ("train", "test")
+        for name, value in (("images", images), ("labels", labels))
+    }
+    np.savez(tmp_path / "own.npz", **arrays)
+    with pytest.raises(ValueError, match="would train on the test set"):
+        ArraysDataModule(str(tmp_path / "own.npz"), add_validation=True).setup()
+    ArraysDataModule(str(tmp_path / "own.npz"), val_per_class=2, add_validation=True).setup()

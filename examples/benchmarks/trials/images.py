@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from benchmarks.trials.configured import train_quietly
 from benchmarks.trials.scores import calibration_error, recalls, tune_offsets
+from recipes.images import JoinedImages
 from recipes.longtail import long_tail_counts
 from typing_extensions import override
 
@@ -32,8 +34,6 @@ METHODS: dict[str, tuple[str, ...]] = {
     "worst_class_train": ("fair=worst_class", "fair.feedback=train"),
     "calibrated": ("fair=calibrated",),
     "prior_weights": ("fair=balanced", "fair.reference=prior"),
-    "uniform_logits": ("fair=long_tail", "fair.target_probs=uniform"),
-    "sqrt_logits": ("fair=long_tail", "fair.target_probs=sqrt"),
     "prior_logits": ("fair=long_tail", "fair.target_probs=prior"),
 }
 # From sqrt to the prior, in equal steps over the epochs.
@@ -42,7 +42,6 @@ TO_PRIOR = (
     "start:0.0,end:1.0,duration:${epochs},unit:epoch}}"
 )
 METHODS["sqrt_to_prior"] = ("fair=long_tail", f"fair.target_probs={TO_PRIOR}")
-METHODS["worst_to_prior"] = ("fair=worst_class", f"fair.target_probs={TO_PRIOR}")
 MNIST = ("experiment=mnist", "data.val_per_class=50", "trainer.val_check_interval=0.2")
 DATA: dict[str, tuple[str, ...]] = {
     "digits_10": ("experiment=digits", "epochs=10", "trainer.check_val_every_n_epoch=1"),
@@ -81,56 +80,65 @@ def _method(name: str, data: str) -> tuple[str, ...]:
 
 
 class Outputs(L.Callback):
-    """Keeps logits and labels of the last validation and of the test."""
+    """Keeps logits and labels of the trained network, of the validation and of the test data.
+
+    Attributes:
+        images: Training images of each class, without those of the validation, shape ``(K,)``.
+        parts: Logits, shape ``(N, K)``, and labels, shape ``(N,)``, of ``"validation"`` and ``"test"``.
+    """
+
+    images: Ints
 
     def __init__(self) -> None:
-        self._batches: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {"validation": [], "test": []}
-
-    def get(self, stage: str) -> tuple[Floats, Ints]:
-        """Return logits, shape ``(N, K)``, and labels, shape ``(N,)``."""
-        logits, labels = (torch.cat(parts).cpu() for parts in zip(*self._batches[stage], strict=True))
-        return logits.double().numpy(), labels.numpy()
+        self.parts: dict[str, tuple[Floats, Ints]] = {}
+        self._test: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     @override
-    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._batches["validation"] = []
-
-    @override
-    def on_validation_batch_end(  # type: ignore[override]
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: int
-    ) -> None:
-        self._batches["validation"].append((outputs["logits"], batch[1]))
+    @torch.no_grad()
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # The last validation of the training may be some batches before its end.
+        data, model = trainer.datamodule, pl_module.eval()  # type: ignore[attr-defined]
+        self.parts["validation"] = _join((model.adjust(model(x)), y) for x, y in data.val_dataloader())
+        train_set = data.train_set
+        self.images = (train_set.datasets[0] if isinstance(train_set, JoinedImages) else train_set).class_counts
+        model.train()
 
     @override
     def on_test_batch_end(  # type: ignore[override]
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: int
     ) -> None:
-        self._batches["test"].append((outputs["logits"], batch[1]))
+        self._test.append((outputs["logits"], batch[1]))
+
+    @override
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.parts["test"] = _join(self._test)
+
+
+def _join(batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> tuple[Floats, Ints]:
+    logits, labels = (torch.cat(parts).cpu() for parts in zip(*batches, strict=True))
+    return logits.double().numpy(), labels.numpy()
 
 
 def run(data: str, method: str, seed: int, root: Path) -> dict[str, Any]:
     """Train and test once.
 
     Returns:
-        ``recall`` and ``tuned_recall`` of each class (the second with offsets of the logits tuned on the validation
-        data; not for methods that trained on them), ``images`` of each class, ``calibration_error`` at the mix of the
-        training data, ``uniform_calibration_error`` at uniform classes, ``effective_sample_size``, and
-        ``repeats``: how often an image of the last class, the rarest, was drawn.
+        ``recall`` of each class; ``tuned_recall``, with offsets of the logits tuned on the validation data, unless they
+        were trained on; ``images`` of each class, without those of the validation; ``calibration_error`` at the mix of
+        these; ``effective_sample_size``; and ``repeats``, how often an image of the last class was drawn.
     """
     outputs = Outputs()
     report = train_quietly(overrides(data, method, seed, root), outputs)
-    logits, labels = outputs.get("test")
-    K = len(report.images)
+    (logits, labels), images = outputs.parts["test"], outputs.images
     numbers = {
-        "images": report.images.tolist(),
+        "images": images.tolist(),
         "recall": recalls(logits, labels).tolist(),
-        "calibration_error": calibration_error(logits, labels, report.images / report.images.sum()),
-        "uniform_calibration_error": calibration_error(logits, labels, np.full(K, 1.0 / K)),
+        "calibration_error": calibration_error(logits, labels, images / images.sum()),
         "effective_sample_size": report.effective_sample_size,
         "repeats": float(report.drawn[-1] / report.images[-1]),
     }
     if not method.endswith(ADDED):
-        numbers["tuned_recall"] = recalls(logits + tune_offsets(*outputs.get("validation")), labels).tolist()
+        numbers["tuned_recall"] = recalls(logits + tune_offsets(*outputs.parts["validation"]), labels).tolist()
     return numbers
 
 

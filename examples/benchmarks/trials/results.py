@@ -59,9 +59,9 @@ class Results:
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
             try:
                 run = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # empty, or half written
-            self.runs[run["data"], run["method"], run["seed"]] = run["numbers"]
+                self.runs[run["data"], run["method"], run["seed"]] = run["numbers"]
+            except (json.JSONDecodeError, TypeError, KeyError):
+                continue  # empty, half written, or no run
 
     def add(self, key: Key, numbers: Numbers, seconds: float) -> None:
         """Store the numbers of a run, and append them to the file."""
