@@ -15,7 +15,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -122,25 +122,26 @@ def train_once(key: Key, root: Path) -> tuple[dict[str, Any], float]:
 
 def run_all(keys: Iterable[Key], results: Results, root: Path, processes: int) -> list[str]:
     """Run side by side what the results do not have yet, and return the runs that failed, with their errors."""
-    keys = [key for key in keys if key not in results.runs]
-    failed = []
+    todo = [key for key in keys if key not in results.runs]
+    failed: list[str] = []
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(train_once, key, root): key for key in keys}
-        try:
-            for future in tqdm(as_completed(futures), total=len(futures), desc="runs"):
-                if error := future.exception():
-                    failed.append(f"{' '.join(map(str, futures[future]))}: {error}")
-                else:
-                    results.add(futures[future], *future.result())
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        running: dict[Future[Any], Key] = {}
+        for done in tqdm(range(len(todo)), desc="runs"):
+            # Only as many as there are processes, so that Ctrl-C leaves none that are still to begin.
+            for key in todo[done + len(running) :][: processes - len(running)]:
+                running[pool.submit(train_once, key, root)] = key
+            future = next(as_completed(running))
+            key = running.pop(future)
+            if error := future.exception():
+                failed.append(f"{' '.join(map(str, key))}: {error}")
+            else:
+                results.add(key, *future.result())
     return failed
 
 
-def check(tables: dict[str, str], readme: str) -> list[str]:
-    """Return the data whose table is not in the README word by word."""
-    return [data for data, table in tables.items() if table not in readme]
+def check(data: Sequence[str], texts: dict[str, str], readme: str) -> list[str]:
+    """Return the data whose whole table is not in the README word by word."""
+    return [name for name in data if name not in texts or f"\n\n{texts[name]}\n\n" not in readme]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -149,8 +150,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--data", nargs="+", choices=TRIALS, default=list(TRIALS), metavar="DATA", help=" ".join(TRIALS)
     )
-    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="some of the methods of the data")
-    parser.add_argument("--seeds", type=int, help="number of seeds, from 1 (default: those of the tables)")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="run only these")
+    parser.add_argument("--seeds", type=int, help="run only this many seeds, from 1")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs side by side (default: one a core)")
     parser.add_argument(
         "--results", type=Path, default=FILE, metavar="FILE", help="finished runs (default: beside this)"
@@ -173,12 +174,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     texts = {data: to_markdown(table, TRIALS[data]) for data, table in tables.items() if table}
     for data, text in texts.items():
         print(f"\n{TRIALS[data].title} (--data {data})\n\n{text}")
-    print(f"\n{machine()}")
+    print(f"\nThis machine: {machine()}")
     if args.figure:
         plot(tables, {data: TRIALS[data].title for data in tables}, args.figure)
     if failed:
         parser.exit(1, "Runs that failed:\n" + "\n".join(failed) + "\n")
-    if args.check and (stale := check(texts, README.read_text(encoding="utf-8"))):
+    if args.check and (stale := check(args.data, texts, README.read_text(encoding="utf-8"))):
         parser.exit(1, f"README.md has other tables of: {', '.join(stale)}\n")
 
 

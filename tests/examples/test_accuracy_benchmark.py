@@ -56,10 +56,12 @@ def test_runs_are_kept_and_tables_follow_from_them(accuracy, capsys, tmp_path, m
     (tmp_path / "README.md").write_text("Text\n\n" + first.split("\n\n")[1] + "\n\nmore")
     accuracy.run("--check")
     capsys.readouterr()
-    (tmp_path / "README.md").write_text("Text\n\n" + first.split("\n\n")[1].replace("0.", "1.", 1))
-    with pytest.raises(SystemExit):
-        accuracy.run("--check")
-    assert "README.md has other tables of: digits_1" in capsys.readouterr().err
+    table = first.split("\n\n")[1]
+    for other in (table.replace("0.", "1.", 1), table + "\n| `one more` |", ""):
+        (tmp_path / "README.md").write_text(f"Text\n\n{other}\n\nmore")
+        with pytest.raises(SystemExit):
+            accuracy.run("--check")
+        assert "README.md has other tables of: digits_1" in capsys.readouterr().err
     assert len(accuracy.trained) == 4
 
     accuracy.kept.write_text(accuracy.kept.read_text()[:-20])  # the last run, half written

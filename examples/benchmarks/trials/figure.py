@@ -25,6 +25,8 @@ def plot(tables: dict[str, Table], titles: dict[str, str], path: Path) -> None:
     images are left out. Plain training is far from the others, so it is a line of text.
     """
     shown = {data: table for data, table in tables.items() if table and list(_first(table))[:2] == [BALANCED, WORST]}
+    if not shown:
+        raise ValueError("No finished run has a balanced accuracy and a worst class, so there is nothing to plot.")
     figure = Figure(figsize=(6.0 * len(shown), 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (data, table) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
@@ -42,9 +44,11 @@ def _panel(axes: Axes, table: Table) -> None:
         means = [np.mean([run[metric] for run in plain.values()]) for metric in (BALANCED, WORST)]
         text = f"plain: {means[0]:.3f}, {means[1]:.2f}"
         axes.text(0.02, 0.02, text, transform=axes.transAxes, fontsize=8, color=OTHERS)
-    values = np.array([[[run[m] for m in (BALANCED, WORST)] for run in runs.values()] for runs in table.values()])
-    means = values.mean(axis=1)
-    deviations = values.std(axis=1, ddof=min(1, values.shape[1] - 1))
+    values = [
+        np.array([[run[metric] for metric in (BALANCED, WORST)] for run in runs.values()]) for runs in table.values()
+    ]
+    means = np.array([runs.mean(axis=0) for runs in values])
+    deviations = np.array([runs.std(axis=0, ddof=min(1, len(runs) - 1)) for runs in values])
     colors = [OFFSETS if "offsets" in row else OURS if row in PLUGIN else OTHERS for row in table]
     for (x, y), (dx, dy), color in zip(means, deviations, colors, strict=True):
         axes.errorbar(x, y, xerr=dx, yerr=dy, fmt="o", markersize=5, color=color, elinewidth=0.6, alpha=0.9)

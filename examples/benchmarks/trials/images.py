@@ -145,8 +145,8 @@ def run(data: str, method: str, seed: int, root: Path) -> dict[str, Any]:
 def rows(method: str, numbers: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Return the metrics of a run, and for some methods those with tuned offsets of the logits."""
     metrics = {"": _metrics(np.array(numbers["recall"]), numbers)}
-    metrics[""]["calibration error"] = numbers["calibration_error"]
-    if method in TUNED:
+    metrics[""]["calibration error"] = numbers.get("calibration_error", float("nan"))
+    if method in TUNED and "tuned_recall" in numbers:
         metrics[" with tuned offsets"] = _metrics(np.array(numbers["tuned_recall"]), numbers)
     return metrics
 
