@@ -93,7 +93,7 @@ TRIALS: dict[str, Trial] = {
         seeds=5,
         run=groups.run,
         rows=groups.rows,
-        baseline="group_dro_0.1",
+        baseline="group_dro_0.01",
         compared=(groups.WORST,),
         minutes=0.15,
     ),

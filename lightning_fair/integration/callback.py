@@ -63,7 +63,7 @@ class FairSampling(Callback):
     heart. ``"deferred"`` hardly trains on rare classes before the last fifth. ``"long_tail"`` needs a softmax cross
     entropy, and frequent classes lose some accuracy. ``"worst_class"`` can lose a little of the mean accuracy, and
     needs about ten validations to settle. If its validation samples are taken out of scarce training data, that costs
-    about two percentage points; then set ``feedback="train"``, for the training losses with ``lambda2=0.25``.
+    one or two percentage points; then set ``feedback="train"``, for the training losses with ``lambda2=0.25``.
     ``"calibrated"`` has the data's probabilities: its likeliest class is not balanced.
 
     Args:
@@ -101,8 +101,8 @@ class FairSampling(Callback):
         feedback_mode: Whether higher values of that metric are better (``"max"``) or worse. None: known by its name.
         feedback_to: ``"draw"``: classes that do badly are drawn more often. ``"objective"``: the reference moves. None:
             as the preset says, and the objective for a metric.
-        feedback_gain: Gain of a validation metric in the objective, at least 0. In four of five benchmarks 10 did more
-            for the worst class; with only a few steps between two validations it overshoots.
+        feedback_gain: Gain of a validation metric in the objective, at least 0. A larger one, such as 10, can do more
+            for the worst class, and overshoots if there are only a few steps between two validations.
         max_repeats: With ``"auto"``: how often a sample of the rarest class is drawn in the whole training, at most (if
             even the prior draws it more often, ``t = 1``); at least 1. The log has ``t`` and the expected repeats.
         normalize: Divide the weights by their mean over the batch. This adds a bias of order ``1 / batch``.

@@ -72,7 +72,7 @@ _NEED_NO_VALIDATION = {
     "plain": Method(),
     "weighted_sampler": Method("weighted"),
     "subsample": Method("subsample"),
-    # On balanced batches, as in its authors' code, whose default 0.01 hardly moves the weights in so few steps.
+    # On balanced batches, as in its authors' code, whose default is 0.01.
     "group_dro_0.01": Method("weighted", 0.01),
     "group_dro_0.1": Method("weighted", 0.1),
     "group_dro_1": Method("weighted", 1.0),
@@ -86,7 +86,7 @@ METHODS = {
     "worst_class_gain_10": Method(fair={"preset": "worst_class", "feedback_gain": 10.0, **_WEIGHTS}),
     **{
         f"{name}{ADDED}": replace(_NEED_NO_VALIDATION[name], adds_validation=True)
-        for name in ("subsample", "group_dro_0.1", "long_tail")
+        for name in ("subsample", "group_dro_0.01", "long_tail")
     },
 }
 
