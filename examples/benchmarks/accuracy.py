@@ -139,9 +139,9 @@ def run_all(keys: Iterable[Key], results: Results, root: Path, processes: int) -
     return failed
 
 
-def check(data: Sequence[str], texts: dict[str, str], readme: str) -> list[str]:
+def check(texts: dict[str, str], readme: str) -> list[str]:
     """Return the data whose whole table is not in the README word by word."""
-    return [name for name in data if name not in texts or f"\n\n{texts[name]}\n\n" not in readme]
+    return [name for name, text in texts.items() if f"\n\n{text}\n\n" not in readme]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.check:
         failed = run_all(wanted(args.data, args.methods, args.seeds), results, args.root.resolve(), args.processes)
     tables = {data: results.table(data, TRIALS[data]) for data in args.data}
-    texts = {data: to_markdown(table, TRIALS[data]) for data, table in tables.items() if table}
+    texts = {data: to_markdown(table, TRIALS[data]) if table else "Not run yet." for data, table in tables.items()}
     for data, text in texts.items():
         print(f"\n{TRIALS[data].title} (--data {data})\n\n{text}")
     print(f"\nThis machine: {machine()}")
@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         plot(tables, {data: TRIALS[data].title for data in tables}, args.figure)
     if failed:
         parser.exit(1, "Runs that failed:\n" + "\n".join(failed) + "\n")
-    if args.check and (stale := check(args.data, texts, README.read_text(encoding="utf-8"))):
+    if args.check and (stale := check(texts, README.read_text(encoding="utf-8"))):
         parser.exit(1, f"README.md has other tables of: {', '.join(stale)}\n")
 
 
