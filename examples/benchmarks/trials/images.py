@@ -153,7 +153,7 @@ def rows(method: str, numbers: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 def repeat_rows(method: str, numbers: dict[str, Any]) -> dict[str, dict[str, float]]:  # noqa: ARG001
     """Return how often an image of the rarest class was drawn, and the accuracies."""
-    recall, tuned = (np.array(numbers[key]) for key in ("recall", "tuned_recall"))
+    recall, tuned = (np.array(numbers.get(key, [np.nan])) for key in ("recall", "tuned_recall"))
     return {
         "": {
             "repeats of the rarest": numbers["repeats"],
