@@ -95,7 +95,8 @@ def _rounded(value: Any) -> Any:
 
 def to_markdown(table: Table, trial: Trial) -> str:
     """Return the Markdown table, a row for each method, with the differences from the baseline."""
-    names = list(next(iter(next(iter(table.values())).values())))
+    metrics = [run for runs in table.values() for run in runs.values()]
+    names = [name for name in metrics[0] if not all(np.isnan(run[name]) for run in metrics)]
     seeds = sorted(set().union(*table.values()))
     header = [f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"]
     for name in names:
