@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
-from recipe_helpers import fake_mnist
+from recipe_helpers import fake_mnist, process_settings_restored
 from recipes import configs
 from recipes.checks import check_config
 
@@ -15,10 +15,9 @@ from recipes.checks import check_config
 def accuracy(load, tmp_path, monkeypatch):
     """The script, with two short trials, and a function that runs it; the runs are in this process."""
     script = load("benchmarks.accuracy")
-    images = load("benchmarks.trials.images")
     fake_mnist(tmp_path, packed=True)
     short = ("experiment=digits", "epochs=1", "trainer.accelerator=cpu", "trainer.check_val_every_n_epoch=1")
-    monkeypatch.setitem(images.DATA, "digits_1", short)
+    monkeypatch.setitem(script.images.DATA, "digits_1", short)
     methods = ("plain", "weighted_sampler", "long_tail", "plain+val")
     trial = script._images("digits_1", "digits, 1 epoch", methods, seeds=2, minutes=0)
     monkeypatch.setattr(script, "TRIALS", {"digits_1": trial})
@@ -34,7 +33,8 @@ def accuracy(load, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "run_all", run_all)
     script.trained, script.kept = trained, tmp_path / "kept" / "runs.jsonl"
     script.run = lambda *arguments: script.main(["--root", str(tmp_path), "--results", str(script.kept), *arguments])
-    return script
+    with process_settings_restored():
+        yield script
 
 
 @pytest.mark.slow
@@ -112,7 +112,8 @@ def test_offsets_are_tuned_for_the_worst_class(load):
 
 def test_every_run_of_the_tables_composes(load):
     """Each method of each trial on images is a config of `examples/train.py`."""
-    accuracy, images = load("benchmarks.accuracy"), load("benchmarks.trials.images")
+    accuracy = load("benchmarks.accuracy")
+    images = accuracy.images
     conf = str(load("benchmarks.trials.configured").CONF)
     composed = set()
     configs.register()

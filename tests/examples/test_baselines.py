@@ -112,7 +112,7 @@ def test_data_are_not_in_checkpoint():
         (lambda: DeferredReweighting([3, 0]), "class 1 has 0"),
         (lambda: BalancedSoftmax([0, 3]), "class 0 has 0"),
         (lambda: BalancedSoftmax(COUNTS, tau=-1.0), r"tau must be finite and at least 0, got -1\.0"),
-        (lambda: FocalLoss(gamma=-1.0), r"gamma must be finite and at least 0, got -1\.0"),
+        (lambda: FocalLoss(COUNTS, gamma=-1.0), r"gamma must be finite and at least 0, got -1\.0"),
         (lambda: LogitAdjustment(COUNTS, tau=math.inf), "tau must be finite and at least 0, got inf"),
     ],
 )
@@ -127,4 +127,4 @@ def test_focal_loss_formula(batch):
     for gamma in (2.0, 0.5):
         expected = -((1 - right) ** gamma) * right.log()
         torch.testing.assert_close(FocalLoss(COUNTS, gamma)(logits, labels, 0), expected)
-    torch.testing.assert_close(FocalLoss(gamma=0.0)(logits, labels, 0), CrossEntropy()(logits, labels, 0))
+    torch.testing.assert_close(FocalLoss(COUNTS, gamma=0.0)(logits, labels, 0), CrossEntropy()(logits, labels, 0))
