@@ -73,14 +73,14 @@ def _tabular(title: str, noise: float, methods: Sequence[str]) -> Trial:
     )
 
 
-SHORT = "CIFAR-10-LT, ratio 100, small network"
+CIFAR = "CIFAR-10-LT, ratio 100, small network"
 TRIALS: dict[str, Trial] = {
     "digits_10": _images("digits_10", "digits, ratio 100, 10 epochs", ALL, seeds=20, minutes=0.05),
     "digits_80": _images("digits_80", "digits, ratio 100, 80 epochs", (*MAIN, GAIN, *ADDED), seeds=20, minutes=0.15),
     "mnist_exp": _images("mnist_exp", "MNIST, ratio 100, 3 epochs", ALL, seeds=5, minutes=0.4),
     "mnist_step": _images("mnist_step", "MNIST, two sizes, ratio 100, 3 epochs", STEP, seeds=5, minutes=0.4),
-    "cifar_12": _images("cifar_12", f"{SHORT}, 12 epochs", (*MAIN, GAIN, *ADDED), seeds=3, minutes=3.2),
-    "cifar_40": _images("cifar_40", f"{SHORT}, 40 epochs", (*MAIN[1:], "sqrt_to_prior"), seeds=1, minutes=10.0),
+    "cifar_12": _images("cifar_12", f"{CIFAR}, 12 epochs", (*MAIN, GAIN, *ADDED), seeds=3, minutes=3.2),
+    "cifar_40": _images("cifar_40", f"{CIFAR}, 40 epochs", (*MAIN[1:], "sqrt_to_prior"), seeds=1, minutes=10.0),
     "repeats_digits_10": _repeats("digits_10", "digits, 10 epochs, rarest class 1 image", seeds=6, minutes=0.05),
     "repeats_digits_80": _repeats("digits_80", "digits, 80 epochs, rarest class 1 image", seeds=6, minutes=0.15),
     "repeats_mnist_10": _repeats("mnist_5_images", "MNIST, 10 epochs, rarest class 5 images", seeds=3, minutes=0.2),

@@ -34,7 +34,6 @@ METHODS: dict[str, tuple[str, ...]] = {
     "worst_class_train": ("fair=worst_class", "fair.feedback=train"),
     "calibrated": ("fair=calibrated",),
     "prior_weights": ("fair=balanced", "fair.reference=prior"),
-    "prior_logits": ("fair=long_tail", "fair.target_probs=prior"),
 }
 # From sqrt to the prior, in equal steps over the epochs.
 TO_PRIOR = (
