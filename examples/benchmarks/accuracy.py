@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterable, Sequence
@@ -26,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of `b
 import torch
 from benchmarks.systems import machine
 from benchmarks.trials import drift, groups, images, tabular
-from benchmarks.trials.figure import plot
+from benchmarks.trials.figure import cannot_plot, plot
 from benchmarks.trials.results import Key, Results, Trial, to_markdown
 from tqdm import tqdm
 
@@ -110,6 +111,17 @@ TRIALS: dict[str, Trial] = {
 }
 
 
+def end_with_parent() -> None:
+    """End this process as soon as the one that started it has ended, however that was."""
+
+    def wait() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def train_once(key: Key, root: Path) -> tuple[dict[str, Any], float]:
     """Return the numbers of a run and its seconds, in a process of its own with one thread."""
     torch.set_num_threads(1)
@@ -124,7 +136,8 @@ def run_all(keys: Iterable[Key], results: Results, root: Path, processes: int) -
     """Run side by side what the results do not have yet, and return the runs that failed, with their errors."""
     todo = [key for key in keys if key not in results.runs]
     failed: list[str] = []
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=end_with_parent) as pool:
         running: dict[Future[Any], Key] = {}
         for done in tqdm(range(len(todo)), desc="runs"):
             # Only as many as there are processes, so that Ctrl-C leaves none that are still to begin.
@@ -166,6 +179,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     known = {method for data in args.data for method in TRIALS[data].methods}
     if unknown := set(args.methods or ()) - known:
         parser.error(f"unknown method: {', '.join(sorted(unknown))}. Methods: {', '.join(sorted(known))}")
+    if args.figure and (problem := cannot_plot(args.figure)):  # known before the hours of the runs
+        parser.error(f"--figure {args.figure}: {problem}")
     results = Results(args.results)
     failed: list[str] = []
     if not args.check:

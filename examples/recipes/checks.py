@@ -101,12 +101,19 @@ def check_model(model: DictConfig, data: Any) -> None:
 
 
 def check_feedback(data: Any, fair: FairSampling | None) -> None:
-    """Check that nothing that is measured on the test set is fed back.
+    """Check that nothing that is measured on the test set, or on the training set, is fed back.
 
     Raises:
-        ValueError: If ``fair.feedback`` is a metric of the validation, and this is on the test set.
+        ValueError: If ``fair.feedback`` is a metric of the validation, and this is on the test or the training set.
     """
-    if fair and fair.settings.feedback != "train" and data.val_set is data.test_set:
+    if not fair or fair.settings.feedback == "train":
+        return
+    if getattr(data, "add_validation", False):
+        raise ValueError(
+            f"fair.feedback={fair.settings.feedback} needs images that are not trained on, and data.add_validation "
+            "trains on those of the validation. Set data.add_validation=false, or fair.feedback=train."
+        )
+    if data.val_set is data.test_set:
         raise ValueError(
             f"fair.feedback={fair.settings.feedback} would train on the test data, because with {type(data).__name__} "
             "validation is on the test set. Set fair.feedback=train, which takes the losses of the training."

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler, Subset
 
-from lightning_fair.common.arrays import Ints
+from lightning_fair.common.arrays import Ints, check_integer
 from lightning_fair.common.labels import find_labels
 from recipes.longtail import Kind, LongTail
 
@@ -96,8 +96,8 @@ class LongTailedImages(L.LightningDataModule):
         super().__init__()
         numbers = (("batch_size", batch_size, 1), ("num_workers", num_workers, 0), ("seed", seed, 0))
         for name, value, least in (*numbers, ("val_per_class", val_per_class, 1)):
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}.")
+            if value is not None:
+                check_integer(name, value, least)
         self.imbalance_ratio, self.largest = imbalance_ratio, largest
         self.kind: Kind = kind
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import make_classification
 from torch.utils.data import Dataset
 
-from lightning_fair.common.arrays import Floats, Ints
+from lightning_fair.common.arrays import Floats, Ints, check_integer
 from recipes.images import Item, LongTailedImages, Splits
 
 
@@ -51,7 +51,7 @@ class TabularDataModule(LongTailedImages):
     three rows that are labeled as rare are not. **The labels of the test are clean**, at the natural mix.
 
     Args:
-        rows: Rows for the training; a quarter as many more are the validation set.
+        rows: Rows for the training, at least 4; a quarter as many more are the validation set.
         test_rows: Rows for the test.
         rare: Share of the rare class, in (0, 1).
         noise: Part of the labels that is wrong, in [0, 0.5).
@@ -88,6 +88,7 @@ class TabularDataModule(LongTailedImages):
             raise ValueError(f"rare must lie in (0, 1), got {rare}.")
         if not 0.0 <= noise < 0.5:
             raise ValueError(f"noise must lie in [0, 0.5), got {noise}.")
+        rows, test_rows = check_integer("rows", rows, 4), check_integer("test_rows", test_rows, 1)
         self.sizes = (rows, rows // 4, test_rows)
         self.rare, self.noise, self.class_sep = rare, noise, class_sep
 

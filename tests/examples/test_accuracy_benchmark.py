@@ -71,7 +71,7 @@ def test_runs_are_kept_and_tables_follow_from_them(accuracy, capsys, tmp_path, m
         ("digits_1", "plain", 2),
         ("digits_1", "plain+val", 2),
     ]
-    assert "| `long_tail` (1 seeds)" in capsys.readouterr().out
+    assert "| `long_tail` (1 seed)" in capsys.readouterr().out
     assert all(json.loads(line) for line in accuracy.kept.read_text().splitlines() if line[-1] == "}")
 
 
@@ -80,6 +80,8 @@ def test_wrong_arguments(accuracy, capsys):
         (("--seeds", "0"), "--seeds must be at least 1, got 0"),
         (("--methods", "magic"), "unknown method: magic. Methods: long_tail, plain"),
         (("--data", "magic"), "invalid choice: 'magic'"),
+        (("--figure", "a.xyz"), "the name must end in one of"),
+        (("--figure", "nowhere/a.png"), "the folder nowhere does not exist"),
     ):
         with pytest.raises(SystemExit):
             accuracy.run(*arguments)

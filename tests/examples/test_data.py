@@ -85,9 +85,10 @@ MODULES = [DigitsDataModule, MNISTDataModule, CIFAR10DataModule, CIFAR100DataMod
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"seed": -1}, "seed must be at least 0, got -1"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"num_workers": -1}, "num_workers must be at least 0, got -1"),
+        ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
+        ({"num_workers": -1}, "num_workers must be an integer of at least 0, got -1"),
+        ({"val_per_class": 2.5}, "val_per_class must be an integer of at least 1, got 2.5"),
     ],
 )
 def test_bad_arguments_are_refused(module, kwargs, message):

@@ -35,6 +35,14 @@ def plot(tables: dict[str, Table], titles: dict[str, str], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def cannot_plot(path: Path) -> str:
+    """Return why the picture cannot be written to this path; empty if it can."""
+    if not path.parent.is_dir():
+        return f"the folder {path.parent} does not exist"
+    types = FigureCanvasAgg.get_supported_filetypes()
+    return "" if path.suffix[1:] in types else f"the name must end in one of {', '.join('.' + t for t in types)}"
+
+
 def _first(table: Table) -> dict[str, float]:
     return next(iter(next(iter(table.values())).values()))
 

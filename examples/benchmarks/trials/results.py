@@ -104,7 +104,8 @@ def to_markdown(table: Table, trial: Trial) -> str:
     lines = []
     for row, runs in table.items():
         method, plus, rest = row.partition(" ")
-        cells = [f"`{method}`{plus}{rest}" + f" ({len(runs)} seeds)" * (len(runs) < len(seeds))]
+        number = f" ({len(runs)} seed{'s' * (len(runs) > 1)})" if len(runs) < len(seeds) else ""
+        cells = [f"`{method}`{plus}{rest}{number}"]
         for name in names:
             values = [run[name] for run in runs.values()]
             cells.append("" if np.isnan(values).any() else mean_std(values))
