@@ -72,7 +72,7 @@ class FairSettings:
     feedback_mode: Mode | None = None
     feedback_to: FeedbackTo = None  # type: ignore[assignment]
     feedback_gain: float = 3.0
-    max_repeats: float = 64.0
+    max_repeats: float = 40.0
     normalize: bool = False
     exponent: float = 1.0
     labels: Labels = None

@@ -29,6 +29,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "balanced": ("fair=balanced",),
     "deferred": ("fair=deferred",),
     "long_tail": ("fair=long_tail",),
+    "long_tail_64_repeats": ("fair=long_tail", "fair.max_repeats=64"),
     "worst_class": ("fair=worst_class",),
     "worst_class_gain_10": ("fair=worst_class", "fair.feedback_gain=10"),
     "worst_class_train": ("fair=worst_class", "fair.feedback=train"),
