@@ -38,7 +38,7 @@ CALIBRATION = ("calibrated", "prior_weights")
 MAIN = ("plain", "weighted_sampler", "balanced_softmax", "long_tail", "worst_class")
 ADDED = tuple(f"{name}{images.ADDED}" for name in ("weighted_sampler", "balanced_softmax", "long_tail"))
 STEP = (*MAIN, "class_weights", "drw", "focal")
-GAIN, REPEATS = "worst_class_gain_10", "long_tail_64_repeats"
+GAIN, REPEATS, SQRT = "worst_class_gain_10", "long_tail_64_repeats", "sqrt_to_prior"
 ALL = ("plain", "weighted_sampler", *LOSSES, *PRESETS, REPEATS, GAIN, *CALIBRATION, *ADDED)
 POWERS = tuple(f"{images.POWER}{t:g}" for t in (0.0, 0.25, 0.5, 0.75, 1.0))
 
@@ -57,7 +57,7 @@ def _images(data: str, title: str, methods: Sequence[str], *, seeds: int, minute
 
 
 def _repeats(data: str, title: str, *, seeds: int, minutes: float) -> Trial:
-    trial = _images(data, f"repeats: {title}", (*POWERS, "sqrt_to_prior"), seeds=seeds, minutes=minutes)
+    trial = _images(data, f"repeats: {title}", (*POWERS, SQRT), seeds=seeds, minutes=minutes)
     return replace(trial, rows=images.repeat_rows, compared=())
 
 
@@ -81,7 +81,7 @@ TRIALS: dict[str, Trial] = {
     "mnist_exp": _images("mnist_exp", "MNIST, ratio 100, 3 epochs", ALL, seeds=5, minutes=0.4),
     "mnist_step": _images("mnist_step", "MNIST, two sizes, ratio 100, 3 epochs", STEP, seeds=5, minutes=0.4),
     "cifar_12": _images("cifar_12", f"{CIFAR}, 12 epochs", (*MAIN, REPEATS, GAIN, *ADDED), seeds=3, minutes=3.2),
-    "cifar_40": _images("cifar_40", f"{CIFAR}, 40 epochs", (*MAIN[1:], REPEATS, "sqrt_to_prior"), seeds=2, minutes=10.0),
+    "cifar_40": _images("cifar_40", f"{CIFAR}, 40 epochs", (*MAIN[1:], REPEATS, SQRT), seeds=2, minutes=10.0),
     "repeats_digits_10": _repeats("digits_10", "digits, 10 epochs, rarest class 1 image", seeds=6, minutes=0.05),
     "repeats_digits_80": _repeats("digits_80", "digits, 80 epochs, rarest class 1 image", seeds=6, minutes=0.15),
     "repeats_mnist_10": _repeats("mnist_5_images", "MNIST, 10 epochs, rarest class 5 images", seeds=3, minutes=0.2),
