@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -38,6 +39,14 @@ def to_numpy(values: Any) -> Any:
         return values
     values = values.detach().cpu()
     return values.float().numpy() if values.dtype is torch.bfloat16 else values.numpy()  # NumPy has no bfloat16
+
+
+def checksum(labels: NDArray[Any]) -> int:
+    """Return a checksum of integers, in parts: they can be a large memory map."""
+    result = 0
+    for first in range(0, labels.size, 2**20):
+        result = zlib.crc32(np.ascontiguousarray(labels[first : first + 2**20], np.int64).data, result)
+    return result
 
 
 def to_plain(value: Any) -> Any:

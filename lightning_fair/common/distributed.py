@@ -1,8 +1,10 @@
-"""Sums over ranks, and their number: the only module that imports ``torch.distributed``."""
+"""Sums over ranks, and comparisons of them: the only module that imports ``torch.distributed``."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,15 +25,60 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def warn_if_ranks_repeat() -> bool:
-    """Warn if several ranks make the draws of one process, and return whether they do."""
-    repeat = count_ranks() > 1
-    if repeat:
+def check_ranks(world_size: int | None, facts: Callable[[], Mapping[str, object]]) -> bool:
+    """Compare the ranks, if ``world_size`` is their number; if it is None, warn that each makes the same draws.
+
+    Return whether several processes train together; if not, nothing was done.
+    """
+    if count_ranks() == 1:
+        return False
+    if world_size == count_ranks():
+        check_same_on_all_ranks(facts())
+    elif world_size is None:
         warnings.warn(
             f"world_size was not set, and {count_ranks()} processes train together: each of them draws the same "
             "samples. Make the sampler with rank=... and world_size=..., for example fabric.global_rank and "
             "fabric.world_size. If that is intended, or accelerator.prepare deals the batches out, set world_size=1. "
             "Give Lightning's Trainer the plain loader with FairSampling, or the FairDataModule itself.",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return repeat
+    return True
+
+
+def check_same_on_all_ranks(facts: Mapping[str, object], error: Exception | None = None) -> None:
+    """Raise an error on every rank if the ranks differ in one of the ``facts``, or if one of them has an ``error``.
+
+    Every rank has to call it equally often, also one that cannot go on: no other waits for it then.
+
+    Args:
+        facts: What has to be the same everywhere, by its name. What only some ranks know is not compared.
+        error: What went wrong on this rank.
+
+    Raises:
+        ValueError: If the ranks differ; it names what, and two ranks with their values.
+        RuntimeError: If another rank has an error, and this one has none.
+        Exception: ``error`` itself.
+    """
+    if count_ranks() > 1:
+        known = {name: str(value) for name, value in facts.items()}
+        ranks: list[Any] = [None] * count_ranks()
+        dist.all_gather_object(ranks, (known, None if error is None else f"{type(error).__name__}: {error}"))
+        differences = [_difference(name, [known.get(name) for known, _ in ranks]) for name in known]
+        if differences := list(filter(None, differences)):
+            raise ValueError(
+                f"The ranks have to draw the same batches, but they differ in {'; '.join(differences[:3])}. Give every "
+                "rank the same settings, and the same samples in the same order: it trains on its share of each batch. "
+                "If each rank reads samples of its own, make the data an IterableDataset inside a FairStream."
+            ) from error
+        for rank, (_, failure) in enumerate(ranks):
+            if failure and error is None:
+                raise RuntimeError(f"Rank {rank} cannot train: {failure}")
+    if error is not None:
+        raise error
+
+
+def _difference(name: str, values: list[str | None]) -> str:
+    """Return what two ranks have, in words; empty if the values that are known do not differ."""
+    known = [(rank, value) for rank, value in enumerate(values) if value is not None]
+    other = next(((rank, value) for rank, value in known if value != known[0][1]), None)
+    return "" if other is None else f"{name} ({known[0][1]} on rank {known[0][0]}, {other[1]} on rank {other[0]})"

@@ -48,6 +48,9 @@ class DrawSource(Protocol):
     @property
     def repeats(self) -> Floats: ...
 
+    def rank_facts(self) -> dict[str, Any]:
+        """Return, by its name, everything that has to be the same on all ranks for them to draw alike."""
+
     def start_iteration(self, epoch: int, *, within_epoch: bool, keep_delivered: bool) -> None:
         """Prepare the next iteration over the loader, before its first batch is drawn."""
 

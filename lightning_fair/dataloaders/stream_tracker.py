@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from lightning_fair.common.arrays import Floats, Ints, to_arrays, to_tensors
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import Draw
+from lightning_fair.control.rank_facts import controller_facts
 from lightning_fair.streaming.iteration import StreamDraw
 from lightning_fair.streaming.missing_classes import MissingClassLogger
 from lightning_fair.streaming.stream import FairStream
@@ -65,6 +66,10 @@ class StreamTracker:
     def repeats(self) -> Floats:
         """How often a sample of each class was in a batch, on average, shape ``(K,)``; NaN for a class without any."""
         return self.handed_out / np.where(self.class_counts > 0, self.class_counts, np.nan)
+
+    def rank_facts(self) -> dict[str, Any]:
+        """See :class:`~lightning_fair.control.draw_source.DrawSource`. Each rank may have data of its own."""
+        return {"batch_size": self.batch_size, **controller_facts(self.controller)}
 
     def report(
         self,

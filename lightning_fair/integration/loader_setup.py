@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +11,10 @@ import numpy as np
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
+from lightning_fair.common.arrays import checksum
+from lightning_fair.common.distributed import check_same_on_all_ranks
 from lightning_fair.control.draw_source import DrawSource
+from lightning_fair.control.rank_facts import describe
 from lightning_fair.dataloaders import checks
 from lightning_fair.dataloaders.fair_loader import make_fair, make_stream_fair
 from lightning_fair.dataloaders.label_check import LabelCheck
@@ -29,10 +34,19 @@ from lightning_fair.streaming.stream import FairStream
 if TYPE_CHECKING:
     import lightning.pytorch as L
 
+# Settings that are not the controller's, and have to be the same on all ranks.
+_COMPARED = ("seed", "feedback", "feedback_mode", "correction", "logits", "normalize", "exponent", "resume")
+
 
 def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[Any]:
     """Return the fair loader for the user's training loader, and let the run train on it."""
-    loader = unchain(loader)
+    run.seed = trainer.strategy.broadcast(run.settings.draw_seed)  # each rank may have called seed_everything
+    with _same_on_all_ranks(run):
+        _make_loader_fair(run, trainer, unchain(loader))
+    return run.loader  # type: ignore[return-value]
+
+
+def _make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> None:
     inner = loader_inside(loader)
     _check_not_fair(inner)
     # Not the module's device: the module may not have been moved yet.
@@ -42,7 +56,28 @@ def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[An
     run.restore_source()
     run.loader = fair
     _name_classes(run, inner.dataset)
-    return run.loader  # type: ignore[return-value]
+
+
+@contextmanager
+def _same_on_all_ranks(run: Run) -> Iterator[None]:
+    """Compare the ranks after the body, and raise its error on all of them."""
+    length, settings = vars(run.length), {name: getattr(run.settings, name) for name in _COMPARED}
+    run.facts = {**length, **settings}
+    error = None
+    try:
+        yield
+    except Exception as failure:
+        error = failure
+    else:
+        if run.source is not None and run.source.world_size > 1:
+            run.facts = {**run.source.rank_facts(), **run.facts, "class names": describe(run.class_names)}
+            # Batches that are drawn ahead of the losses do not follow them, whatever the delay is.
+            delay = max(run.min_delay or 1, run.source.controller.feedback_delay)
+            del run.facts["feedback_delay"]
+            run.facts["feedback_delay, which more workers raise"] = delay
+    check_same_on_all_ranks(run.facts, error)
+    if run.sampler is not None:
+        run.sampler.has_compared_ranks = True
 
 
 def _check_not_fair(loader: Any) -> None:
@@ -104,14 +139,23 @@ def _start_drawing(run: Run, trainer: L.Trainer, users_loader: Any) -> None:
     within_epoch = is_within_epoch(trainer)
     if not within_epoch:
         run.loader.pending_batches.clear()
-        if run.sampler is not None and _update_sampler(run, trainer, users_loader):
-            assert run.label_check is not None
-            run.loader.replace_sampler(run.sampler, run.label_check)
-            run.restore_source()
-            _name_classes(run, loader_inside(users_loader).dataset)
+        if run.sampler is not None:
+            with _same_on_all_ranks(run):
+                _follow_labels(run, trainer, users_loader)
     run.begin_at(*training_time(trainer))
     keep = bool(run.loader.pending_batches)
     run.source.start_iteration(trainer.current_epoch, within_epoch=within_epoch, keep_delivered=keep)
+
+
+def _follow_labels(run: Run, trainer: L.Trainer, users_loader: Any) -> None:
+    """Let the fair loader draw by the labels that the data set has now."""
+    if _update_sampler(run, trainer, users_loader):
+        assert run.loader is not None
+        assert run.sampler is not None
+        assert run.label_check is not None
+        run.loader.replace_sampler(run.sampler, run.label_check)
+        run.restore_source()
+        _name_classes(run, loader_inside(users_loader).dataset)
 
 
 def _update_sampler(run: Run, trainer: L.Trainer | None, users_loader: Any) -> bool:
@@ -123,11 +167,13 @@ def _update_sampler(run: Run, trainer: L.Trainer | None, users_loader: Any) -> b
     if sampler is not None and has_same_labels and sampler.batch_size == size:
         sampler.steps_per_epoch = steps
         return False
+    if trainer is not None and trainer.world_size > 1:  # if this rank has no sampler for them, these are the reason
+        data = {"number of samples": labels.numbers.size, "labels' checksum": checksum(labels.numbers)}
+        run.facts = {"batch_size": size, **data, **run.facts}
     run.total_batches = run.count_batches(steps)
     options: dict[str, Any] = {"total_batches": run.total_batches}
     if trainer is not None:
-        seed = trainer.strategy.broadcast(settings.draw_seed)  # each rank may have called seed_everything with its own
-        options |= {"rank": trainer.global_rank, "world_size": trainer.world_size, "seed": seed}
+        options |= {"rank": trainer.global_rank, "world_size": trainer.world_size, "seed": run.seed}
     run.flush_reports()
     # During a fit, a change of the labels does not end the schedules.
     previous = sampler if run.loader is not None and sampler is not None and sampler.batch_size == size else None

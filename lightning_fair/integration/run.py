@@ -48,6 +48,8 @@ class Run:
 
     settings: FairSettings
     trainer_id: int = 0
+    seed: int | None = None  # of the draws, the same on all ranks; None without a Trainer
+    facts: dict[str, Any] = field(default_factory=dict)  # what has to be the same on all ranks
     sampler: FeedbackBatchSampler | None = None  # draws the batches of a data set
     tracker: StreamTracker | None = None  # follows the draws of a stream
     loader: FairLoader | None = None  # None outside of a fit

@@ -38,13 +38,13 @@ class TrainingLength:
 
     Attributes:
         max_epochs, max_steps: As in the Trainer, -1 for no limit.
-        limit: ``limit_train_batches``: batches of an epoch if it is an int, else a fraction of them.
+        limit_train_batches: Batches of an epoch if it is an int, else a fraction of them.
         batches_per_step: Batches of an optimizer step; None if it is not known.
     """
 
     max_epochs: int = -1
     max_steps: int = -1
-    limit: float = 1.0
+    limit_train_batches: float = 1.0
     batches_per_step: int | None = 1
 
     @classmethod
@@ -62,8 +62,8 @@ class TrainingLength:
         """Return the batches of the whole training, given those of an epoch; None if their number is not known."""
         lengths = []
         if epoch_batches is not None:
-            is_number = isinstance(self.limit, int)
-            epoch_batches = min(epoch_batches, int(self.limit)) if is_number else int(epoch_batches * self.limit)
+            limit = self.limit_train_batches
+            epoch_batches = min(epoch_batches, limit) if isinstance(limit, int) else int(epoch_batches * limit)
         if self.max_epochs >= 0:
             lengths.append(None if epoch_batches is None else self.max_epochs * epoch_batches)
         if self.max_steps >= 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -14,13 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-from lightning_fair.common.arrays import Floats, Ints, check_integer
+from lightning_fair.common.arrays import Floats, Ints, check_integer, checksum
 from lightning_fair.common.class_counts import ClassCounts
-from lightning_fair.common.distributed import warn_if_ranks_repeat
+from lightning_fair.common.distributed import check_ranks
 from lightning_fair.common.label_values import check_labels
 from lightning_fair.common.labels import to_class_labels
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import Draw
+from lightning_fair.control.rank_facts import controller_facts, describe
 from lightning_fair.sampling.batch_draw import BatchDraw
 from lightning_fair.sampling.class_pools import ClassPools
 from lightning_fair.sampling.systematic import DrawRandomness, systematic_counts
@@ -88,7 +88,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self.labels = numbered.numbers if isinstance(numbered.numbers, np.memmap) else numbered.numbers.copy()
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self.world_size = check_integer("world_size", 1 if world_size is None else world_size, 1)
-        self._assumes_one_rank = world_size is None
+        self._world_size, self.has_compared_ranks = world_size, False
         self.seed = check_integer("seed", seed, 0)
         self.global_batch_size = self.batch_size * self.world_size
         steps = -(-self.labels.size // self.global_batch_size) if steps_per_epoch is None else steps_per_epoch
@@ -183,7 +183,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             # A second iteration within an epoch, whose length another, longer loader determines.
             self._position = -num_in_flight
         self._has_begun, self._keeps_in_flight, self.exhausted = True, False, False
-        self._assumes_one_rank = self._assumes_one_rank and not warn_if_ranks_repeat()
+        self.has_compared_ranks = self.has_compared_ranks or check_ranks(self._world_size, self.rank_facts)
         self.controller.epoch = self.epoch
         for _ in range(self.steps_per_epoch - self._position - num_in_flight):
             draw = self._next_draw()
@@ -340,10 +340,12 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             self._pools.drawn = self._drawn = first.drawn_before
             self._withdrawn.clear()
 
-    @cached_property  # not computed before it is used, and in parts: the labels can be a large memory map
+    def rank_facts(self) -> dict[str, Any]:
+        """See :class:`~lightning_fair.control.draw_source.DrawSource`."""
+        sizes = {"batch_size": self.batch_size, **self._fingerprint, "steps_per_epoch": self.steps_per_epoch}
+        return {**sizes, "samples trained on": describe(self.trained), **controller_facts(self.controller)}
+
+    @cached_property  # not computed before it is used: the labels can be a large memory map
     def _fingerprint(self) -> dict[str, Any]:
-        checksum = 0
-        for first in range(0, self.labels.size, 2**20):
-            checksum = zlib.crc32(np.ascontiguousarray(self.labels[first : first + 2**20], np.int64).data, checksum)
         sizes = {"number of samples": self.labels.size, "number of classes": self.controller.num_classes}
-        return {**sizes, "labels' checksum": checksum, "seed": self.seed}
+        return {**sizes, "labels' checksum": checksum(self.labels), "seed": self.seed}

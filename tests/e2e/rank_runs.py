@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,14 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     DistributedSampler,
+    IterableDataset,
     RandomSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
     default_collate,
 )
 
-from lightning_fair import FairDataModule, FairSampling
+from lightning_fair import FairDataModule, FairSampling, FairStream, FeedbackBatchSampler
 from lightning_fair.integration.callback import find_callback
 
 COUNTS = (97, 32, 20, 12)  # 161 samples: no batch size divides them
@@ -321,8 +323,60 @@ def train_with_own_seed(**settings: Any) -> Run:
         return train(**settings)
 
 
+def train_unlike(cases: list[tuple[dict[str, Any], dict[str, Any]]], **same: Any) -> list[tuple[Run, float]]:
+    """Train once a case, with the settings that it has for this rank; return each run and the seconds it took."""
+    runs = []
+    for case in cases:
+        start = time.monotonic()
+        own = case[this_rank()]
+        runs.append((own.pop("task", train_or_refuse)(**same, **own), time.monotonic() - start))
+    return runs
+
+
 def resume(checkpoints: list[Path], **settings: Any) -> list[Run]:
     return [train(ckpt=checkpoint, **settings) for checkpoint in checkpoints]
+
+
+class Shard(IterableDataset):
+    """Samples of one rank, which no other rank has."""
+
+    def __init__(self, *counts: tuple[int, ...]) -> None:
+        self.samples = Indexed(counts[this_rank()])
+
+    def __iter__(self) -> Any:
+        order = np.random.default_rng(0).permutation(len(self.samples))
+        return (self.samples[index] for index in order.tolist())
+
+
+def shards(*counts: tuple[int, ...], batch_size: int = 4) -> DataLoader:
+    stream = FairStream(Shard(*counts), batch_size=batch_size, label_fn=itemgetter(1))
+    return DataLoader(stream, batch_size=batch_size)
+
+
+def labels_of_one(rank: int, dataset: Any) -> torch.Tensor:
+    if this_rank() != rank:
+        raise OSError("no labels on this disk")
+    return dataset.targets
+
+
+def labels_that_change(ranks: tuple[int, ...], dataset: Any) -> torch.Tensor:
+    """Labels that are others from the second epoch on, on some ranks."""
+    dataset.calls = getattr(dataset, "calls", 0) + 1  # the first one is before the first epoch
+    return dataset.targets.flip(0) if dataset.calls > 2 and this_rank() in ranks else dataset.targets
+
+
+def sample_without_trainer(labels: Any, *, world_size: int, **settings: Any) -> Run:
+    """Draw two epochs in a loop of one's own."""
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo", rank=this_rank(), world_size=world_size)
+    sampler = FeedbackBatchSampler(labels, rank=this_rank(), world_size=world_size, **settings)
+    try:
+        for _ in range(2):
+            for _ in sampler:
+                sampler.controller.step_update([])
+    except Exception as error:
+        return Run([], failure=f"{type(error).__name__}: {error}")
+    return Run([], epochs=[len(sampler)] * 2)
 
 
 # -- the processes -----------------------------------------------------------------------------------------
