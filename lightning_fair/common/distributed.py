@@ -68,7 +68,8 @@ def check_same_on_all_ranks(facts: Mapping[str, object], error: Exception | None
             raise ValueError(
                 f"The ranks have to draw the same batches, but they differ in {'; '.join(differences[:3])}. Give every "
                 "rank the same settings, and the same samples in the same order: it trains on its share of each batch. "
-                "If each rank reads samples of its own, make the data an IterableDataset inside a FairStream."
+                "If each rank reads samples of its own, make them an IterableDataset inside a FairStream, and set "
+                "Trainer(limit_train_batches=...) to the batches that all of them have."
             ) from error
         for rank, (_, failure) in enumerate(ranks):
             if failure and error is None:

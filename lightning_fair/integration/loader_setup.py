@@ -42,20 +42,17 @@ def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[An
     """Return the fair loader for the user's training loader, and let the run train on it."""
     run.seed = trainer.strategy.broadcast(run.settings.draw_seed)  # each rank may have called seed_everything
     with _same_on_all_ranks(run):
-        _make_loader_fair(run, trainer, unchain(loader))
+        loader = unchain(loader)
+        inner = loader_inside(loader)
+        _check_not_fair(inner)
+        # Not the module's device: the module may not have been moved yet.
+        run.steps_on_device = 0 if trainer.strategy.root_device.type == "cpu" else 1
+        fair: Any = (_make_stream_fair if checks.is_stream(inner) else _make_data_set_fair)(run, trainer, loader)
+        assert run.source is not None
+        run.restore_source()
+        run.loader = fair
+        _name_classes(run, inner.dataset)
     return run.loader  # type: ignore[return-value]
-
-
-def _make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> None:
-    inner = loader_inside(loader)
-    _check_not_fair(inner)
-    # Not the module's device: the module may not have been moved yet.
-    run.steps_on_device = 0 if trainer.strategy.root_device.type == "cpu" else 1
-    fair: Any = (_make_stream_fair if checks.is_stream(inner) else _make_data_set_fair)(run, trainer, loader)
-    assert run.source is not None
-    run.restore_source()
-    run.loader = fair
-    _name_classes(run, inner.dataset)
 
 
 @contextmanager
@@ -141,21 +138,14 @@ def _start_drawing(run: Run, trainer: L.Trainer, users_loader: Any) -> None:
         run.loader.pending_batches.clear()
         if run.sampler is not None:
             with _same_on_all_ranks(run):
-                _follow_labels(run, trainer, users_loader)
+                if _update_sampler(run, trainer, users_loader):
+                    assert run.label_check is not None
+                    run.loader.replace_sampler(run.sampler, run.label_check)
+                    run.restore_source()
+                    _name_classes(run, loader_inside(users_loader).dataset)
     run.begin_at(*training_time(trainer))
     keep = bool(run.loader.pending_batches)
     run.source.start_iteration(trainer.current_epoch, within_epoch=within_epoch, keep_delivered=keep)
-
-
-def _follow_labels(run: Run, trainer: L.Trainer, users_loader: Any) -> None:
-    """Let the fair loader draw by the labels that the data set has now."""
-    if _update_sampler(run, trainer, users_loader):
-        assert run.loader is not None
-        assert run.sampler is not None
-        assert run.label_check is not None
-        run.loader.replace_sampler(run.sampler, run.label_check)
-        run.restore_source()
-        _name_classes(run, loader_inside(users_loader).dataset)
 
 
 def _update_sampler(run: Run, trainer: L.Trainer | None, users_loader: Any) -> bool:

@@ -37,7 +37,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     sampling (each is the floor or the ceiling of ``batch * p``, and ``batch * p`` in expectation), and draws the items
     of each class in passes, so that they are used equally often. A draw is a function of the seed, its number, ``p``
     and the number of items drawn before, so the same seed gives the same batches. With ``world_size`` ranks each rank
-    makes the same draw of ``world_size * batch_size`` samples and keeps its own share of it.
+    makes the same draw of ``world_size * batch_size`` samples and keeps its own share of it; ranks that differ raise.
 
     Args:
         labels: Label of each sample, shape ``(N,)`` (see :func:`~lightning_fair.common.label_values.number_labels`), or
@@ -103,9 +103,8 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             controller = FeedbackController(counts.size, (counts > 0) / np.count_nonzero(counts))
         check_labels(self.labels, controller.num_classes)
         controller.bind_batch(self.global_batch_size, self.steps_per_epoch)
-        K, names, self.label_place = controller.num_classes, numbered.names, numbered.place
+        self.controller, self.label_place, names, K = controller, numbered.place, numbered.names, controller.num_classes
         self.class_names = None if names is None else (*names, *map(str, range(len(names), K)))[:K]
-        self.controller = controller
         self._pools = ClassPools(self.labels, controller.num_classes, self.seed)
         self._randomness = DrawRandomness(self.seed, controller.num_classes, self.batch_size)
         # The global batch is ordered by class, so a stride gives each rank about the same class counts.
@@ -259,8 +258,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
     def end_epoch(self) -> None:
         """End the epoch, whether or not all of its batches were used."""
-        self.epoch += 1
-        self._position, self._has_begun = 0, False
+        self.epoch, self._position, self._has_begun = self.epoch + 1, 0, False
 
     def abandon_epoch(self) -> None:
         """End an epoch that was cut off in the middle: the next iteration begins a new one."""

@@ -323,14 +323,9 @@ def train_with_own_seed(**settings: Any) -> Run:
         return train(**settings)
 
 
-def train_unlike(cases: list[tuple[dict[str, Any], dict[str, Any]]], **same: Any) -> list[tuple[Run, float]]:
-    """Train once a case, with the settings that it has for this rank; return each run and the seconds it took."""
-    runs = []
-    for case in cases:
-        start = time.monotonic()
-        own = case[this_rank()]
-        runs.append((own.pop("task", train_or_refuse)(**same, **own), time.monotonic() - start))
-    return runs
+def train_unlike(own: Sequence[dict[str, Any]], act: Callable[..., Run] = train_or_refuse, **same: Any) -> Run:
+    """Train with settings of each rank's own."""
+    return act(**same, **own[this_rank()])
 
 
 def resume(checkpoints: list[Path], **settings: Any) -> list[Run]:
@@ -353,19 +348,19 @@ def shards(*counts: tuple[int, ...], batch_size: int = 4) -> DataLoader:
     return DataLoader(stream, batch_size=batch_size)
 
 
-def labels_of_one(rank: int, dataset: Any) -> torch.Tensor:
-    if this_rank() != rank:
+def labels_of_one(dataset: Any) -> torch.Tensor:
+    if this_rank():
         raise OSError("no labels on this disk")
     return dataset.targets
 
 
-def labels_that_change(ranks: tuple[int, ...], dataset: Any) -> torch.Tensor:
-    """Labels that are others from the second epoch on, on some ranks."""
+def labels_that_change(dataset: Any) -> torch.Tensor:
+    """Labels that are others from the second epoch on, on one rank."""
     dataset.calls = getattr(dataset, "calls", 0) + 1  # the first one is before the first epoch
-    return dataset.targets.flip(0) if dataset.calls > 2 and this_rank() in ranks else dataset.targets
+    return dataset.targets.flip(0) if dataset.calls > 2 and this_rank() else dataset.targets
 
 
-def sample_without_trainer(labels: Any, *, world_size: int, **settings: Any) -> Run:
+def sample(labels: Any, *, world_size: int, **settings: Any) -> Run:
     """Draw two epochs in a loop of one's own."""
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo", rank=this_rank(), world_size=world_size)

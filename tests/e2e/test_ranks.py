@@ -3,6 +3,7 @@
 import os
 import pickle
 import subprocess
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -17,14 +18,20 @@ from rank_runs import (
     Ranks,
     RanksError,
     Run,
+    labels_of_one,
+    labels_that_change,
     resume,
+    sample,
+    shards,
     train,
+    train_unlike,
     train_with_own_seed,
     train_with_sampler,
     train_without_us,
 )
 
 from lightning_fair import FairSampling
+from lightning_fair.schedules import Linear
 
 pytestmark = [
     pytest.mark.slow,
@@ -393,6 +400,90 @@ def test_none_batch_on_all_ranks(two):
     assert [run.epochs for run in runs] == [[EPOCH]] * 2
     assert runs[0].states == runs[1].states
     assert len(runs[0].steps) == EPOCH - EPOCH // 5
+
+
+# -- ranks that differ --------------------------------------------------------------------------------------
+
+
+def fair(**settings) -> dict:
+    return {"fair": FairSampling(**{**QUIET, **settings})}
+
+
+def stream(*counts, batch_size=4, **settings) -> dict:
+    return {"make_loader": partial(shards, *counts, batch_size=batch_size), **fair(seed=None, **settings)}
+
+
+LABELS = [0, 0, 0, 1] * 9
+OTHER = SMALL[::-1]
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ([{"loaded": {"batch_size": size}} for size in (8, 6)], "batch_size (8 on rank 0, 6 on rank 1)"),
+        ([{"loaded": {"counts": (*SMALL[:3], n)}} for n in (5, 6)], "number of samples (49 on rank 0, 50 on rank 1)"),
+        ([{"loaded": {"counts": (*SMALL[:3], n)}} for n in (5, 0)], "number of samples (49 on rank 0, 44 on rank 1)"),
+        ([{"loaded": {"counts": counts}} for counts in (SMALL, OTHER)], "differ in labels' checksum ("),
+        ([{"loaded": {"num_workers": workers}} for workers in (0, 9)], "feedback_delay, which more workers raise (16"),
+        ([{"limit_train_batches": limit} for limit in (5, 6)], "limit_train_batches (5 on rank 0, 6 on rank 1)"),
+        ([fair(steps_per_epoch=steps) for steps in (5, 6)], "steps_per_epoch (5 on rank 0, 6 on rank 1)"),
+        ([fair(alpha=Linear(0.0, 8.0, steps)) for steps in (100, 200)], "alpha (Linear(start=0.0, end=8.0, duration=1"),
+        ([fair(target_probs=name) for name in ("uniform", "prior")], "target_probs ([0.25 0.25 0.25 0.25] (checksum"),
+        ([fair(reference=name) for name in ("target", "uniform")], "reference (target on rank 0, [0.25 0.25"),
+        ([fair(class_names=names) for names in ("abcd", "bacd")], "class names (['a' 'b' 'c' 'd']"),
+        ([fair(seed=seed) for seed in (1, 2)], "seed (1 on rank 0, 2 on rank 1)"),
+        (
+            [fair(preset=name) for name in ("balanced", "calibrated")],
+            "correction (weights on rank 0, logits on rank 1)",
+        ),
+        ([fair(labels=labels_of_one)] * 2, "OSError: no labels on this disk"),
+        ([{"max_epochs": 3, **fair(labels=labels_that_change)}] * 2, "differ in labels' checksum ("),
+        ([stream(SMALL, OTHER, batch_size=size) for size in (4, 6)], "batch_size (4 on rank 0, 6 on rank 1)"),
+        (
+            [stream(SMALL, OTHER, num_classes=n, target_probs=None) for n in (4, 5)],
+            "num_classes (4 on rank 0, 5 on rank 1)",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_ranks_that_differ(own, expected, two):
+    """What would make the batches of the ranks differ is an error on each of them, which says what it is."""
+    for run in two(train_unlike, own=own):
+        assert expected in (run.failure or f"trained {run.epochs}")
+
+
+def test_other_checkpoint_on_a_rank(two, tmp_path):
+    """Ranks that resume from different checkpoints are refused."""
+    two(keep=tmp_path)
+    for run in two(train_unlike, own=[{"ckpt": tmp_path / f"step{step}.ckpt"} for step in (3, 5)]):
+        assert "differ in samples trained on (" in (run.failure or f"trained {run.epochs}")
+
+
+def test_ranks_without_trainer(two):
+    """Without a Trainer, the samplers compare themselves when they begin."""
+    same = two(train_unlike, act=sample, own=[{"labels": LABELS, "batch_size": 4}] * 2)
+    assert [run.failure for run in same] == [None, None]
+    for own, expected in (
+        ([{"labels": LABELS, "batch_size": size} for size in (4, 6)], "batch_size (4 on rank 0, 6 on rank 1)"),
+        ([{"labels": labels, "batch_size": 4} for labels in (LABELS, LABELS[::-1])], "differ in labels' checksum ("),
+    ):
+        assert [expected in (run.failure or "") for run in two(train_unlike, act=sample, own=own)] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        [{}, {"loaded": {"num_workers": 1}}],
+        [{"loaded": {"num_workers": workers}, **fair(feedback_delay=19)} for workers in (0, 9)],
+        [{"limit_train_batches": 10, **stream(SMALL, (5, 8, 120, 24))}] * 2,
+    ],
+    ids=["other workers", "the delay of most workers", "own shards in a stream"],
+)
+def test_ranks_may_differ(own, two):
+    """Ranks that draw the same batches in spite of a difference train, without a warning."""
+    for run in two(train_unlike, own=own):
+        assert (run.failure, [w for w in run.warnings if "rank" in w]) == (None, [])
+        assert run.steps
 
 
 # -- ways to install, ways to launch -------------------------------------------------------------------------
