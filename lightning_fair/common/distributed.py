@@ -40,7 +40,7 @@ def check_ranks(world_size: int | None, facts: Callable[[], Mapping[str, object]
             "samples. Make the sampler with rank=... and world_size=..., for example fabric.global_rank and "
             "fabric.world_size. If that is intended, or accelerator.prepare deals the batches out, set world_size=1. "
             "Give Lightning's Trainer the plain loader with FairSampling, or the FairDataModule itself.",
-            stacklevel=3,
+            stacklevel=2,
         )
     return True
 

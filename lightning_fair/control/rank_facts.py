@@ -37,7 +37,7 @@ def describe(values: ArrayLike) -> str:
 
     Example:
         >>> describe([0.5, 0.5])
-        '[0.5 0.5] (checksum 9e8eb18c)'
+        '[0.5 0.5] (checksum c2c997f6)'
     """
     array = np.asarray(values)
     if array.dtype.kind == "f":  # another kind of processor may have another last bit

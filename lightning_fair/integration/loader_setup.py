@@ -41,7 +41,7 @@ _COMPARED = ("seed", "feedback", "feedback_mode", "correction", "logits", "norma
 def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[Any]:
     """Return the fair loader for the user's training loader, and let the run train on it."""
     run.seed = trainer.strategy.broadcast(run.settings.draw_seed)  # each rank may have called seed_everything
-    with _same_on_all_ranks(run):
+    with _same_on_all_ranks(run, trainer):
         loader = unchain(loader)
         inner = loader_inside(loader)
         _check_not_fair(inner)
@@ -56,22 +56,22 @@ def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[An
 
 
 @contextmanager
-def _same_on_all_ranks(run: Run) -> Iterator[None]:
+def _same_on_all_ranks(run: Run, trainer: L.Trainer) -> Iterator[None]:
     """Compare the ranks after the body, and raise its error on all of them."""
-    length, settings = vars(run.length), {name: getattr(run.settings, name) for name in _COMPARED}
-    run.facts = {**length, **settings}
+    if trainer.world_size == 1:
+        yield
+        return
+    run.facts = {**vars(run.length), **{name: getattr(run.settings, name) for name in _COMPARED}}
     error = None
     try:
         yield
+        assert run.source is not None
+        run.facts = {**run.source.rank_facts(), **run.facts, "class names": describe(run.class_names)}
+        # Batches that are drawn ahead of the losses do not follow them, whatever the delay is.
+        delay = max(run.min_delay or 1, run.facts.pop("feedback_delay"))
+        run.facts["feedback_delay, which more workers raise"] = delay
     except Exception as failure:
         error = failure
-    else:
-        if run.source is not None and run.source.world_size > 1:
-            run.facts = {**run.source.rank_facts(), **run.facts, "class names": describe(run.class_names)}
-            # Batches that are drawn ahead of the losses do not follow them, whatever the delay is.
-            delay = max(run.min_delay or 1, run.source.controller.feedback_delay)
-            del run.facts["feedback_delay"]
-            run.facts["feedback_delay, which more workers raise"] = delay
     check_same_on_all_ranks(run.facts, error)
     if run.sampler is not None:
         run.sampler.has_compared_ranks = True
@@ -137,7 +137,7 @@ def _start_drawing(run: Run, trainer: L.Trainer, users_loader: Any) -> None:
     if not within_epoch:
         run.loader.pending_batches.clear()
         if run.sampler is not None:
-            with _same_on_all_ranks(run):
+            with _same_on_all_ranks(run, trainer):
                 if _update_sampler(run, trainer, users_loader):
                     assert run.label_check is not None
                     run.loader.replace_sampler(run.sampler, run.label_check)

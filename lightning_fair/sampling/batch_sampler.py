@@ -88,7 +88,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self.labels = numbered.numbers if isinstance(numbered.numbers, np.memmap) else numbered.numbers.copy()
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self.world_size = check_integer("world_size", 1 if world_size is None else world_size, 1)
-        self._world_size, self.has_compared_ranks = world_size, False
+        self._world_size_given, self.has_compared_ranks = world_size, False
         self.seed = check_integer("seed", seed, 0)
         self.global_batch_size = self.batch_size * self.world_size
         steps = -(-self.labels.size // self.global_batch_size) if steps_per_epoch is None else steps_per_epoch
@@ -182,7 +182,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             # A second iteration within an epoch, whose length another, longer loader determines.
             self._position = -num_in_flight
         self._has_begun, self._keeps_in_flight, self.exhausted = True, False, False
-        self.has_compared_ranks = self.has_compared_ranks or check_ranks(self._world_size, self.rank_facts)
+        self.has_compared_ranks = self.has_compared_ranks or check_ranks(self._world_size_given, self.rank_facts)
         self.controller.epoch = self.epoch
         for _ in range(self.steps_per_epoch - self._position - num_in_flight):
             draw = self._next_draw()
