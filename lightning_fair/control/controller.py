@@ -12,13 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 from lightning_fair.common.arrays import Floats, check_at_least_zero, check_integer, to_tensors
 from lightning_fair.common.label_values import check_labels
 from lightning_fair.control import law
-from lightning_fair.control.draw import Draw, DrawsInFlight, Report
+from lightning_fair.control.draw import Draw, DrawsInFlight, Moment, Report
 from lightning_fair.control.objective import Feedback, FeedbackTo, Objective, validation_scores
 from lightning_fair.control.reports import ReportQueue
 from lightning_fair.control.target import MovingTarget, Target
 from lightning_fair.schedules import Schedule, Shift, as_schedule
 
-_STATE_VERSION = 2
+_STATE_VERSION = 3
 _ARRAYS = ("trained_mix", "ema_loss", "loss_score")
 
 
@@ -163,7 +163,7 @@ class FeedbackController(DrawsInFlight):
 
     def reset(self) -> None:
         """Forget every draw and every report; the settings stay."""
-        self.draws = 0
+        self.draws = self._made = 0
         self._target.reset()
         self.trained_mix: Floats = self._target.q.copy()  # so the first batch is drawn from the target
         self.ema_loss: Floats = np.full(self.num_classes, np.nan)
@@ -171,6 +171,7 @@ class FeedbackController(DrawsInFlight):
         self.objective.reset()
         self.start_anew(self.num_classes)
         self._reports = ReportQueue()
+        self._moment = self.moment
 
     @property
     def q(self) -> Floats:
@@ -254,14 +255,49 @@ class FeedbackController(DrawsInFlight):
     def record_draw(self, draw: Draw, *, redrawn: bool = False) -> None:
         """Count a draw as in flight. Its samples enter the trained mix, unless it is redrawn after it was withdrawn."""
         if not redrawn:
+            draw.before = self._moment
             self._enter_trained_mix(draw.counts)
-        self._in_flight.append(draw)
+        self._put_in_flight(draw)
 
-    def rewind(self, draw_id: int, trained_mix: Floats, progress: float = 0.0) -> None:
-        """Return to the state before draw ``draw_id``, with the trained mix and the target's progress at that time."""
-        self._target.move_to(progress)
-        self.draws, self.trained_mix = draw_id, trained_mix.copy()
-        self._in_flight.clear()
+    @property
+    def moment(self) -> Moment:
+        """The present state."""
+        mixes, objective = (self.trained_mix, self.ema_loss, self.loss_score), self.objective
+        return Moment(self.draws, self.progress, *mixes, objective.tilt, objective.scores)
+
+    @property
+    def oldest_ahead(self) -> Draw | None:
+        """The oldest draw in flight that no reported one follows, or None. Withdrawn, it is planned anew."""
+        return next((draw for draw in self._in_flight if draw.draw_id > self._reports.newest), None)
+
+    @property
+    def _base(self) -> Moment:
+        """The state before the draws that a withdrawal undoes."""
+        first = self.oldest_ahead
+        return self._moment if first is None or first.before is None else first.before
+
+    def withdraw(self) -> list[Draw]:
+        """Take the draws out of flight, return to the state before ``oldest_ahead``, and return them, oldest first.
+
+        Draws that are made in the same epoch again are the same. Those before the newest reported one stay in the
+        trained mix, to be redrawn unchanged.
+        """
+        self.rewind(self._base)
+        return self._empty()
+
+    def forget_in_flight(self) -> None:
+        """Count the draws in flight as trained on."""
+        self._empty()
+        self._moment = self.moment
+        self._reports.forget(self.draws + 1)
+
+    def rewind(self, moment: Moment) -> None:
+        """Return to an earlier state. Reports that have come since take effect again in their time."""
+        self._target.move_to(moment.progress)
+        self.draws, _, self.trained_mix, self.ema_loss, self.loss_score, *of_objective = self._moment = moment
+        self.objective.tilt, self.objective.scores = of_objective
+        self._reports.rewind(self.draws)
+        self._apply_reports()
 
     def step_update(self, labels: ArrayLike, losses: ArrayLike | None = None) -> None:
         """Report the current batch. Call it once for every batch, in order; for a skipped one with ``labels=[]``.
@@ -299,8 +335,9 @@ class FeedbackController(DrawsInFlight):
         number = draw.draw_id if draw else self.draws
         if draw is None:
             self._enter_trained_mix(np.asarray(counts))
-        self._reports.add_batch(draw, number, counts, loss_sums, loss_counts)
+        self._reports.add_batch(draw, number, self._due(number), counts, loss_sums, loss_counts)
         self._apply_reports()
+        self._reports.forget(self._base.draws)
 
     def report_validation(
         self, values: ArrayLike, counts: ArrayLike | None = None, *, higher_is_better: bool = True
@@ -323,21 +360,30 @@ class FeedbackController(DrawsInFlight):
                 "This controller follows training losses, so a validation would have no effect. Make it with "
                 "feedback='validation'."
             )
-        takes_part = self.reference > 0
+        # The target is that of the newest reported draw, however far the loader is ahead.
+        takes_part = self.objective.mix(self.target_at(self._base.progress)) > 0
         scores = validation_scores(values, counts, takes_part, higher_is_better=higher_is_better)
-        self._reports.add(Report(max(self._reports.newest, 0), scores=scores))
+        newest = max(self._reports.newest, 0)
+        self._reports.add(Report(newest, self._due(newest), scores=scores))
         self._apply_reports()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as tensors and plain numbers, so that it loads with ``weights_only=True``."""
+        """Return the state as tensors and plain numbers, so that it loads with ``weights_only=True``.
+
+        It is that before ``oldest_ahead``: the draws in flight are made again.
+        """
+        base = self._base
+        self._reports.forget(base.draws)
         return {
             "version": _STATE_VERSION,
-            "draws": self.draws,
+            "draws": base.draws,
+            # If the delay is above the number of batches drawn ahead, this does not depend on that number.
+            "made": max(self._made, self._reports.newest + self.feedback_delay),
             "epoch": self.epoch,
-            "target": self._target.state_dict(),
-            "objective": self.objective.state_dict(),
-            **to_tensors({name: getattr(self, name) for name in _ARRAYS}),
-            "in_flight": [draw.state_dict() for draw in self._in_flight],
+            "target": {**self._target.state_dict(), "progress": base.progress},
+            "objective": {**self.objective.state_dict(), **to_tensors({"tilt": base.tilt, "scores": base.scores})},
+            **to_tensors({name: getattr(base, name) for name in _ARRAYS}),
+            "in_flight": [draw.state_dict() for draw in self._in_flight if draw.draw_id < base.draws],
             "reports": self._reports.state_dict(),
         }
 
@@ -359,11 +405,14 @@ class FeedbackController(DrawsInFlight):
             self.bind_batch(self.batch_size)  # the target is that of the state now
         self.objective.load_state_dict(state["objective"])
         self.draws, self.epoch = int(state["draws"]), int(state["epoch"])
+        self._made = max(self.draws, int(state["made"]))
         for name in _ARRAYS:
             setattr(self, name, state[name].numpy().copy())
-        self._in_flight.clear()
+        self._empty()
         self._in_flight.extend(map(Draw.from_state_dict, state["in_flight"]))
         self._reports.load_state_dict(state["reports"])
+        self._moment = self.moment
+        self._apply_reports()
 
     def skip_classes(self, skipped: NDArray[np.bool_]) -> None:
         """Set the target of the ``skipped`` classes to zero, share it out over the others in proportion, and reset.
@@ -399,10 +448,15 @@ class FeedbackController(DrawsInFlight):
             if self._draw_lambda2:
                 self.loss_score = law.moving_average(self.loss_score, self._z, self.horizon)
         self.draws += 1
+        self._made, self._moment = max(self._made, self.draws), self.moment
+
+    def _due(self, number: int) -> int:
+        """Return the draw before which feedback on draw ``number`` takes effect: none that has been made already."""
+        return max(number + self.feedback_delay, self._made)
 
     def _apply_reports(self) -> None:
         objective = self.objective
-        for report in self._reports.pop_due(self.draws, self.feedback_delay):
+        for report in self._reports.take_due(self.draws):
             if report.correction is not None:
                 batches_since = self.draws - 1 - report.draw_id
                 self.trained_mix = law.correct_mix(self.trained_mix, report.correction, batches_since, self.horizon)

@@ -5,11 +5,23 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lightning_fair.common.arrays import Floats, Ints, to_arrays, to_tensors
+
+
+class Moment(NamedTuple):
+    """The state of a controller before draw number ``draws``. Its arrays are replaced, and never changed in place."""
+
+    draws: int
+    progress: float
+    trained_mix: Floats
+    ema_loss: Floats
+    loss_score: Floats
+    tilt: Floats
+    scores: Floats
 
 
 @dataclass(eq=False)
@@ -25,6 +37,7 @@ class Draw:
         reference: Mix that the loss of the batch stands for, shape ``(K,)``.
         progress: How far the target had moved, in [0, 1]; 0 for a fixed one.
         drawn_before: Samples of each class drawn before, int64, shape ``(K,)``; empty for a stream.
+        before: State of the controller before the draw. It is not saved.
     """
 
     draw_id: int
@@ -35,6 +48,7 @@ class Draw:
     reference: Floats
     progress: float = field(default=0.0, kw_only=True)
     drawn_before: Ints = field(default_factory=lambda: np.zeros(0, np.int64), kw_only=True)
+    before: Moment | None = field(default=None, kw_only=True)
 
     @property
     def local_size(self) -> int:
@@ -47,8 +61,9 @@ class Draw:
         return self.reference
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the record as tensors and plain numbers, without the attributes of subclasses."""
-        return to_tensors({each.name: getattr(self, each.name) for each in fields(Draw)})
+        """Return the record as tensors and plain numbers, without ``before`` and the attributes of subclasses."""
+        names = [each.name for each in fields(Draw) if each.name != "before"]
+        return to_tensors({name: getattr(self, name) for name in names})
 
     @staticmethod
     def from_state_dict(state: Mapping[str, Any]) -> Draw:
@@ -61,8 +76,14 @@ class DrawsInFlight:
 
     def start_anew(self, num_classes: int) -> None:
         """Forget all draws."""
-        # A plain loop that never reports must not keep every record: with more, the oldest counts as trained on.
-        self._in_flight: deque[Draw] = deque(maxlen=min(max(2**21 // num_classes, 512), 4096))
+        # A plain loop that never reports must not keep every record.
+        self._in_flight: deque[Draw] = deque(maxlen=max_remembered(num_classes))
+        self._overflowed = False  # whether the oldest of this iteration have been forgotten
+
+    def remember(self, number: int) -> None:
+        """Remember at least this number of draws in flight."""
+        if number > (self._in_flight.maxlen or 0):
+            self._in_flight = deque(self._in_flight, maxlen=number)
 
     @property
     def in_flight(self) -> tuple[Draw, ...]:
@@ -71,18 +92,28 @@ class DrawsInFlight:
 
     @property
     def oldest(self) -> Draw | None:
-        """The oldest draw in flight, or None."""
+        """The oldest draw in flight, or None; a ``RuntimeError`` is raised if it has been forgotten."""
+        if self._overflowed:
+            raise RuntimeError(
+                f"More than {self._in_flight.maxlen} batches were drawn and not reported, so it is not known which one "
+                "this is. Report every batch; if the DataLoader draws so far ahead, lower its prefetch_factor or "
+                "num_workers, or make it fair with FairDataModule, which remembers them."
+            )
         return self._in_flight[0] if self._in_flight else None
 
-    def withdraw(self) -> list[Draw]:
-        """Take the draws out of flight and return them, oldest first, to be drawn again. The trained mix stays."""
-        draws = list(self._in_flight)
+    def _put_in_flight(self, draw: Draw) -> None:
+        self._overflowed |= len(self._in_flight) == self._in_flight.maxlen
+        self._in_flight.append(draw)
+
+    def _empty(self) -> list[Draw]:
+        draws, self._overflowed = list(self._in_flight), False
         self._in_flight.clear()
         return draws
 
-    def forget_in_flight(self) -> None:
-        """Count the draws in flight as trained on."""
-        self._in_flight.clear()
+
+def max_remembered(num_classes: int) -> int:
+    """Return the number of draws that are remembered if nobody says how many are needed."""
+    return min(max(2**21 // num_classes, 512), 4096)
 
 
 @dataclass
@@ -91,12 +122,14 @@ class Report:
 
     Attributes:
         draw_id: Number of the draw.
+        due: Number of the draw before which it takes effect.
         correction: Class mix that was trained on minus the one that was drawn, shape ``(K,)``.
         losses: Mean loss of each class, shape ``(K,)``; NaN for a class without one.
         scores: Validation score of each class, shape ``(K,)``; NaN for a class without one.
     """
 
     draw_id: int
+    due: int
     correction: Floats | None = None
     losses: Floats | None = None
     scores: Floats | None = None

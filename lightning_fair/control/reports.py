@@ -17,7 +17,7 @@ from lightning_fair.control.draw import Draw, Report
 
 
 class ReportQueue:
-    """Reports in the order of their draws. A report on draw ``s`` is due at draw ``s + delay``.
+    """Reports in the order in which they take effect. Those that a withdrawal can undo are kept, to be repeated.
 
     Attributes:
         newest: Number of the newest draw that has been reported; -1 before the first.
@@ -25,31 +25,44 @@ class ReportQueue:
 
     def __init__(self) -> None:
         self.newest = -1
-        self._reports: deque[Report] = deque()
+        self._waiting: deque[Report] = deque()
+        self._applied: deque[Report] = deque()
         self._warned = self._warned_of_ranks = False
 
     def add(self, report: Report) -> None:
         """Add a report."""
         self.newest = max(self.newest, report.draw_id)
         if any(part is not None for part in (report.correction, report.losses, report.scores)):
-            # In the order of the draws: a loader may deliver batches in another order.
-            insort(self._reports, report, key=lambda report: report.draw_id)
+            # A loader may deliver batches in another order than that of their draws.
+            insort(self._waiting, report, key=lambda report: report.due)
 
-    def pop_due(self, draws: int, delay: int) -> Iterator[Report]:
-        """Remove and return the reports that are due before draw number ``draws``, in order."""
-        while self._reports and self._reports[0].draw_id + delay <= draws:
-            yield self._reports.popleft()
+    def take_due(self, draws: int) -> Iterator[Report]:
+        """Yield the reports that take effect before draw number ``draws``, in order."""
+        while self._waiting and self._waiting[0].due <= draws:
+            self._applied.append(self._waiting.popleft())
+            yield self._applied[-1]
+
+    def rewind(self, draws: int) -> None:
+        """Let the reports wait again that had no effect before draw number ``draws - 1`` was made."""
+        while self._applied and self._applied[-1].due >= draws:
+            self._waiting.appendleft(self._applied.pop())
+
+    def forget(self, draws: int) -> None:
+        """Forget the reports that took effect before draw number ``draws - 1`` was made."""
+        while self._applied and self._applied[0].due < draws:
+            self._applied.popleft()
 
     def add_batch(
         self,
         draw: Draw | None,
         number: int,
+        due: int,
         counts: NDArray[Any],
         loss_sums: NDArray[Any] | None,
         loss_counts: NDArray[Any] | None,
     ) -> None:
         """Add the report of a batch, with the arguments of ``FeedbackController.report``; ``number`` is the draw's."""
-        report = Report(number)
+        report = Report(number, due)
         if draw is not None and counts is not draw.counts and not np.array_equal(counts, draw.counts):
             report.correction = law.mix_correction(counts, draw.counts, draw.trained_mix)
         if loss_sums is not None and loss_counts is not None:
@@ -76,9 +89,13 @@ class ReportQueue:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors and plain numbers."""
-        return {"newest": self.newest, "waiting": [to_tensors(vars(report)) for report in self._reports]}
+        return {
+            "newest": self.newest,
+            "waiting": [to_tensors(vars(report)) for report in (*self._applied, *self._waiting)],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state that ``state_dict`` returned."""
         self.newest = int(state["newest"])
-        self._reports = deque(Report(**to_arrays(report)) for report in state["waiting"])
+        self._applied.clear()
+        self._waiting = deque(Report(**to_arrays(report)) for report in state["waiting"])

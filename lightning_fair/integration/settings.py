@@ -226,7 +226,7 @@ class FairSettings:
             labels, batch_size, steps_per_epoch, controller, empty_classes=self.empty_classes, **options
         )
         if previous is not None:
-            controller.forget_in_flight()
+            previous.withdraw()
             sampler.epoch = previous.epoch
         return sampler
 

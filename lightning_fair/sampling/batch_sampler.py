@@ -27,7 +27,7 @@ from lightning_fair.sampling.systematic import DrawRandomness, systematic_counts
 
 EmptyClasses: TypeAlias = Literal["error", "skip"]
 
-_STATE_VERSION = 5
+_STATE_VERSION = 6
 
 
 class FeedbackBatchSampler(Sampler[list[int]]):
@@ -279,7 +279,10 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             self.abandon_epoch()
 
     def withdraw(self, *, undelivered_only: bool = False) -> None:
-        """Withdraw the draws in flight. The next iteration makes them first, unchanged, and continues the epoch.
+        """Withdraw the draws in flight. The next iteration makes them first, and continues the epoch.
+
+        They are the same, unless a schedule follows the epoch and this is another one. Those that a later draw has
+        overtaken on its way to the report are the same in any case.
 
         With ``undelivered_only`` they stay in flight if all of them have been delivered and will be trained on.
         """
@@ -287,11 +290,16 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         if undelivered_only and not self.num_undelivered:
             self._keeps_in_flight = bool(self.controller.in_flight)
         else:
-            self._withdrawn.extendleft(reversed(self.controller.withdraw()))
+            first, draws = self.controller.oldest_ahead, self.controller.withdraw()
+            if isinstance(first, BatchDraw):
+                self._pools.drawn = self._drawn = first.drawn_before
+            overtaken = [draw for draw in draws if draw.draw_id < self.controller.draws]
+            self._withdrawn.extendleft(reversed(overtaken))
 
     # Not called `state_dict`: a stateful loader would save the sampler a second time, with prefetched draws.
     def capture(self) -> dict[str, Any]:
         """Return the state as of the last batch given to ``report``, of tensors and plain numbers only."""
+        first = self.controller.oldest_ahead
         return {
             "version": _STATE_VERSION,
             "data": dict(self._fingerprint),
@@ -299,7 +307,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             "world_size": self.world_size,
             "epoch": self.epoch,
             "position": self._position,
-            "drawn": torch.from_numpy(self._drawn.copy()),
+            "drawn": torch.from_numpy((self._drawn if first is None else first.drawn_before).copy()),
             "controller": self.controller.state_dict(),
             "withdrawn": [draw.state_dict() for draw in self._withdrawn],
         }
@@ -332,10 +340,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self.epoch, self._position, self._has_begun = int(state["epoch"]), int(state["position"]), False
         self._pools.drawn = self._drawn = state["drawn"].numpy().copy()
         self._withdrawn = deque([*self.controller.withdraw(), *map(Draw.from_state_dict, state["withdrawn"])])
-        if not has_same_draws and self._withdrawn:
-            first = self._withdrawn[0]
-            self.controller.rewind(first.draw_id, first.trained_mix, first.progress)
-            self._pools.drawn = self._drawn = first.drawn_before
+        if not has_same_draws:
             self._withdrawn.clear()
 
     def rank_facts(self) -> dict[str, Any]:

@@ -51,6 +51,7 @@ class SharedState:
         values, own = self._values.numpy(), deepcopy(controller)
         own.forget_in_flight()
         if values[_STEP] >= own.draws:  # smaller in a worker that starts later, if nobody reports in the main process
-            own.rewind(int(values[_STEP]), self._vectors[2], float(values[_PROGRESS]))
+            step, progress, trained_mix = int(values[_STEP]), float(values[_PROGRESS]), self._vectors[2].copy()
+            own.rewind(own.moment._replace(draws=step, progress=progress, trained_mix=trained_mix))
         own.epoch = own.epoch if self.epoch is None else self.epoch
         return own

@@ -371,16 +371,20 @@ def test_feedback_takes_effect_after_its_delay():
 
 
 def test_withdrawn_draw_can_be_redrawn():
-    """A withdrawn draw leaves those in flight, and enters the trained mix only once."""
+    """After a withdrawal, draws are made again; one that was overtaken stays in the trained mix, and is redrawn."""
     controller = FeedbackController(2)
-    draws = [make_draw(controller, [2, 2]) for _ in range(3)]
-    assert controller.in_flight == tuple(draws)
-    trained_mix = controller.trained_mix
-    assert controller.withdraw() == draws
+    overtaken, reported = make_draw(controller, [3, 1]), make_draw(controller, [2, 2])
+    before = controller.trained_mix.tolist()
+    ahead = [make_draw(controller, [1, 3]), make_draw(controller, [1, 3])]
+    controller.report(reported.counts, draw=reported)
+    assert controller.in_flight == (overtaken, *ahead)
+    assert controller.withdraw() == [overtaken, *ahead]
     assert controller.in_flight == ()
-    controller.record_draw(draws[1], redrawn=True)
-    assert controller.in_flight == (draws[1],)
-    assert controller.trained_mix.tolist() == trained_mix.tolist()
+    assert (controller.draws, controller.trained_mix.tolist()) == (2, before)
+    controller.record_draw(overtaken, redrawn=True)
+    assert controller.in_flight == (overtaken,)
+    assert (controller.draws, controller.trained_mix.tolist()) == (2, before)
+    assert make_draw(controller, [1, 3]).probs.tolist() == ahead[0].probs.tolist()
 
 
 def test_report_of_a_newer_draw():
@@ -593,6 +597,7 @@ def test_loaded_state_continues_exactly(settings):
     other = FeedbackController(3, **law)
     other.load_state_dict(state)
     assert same(other.state_dict(), controller.state_dict())
+    controller.withdraw()
     rng = np.random.default_rng(1)
     for _ in range(10):
         counts = rng.multinomial(8, controller.next_probs())

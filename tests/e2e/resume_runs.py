@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from lightning_helpers import BATCH, Draws, Indexed, Plain, Step, Weighted, loader, moving, own_draw, recorded_draws
+from lightning_helpers import BATCH, Draws, Indexed, Plain, Weighted, loader, moving, own_draw, recorded_draws
+from lightning_helpers import Step as TrainingStep
 from lightning_helpers import trainer as quiet_trainer
 from loader_runs import Bulk, KeepsWorkers, Prefetcher, in_bulk
 from torch.nn import functional as F
@@ -32,7 +33,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from lightning_fair import FairDataModule, FairSampling, FeedbackBatchSampler, FeedbackController
 from lightning_fair.integration.callback import find_callback
-from lightning_fair.schedules import Linear, Shift
+from lightning_fair.schedules import Linear, Shift, Step
 
 COUNTS = (28, 10, 6, 4)  # so few that classes are used up and begin again, within batches too
 PER_EPOCH = sum(COUNTS) // BATCH
@@ -118,6 +119,13 @@ class Validated(Corrected):
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict({f"val/recall/{c}": recall for c, recall in enumerate(self.hits[0] / self.hits[1])})
+
+
+class EndsEarly(Learner):
+    """Ends each epoch after four batches."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        return -1 if batch_idx == 4 else None
 
 
 class OfTwoLoaders(Learner):
@@ -240,6 +248,7 @@ _VALIDATED = {
     "trainer": {"val_check_interval": 4, "num_sanity_val_steps": 1},
 }
 _BY_EPOCH = {"max_epochs": 3, "limit_train_batches": 4}
+_SHIFT_BY_EPOCH = Shift(Step(0.0, 1.0, at=1, unit="epoch"), start="prior")
 _TORCHDATA = {"data": stateful, "needs": "torchdata.stateful_dataloader"}
 
 SCENARIOS: dict[str, Scenario] = {
@@ -293,6 +302,25 @@ SCENARIOS: dict[str, Scenario] = {
         workers=2, fair=lambda: steering(target_probs=Shift(Linear(0.0, 1.0, 12), start="prior"))
     ),
     "gain by epochs": Scenario(workers=2, fair=lambda: steering(alpha=Linear(2.0, 8.0, 2, unit="epoch"))),
+    "target by epochs, cut short, 2 workers, then none": Scenario(
+        workers=2, resume_workers=0, trainer=_BY_EPOCH, fair=lambda: steering(target_probs=_SHIFT_BY_EPOCH)
+    ),
+    "gain by epochs, ended by the module, no workers, then 2": Scenario(
+        resume_workers=2,
+        module=EndsEarly,
+        trainer={"max_epochs": 3},
+        fair=lambda: steering(alpha=Linear(0.0, 8.0, 2, unit="epoch"), feedback_to="objective"),
+    ),
+    "target by epochs, cut short, validated, 2 workers, then none": Scenario(
+        9,
+        workers=2,
+        resume_workers=0,
+        module=Validated,
+        data=with_validation,
+        trainer={**_BY_EPOCH, "val_check_interval": 2, "num_sanity_val_steps": 0},
+        fair=lambda: steering(target_probs=_SHIFT_BY_EPOCH, feedback="val/recall", feedback_to="objective"),
+        saves={"every_n_train_steps": 1, "save_on_train_epoch_end": False},
+    ),
     "long_tail": Scenario(
         workers=2,
         module=Corrected,
@@ -351,8 +379,8 @@ def _no_controller() -> None:
     FeedbackController.load_state_dict = lambda self, state: None  # type: ignore[method-assign]
 
 
-def _nothing_in_flight() -> None:
-    _change_restored(lambda controller: {**controller, "in_flight": []})
+def _all_trained_on() -> None:
+    _change_restored(lambda controller: {**controller, "draws": controller["made"]})
 
 
 def _no_losses() -> None:
@@ -386,7 +414,7 @@ def _no_optimizer() -> None:
 
 FAULTS = {
     "controller not restored": _no_controller,
-    "draws in flight not restored": _nothing_in_flight,
+    "draws in flight counted as trained on": _all_trained_on,
     "losses on their way not restored": _no_losses,
     "moved objective not restored": _no_tilt,
     "counted at delivery": _counted_at_delivery,
@@ -417,7 +445,7 @@ class Run:
     """The records of a run; ``before`` is the number of batches in the run that it resumes."""
 
     before: int
-    steps: list[Step]
+    steps: list[TrainingStep]
     draws: Draws
     callback: dict[str, Any]
     model: dict[str, Any]
@@ -545,16 +573,10 @@ def _saved(checkpoint: Path) -> dict[str, Any]:
 def _at_rest(callback: dict[str, Any]) -> dict[str, Any]:
     """Return the state in a form that is the same before an epoch begins and after.
 
-    Where nothing is left to train Lightning begins no epoch: draws that are owed stay on the list of those to be made
-    again, and where the checkpoint was written before the epoch's end, its last batch is still the place.
+    Where nothing is left to train Lightning begins no epoch, so if the checkpoint was written before the epoch's end,
+    its last batch is still the place.
     """
-    sampler, controller = callback["sampler"], callback["sampler"]["controller"]
-    owed = [
-        {key: draw[key] for key in ("draw_id", "probs", "trained_mix", "alpha")}
-        for draw in [*controller["in_flight"], *sampler["withdrawn"]]
-    ]
-    place = {"epoch": None, "position": None, "withdrawn": None}
-    return {**callback, "sampler": {**sampler, **place, "controller": {**controller, "in_flight": owed}}}
+    return {**callback, "sampler": {**callback["sampler"], "epoch": None, "position": None}}
 
 
 def _differences(whole: Run, rest: Run, checkpoint: Path) -> list[str]:

@@ -32,7 +32,7 @@ def test_resume_after_any_cut(tmp_path, name):
     ("fault", "name", "finds"),
     [
         ("controller not restored", "every step", "samples"),
-        ("draws in flight not restored", "every step, 2 workers", "samples"),
+        ("draws in flight counted as trained on", "every step, 2 workers", "samples"),
         ("losses on their way not restored", "every step", "draws"),
         ("moved objective not restored", "calibrated, a hook, losses to the objective", "losses"),
         ("counted at delivery", "exception in every batch", "samples"),
@@ -66,9 +66,7 @@ def test_batches_overtake_each_other(tmp_path):
     (whole,) = in_new_processes([Job("any order, 2 workers", tmp_path)])
     assert whole.draw_ids != sorted(whole.draw_ids)
     states = [torch.load(path, weights_only=True)["callbacks"]["FairSampling"] for path in tmp_path.glob("*.ckpt")]
-    controllers = [state["sampler"]["controller"] for state in states]
-    in_flight = [[draw["draw_id"] for draw in controller["in_flight"]] for controller in controllers]
-    assert any(ids and ids[0] + len(ids) < each["draws"] for ids, each in zip(in_flight, controllers, strict=True))
+    assert any(state["sampler"]["controller"]["in_flight"] for state in states)  # overtaken draws
 
 
 # -- what a checkpoint holds -----------------------------------------------------------------------------------
@@ -104,7 +102,7 @@ def test_checkpoint_size(tmp_path):
     """A checkpoint has the same size for any number of samples."""
     small, large = (entry(cut(tmp_path, Indexed(tuple(n * k for n in (700, 200, 70, 30))))) for k in (1, 20))
     assert large["sampler"]["data"]["number of samples"] == 20_000
-    assert len(large["sampler"]["controller"]["in_flight"]) == 4
+    assert large["sampler"]["controller"]["in_flight"] == []  # four are made again
     assert abs(size(large) - size(small)) <= 64  # larger numbers, and the file's own rounding
 
 

@@ -2,6 +2,7 @@ import io
 import random
 import subprocess
 import sys
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler,
 
 from lightning_fair import FeedbackBatchSampler, FeedbackController, importance_weights
 from lightning_fair.common.labels import find_labels
-from lightning_fair.schedules import Linear, Shift, Step
+from lightning_fair.schedules import Join, Linear, Shift, Step
 
 LABELS = np.repeat([0, 1, 2], [90, 25, 5])
 
@@ -538,6 +539,98 @@ def test_reset_starts_over():
     sampler.reset()
     assert list(sampler) == first
     assert sampler.epoch == 0
+
+
+# -- schedules by epoch, and epochs that are cut short -------------------------------------------------
+
+BY_EPOCH = {
+    "target": {"target_probs": Shift(Linear(0.0, 1.0, 3, unit="epoch"), start=[0.8, 0.2, 0.0]), "lambda2": 0.5},
+    "gain": {"alpha": Linear(0.0, 8.0, 3, unit="epoch"), "lambda2": 0.5},
+    "target, losses to the objective": {
+        "target_probs": Shift(Step(0.0, 1.0, at=1, unit="epoch"), start=[0.8, 0.1, 0.1]),
+        "feedback_to": "objective",
+        "reference": "uniform",
+        "lambda2": 0.5,
+    },
+    "target, validation to the objective": {
+        "target_probs": Shift(Step(0.0, 1.0, at=2, unit="epoch"), start=[0.8, 0.2, 0.0]),
+        "feedback": "validation",
+        "feedback_to": "objective",
+    },
+    "target by both clocks, validation to the draw": {
+        "target_probs": Shift(Join([Linear(0.0, 0.5, 9), Linear(0.5, 1.0, 4, unit="epoch")], [2], unit="epoch")),
+        "class_counts": np.bincount(LABELS),
+        "feedback": "validation",
+        "lambda2": 0.3,
+    },
+}
+
+
+def train_epochs(settings, lengths, leads, cuts=()):
+    """Train on epochs of some of their 9 batches, with a loader that draws ahead; return the draw of each batch.
+
+    After the batches ``cuts``, go on with a new sampler from the saved state, and with the next of the ``leads``.
+    """
+
+    def make():
+        controller = FeedbackController(3, horizon=16, feedback_delay=6, **settings)
+        return FeedbackBatchSampler(LABELS, 8, 9, controller, seed=4)
+
+    def begin(sampler, *, within_epoch):
+        sampler.start_iteration(sampler.epoch, within_epoch=within_epoch, keep_delivered=False)
+        return iter(sampler)
+
+    leads, sampler, got = iter(leads), make(), []
+    lead = next(leads)
+    for length in lengths:
+        batches, num_ahead = begin(sampler, within_epoch=False), 0
+        for position in range(1, length + 1):
+            while num_ahead <= lead and next(batches, None) is not None:
+                num_ahead += 1
+            draw, num_ahead = sampler.deliver(), num_ahead - 1
+            got.append((draw.draw_id, draw.indices, draw.probs.tolist(), draw.reference.tolist(), draw.alpha))
+            trained = draw.counts - (np.arange(3) == draw.draw_id % 3) * (draw.counts > 1)  # a sample is left out
+            sampler.report(draw, trained, trained * (1.0 + np.sin(draw.draw_id + np.arange(3))), trained)
+            if settings.get("feedback") == "validation" and position in (2, length):
+                sampler.controller.report_validation([0.9, 0.5, 0.1 * (len(got) % 7)])
+            if len(got) in cuts:
+                state, sampler, lead = sampler.capture(), make(), next(leads)
+                sampler.restore(state)
+                batches, num_ahead = begin(sampler, within_epoch=True), 0
+        sampler.end_epoch()
+    return got
+
+
+@pytest.mark.filterwarnings("ignore:Feedback moves the draw")
+@pytest.mark.parametrize("settings", BY_EPOCH.values(), ids=BY_EPOCH)
+def test_short_epochs_do_not_depend_on_the_lead(settings):
+    """Draws made ahead for an epoch that ends before them are made for the next one, also after a resume.
+
+    So neither the number of batches drawn ahead changes the batches, nor a resume with another number.
+    """
+    rng = np.random.default_rng(0)
+    for lengths in ((3, 5, 1, 9, 4), (5, 5, 5, 5)):
+        expected = train_epochs(settings, lengths, [0])
+        assert np.ptp([p for _, _, p, *_ in expected], axis=0).max() > 0.02
+        for lead in (1, 3, 5):
+            assert train_epochs(settings, lengths, [lead]) == expected
+        ends = np.cumsum(lengths).tolist()
+        for cuts in (ends, [end - 1 for end in ends], *(rng.choice(20, 5).tolist() for _ in range(3))):
+            leads = rng.integers(0, 6, 1 + len(cuts)).tolist()
+            assert train_epochs(settings, lengths, leads, cuts) == expected, (lengths, leads, cuts)
+
+
+def test_overtaken_draw_keeps_its_epoch():
+    """A draw that a later one has overtaken is made again unchanged, also in another epoch; newer ones follow it."""
+    controller = FeedbackController(3, alpha=Linear(0.0, 8.0, 4, unit="epoch"))
+    sampler = FeedbackBatchSampler(LABELS, 8, 11, controller)
+    first = list(islice(sampler, 4))
+    sampler.report(controller.in_flight[1])
+    sampler.withdraw()
+    sampler.end_epoch()
+    assert next(islice(sampler, 2, None))
+    assert controller.in_flight[0].indices == first[0]
+    assert [(draw.draw_id, draw.alpha) for draw in controller.in_flight] == [(0, 0.0), (2, 2.0), (3, 2.0)]
 
 
 @pytest.mark.parametrize(
