@@ -13,6 +13,7 @@ the value for the next batch. Every argument that accepts a schedule also accept
 from __future__ import annotations
 
 import math
+import reprlib
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ import torch
 from lightning_fair.common.arrays import to_plain
 
 Unit: TypeAlias = Literal["step", "epoch"]
+
+_ROUNDING = 1e-9  # relative, of a value at its extreme
 
 
 class Schedule(ABC):
@@ -46,10 +49,32 @@ class Schedule(ABC):
     def __call__(self, step: int, epoch: int) -> float:
         """Return the value for the batch drawn at ``step`` (from 0) in ``epoch`` (from 0)."""
 
+    def value_at(self, step: int, epoch: int, name: str) -> float:
+        """Return the value for a draw as a ``float``; ``name`` is what it is, for the message.
+
+        Raises:
+            ValueError: If it is not a number between the extremes, for which the controller was checked.
+        """
+        value, low, high = self(step, epoch), min(self.extremes), max(self.extremes)
+        try:
+            number = float(value + 0.0)  # also of a tensor, but not of text
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            number = math.nan
+        slack = _ROUNDING * max(1.0, abs(low), abs(high))
+        if not low - slack <= number <= high + slack:
+            raise ValueError(
+                f"{type(self).__name__} gives {name} the value {reprlib.repr(value)} at step {step} of epoch {epoch}, "
+                f"but its extremes state values from {low:g} to {high:g}. Return such a number, or state its extremes."
+            )
+        return min(max(number, low), high)
+
     @property
     @abstractmethod
     def extremes(self) -> tuple[float, ...]:
-        """Values that include the smallest and the largest one; the controller is checked to be stable for them."""
+        """Values that include the smallest and the largest one; the controller is checked to be stable for them.
+
+        A draw with a value outside of them is an error.
+        """
 
     @property
     def by_epoch(self) -> bool:
@@ -90,7 +115,7 @@ class _Ramp(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.duration < 1 or self.begin < 0:
+        if not (1 <= self.duration < math.inf and 0 <= self.begin < math.inf):
             raise ValueError(
                 f"{type(self).__name__} needs duration >= 1 and begin >= 0 (in {self.unit}s), "
                 f"got duration={self.duration}, begin={self.begin}."
@@ -179,7 +204,7 @@ class Step(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.at < 0:
+        if not 0 <= self.at < math.inf:
             raise ValueError(f"Step needs at >= 0 (in {self.unit}s), got {self.at}.")
 
     def __call__(self, step: int, epoch: int) -> float:
@@ -225,9 +250,9 @@ class Shift:
                 f"Shift's progress must be a lightning_fair.schedules.Schedule, got {self.progress!r}. "
                 "For a step at batch 1000: Step(0.0, 1.0, at=1000)."
             )
-        low, high = min(self.progress.extremes), max(self.progress.extremes)
-        if low < 0 or high > 1:
-            raise ValueError(f"Shift's progress must stay in [0, 1], got values from {low:g} to {high:g}.")
+        if not all(0 <= value <= 1 for value in self.progress.extremes):
+            extremes = ", ".join(f"{value:g}" for value in self.progress.extremes)
+            raise ValueError(f"Shift's progress must stay in [0, 1], got extremes {extremes}.")
 
     def __getstate__(self) -> dict[str, Any]:
         return _plain_fields(self)
@@ -260,8 +285,9 @@ class Join(Schedule):
         if len(self.schedules) != len(self.boundaries) + 1:
             counts = f"{len(self.schedules)} schedules and {len(self.boundaries)} boundaries"
             raise ValueError(f"Join needs one boundary fewer than schedules, got {counts}.")
-        if any(b <= a for a, b in zip(self.boundaries, self.boundaries[1:], strict=False)):
-            raise ValueError(f"Join's boundaries must increase, got {list(self.boundaries)}.")
+        times = (0.0, *self.boundaries, math.inf)
+        if not all(a < b for a, b in zip(times[1:], times[2:], strict=False)) or not all(b >= 0 for b in times):
+            raise ValueError(f"Join's boundaries must increase, from at least 0, got {list(self.boundaries)}.")
 
     def __call__(self, step: int, epoch: int) -> float:
         return self.schedules[bisect_right(self.boundaries, self._time(step, epoch))](step, epoch)

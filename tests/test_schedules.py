@@ -2,9 +2,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_fair import FeedbackController
 from lightning_fair.schedules import Constant, Cosine, Join, Linear, Schedule, Shift, Step, as_schedule
 
 values = st.floats(-100.0, 100.0)
@@ -113,13 +115,68 @@ def test_other_types_are_refused(value):
         (lambda: Join([Constant(1.0)] * 3, [5, 5]), r"boundaries must increase, got \[5, 5\]"),
         (lambda: Step(0.0, math.inf, at=3), r"Step needs finite values, got inf"),
         (lambda: Step(0.0, 1.0, at=-1), r"Step needs at >= 0 \(in steps\), got -1"),
-        (lambda: Shift(Linear(0.0, 2.0, 5)), r"progress must stay in \[0, 1\], got values from 0 to 2"),
-        (lambda: Shift(Linear(-0.5, 1.0, 5)), r"got values from -0.5 to 1"),
+        (lambda: Shift(Linear(0.0, 2.0, 5)), r"progress must stay in \[0, 1\], got extremes 0, 2"),
+        (lambda: Shift(Linear(-0.5, 1.0, 5)), r"got extremes -0.5, 1"),
+        (lambda: Shift(Own(extremes=(0.0, math.nan))), r"got extremes 0, nan"),
+        *[
+            (make, "nan|inf")
+            for time in (math.nan, math.inf, -math.inf)
+            for make in (
+                lambda time=time: Linear(0.0, 8.0, time),
+                lambda time=time: Cosine(0.0, 8.0, 5, begin=time),
+                lambda time=time: Step(0.0, 1.0, at=time),
+                lambda time=time: Join([Constant(0.0)] * 2, boundaries=[time]),
+                lambda time=time: Join([Constant(0.0)] * 3, boundaries=[1, time]),
+            )
+        ],
     ],
 )
 def test_invalid_schedule_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# -- values that a user's own schedule gives ---------------------------------------------------------
+
+
+class Own(Schedule):
+    """Gives ``value`` from step 3 of epoch 1 on, before 0.5."""
+
+    def __init__(self, value=0.5, extremes=(0.0, 1.0)):
+        self.value, self._extremes = value, extremes
+
+    def __call__(self, step, epoch):
+        return self.value if epoch == 1 and step >= 3 else 0.5
+
+    @property
+    def extremes(self):
+        return self._extremes
+
+
+BAD_VALUES = [math.nan, math.inf, -0.01, 1.01, 10**400, None, "0.5", [0.5], 1j, torch.tensor([0.1, 0.2])]
+
+
+@pytest.mark.parametrize("value", BAD_VALUES, ids=str)
+@pytest.mark.parametrize("name", ["alpha", "progress"])
+def test_wrong_value_is_refused_at_the_draw(name, value):
+    """The error has the schedule, the step, the epoch and the value, and nothing is drawn with it."""
+    own = Own(value)
+    controller = FeedbackController(2, **({"alpha": own} if name == "alpha" else {"target_probs": Shift(own, [1, 0])}))
+    controller.epoch = 1
+    for _ in range(3):
+        controller.step_update([0, 1])
+    with pytest.raises(ValueError, match=rf"Own gives {name} the value .* at step 3 of epoch 1, .*values from 0 to 1"):
+        controller.next_probs()
+    own.value = 1.0
+    assert np.isfinite(controller.next_probs()).all()
+    assert controller.progress == (1.0 if name == "progress" else 0.0)
+
+
+@pytest.mark.parametrize("value", [1, True, np.float32(1.0), torch.tensor(1.0), 1.0 + 1e-12])
+def test_value_becomes_a_float(value):
+    """Rounding at an extreme is cut off."""
+    got = Own(value).value_at(3, 1, "alpha")
+    assert (type(got), got) == (float, 1.0)
 
 
 def test_shift_by_a_number_is_refused():

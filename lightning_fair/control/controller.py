@@ -76,7 +76,8 @@ class FeedbackController(DrawsInFlight):
             larger than the number of batches that the loader draws ahead, the batches do not depend on that number.
 
     Attributes:
-        draws: Number of batches drawn so far.
+        draws: Number of batches drawn so far, without those that have been withdrawn.
+        made: The same with those; no report takes effect before this draw.
         epoch: Number of the epoch, from 0, for schedules by epoch.
         trained_mix: Trained mix ``r``, which counts the batches in flight as trained on, shape ``(K,)``.
         ema_loss: Exponentially weighted mean loss of each class, shape ``(K,)``; NaN for a class without a loss so far.
@@ -163,7 +164,7 @@ class FeedbackController(DrawsInFlight):
 
     def reset(self) -> None:
         """Forget every draw and every report; the settings stay."""
-        self.draws = self._made = 0
+        self.draws = self.made = 0
         self._target.reset()
         self.trained_mix: Floats = self._target.q.copy()  # so the first batch is drawn from the target
         self.ema_loss: Floats = np.full(self.num_classes, np.nan)
@@ -227,9 +228,13 @@ class FeedbackController(DrawsInFlight):
 
     def plan_draw(self) -> Draw:
         """Return the record of the next draw, still without samples."""
-        probs, alpha = self.next_probs(), self.alpha(self.draws, self.epoch)
-        none: NDArray[np.int64] = np.zeros(0, np.int64)
-        return Draw(self.draws, probs, none, self.trained_mix, alpha, self.reference, progress=self.progress)
+        probs, none = self.next_probs(), np.zeros(0, np.int64)
+        return Draw(self.draws, probs, none, self.trained_mix, self.gain, self.reference, progress=self.progress)
+
+    @property
+    def gain(self) -> float:
+        """The gain ``alpha`` of the next draw."""
+        return self.alpha.value_at(self.draws, self.epoch, "alpha")
 
     def next_probs(self, available: NDArray[np.bool_] | None = None) -> Floats:
         """Return the class mix ``p`` of the next draw, shape ``(K,)``.
@@ -247,7 +252,7 @@ class FeedbackController(DrawsInFlight):
             old_q = target.q
             target.move_to(progress)
             self.trained_mix = law.rescale_mix(self.trained_mix, old_q, target.q)
-        logits = self._logits(self.alpha(self.draws, self.epoch))
+        logits = self._logits(self.gain)
         if available is None:
             return law.softmax_with_floor(logits, target.floor)
         return law.softmax_with_floor(np.where(available, logits, -np.inf), np.where(available, target.floor, 0.0))
@@ -378,7 +383,7 @@ class FeedbackController(DrawsInFlight):
             "version": _STATE_VERSION,
             "draws": base.draws,
             # If the delay is above the number of batches drawn ahead, this does not depend on that number.
-            "made": max(self._made, self._reports.newest + self.feedback_delay),
+            "made": max(self.made, self._reports.newest + self.feedback_delay),
             "epoch": self.epoch,
             "target": {**self._target.state_dict(), "progress": base.progress},
             "objective": {**self.objective.state_dict(), **to_tensors({"tilt": base.tilt, "scores": base.scores})},
@@ -405,7 +410,7 @@ class FeedbackController(DrawsInFlight):
             self.bind_batch(self.batch_size)  # the target is that of the state now
         self.objective.load_state_dict(state["objective"])
         self.draws, self.epoch = int(state["draws"]), int(state["epoch"])
-        self._made = max(self.draws, int(state["made"]))
+        self.made = max(self.draws, int(state["made"]))
         for name in _ARRAYS:
             setattr(self, name, state[name].numpy().copy())
         self._empty()
@@ -448,11 +453,11 @@ class FeedbackController(DrawsInFlight):
             if self._draw_lambda2:
                 self.loss_score = law.moving_average(self.loss_score, self._z, self.horizon)
         self.draws += 1
-        self._made, self._moment = max(self._made, self.draws), self.moment
+        self.made, self._moment = max(self.made, self.draws), self.moment
 
     def _due(self, number: int) -> int:
         """Return the draw before which feedback on draw ``number`` takes effect: none that has been made already."""
-        return max(number + self.feedback_delay, self._made)
+        return max(number + self.feedback_delay, self.made)
 
     def _apply_reports(self) -> None:
         objective = self.objective

@@ -110,7 +110,7 @@ class MovingTarget:
 
     def progress_at(self, step: int, epoch: int) -> float:
         """Return the progress of a draw, in [0, 1]."""
-        return self._schedule(step, epoch) if self._schedule else 0.0
+        return self._schedule.value_at(step, epoch, "progress") if self._schedule else 0.0
 
     def move_to(self, progress: float) -> None:
         """Move the target to ``progress``."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from lightning_fair.control.draw import Draw
+from lightning_fair.control.draw import Draw, max_remembered
 from lightning_fair.dataloaders.checks import can_reorder, check_loader, num_prefetched
 from lightning_fair.dataloaders.label_check import LabelCheck
 from lightning_fair.dataloaders.samplers import repeats_batches
@@ -21,7 +21,6 @@ from lightning_fair.dataloaders.tagging import Tagged, tagged_batches
 from lightning_fair.dataloaders.wrappers import loader_inside, replace_loader
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
 
-_MAX_PENDING = 4096  # if nobody takes them, as in a loop without the callback
 _MAX_HELD_BACK = 8  # batches that the user's own loader class may fetch ahead, besides those of its workers
 # A stateful loader would save the sampler a second time, as of the draw and not of the training step.
 _STATELESS = {"state_dict": lambda _: {}, "load_state_dict": lambda _, state: None}  # noqa: ARG005
@@ -112,6 +111,9 @@ class _FairIterator:
         if loader.on_start:
             loader.on_start()
         loader.label_check.start_epoch()
+        if loader.fair_sampler is not None:
+            # Some more than it draws ahead: `_deliver` notices a class that fetches too many by itself.
+            loader.fair_sampler.controller.remember(num_prefetched(self._inner) + 2 * _MAX_HELD_BACK)
         for holder in (loader, self._inner):
             # One that was made early, such as at the end of the last epoch, has drawn batches that are withdrawn now.
             renewed = _RenewedIterator(self._inner, is_endless=loader.keeps_iterator)
@@ -247,7 +249,9 @@ def _sampler_place(loader: DataLoader[Any]) -> str:
 def _fair_copy(loader: Any, settings: dict[str, Any], own: dict[str, Any]) -> DataLoader[Any]:
     own["label_check"].can_reorder = can_reorder(loader)
     fair_kind = _fair_kind(type(loader), hasattr(loader, "state_dict"))
-    state = {"pending_batches": deque(maxlen=_MAX_PENDING), "restart": False, "inner": None, "keeps_iterator": False}
+    # A loop without the callback takes none.
+    pending: deque[DeliveredBatch] = deque(maxlen=max_remembered(own["label_check"].num_classes))
+    state = {"pending_batches": pending, "restart": False, "inner": None, "keeps_iterator": False}
     return _copy_loader(loader, fair_kind, {**settings, **state, **own})
 
 

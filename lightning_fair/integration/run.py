@@ -265,7 +265,7 @@ class Run:
         """
         assert self.source is not None
         self.has_begun = True
-        if step and not self.source.controller.draws:
+        if step and not self.source.controller.made:
             state = self.source.capture()
             controller = {**state["controller"], "draws": step, "epoch": epoch}
             self.source.restore({**state, "epoch": epoch, "position": position, "controller": controller})

@@ -196,5 +196,5 @@ def _mean_target(target: Target | Shift, sampler: FeedbackBatchSampler, num_batc
     if not isinstance(resolved, Shift):
         return sampler.controller.q
     steps = np.linspace(0, num_batches - 1, min(num_batches, 256)).astype(int).tolist()
-    progress = [resolved.progress(step, step // sampler.steps_per_epoch) for step in steps]
+    progress = [resolved.progress.value_at(step, step // sampler.steps_per_epoch, "progress") for step in steps]
     return sampler.controller.target_at(float(np.mean(progress)))

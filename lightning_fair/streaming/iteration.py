@@ -133,7 +133,7 @@ class StreamIteration:
             probs=probs,
             counts=counts,
             trained_mix=controller.trained_mix,
-            alpha=controller.alpha(draw_id, controller.epoch),
+            alpha=controller.gain,
             reference=controller.reference,
             labels=np.arange(stock.size).repeat(counts).take(shuffle),
             arrived=arrived,

@@ -3,6 +3,7 @@
 import io
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -392,6 +393,34 @@ def test_report_of_a_newer_draw():
     first, second = make_draw(controller, [4, 0]), make_draw(controller, [0, 4])
     controller.report(second.counts, draw=second)
     assert controller.in_flight == (first,)
+
+
+@pytest.mark.parametrize("num_classes", [3, 3000, 100_000])
+def test_forgotten_draws_are_an_error(num_classes):
+    """If the batch of a report may have been forgotten, an error names the settings that draw so far ahead."""
+    controller, counts = FeedbackController(num_classes), np.bincount([0, 1], minlength=num_classes)
+    draw = replace(controller.plan_draw(), counts=counts)
+
+    def draw_ahead(number):
+        for draw_id in range(controller.draws, controller.draws + number):
+            controller.record_draw(replace(draw, draw_id=draw_id))
+
+    limit = {3: 4096, 3000: 699, 100_000: 512}[num_classes]
+    draw_ahead(limit)
+    controller.step_update([0, 1])
+    draw_ahead(2)
+    for question in (controller.get_probs, controller.get_reference, lambda: controller.step_update([0, 1])):
+        with pytest.raises(
+            RuntimeError, match=rf"More than {limit} batches .* lower its prefetch_factor or num_workers"
+        ):
+            question()
+    assert controller.draws == limit + 2  # a loop that never reports goes on
+    controller.forget_in_flight()
+    draw_ahead(1)
+    controller.step_update([0, 1])
+    controller.remember(limit + 9)
+    draw_ahead(limit + 9)
+    assert controller.oldest.draw_id == limit + 3
 
 
 # -- nothing poisons (law 7) ---------------------------------------------------------------------------

@@ -229,6 +229,23 @@ def test_loader_may_fetch_ahead(workers):
     assert [data.pending_batches[-1].draw.labels.tolist() == y.tolist() for _, y, _ in data] == [True] * 10
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_all_batches_drawn_ahead_are_remembered(workers, monkeypatch):
+    """However far the loader is ahead, each batch has its own draw; a loop without the callback keeps only some."""
+    monkeypatch.setattr("lightning_fair.control.draw.max_remembered", lambda num_classes: 3)
+    monkeypatch.setattr("lightning_fair.dataloaders.fair_loader.max_remembered", lambda num_classes: 3)
+    ahead = {"num_workers": workers, "prefetch_factor": 20} if workers else {}
+    data = fair(DataLoader(Indexed(), 8, **ahead), steps=60)
+    for draw_id, (_, y, index) in enumerate(data):
+        draw = data.pending_batches[-1].draw
+        assert (draw.draw_id, draw.labels.tolist()) == (draw_id, y.tolist())
+        assert sorted(index.tolist()) == sorted(draw.indices)
+        assert len(data.batch_sampler.controller.in_flight) == min(40 * bool(workers) + 1, 60 - draw_id)
+        assert data.batch_sampler.controller.get_probs().tolist() == draw.probs.tolist()
+        data.batch_sampler.controller.step_update(y)
+    assert len(data.pending_batches) == 3
+
+
 def labeled(N=64):
     return TensorDataset(torch.arange(float(N)), torch.arange(N) % 4)
 

@@ -121,13 +121,6 @@ class Validated(Corrected):
         self.log_dict({f"val/recall/{c}": recall for c, recall in enumerate(self.hits[0] / self.hits[1])})
 
 
-class EndsEarly(Learner):
-    """Ends each epoch after four batches."""
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
-        return -1 if batch_idx == 4 else None
-
-
 class OfTwoLoaders(Learner):
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor | None:
         return super().training_step(batch["a"], batch_idx)
@@ -305,21 +298,20 @@ SCENARIOS: dict[str, Scenario] = {
     "target by epochs, cut short, 2 workers, then none": Scenario(
         workers=2, resume_workers=0, trainer=_BY_EPOCH, fair=lambda: steering(target_probs=_SHIFT_BY_EPOCH)
     ),
-    "gain by epochs, ended by the module, no workers, then 2": Scenario(
+    "gain by epochs, cut short, no workers, then 2": Scenario(
         resume_workers=2,
-        module=EndsEarly,
-        trainer={"max_epochs": 3},
+        trainer=_BY_EPOCH,
         fair=lambda: steering(alpha=Linear(0.0, 8.0, 2, unit="epoch"), feedback_to="objective"),
     ),
     "target by epochs, cut short, validated, 2 workers, then none": Scenario(
-        9,
+        3,
         workers=2,
         resume_workers=0,
         module=Validated,
         data=with_validation,
-        trainer={**_BY_EPOCH, "val_check_interval": 2, "num_sanity_val_steps": 0},
+        trainer={**_BY_EPOCH, "val_check_interval": 2},
         fair=lambda: steering(target_probs=_SHIFT_BY_EPOCH, feedback="val/recall", feedback_to="objective"),
-        saves={"every_n_train_steps": 1, "save_on_train_epoch_end": False},
+        saves={"every_n_epochs": 1, "save_on_train_epoch_end": True},
     ),
     "long_tail": Scenario(
         workers=2,
