@@ -285,9 +285,9 @@ class Join(Schedule):
         if len(self.schedules) != len(self.boundaries) + 1:
             counts = f"{len(self.schedules)} schedules and {len(self.boundaries)} boundaries"
             raise ValueError(f"Join needs one boundary fewer than schedules, got {counts}.")
-        times = (0.0, *self.boundaries, math.inf)
-        if not all(a < b for a, b in zip(times[1:], times[2:], strict=False)) or not all(b >= 0 for b in times):
-            raise ValueError(f"Join's boundaries must increase, from at least 0, got {list(self.boundaries)}.")
+        are_times = all(0 <= b < math.inf for b in self.boundaries)
+        if not are_times or any(b <= a for a, b in zip(self.boundaries, self.boundaries[1:], strict=False)):
+            raise ValueError(f"Join's boundaries must increase, got {list(self.boundaries)}.")
 
     def __call__(self, step: int, epoch: int) -> float:
         return self.schedules[bisect_right(self.boundaries, self._time(step, epoch))](step, epoch)
