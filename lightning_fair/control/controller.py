@@ -12,9 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 from lightning_fair.common.arrays import Floats, check_at_least_zero, check_integer, to_tensors
 from lightning_fair.common.label_values import check_labels
 from lightning_fair.control import law
-from lightning_fair.control.draw import Draw, DrawsInFlight, Moment, Report
+from lightning_fair.control.draw import Draw, Report
 from lightning_fair.control.objective import Feedback, FeedbackTo, Objective, validation_scores
 from lightning_fair.control.reports import ReportQueue
+from lightning_fair.control.rewindable import Rewindable
 from lightning_fair.control.target import MovingTarget, Target
 from lightning_fair.schedules import Schedule, Shift, as_schedule
 
@@ -22,7 +23,7 @@ _STATE_VERSION = 3
 _ARRAYS = ("trained_mix", "ema_loss", "loss_score")
 
 
-class FeedbackController(DrawsInFlight):
+class FeedbackController(Rewindable):
     r"""Steers the class mix of the batches to a target by negative feedback.
 
     The law, with ``r`` the exponentially weighted class mix of the batches trained on (``control/law.py`` has each
@@ -263,46 +264,6 @@ class FeedbackController(DrawsInFlight):
             draw.before = self._moment
             self._enter_trained_mix(draw.counts)
         self._put_in_flight(draw)
-
-    @property
-    def moment(self) -> Moment:
-        """The present state."""
-        mixes, objective = (self.trained_mix, self.ema_loss, self.loss_score), self.objective
-        return Moment(self.draws, self.progress, *mixes, objective.tilt, objective.scores)
-
-    @property
-    def oldest_ahead(self) -> Draw | None:
-        """The oldest draw in flight that no reported one follows, or None. Withdrawn, it is planned anew."""
-        return next((draw for draw in self._in_flight if draw.draw_id > self._reports.newest), None)
-
-    @property
-    def _base(self) -> Moment:
-        """The state before the draws that a withdrawal undoes."""
-        first = self.oldest_ahead
-        return self._moment if first is None or first.before is None else first.before
-
-    def withdraw(self) -> list[Draw]:
-        """Take the draws out of flight, return to the state before ``oldest_ahead``, and return them, oldest first.
-
-        Draws that are made in the same epoch again are the same. Those before the newest reported one stay in the
-        trained mix, to be redrawn unchanged.
-        """
-        self.rewind(self._base)
-        return self._empty()
-
-    def forget_in_flight(self) -> None:
-        """Count the draws in flight as trained on."""
-        self._empty()
-        self._moment = self.moment
-        self._reports.forget(self.draws + 1)
-
-    def rewind(self, moment: Moment) -> None:
-        """Return to an earlier state. Reports that have come since take effect again in their time."""
-        self._target.move_to(moment.progress)
-        self.draws, _, self.trained_mix, self.ema_loss, self.loss_score, *of_objective = self._moment = moment
-        self.objective.tilt, self.objective.scores = of_objective
-        self._reports.rewind(self.draws)
-        self._apply_reports()
 
     def step_update(self, labels: ArrayLike, losses: ArrayLike | None = None) -> None:
         """Report the current batch. Call it once for every batch, in order; for a skipped one with ``labels=[]``.

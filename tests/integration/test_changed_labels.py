@@ -62,6 +62,25 @@ def test_changed_labels_are_read_again(change, workers, reload):
         assert sorted(step.labels) == [0] * 4 + [1] * 4
 
 
+@pytest.mark.slow
+def test_changed_labels_do_not_depend_on_the_lead():
+    """Batches that workers drew ahead by the old labels, in an epoch that was cut short, do not count."""
+    runs = []
+    for workers in (0, 2):
+        module, fair = Weighted(2), FairSampling(target_probs=[0.7, 0.3], lambda2=0.3)
+        fit(
+            module,
+            loader(Arrays(), num_workers=workers),
+            fair,
+            Changing(shuffle),
+            max_epochs=3,
+            limit_train_batches=5,
+        )
+        assert fair.controller.state_dict()["draws"] == 15
+        runs.append([(step.indices, step.weights.tolist()) for step in module.steps])
+    assert runs[0] == runs[1]
+
+
 def test_schedules_go_on():
     """A target that moves by epochs reaches its end, although the data are shuffled after each of them."""
     fair = FairSampling(target_probs=schedules.Shift(schedules.Step(0.0, 1.0, at=2, unit="epoch"), "prior", "uniform"))
