@@ -6,7 +6,7 @@ A visitor's rotation is a ``gr.State`` on the server. A copy in the browser, a `
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -40,10 +40,7 @@ class Generator:
                 self._add_files()
             with gr.Column():
                 self._add_counts()
-        self.outputs = [
-            *(self.rotation, self.copy, *self.inputs, self.batch, self.message, self.warning, self.clean),
-            *(self.plot, self.rows, self.text, self.download, self.upload),
-        ]
+        self.shown = [self.rotation, self.copy, self.batch, self.message, self.warning, self.clean, self.plot, self.rows]
 
     def _add_controls(self) -> None:
         with gr.Row(elem_classes="inputs"):
@@ -104,38 +101,51 @@ class Generator:
 
     def connect(self, demo: gr.Blocks) -> None:
         """Connect the components to their functions."""
-        demo.load(self._restore, [self.copy, self.order], self.outputs, **_IN_TURN)
+        demo.load(self._restore, [self.copy, self.order], [*self.shown, *self.inputs], **_IN_TURN)
         # "always_last": while an answer is under way, only the latest keystroke waits for the next one.
         self._on([field.input for field in self.inputs], trigger_mode="always_last")
         self._on(self.order.input, enter=False)
         self._on(self.generate.click, self._generate)
         self._on(self.clean.click, self._clean)
         self._on(self.reset.click, self._reset, *self.inputs, self.seed, enter=False)
-        self._on(self.upload.upload, self._load_file, self.upload, self.counts_only, enter=False)
-        self._on(self.load_text.click, self._load_text, self.text, self.counts_only, enter=False)
-        self._on(self.show_text.click, self._show_text, self.counts_only)
+        loads: dict[str, Any] = {"enter": False, "changes": self.inputs}
+        self._on(self.upload.upload, self._load_file, self.upload, self.counts_only, **loads)
+        self._on(self.load_text.click, self._load_text, self.text, self.counts_only, **loads)
+        self._on(self.show_text.click, self._show_text, self.counts_only, changes=[self.text])
         saved = self._on(self.save.click, self._save, self.counts_only)
         saved.then(None, js="() => document.querySelector('#download').click()", **QUIET)
 
     def _on(
-        self, events: Any, change: Callable[..., Update] | None = None, *inputs: Any, enter: bool = True, **options: Any
+        self,
+        events: Any,
+        change: Callable[..., Update] | None = None,
+        *inputs: Any,
+        enter: bool = True,
+        changes: Sequence[Any] = (),
+        **options: Any,
     ) -> Any:
-        """On an event, enter the fields N, k and start, call ``change`` and show the rotation, or show the error."""
+        """On an event, enter the fields N, k and start, call ``change`` and show the rotation, or show the error.
+
+        ``changes`` are the inputs of the page that the event may change. Only these are outputs of it, and each gets a
+        plain value: one that is skipped or updated becomes a new component, and Gradio keeps the old one as well.
+        """
 
         def run(rotation: FairRotation | None, order: str, n: Any, k: Any, start: Any, *values: Any) -> Update:
-            no_files: Update = {self.download: None, self.upload: None}
+            typed = dict(zip(self.inputs, (n, k, start), strict=True))
+            same = {field: x if isinstance(x := typed.get(field), (int, float)) else None for field in changes}
+            same |= {self.download: None, self.upload: None}
             if rotation is None:
-                return no_files | {self.message: notice(_SESSION_LOST, "bad")}
+                return same | {self.message: notice(_SESSION_LOST, "bad")}
             try:
                 if enter:
                     session.enter(rotation, n, k, start)
                 updates = change(rotation, *values) if change else {}
             except (ValueError, TypeError) as error:
-                return no_files | {self.message: notice(str(error), "bad")}
-            return no_files | self._show(updates.get(self.rotation, rotation), order) | updates
+                return same | {self.message: notice(str(error), "bad")}
+            return same | self._show(updates.get(self.rotation, rotation), order) | updates
 
         components = [self.rotation, self.order, *self.inputs, *inputs]
-        return gr.on(events, run, components, self.outputs, **_IN_TURN | options)
+        return gr.on(events, run, components, [*self.shown, self.download, self.upload, *changes], **_IN_TURN | options)
 
     def _show(self, rotation: FairRotation, order: str) -> Update:
         """Return the updates that follow from the rotation."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -47,7 +48,7 @@ class Combination:
     kind: str
     counts: tuple[int, ...]
     size: int
-    workers: int
+    workers: int  # of ranks: 0 stands for one rank, 2 for two
     resume_workers: int
     prefetch: int
     limit: int | None  # Trainer(limit_train_batches=...)
@@ -55,13 +56,27 @@ class Combination:
     accumulate: int
     validate: int  # batches between two validations
     cut: int  # batches before the checkpoint that is resumed
-    fair: dict[str, Any] = field(repr=False)
-    words: dict[str, Any] = field(default_factory=dict)  # the settings in `fair` that differ most
+    gain: str
+    target: str
+    feedback: str
+    reference: Any
+    correction: str
+    max_weight: float
+    horizon: float | None
+    feedback_delay: int | None
 
     @property
     def epoch_length(self) -> int:
         """Batches of an epoch that are trained on."""
         return min(x for x in (self.limit, self.stop, math.ceil(sum(self.counts) / self.size)) if x)
+
+    @property
+    def fair(self) -> FairSampling:
+        """A new callback."""
+        names = ("reference", "correction", "max_weight", "horizon", "feedback_delay")
+        settings = {name: getattr(self, name) for name in names} | _FEEDBACK[self.feedback]
+        seed = None if self.kind == STREAM else self.number
+        return FairSampling(_GAINS[self.gain], _TARGETS[self.target], loss_ema_decay=0.5, seed=seed, **settings)
 
 
 _GAINS: dict[str, Any] = {
@@ -89,46 +104,38 @@ _FEEDBACK: dict[str, dict[str, Any]] = {
     "validation to draw": {"lambda2": 0.3, "feedback": "val/recall", "feedback_to": "draw"},
     "validation to objective": {"feedback": "val/recall"},
 }
-_KINDS = ["plain", "FairDataModule", *(kind.__name__ for kind in (Wrapper, Prefetcher, KeepsWorkers, Delegating))]
+_WRAPPERS = {kind.__name__: kind for kind in (Wrapper, Prefetcher, Delegating)}
+_KINDS = ["plain", "persistent", "persistent", "FairDataModule", "bulk", KeepsWorkers.__name__, *_WRAPPERS]
 
 
 def combination(number: int) -> Combination:
     """Return the combination of this number."""
     choose = Random(number)
-    kind = choose.choice(["plain", "plain", *_KINDS, "bulk", RANKS, RANKS, STREAM])
-    size = choose.choice([4, 8])
+    kind = choose.choice([*_KINDS, *_KINDS, *[RANKS] * 4, STREAM, STREAM])
+    size, prefetch, accumulate = choose.choice([4, 8]), choose.choice([1, 2, 3]), choose.choice([1, 1, 2])
     counts = tuple(choose.randint(low, 3 * low) for low in (12, 6, 3, 2))
-    workers, resume_workers = choose.choice([(0, 0), (0, 0), (2, 0), (0, 2), (2, 2)])
-    prefetch, accumulate = choose.choice([1, 2, 3]), choose.choice([1, 1, 2])
-    # The last batches of a window are lost at a cut, and at an epoch that a hook ends.
+    # Without workers more often than with: their start takes most of the time.
+    workers = [(0, 2), (2, 0), (2, 2)] if kind == RANKS else [*[(0, 0)] * 4, (0, 2), (2, 0), (2, 2)]
+    # A cut within a window of accumulated gradients, or an epoch that a hook ends there, loses these gradients.
     full = math.ceil(sum(counts) / size)
-    short = choose.randint(2, max(full - 1, 2)) // accumulate * accumulate
+    short = choose.randint(2, full - 1) // accumulate * accumulate
     limit, stop = choose.choice([(None, None), (short, None), (None, short)])
     length = min(x for x in (limit, stop, full) if x)
     epoch, place = choose.randrange(EPOCHS), choose.randrange(0, length, accumulate)
-    gain, feedback = choose.choice([*_GAINS]), choose.choice([*_FEEDBACK])
-    target = choose.choice(_STREAM_TARGETS if kind == STREAM else [*_TARGETS])
     mixes = ["target", "uniform", (0.3, 0.1, 0.2, 0.4), *([] if kind == STREAM else ["prior"])]
-    words = {
-        "gain": gain,
-        "target": target,
-        "feedback": feedback,
-        "reference": choose.choice(mixes),
-        "correction": "weights" if kind == RANKS else choose.choice(["weights", "logits"]),
-        "max_weight": choose.choice([2.0, 10.0, math.inf]),
-        "horizon": choose.choice([16.0, 16.0, None]),
-        # Larger than the lead of any loader, so that the number of workers does not matter.
-        "feedback_delay": None if kind == STREAM else choose.choice([2 * prefetch + 1, 2 * prefetch + 3, None]),
-    }
-    fair = {name: words[name] for name in ("reference", "correction", "max_weight", "horizon", "feedback_delay")}
-    fair |= {"alpha": _GAINS[gain], "target_probs": _TARGETS[target], "loss_ema_decay": 0.5, **_FEEDBACK[feedback]}
-    fair["seed"] = None if kind == STREAM else number
     return Combination(
-        *(number, kind, counts, size, workers, resume_workers, prefetch, limit, stop, accumulate),
-        validate=choose.randint(2, max(length, 2)) if length > 1 else 1,
+        *(number, kind, counts, size, *choose.choice(workers), prefetch, limit, stop, accumulate),
+        validate=choose.randint(2, length),
         cut=epoch * length + place or length,
-        fair=fair,
-        words=words,
+        gain=choose.choice([*_GAINS]),
+        target=choose.choice(_STREAM_TARGETS if kind == STREAM else [*_TARGETS]),
+        feedback=choose.choice([*_FEEDBACK]),
+        reference=choose.choice(mixes),
+        correction="weights" if kind == RANKS else choose.choice(["weights", "logits"]),
+        max_weight=choose.choice([2.0, 10.0, math.inf]),
+        horizon=choose.choice([16.0, 16.0, None]),
+        # Larger than the lead of each loader (a `Prefetcher` holds a batch), so that the workers do not matter.
+        feedback_delay=None if kind == STREAM else choose.choice([2 * prefetch + 2, 2 * prefetch + 4, None]),
     )
 
 
@@ -195,6 +202,7 @@ class Loaders(L.LightningDataModule):
     def train_dataloader(self) -> Any:
         plan, workers = self.plan, self.workers
         settings: dict[str, Any] = {"num_workers": workers, "prefetch_factor": plan.prefetch if workers else None}
+        settings["persistent_workers"] = workers > 0 and plan.kind == "persistent"
         if plan.kind == STREAM:
             source = Shards(sum(plan.counts))
             return DataLoader(FairStream(source, batch_size=plan.size, buffer_size=16), plan.size, **settings)
@@ -205,8 +213,7 @@ class Loaders(L.LightningDataModule):
         if plan.kind == KeepsWorkers.__name__:
             return KeepsWorkers(Indexed(plan.counts), plan.size, shuffle=True, **settings)
         plain = loader(Indexed(plan.counts), batch_size=plan.size, **settings)
-        wrapper = {kind.__name__: kind for kind in (Wrapper, Prefetcher, Delegating)}.get(plan.kind)
-        return wrapper(plain) if wrapper else plain
+        return _WRAPPERS[plan.kind](plain) if plan.kind in _WRAPPERS else plain
 
     def val_dataloader(self) -> DataLoader:
         return loader(Indexed((4, 4, 4, 4)), shuffle=False)
@@ -217,10 +224,10 @@ def run(plan: Combination, workers: int, save: Path | None = None, resume: Path 
     if plan.kind == RANKS:
         return run_ranks(plan, 1 + bool(workers), save, resume)
     L.seed_everything(plan.number + workers, verbose=False)  # it must not matter for the draws
-    module, fair, data = Fuzzed(plan, save), FairSampling(**plan.fair), Loaders(plan, workers)
+    module, fair, data = Fuzzed(plan, save), plan.fair, Loaders(plan, workers)
     settings: dict[str, Any] = {"max_epochs": EPOCHS, "limit_train_batches": plan.limit}
     settings |= {"accumulate_grad_batches": plan.accumulate, "val_check_interval": plan.validate}
-    if "validation" not in plan.words["feedback"]:
+    if "validation" not in plan.feedback:
         settings |= {"limit_val_batches": 0, "val_check_interval": None}
     source, callbacks = (FairDataModule(data, fair=fair), []) if plan.kind == "FairDataModule" else (data, [fair])
     fit(module, source, *callbacks, ckpt=resume, num_sanity_val_steps=0, **settings)
@@ -231,14 +238,14 @@ def run(plan: Combination, workers: int, save: Path | None = None, resume: Path 
 def run_ranks(plan: Combination, world_size: int, save: Path | None, resume: Path | None) -> Run:
     """Draw and report as a Trainer does on ranks whose loaders draw ahead, each by another number, without a model."""
     labels = Indexed(plan.counts).targets.numpy()
-    settings, full = FairSampling(**plan.fair).settings, math.ceil(sum(plan.counts) / plan.size)
+    settings, full = plan.fair.settings, math.ceil(sum(plan.counts) / plan.size)
     samplers = [
         settings.make_sampler(labels, plan.size // world_size, full, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
     before, steps = 0, []
     for sampler in samplers:
-        sampler.controller.feedback_delay = plan.words["feedback_delay"] or 16
+        sampler.controller.feedback_delay = plan.feedback_delay or 16
         if resume:
             before, state = torch.load(resume, weights_only=True)
             sampler.restore(state)
@@ -247,7 +254,7 @@ def run_ranks(plan: Combination, world_size: int, save: Path | None, resume: Pat
         for sampler in samplers:
             sampler.start_iteration(epoch, within_epoch=position > 0, keep_delivered=False)
         loaders = [_drawn_ahead(sampler, 2 * plan.prefetch * rank) for rank, sampler in enumerate(samplers)]
-        for _, *draws in zip(range(position, plan.epoch_length), *loaders, strict=True):
+        for _, *draws in zip(range(position, plan.epoch_length), *loaders, strict=False):
             number = before + len(steps)
             if save and number == plan.cut:
                 torch.save((number, samplers[-1].capture()), save)
@@ -270,7 +277,7 @@ def _report(
     plan: Combination, samplers: list[FeedbackBatchSampler], draws: list[Any], number: int, epoch: int
 ) -> Trained:
     """Report the batch of all ranks, with losses that depend on its samples and its number."""
-    draw, indices = draws[0], [index for each in draws for index in each.indices]
+    draw, indices = draws[0], sorted(index for each in draws for index in each.indices)
     labels = samplers[0].labels[indices]
     losses = 1.0 + labels + np.sin(np.add(indices, number))
     sums = [np.bincount(labels, weights, minlength=K) for weights in (None, losses)]
@@ -280,7 +287,7 @@ def _report(
         if controller.objective.feedback == "validation" and number % plan.validate == 0:
             controller.report_validation(np.abs(np.sin(np.arange(K) + number)))
     weights = importance_weights(labels, draw.reference, draw.probs, samplers[0].controller.max_weight)
-    return Trained(draw, sorted(indices), labels.tolist(), weights.double().numpy(), np.zeros(K), losses, epoch)
+    return Trained(draw, indices, labels.tolist(), weights.double().numpy(), np.zeros(K), losses, epoch)
 
 
 # -- what has to hold --------------------------------------------------------------------------------------------
@@ -310,19 +317,19 @@ def _wrong(plan: Combination, run: Run, first: int = 0) -> list[str]:
     used = np.bincount(np.concatenate([step.indices for step in steps]), minlength=sum(plan.counts))
     by_class = np.split(used, np.cumsum(plan.counts)[:-1])
     reported = np.sum([np.bincount(step.labels, minlength=K) for step in steps], axis=0)
-    keeps_reference = "objective" not in plan.words["feedback"]
+    keeps_reference = "objective" not in plan.feedback
     right = {
         "length": len(steps) > 0 and (is_stream or len(steps) == EPOCHS * plan.epoch_length),
         "own draws": all(_is_own(step, is_stream) for step in steps),
         "order of the draws": [draw.draw_id for draw in draws] == [*range(first, first + len(steps))],
-        "gain": all(draw.alpha == _gain(plan)(draw.draw_id, step.epoch) for draw, step in zip(draws, steps, strict=True)),
-        "target": all(draw.progress == _progress(plan)(draw.draw_id, step.epoch) for draw, step in zip(draws, steps, strict=True)),
+        "gain": all(step.draw.alpha == _gain(plan)(step.draw.draw_id, step.epoch) for step in steps),
+        "target": all(step.draw.progress == _progress(plan)(step.draw.draw_id, step.epoch) for step in steps),
         "reference": all(not keeps_reference or np.allclose(draw.reference, _reference(plan, draw)) for draw in draws),
         "weights": all(np.allclose(step.weights, _weights(plan, step), rtol=1e-5) for step in steps),
         "offsets": all(np.allclose(step.offsets, _offsets(plan, step), atol=1e-5) for step in steps),
         "counts": is_stream or np.array_equal(run.trained, reported),
         "even use": is_stream or all(np.ptp(uses) <= 1 for uses in by_class),
-        "law": is_stream or plan.words["feedback"].endswith("draw") or _follows_law(plan, run),
+        "law": is_stream or plan.feedback.endswith("draw") or _follows_law(plan, run),
     }
     return [name for name, holds in right.items() if not holds]
 
@@ -337,11 +344,11 @@ def _is_own(step: Trained, is_stream: bool) -> bool:
 
 
 def _gain(plan: Combination) -> Schedule:
-    return as_schedule(_GAINS[plan.words["gain"]])
+    return as_schedule(_GAINS[plan.gain])
 
 
 def _progress(plan: Combination) -> Schedule:
-    target = _TARGETS[plan.words["target"]]
+    target = _TARGETS[plan.target]
     return target.progress if isinstance(target, Shift) else Constant(0.0)
 
 
@@ -353,26 +360,26 @@ def _mix(plan: Combination, name: Any) -> np.ndarray:
 
 
 def _target(plan: Combination, progress: float) -> np.ndarray:
-    target = _TARGETS[plan.words["target"]]
+    target = _TARGETS[plan.target]
     if not isinstance(target, Shift):
         return _mix(plan, target)
     return (1 - progress) * _mix(plan, target.start) + progress * _mix(plan, target.end)
 
 
 def _reference(plan: Combination, draw: Any) -> np.ndarray:
-    name = plan.words["reference"]
+    name = plan.reference
     return _target(plan, draw.progress) if isinstance(name, str) and name == "target" else _mix(plan, name)
 
 
 def _weights(plan: Combination, step: Trained) -> np.ndarray:
-    if plan.words["correction"] == "logits":
+    if plan.correction == "logits":
         return np.ones(len(step.labels))
     ratios = step.draw.weight_reference[step.labels] / step.draw.probs[step.labels]
-    return np.minimum(ratios, plan.words["max_weight"])
+    return np.minimum(ratios, plan.max_weight)
 
 
 def _offsets(plan: Combination, step: Trained) -> np.ndarray:
-    if plan.words["correction"] == "weights":
+    if plan.correction == "weights":
         return np.zeros(K)
     return np.array(law.offsets(step.draw.probs, step.draw.reference))
 
@@ -383,8 +390,8 @@ def _follows_law(plan: Combination, run: Run) -> bool:
     for number, step in enumerate(run.steps):
         old, q = q, _target(plan, _progress(plan)(number, step.epoch))
         trained_mix = trained_mix * q / old / (trained_mix * q / old).sum()
-        gain, horizon = _gain(plan)(number, step.epoch), plan.words["horizon"] or law.horizon(plan.size, q)
-        p = law.law(q, trained_mix, alpha=gain, max_weight=plan.words["max_weight"])
+        gain, horizon = _gain(plan)(number, step.epoch), plan.horizon or law.horizon(plan.size, q)
+        p = law.law(q, trained_mix, alpha=gain, max_weight=plan.max_weight)
         if not np.allclose(step.draw.probs, p, rtol=1e-9):
             return False
         trained_mix = np.array(law.follow(trained_mix, np.bincount(step.labels, minlength=K), horizon))
@@ -420,7 +427,8 @@ def main(arguments: Sequence[str]) -> None:
         num_wrong += bool(wrong)
         if wrong or len(numbers) < 10:
             print(f"{time.perf_counter() - start:5.1f} s  {plan}\n    {'; '.join(wrong) or 'right'}", flush=True)
-    print(f"{num_wrong} of {len(numbers)} combinations have faults")
+    seconds = sum(os.times()[:4])
+    print(f"{seconds:.0f} s of CPU; {num_wrong} of {len(numbers)} combinations have faults")
 
 
 if __name__ == "__main__":
