@@ -8,6 +8,7 @@ import gradio as gr
 import numpy as np
 import pandas as pd
 
+from lightning_fair.app import session
 from lightning_fair.app.components import QUIET, Update, notice
 from lightning_fair.app.simulation import CLASSES, simulate
 from lightning_fair.common.arrays import Floats
@@ -48,15 +49,19 @@ class Feedback:
     def connect(self, demo: gr.Blocks) -> None:
         """Connect the components to their functions."""
         inputs, plots = [self.reversals, *self.sliders], [self.message, self.mix, self.weights]
-        demo.load(self._plot, inputs, plots, **QUIET)
-        gr.on([s.change for s in self.sliders], self._plot, inputs, plots, trigger_mode="always_last", **QUIET)
-        self.reverse.click(self._reverse, inputs, [self.reversals, *plots], **QUIET)
+        # Values as they are sent: Gradio's own check of a slider fails without words if one is not a number.
+        options = QUIET | {"preprocess": False}
+        demo.load(self._plot, inputs, plots, **options)
+        gr.on([s.change for s in self.sliders], self._plot, inputs, plots, trigger_mode="always_last", **options)
+        self.reverse.click(self._reverse, inputs, [self.reversals, *plots], **options)
 
     def _reverse(self, reversals: int, *values: float) -> Update:
         return {self.reversals: reversals + 1} | self._plot(reversals + 1, *values)
 
     def _plot(self, reversals: int, *values: float) -> Update:
         try:
+            for slider, value in zip(self.sliders, values, strict=True):
+                session.check_slider(f"{slider.label}", value, slider.minimum, slider.maximum)
             trace = simulate(*values, reversals=reversals)
         except (ValueError, TypeError) as error:
             # Empty frames rather than None, with which Gradio's plot fails if the browser is drawing it just then.

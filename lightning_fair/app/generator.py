@@ -40,7 +40,8 @@ class Generator:
                 self._add_files()
             with gr.Column():
                 self._add_counts()
-        self.shown = [self.rotation, self.copy, self.batch, self.message, self.warning, self.clean, self.plot, self.rows]
+        self.shown = [self.rotation, self.copy, self.batch, self.message, self.warning, self.clean]
+        self.shown += [self.plot, self.rows]
 
     def _add_controls(self) -> None:
         with gr.Row(elem_classes="inputs"):
@@ -101,7 +102,7 @@ class Generator:
 
     def connect(self, demo: gr.Blocks) -> None:
         """Connect the components to their functions."""
-        demo.load(self._restore, [self.copy, self.order], [*self.shown, *self.inputs], **_IN_TURN)
+        demo.load(self._restore, self.copy, [*self.shown, *self.inputs], **_IN_TURN)
         # "always_last": while an answer is under way, only the latest keystroke waits for the next one.
         self._on([field.input for field in self.inputs], trigger_mode="always_last")
         self._on(self.order.input, enter=False)
@@ -140,9 +141,9 @@ class Generator:
                 if enter:
                     session.enter(rotation, n, k, start)
                 updates = change(rotation, *values) if change else {}
+                return same | self._show(updates.get(self.rotation, rotation), order) | updates
             except (ValueError, TypeError) as error:
                 return same | {self.message: notice(str(error), "bad")}
-            return same | self._show(updates.get(self.rotation, rotation), order) | updates
 
         components = [self.rotation, self.order, *self.inputs, *inputs]
         return gr.on(events, run, components, [*self.shown, self.download, self.upload, *changes], **_IN_TURN | options)
@@ -166,14 +167,14 @@ class Generator:
     def _fields(self, rotation: FairRotation) -> Update:
         return dict(zip(self.inputs, (rotation.n, rotation.k, rotation.start), strict=True))
 
-    def _restore(self, saved: Any, order: str) -> Update:
+    def _restore(self, saved: Any) -> Update:
         """Return the updates of a new or reloaded page; ``saved`` is from the browser and may be anything."""
         rotation, is_lost = FairRotation(*session.DEFAULTS), False
         with suppress(ValueError, TypeError):  # no copy, or a damaged one
             copy, is_lost = saved
             session.load(rotation, copy)
         message = {self.message: notice(_COPY_LOST if is_lost else "", "warn")}
-        return self._show(rotation, order) | self._fields(rotation) | {self.rotation: rotation} | message
+        return self._show(rotation, "Number") | self._fields(rotation) | {self.rotation: rotation} | message
 
     def _generate(self, rotation: FairRotation) -> Update:
         return {self.batch: ", ".join(map(str, rotation.next_batch(warn=False)))}
@@ -187,7 +188,7 @@ class Generator:
         rotation = session.new_rotation(*fields)
         return {self.rotation: rotation, self.batch: "", self.message: notice("All counts are 0.")}
 
-    def _load_file(self, rotation: FairRotation, path: str, counts_only: bool) -> Update:
+    def _load_file(self, rotation: FairRotation, path: str | None, counts_only: bool) -> Update:
         return self._load_text(rotation, session.read_file(path), counts_only)
 
     def _load_text(self, rotation: FairRotation, text: str, counts_only: bool) -> Update:

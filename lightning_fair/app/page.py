@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 try:
     import gradio as gr
@@ -45,7 +46,7 @@ _CSS = """
 
 def build() -> gr.Blocks:
     """Return the page without its server."""
-    demo = gr.Blocks(title="Fair batches", analytics_enabled=False, delete_cache=(_FILE_SECONDS, _FILE_SECONDS))
+    demo = _Page(title="Fair batches", analytics_enabled=False, delete_cache=(_FILE_SECONDS, _FILE_SECONDS))
     with demo:
         gr.Markdown("# Fair batches\nBatches of numbers from a range, so that all numbers are used equally often.")
         with gr.Tab("Generator"):
@@ -91,6 +92,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"The page cannot be served at {address}: choose a free one with --port, or another --host.")
     print(f"Fair batches: {address} (Ctrl+C ends it)", flush=True)
     demo.block_thread()
+
+
+class _Page(gr.Blocks):
+    """Answers in words if Gradio cannot read what a client sends."""
+
+    async def preprocess_data(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await super().preprocess_data(*args, **kwargs)
+        except gr.Error:
+            raise
+        except Exception as error:
+            raise gr.Error("The page has sent a value that its field cannot have: reload the page.") from error
 
 
 class _LimitUploads:

@@ -50,10 +50,16 @@ def check_fields(*fields: Any) -> tuple[int, int, int]:
     return check_inputs(n, k, start)
 
 
-def new_rotation(n: Any, k: Any, start: Any, seed: str) -> FairRotation:
+def check_slider(name: str, value: Any, smallest: float, largest: float) -> None:
+    """Raise a ``ValueError`` if the value of a slider is not a number in its range."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not smallest <= value <= largest:
+        raise ValueError(f"{name} must be a number from {smallest:g} to {largest:g}, got {show(value)}.")
+
+
+def new_rotation(n: Any, k: Any, start: Any, seed: str | None) -> FairRotation:
     """Return a rotation without counts; an empty seed is random. Raise the errors of ``enter``, also for a seed."""
     inputs = check_fields(n, k, start)
-    seed = seed.strip()
+    seed = (seed or "").strip()
     if not re.fullmatch("[0-9]{0,20}", seed):
         raise ValueError(
             f"seed must be a whole number of at least 0, got {show(seed)}: leave it empty for a random one."
@@ -100,8 +106,10 @@ def browser_copy(rotation: FairRotation) -> tuple[str, bool]:
     return kept.to_json(), is_cut
 
 
-def read_file(path: str | Path) -> str:
-    """Return the text of a file, and delete the file; raise a ``ValueError`` if it is over 32 MB or not UTF-8."""
+def read_file(path: str | Path | None) -> str:
+    """Return the text of a file, and delete the file; raise a ``ValueError`` if none, over 32 MB or not UTF-8."""
+    if path is None:
+        raise ValueError("No file has come: choose one that was saved here.")
     file = Path(path)
     try:
         if (size := file.stat().st_size) > LARGEST_FILE:
@@ -142,12 +150,17 @@ def histogram(rotation: FairRotation) -> tuple[list[str], list[int]]:
 def table(rotation: FairRotation, order: str) -> list[tuple[int, int, str]]:
     """Return the first 1,000 rows of number, count and remark, in one of the ``ORDERS``; ties by number.
 
+    Raises:
+        ValueError: If the order is none of them.
+
     Example:
         >>> rotation = FairRotation(n=3, k=1)
         >>> rotation.load_counts({2: 4, 9: 1})
         >>> table(rotation, "Most used")[:2]
         [(2, 4, ''), (9, 1, 'out of range')]
     """
+    if order not in [*ORDERS]:  # a list, because an order that no dict can look up is wrong as well
+        raise ValueError(f"The order of the table must be {', '.join(ORDERS)}, got {show(order)}.")
     numbers, counts = rotation.to_arrays()
     shown = np.argsort(ORDERS[order] * counts, kind="stable")[:TABLE_ROWS]  # stable: ties stay in ascending order
     numbers, counts = numbers[shown], counts[shown]

@@ -304,7 +304,7 @@ def test_damaged_copy_is_ignored(copy):
 
     with gr.Blocks():
         generator = Generator()
-    updates = generator._restore(json.loads(copy), "Number")
+    updates = generator._restore(json.loads(copy))
     assert updates[generator.rotation].counts == {}
 
 

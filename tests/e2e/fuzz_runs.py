@@ -75,8 +75,8 @@ class Combination:
         """A new callback."""
         names = ("reference", "correction", "max_weight", "horizon", "feedback_delay")
         settings = {name: getattr(self, name) for name in names} | _FEEDBACK[self.feedback]
-        seed = None if self.kind == STREAM else self.number
-        return FairSampling(_GAINS[self.gain], _TARGETS[self.target], loss_ema_decay=0.5, seed=seed, **settings)
+        settings |= {"loss_ema_decay": 0.5, "num_classes": K, "seed": None if self.kind == STREAM else self.number}
+        return FairSampling(_GAINS[self.gain], _TARGETS[self.target], **settings)
 
 
 _GAINS: dict[str, Any] = {

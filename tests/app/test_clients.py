@@ -1,0 +1,122 @@
+"""The page's server under clients that are not its page: any value, and very many events."""
+
+import gc
+import json
+import re
+import socket
+import tracemalloc
+import uuid
+
+import pytest
+
+gr = pytest.importorskip("gradio")
+httpx = pytest.importorskip("httpx")
+
+from lightning_fair.app.page import build  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+BAD = [None, "x", float("nan"), float("inf"), -1, 1e9, [1], {"a": 1}, {"__type__": "update"}]
+# Values that a field may have, or that it is empty with.
+GOOD = {"start": [-1, 1e9], "seed": [None], "Alpha": [], "Loss feedback": []}
+MOST_BYTES = 5_000  # by which an event may let the server grow
+
+
+class Client:
+    """Sends events as the page does."""
+
+    def __init__(self, address):
+        self.address, self.session, self.http = address, uuid.uuid4().hex, httpx.Client(timeout=60)
+        config = self.http.get(f"{address}/config").json()
+        self.events = [event for event in config["dependencies"] if event["backend_fn"]]
+        self.parts = {part["id"]: part["props"] for part in config["components"]}
+        self.send(self.events[0])  # that the page has been loaded
+
+    def event(self, elem_id, label=None):
+        """Return the event of the component with this id or label."""
+        return next(
+            event
+            for event in self.events
+            for part, _ in event["targets"]
+            if elem_id == self.parts.get(part, {}).get("elem_id")
+        )
+
+    def send(self, event, values=()):
+        """Send an event with other values of some inputs, by place; return whether it succeeded, and its words."""
+        data = [self.parts[part].get("value") for part in event["inputs"]]
+        for place, value in dict(values).items():
+            data[place] = value
+        body = {"data": data, "fn_index": event["id"], "session_hash": self.session, "event_data": None}
+        self.http.post(f"{self.address}/gradio_api/queue/join", content=json.dumps(body)).raise_for_status()
+        with self.http.stream("GET", f"{self.address}/gradio_api/queue/data?session_hash={self.session}") as stream:
+            messages = (json.loads(line.removeprefix("data:")) for line in stream.iter_lines() if line)
+            message = next(message for message in messages if message["msg"] == "process_completed")
+        output = message["output"]
+        if not message["success"]:
+            return False, output["error"] or ""
+        updates = [str(part.get("value")) for part in output["data"] if isinstance(part, dict)]
+        return True, " ".join(re.findall('<div class="notice[^>]*>([^<]+)', " ".join(updates)))
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The page in this process, on a free port."""
+    demo = build()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    demo.launch(server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True, ssr_mode=False)
+    yield f"http://127.0.0.1:{port}"
+    demo.close()
+
+
+@pytest.fixture
+def client(server):
+    return Client(server)
+
+
+def num_blocks():
+    gc.collect()
+    return sum(isinstance(each, gr.blocks.Block) for each in gc.get_objects())
+
+
+def test_batches_do_not_fill_the_server(client):
+    generate = client.event("generate")
+    for _ in range(20):
+        client.send(generate)
+    blocks = num_blocks()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(150):
+            assert client.send(generate) == (True, "")
+        assert num_blocks() == blocks
+        assert tracemalloc.get_traced_memory()[0] - before < 150 * MOST_BYTES
+    finally:
+        tracemalloc.stop()
+
+
+def test_no_event_leaves_components(client):
+    """Neither an event that succeeds nor one that fails leaves a component alive, whichever follows which."""
+    events = [event for event in client.events if len(event["inputs"]) > 1]
+    wrong = [(event, {place: [1]}) for event in events for place in range(2, len(event["inputs"]))]
+    calls = [(event, {}) for event in events] + wrong
+    counts = []
+    for _ in range(3):
+        for event, values in calls:
+            client.send(event, values)
+        counts.append(num_blocks())
+    assert counts[1] == counts[2]
+
+
+def test_bad_values_get_words(client):
+    """Whatever a client sends in whichever input, it gets a sentence, or the value is one that the input may have."""
+    silent = []
+    for event in client.events[1:]:
+        for place, part in enumerate(event["inputs"]):
+            for value in BAD:
+                label = self_label = client.parts[part].get("label")
+                succeeded, words = client.send(event, {place: value})
+                if len(words.split()) < 4 and not (succeeded and may_have(label, value)):
+                    silent.append((event["targets"], label, value, words))
+    assert silent == []
