@@ -144,6 +144,21 @@ def test_file_is_read_and_deleted(tmp_path):
     assert not path.exists()
 
 
+def test_missing_values_get_a_sentence(rotation):
+    with pytest.raises(ValueError, match="No file has come"):
+        session.read_file(None)
+    for order in (None, "x", [1]):
+        with pytest.raises(ValueError, match=r"The order of the table must be Number, Least used, Most used, got "):
+            session.table(rotation, order)
+    assert session.new_rotation(10, 3, 1, None).n == 10  # an empty field: any seed
+
+
+@pytest.mark.parametrize("value", [None, "x", float("nan"), float("inf"), -1, 1e9, [1], {}, True])
+def test_slider_value_is_checked(value):
+    with pytest.raises(ValueError, match=r"Alpha must be a number from 0 to 40, got "):
+        session.check_slider("Alpha", value, 0, 40)
+
+
 def test_file_name_has_the_date():
     assert session.file_name(datetime(2025, 12, 1, 8, 5, 9)) == "fair-rotation-full-2025-12-01-080509.json"
 

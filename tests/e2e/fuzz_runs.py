@@ -1,7 +1,7 @@
 """Random combinations of loaders, settings, cuts and ranks: what a combination is, how it runs, what has to hold.
 
-A combination is a function of its number: ``python tests/e2e/fuzz_runs.py 17 42`` prints these two and their faults,
-and ``python tests/e2e/fuzz_runs.py 0-999`` those of a range.
+A combination is a function of its number: ``PYTHONPATH=tests python tests/e2e/fuzz_runs.py 17 42`` prints these two and
+their faults; with ``0-999``, those of the range that have faults.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A hundred and twenty random combinations of loader, workers, ranks, schedules, feedback, correction and cut.
 
-Each has its own test, whose number reproduces it: ``python tests/e2e/fuzz_runs.py 17``. More of them:
-``python tests/e2e/fuzz_runs.py 120-999``.
+Each has its own test, whose number reproduces it: ``PYTHONPATH=tests python tests/e2e/fuzz_runs.py 17``. More of them:
+``PYTHONPATH=tests python tests/e2e/fuzz_runs.py 120-999``.
 """
 
 import pytest
