@@ -36,6 +36,8 @@ def labels_from_counts(counts: Sequence[int] | NDArray[Any]) -> NDArray[np.int64
 
 def same(a: Any, b: Any) -> bool:
     """Return whether two states hold the same numbers, bit for bit."""
+    if type(a) is not type(b):
+        return False
     if isinstance(a, torch.Tensor):
         return a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
     if isinstance(a, dict):

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_fair import FeedbackController
-from lightning_fair.common.arrays import Floats
+from lightning_fair.common.arrays import Floats, to_arrays, to_tensors
+from lightning_fair.common.saved_states import array
 from lightning_fair.control.draw import Draw
 
 
@@ -58,12 +59,16 @@ class CountDeficitController(FeedbackController):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state; see :meth:`FeedbackController.state_dict`."""
-        return {**super().state_dict(), "deficit_counts": self.deficit_counts.tolist()}
+        return to_tensors({**super().state_dict(), "deficit_counts": self.deficit_counts})
+
+    def state_spec(self) -> dict[str, Any]:
+        """Return what a state has to be; see :meth:`FeedbackController.state_spec`."""
+        return {**super().state_spec(), "deficit_counts": array(self.num_classes)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state that ``state_dict`` returned."""
         super().load_state_dict(state)
-        self.deficit_counts = np.array(state["deficit_counts"])
+        self.deficit_counts = to_arrays(state)["deficit_counts"]
 
     def bind_batch(self, batch_size: int, steps_per_epoch: int | None = None) -> None:  # noqa: ARG002
         """Set the samples of a batch, without a check of the gain."""

@@ -68,4 +68,6 @@ def to_tensors(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def to_arrays(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``values`` with every tensor copied to an array: the inverse of :func:`to_tensors`."""
-    return {name: value.numpy().copy() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
+    return {
+        name: np.array(to_numpy(value)) if isinstance(value, torch.Tensor) else value for name, value in values.items()
+    }

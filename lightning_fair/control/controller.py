@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lightning_fair.common.arrays import Floats, check_at_least_zero, check_integer, to_tensors
+from lightning_fair.common.arrays import Floats, check_at_least_zero, check_integer
 from lightning_fair.common.label_values import check_labels
 from lightning_fair.control import law
+from lightning_fair.control.controller_state import ControllerState
 from lightning_fair.control.draw import Draw, Report
 from lightning_fair.control.objective import Feedback, FeedbackTo, Objective, validation_scores
 from lightning_fair.control.reports import ReportQueue
-from lightning_fair.control.rewindable import Rewindable
 from lightning_fair.control.target import MovingTarget, Target
 from lightning_fair.schedules import Schedule, Shift, as_schedule
 
-_STATE_VERSION = 3
-_ARRAYS = ("trained_mix", "ema_loss", "loss_score")
 
-
-class FeedbackController(Rewindable):
+class FeedbackController(ControllerState):
     r"""Steers the class mix of the batches to a target by negative feedback.
 
     The law, with ``r`` the exponentially weighted class mix of the batches trained on (``control/law.py`` has each
@@ -331,53 +327,6 @@ class FeedbackController(Rewindable):
         scores = validation_scores(values, counts, takes_part, higher_is_better=higher_is_better)
         newest = max(self._reports.newest, 0)
         self._reports.add(Report(newest, self._due(newest), scores=scores))
-        self._apply_reports()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state as tensors and plain numbers, so that it loads with ``weights_only=True``.
-
-        It is that before ``oldest_ahead``: the draws in flight are made again.
-        """
-        base = self._base
-        self._reports.forget(base.draws)
-        return {
-            "version": _STATE_VERSION,
-            "draws": base.draws,
-            # If the delay is above the number of batches drawn ahead, this does not depend on that number.
-            "made": max(self.made, self._reports.newest + self.feedback_delay),
-            "epoch": self.epoch,
-            "target": {**self._target.state_dict(), "progress": base.progress},
-            "objective": {**self.objective.state_dict(), **to_tensors({"tilt": base.tilt, "scores": base.scores})},
-            **to_tensors({name: getattr(base, name) for name in _ARRAYS}),
-            "in_flight": [draw.state_dict() for draw in self._in_flight if draw.draw_id < base.draws],
-            "reports": self._reports.state_dict(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state that ``state_dict`` returned.
-
-        Raises:
-            ValueError: If it has another version, target or reference. Nothing is changed then. Other settings may
-                differ.
-        """
-        if state.get("version") != _STATE_VERSION:
-            raise ValueError(
-                f"This controller reads state version {_STATE_VERSION}, got {state.get('version')!r}. "
-                "Resume with the version of lightning-fair that wrote the checkpoint."
-            )
-        self.objective.check_state(state["objective"])
-        self._target.load_state_dict(state["target"])
-        if self._target.exponent is not None:
-            self.bind_batch(self.batch_size)  # the target is that of the state now
-        self.objective.load_state_dict(state["objective"])
-        self.draws, self.epoch = int(state["draws"]), int(state["epoch"])
-        self.made = max(self.draws, int(state["made"]))
-        for name in _ARRAYS:
-            setattr(self, name, state[name].numpy().copy())
-        self._empty()
-        self._in_flight.extend(map(Draw.from_state_dict, state["in_flight"]))
-        self._reports.load_state_dict(state["reports"])
-        self._moment = self.moment
         self._apply_reports()
 
     def skip_classes(self, skipped: NDArray[np.bool_]) -> None:

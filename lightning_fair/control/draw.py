@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from lightning_fair.common.arrays import Floats, Ints, to_arrays, to_tensors
+from lightning_fair.common.saved_states import array, counts, integer, mix, number
 
 
 class Moment(NamedTuple):
@@ -69,6 +71,14 @@ class Draw:
     def from_state_dict(state: Mapping[str, Any]) -> Draw:
         """Return the record whose ``state_dict`` is given."""
         return Draw(**to_arrays(state))
+
+
+def draw_spec(num_classes: int) -> dict[str, Any]:
+    """Return what the state of a draw has to be."""
+    before = array(0, num_classes, dtype=torch.int64, low=0)
+    mixes = dict.fromkeys(("probs", "trained_mix", "reference"), mix(num_classes))
+    numbers = {"draw_id": integer(), "alpha": number(0.0), "progress": number(0.0, 1.0)}
+    return {**numbers, **mixes, "counts": counts(num_classes), "drawn_before": before}
 
 
 class DrawsInFlight:

@@ -78,5 +78,8 @@ class DrawSource(Protocol):
     def capture(self) -> dict[str, Any]:
         """Return the state, as tensors and plain numbers only."""
 
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse a state that ``restore`` would refuse."""
+
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over a state that ``capture`` returned."""

@@ -29,9 +29,9 @@ _EXPECTED_SAMPLES, _MIN_HORIZON, _MAX_HORIZON = 100, 16, 10_000
 # Each validation moves the tilt by this fraction of the way to its goal.
 _TILT_RATE = 0.3
 # Standardized losses are clipped, so that one outlier among many classes cannot raise the loop's gain without bound.
-_MAX_Z = 3.0
+MAX_Z = 3.0
 # Clipping moves their mean by at most 1 / 3, because sum(q * |z| for |z| > c) <= sum(q * z**2) / c.
-_MAX_Z_FROM_MEAN = _MAX_Z + 1.0 / _MAX_Z
+_MAX_Z_FROM_MEAN = MAX_Z + 1.0 / MAX_Z
 _MIN_TARGET = 1e-300  # its reciprocal is finite
 
 
@@ -173,7 +173,7 @@ def standardize_losses(ema_loss: Floats, q: Floats) -> Floats:
     losses = losses - share @ losses
     deviation = math.sqrt(share @ losses**2)
     if deviation > 1e-12:
-        z[seen] = np.clip(losses / deviation, -_MAX_Z, _MAX_Z)
+        z[seen] = np.clip(losses / deviation, -MAX_Z, MAX_Z)
     return z
 
 

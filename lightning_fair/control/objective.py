@@ -8,7 +8,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lightning_fair.common.arrays import Floats, check_at_least_zero, to_numpy, to_tensors
+from lightning_fair.common.arrays import Floats, check_at_least_zero, to_arrays, to_numpy, to_tensors
+from lightning_fair.common.saved_states import Rule, array, mix, one_of, optional
 from lightning_fair.control import law
 from lightning_fair.control.target import MovingTarget, Target, describe_mixes, resolve_target
 
@@ -16,6 +17,7 @@ Feedback: TypeAlias = Literal["train", "validation"]
 FeedbackTo: TypeAlias = Literal["draw", "objective"]
 
 _ROUNDING = 1e-5  # of a rate, as a mean in single precision
+_MAX_TILT = 1e6  # in a state: far above any gain of use
 
 
 class Objective:
@@ -120,13 +122,22 @@ class Objective:
         """Return the state as tensors and plain values; ``base`` can be None."""
         return to_tensors({"base": self.base, "feedback": self.feedback, "tilt": self.tilt, "scores": self.scores})
 
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Refuse the state of another reference; that of another number of classes is the target's to refuse."""
-        theirs, ours = (None if base is None else np.asarray(base) for base in (state["base"], self.base))
-        if theirs is None or ours is None:
-            is_same = theirs is ours
-        else:
-            is_same = theirs.size != ours.size or np.allclose(theirs, ours, rtol=0.0, atol=1e-9)
+    def state_spec(self) -> dict[str, Any]:
+        """Return what a state has to be."""
+        K = self._num_classes
+        tilt = array(K, low=-_MAX_TILT, high=_MAX_TILT)
+        words = one_of("train", "validation")
+        return {"base": optional(mix(K)), "feedback": words, "tilt": tilt, "scores": scores_rule(K)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state that ``state_dict`` returned; what feedback of another kind has moved is left out.
+
+        Raises:
+            ValueError: If it has another reference.
+        """
+        state = to_arrays(state)
+        theirs, ours = state["base"], self.base
+        is_same = theirs is ours if theirs is None or ours is None else np.allclose(theirs, ours, rtol=0.0, atol=1e-9)
         if not is_same:
             raise ValueError(
                 f"The loss of the checkpoint stands for {describe_reference(theirs)}, that of this run for "
@@ -134,12 +145,15 @@ class Objective:
                 "the checkpoint."
             )
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state that ``state_dict`` returned; what feedback of another kind has moved is left out."""
         self.reset()
-        self.scores = state["scores"].numpy().copy()
+        self.scores = state["scores"]
         if (self.is_moved_by_losses or self.is_moved_by_scores) and state["feedback"] == self.feedback:
-            self.tilt = state["tilt"].numpy().copy()
+            self.tilt = state["tilt"]
+
+
+def scores_rule(num_classes: int) -> Rule:
+    """Return the rule of the scores of :func:`validation_scores` in a state."""
+    return array(num_classes, low=-num_classes, high=1.0, nan=True)
 
 
 def describe_reference(base: ArrayLike | None) -> str:

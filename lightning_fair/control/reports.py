@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_fair.common.arrays import to_arrays, to_tensors
+from lightning_fair.common.saved_states import array, integer, optional
 from lightning_fair.control import law
 from lightning_fair.control.draw import Draw, Report
+from lightning_fair.control.objective import scores_rule
 
 
 class ReportQueue:
@@ -94,8 +96,15 @@ class ReportQueue:
             "waiting": [to_tensors(vars(report)) for report in (*self._applied, *self._waiting)],
         }
 
+    @staticmethod
+    def state_spec(num_classes: int) -> dict[str, Any]:
+        """Return what a state has to be."""
+        correction = array(num_classes, low=-1.0, high=1.0, total=0.0)
+        vectors = {"correction": correction, "losses": array(num_classes, nan=True), "scores": scores_rule(num_classes)}
+        report = {"draw_id": integer(), "due": integer(), **{name: optional(rule) for name, rule in vectors.items()}}
+        return {"newest": integer(-1), "waiting": [report]}
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state that ``state_dict`` returned."""
-        self.newest = int(state["newest"])
-        self._applied.clear()
+        self.newest, self._applied = state["newest"], deque()
         self._waiting = deque(Report(**to_arrays(report)) for report in state["waiting"])

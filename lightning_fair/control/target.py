@@ -10,8 +10,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lightning_fair.common.arrays import Floats, to_numpy, to_tensors
+from lightning_fair.common.arrays import Floats, to_arrays, to_numpy, to_tensors
 from lightning_fair.common.class_mix import SUM_TOLERANCE, check_mix
+from lightning_fair.common.saved_states import mix, number, optional
 from lightning_fair.control.law import mixture_floor, reciprocal
 from lightning_fair.schedules import Shift
 
@@ -138,19 +139,25 @@ class MovingTarget:
         mixes = {"start": self.start, "end": self.end}
         return to_tensors({**mixes, "progress": self.progress, "exponent": self.exponent})
 
+    def state_spec(self) -> dict[str, Any]:
+        """Return what a state has to be."""
+        mixes = dict.fromkeys(("start", "end"), mix(self.end.size))
+        return {**mixes, "progress": number(0.0, 1.0), "exponent": optional(number(0.0, 1.0))}
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Move the target to its progress in a state that ``state_dict`` returned; refuse that of another target.
+        """Move the target to its progress in a state that ``state_dict`` returned.
 
         An :class:`AutoTarget` becomes that of the state.
+
+        Raises:
+            ValueError: If it is another target, or does not fit ``max_weight`` and ``min_prob``.
         """
-        start, end = state["start"].numpy().copy(), state["end"].numpy().copy()
-        if end.size != self.end.size:
-            raise ValueError(
-                f"The state is of a controller with {end.size} classes, this one has {self.end.size}. "
-                "Resume with the data set the checkpoint was made with."
-            )
-        if self.exponent is not None and state["exponent"] is not None:
+        arrays = to_arrays(state)
+        start, end = arrays["start"], arrays["end"]
+        is_auto = self.exponent is not None and state["exponent"] is not None
+        if is_auto and np.array_equal([start > 0, end > 0], [self.start > 0, self.end > 0]):
             self.start, self.end, self.exponent = start, end, state["exponent"]
+            self._check_floor()
         elif not np.allclose([start, end], [self.start, self.end], rtol=0.0, atol=1e-9):
             theirs, ours = describe_mixes(start, end), describe_mixes(self.start, self.end)
             raise ValueError(

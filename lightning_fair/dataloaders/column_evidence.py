@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+from lightning_fair.common.arrays import to_arrays, to_tensors
+from lightning_fair.common.saved_states import array, integer, number, optional
 
 _MIN_SEEN = 16  # values of a column that is called constant
 _MAX_SEEN = 4096  # values of a column
@@ -47,13 +49,11 @@ class ColumnEvidence:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the evidence as tensors, plain numbers and strings."""
-        state = deepcopy(vars(self))  # the evidence grows in place
-        return {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in state.items()}
+        return to_tensors(deepcopy(vars(self)))  # the evidence grows in place
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state that ``state_dict`` returned."""
-        state = deepcopy(dict(state))
-        vars(self).update({name: x.numpy() if isinstance(x, Tensor) else x for name, x in state.items()})
+        vars(self).update(to_arrays(deepcopy(dict(state))))
 
     def update(self, values: NDArray[Any], drawn: NDArray[Any]) -> None:
         """Compare one batch: column of shape ``(n,)`` with labels of shape ``(batch,)``, ``n <= batch``."""
@@ -137,6 +137,15 @@ class ColumnEvidence:
             shown = ", ".join(map(str, classes[:max_values])) + (", ..." if len(classes) > max_values else "")
             parts.append(f"{shown} -> {names.get(value, value)}")
         return "; ".join(parts) + ("; ..." if self._num_values > max_values else "")
+
+
+def evidence_spec(num_classes: int) -> dict[str, Any]:
+    """Return what the state of a column's evidence has to be."""
+    chances = dict.fromkeys(("equal", "function", "finer", "part"), optional(number(high=1e-6)))
+    maps = {"_classes": {int: integer(0, num_classes - 1)}, "_codes": {str: integer()}}
+    column = array(None, dtype=torch.int64)
+    of_classes = {"_values": array(num_classes, dtype=torch.int64), "_known": array(num_classes, dtype=torch.bool)}
+    return {**chances, **maps, **of_classes, "_seen": column, "_first": optional(column)}
 
 
 def is_part_of(values: NDArray[Any], drawn: NDArray[Any]) -> bool:

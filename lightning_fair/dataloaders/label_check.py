@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_fair.common.sample_labels import extract_labels
+from lightning_fair.common.saved_states import check_state, describe_damage, integer, of_type, one_of
 from lightning_fair.dataloaders.batch_columns import as_column, leaves, read_columns
-from lightning_fair.dataloaders.column_evidence import CERTAIN_CHANCE, ColumnEvidence, is_part_of
+from lightning_fair.dataloaders.column_evidence import CERTAIN_CHANCE, ColumnEvidence, evidence_spec, is_part_of
 
 _FIRST_BATCHES = 4  # of each epoch, which are always checked
 _LATER_BATCHES = 64  # one of so many later ones is checked
@@ -23,6 +24,7 @@ _LIKELY_CHANCE = math.log(0.05)  # a column that may hold the labels in another 
 _MAX_UNDECIDED = 8  # batches that may leave samples out before the check says that it is not certain
 _MAX_SHOWN = 10  # classes in a message
 
+_RELATIONS = ("labels", "renumbered", "groups", "finer")
 _REMEDY = (
     "labels='scan' reads the label of each sample once, as the training gets it; labels=<function of the data set> is "
     "called at the start of each epoch."
@@ -316,8 +318,22 @@ class LabelCheck:
         names = ("column", "relation", "_num_checked", "_newest")
         return {**{name.strip("_"): getattr(self, name) for name in names}, "evidence": evidence}
 
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse a state that ``load_state_dict`` would refuse."""
+        words = {"column": of_type(str, type(None)), "relation": one_of(None, *_RELATIONS)}
+        numbers, evidence = {"num_checked": integer(), "newest": integer(-1)}, {str: evidence_spec(self.num_classes)}
+        check_state("label check's", state, {**words, **numbers, "evidence": evidence})
+        if (state["column"] is None) != (state["relation"] is None):
+            problem = f"column and relation must both be None or none of them, got {[state[name] for name in words]}"
+            raise ValueError(describe_damage("label check's", problem))
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state that ``state_dict`` returned."""
+        """Take over a state that ``state_dict`` returned.
+
+        Raises:
+            ValueError: If it has a value that no state can have. Nothing is changed then.
+        """
+        self.check_state(state)
         for name in ("column", "relation", "_num_checked", "_newest"):
             setattr(self, name, state[name.strip("_")])
         self._columns = {name: ColumnEvidence(self.num_classes) for name in state["evidence"]}

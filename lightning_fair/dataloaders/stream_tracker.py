@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_fair.common.arrays import Floats, Ints, to_arrays, to_tensors
+from lightning_fair.common.saved_states import array, check_state, check_version, counts, integer
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import Draw
 from lightning_fair.control.rank_facts import controller_facts
@@ -120,18 +121,24 @@ class StreamTracker:
         state = {"stream_version": _STATE_VERSION, "controller": self.controller.state_dict()}
         return state | to_tensors(arrays)
 
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse a state that ``restore`` would refuse."""
+        check_version(
+            "stream", state, _STATE_VERSION, "stream_version", " (None: that of a data set that is not a FairStream)"
+        )
+        K = self.controller.num_classes
+        vectors = {"arriving": array(K, low=0.0), "class_counts": counts(K), "handed_out": counts(K)}
+        spec = {"stream_version": integer(), "controller": self.controller.check_state, **vectors}
+        check_state("stream's", state, spec)
+
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over a state that ``capture`` returned. The stream starts from the beginning of its source.
 
         Raises:
-            ValueError: If the state has another version, or is not a stream's, or the controller refuses it.
+            ValueError: If the state has another version, or is not a stream's, or the controller refuses it. Nothing is
+                changed then.
         """
-        if state.get("stream_version") != _STATE_VERSION:
-            raise ValueError(
-                f"This stream reads state version {_STATE_VERSION}, got {state.get('stream_version')!r}: the "
-                "checkpoint was made with a data set that is not a FairStream, or with another version of "
-                "lightning-fair. Resume with the same kind of training data, or start without the checkpoint."
-            )
+        self.check_state(state)
         self.controller.load_state_dict(state["controller"])
         arrays = to_arrays(state)
         self._arriving, self.class_counts = arrays["arriving"], arrays["class_counts"]

@@ -126,11 +126,11 @@ class FairSampling(Callback):
             number of batches drawn ahead (``num_workers * prefetch_factor``), the batches do not depend on that number.
             None: the delay of the checkpoint on resume, else 16, or more if the loader draws further ahead.
         seed: Seed of the draws, at least 0. None: that of ``seed_everything``, or else 0.
-        resume: What ``fit(ckpt_path=...)`` takes from the checkpoint: ``"continue"``, the model and the state of the
-            class mix, so that the batches are those of an uninterrupted run; other data, another batch size or another
-            target is an error, and ``"auto"`` keeps the checkpoint's target. Or ``"restart"``, only the model, the
-            optimizer and the progress of the Trainer: trained mix, class losses and the uses of samples start anew,
-            with any data, and schedules go on at the Trainer's step and epoch.
+        resume: What ``fit(ckpt_path=...)`` takes from the checkpoint. ``"continue"``: model and class mix, so that the
+            batches are those of an uninterrupted run; other data, batch size or target, and damage are errors, and
+            ``"auto"`` keeps the checkpoint's target. ``"restart"``: the model, the optimizer and the Trainer's step and
+            epoch, which schedules follow; the class mix and the uses of samples start anew, with any data. Lightning
+            2.6 itself can train steps too many after several interruptions, and loses a cut accumulation window.
 
     Attributes:
         settings: The arguments, as a frozen :class:`~lightning_fair.integration.settings.FairSettings`. A copy or a

@@ -13,9 +13,19 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_fair.common.arrays import to_arrays
 from lightning_fair.common.distributed import sum_over_ranks
 from lightning_fair.common.label_values import ClassLabels
 from lightning_fair.common.labels import look_up_labels
+from lightning_fair.common.saved_states import (
+    check_state,
+    checksum,
+    describe_damage,
+    integer,
+    number,
+    of_type,
+    optional,
+)
 from lightning_fair.control.draw import Draw
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.control.objective import describe_reference
@@ -39,6 +49,15 @@ if TYPE_CHECKING:
     import lightning.pytorch as L
 
 _RESTART = 'FairSampling(resume="restart") keeps the model, and starts the class mix anew.'
+_STATE = {  # see `common/saved_states.py`; source and label check have their own
+    "sampler": of_type(Mapping, type(None)),
+    "feedback_delay": optional(integer(1)),
+    "label_check": of_type(Mapping, type(None)),
+    "largest_weight": number(0.0),
+    "run_sums": [number(0.0)] * 3,
+    "horizon_sums": [number(0.0)] * 3,
+    "checksum": integer(),
+}
 _DEFAULT_DELAY = 16  # above the prefetching of most loaders, so that their batches do not depend on the workers
 
 
@@ -69,10 +88,9 @@ class Run:
     has_warned_of_change: bool = False  # of labels that change during the fit
     totals: RunTotals = field(default_factory=RunTotals)
     dashboard: Dashboard = field(default_factory=Dashboard)
-    checkpoint: Mapping[str, Any] | None = None  # state of the source that waits for the loader
+    checkpoint: Mapping[str, Any] | None = None  # a state that waits for the loader
     checkpoint_delay: int | None = None
-    checkpoint_check: Mapping[str, Any] | None = None  # state of the label check that waits for the loader
-    abandoned: Mapping[str, Any] | None = None  # state of a checkpoint in place of which the class mix starts anew
+    abandoned: Mapping[str, Any] | None = None  # state of a source in place of which the class mix starts anew
     has_begun: bool = False  # whether this fit has begun to draw
     label_check: LabelCheck | None = None
     groups: bool = False  # whether the labels divide the classes of the data set into groups
@@ -186,12 +204,13 @@ class Run:
     def state_dict(self) -> dict[str, Any]:
         """Return the state as of the last batch that was trained on."""
         self.flush_reports()
-        # A checkpoint that waits for the loader is saved as it is.
-        sampler, delay, check = self.checkpoint, self.checkpoint_delay, self.checkpoint_check
-        if self.source is not None:
-            sampler, delay = self.source.capture(), self.source.controller.feedback_delay
-            check = None if self.label_check is None else self.label_check.state_dict()
-        return {"sampler": sampler, "feedback_delay": delay, "label_check": check, **vars(self.totals)}
+        if self.source is None and self.checkpoint is not None:
+            return dict(self.checkpoint)
+        sampler = None if self.source is None else self.source.capture()
+        delay = self.checkpoint_delay if self.source is None else self.source.controller.feedback_delay
+        check = None if self.source is None or self.label_check is None else self.label_check.state_dict()
+        state = {"sampler": sampler, "feedback_delay": delay, "label_check": check, **vars(self.totals)}
+        return {**state, "checksum": checksum(state)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state that ``state_dict`` returned: now, or as soon as the loader is known.
@@ -200,36 +219,37 @@ class Run:
         a search, which goes back to its own checkpoint.
         """
         if self.settings.resume == "restart" and not (self.has_begun or self.in_search):
-            self._abandon(state.get("sampler") or {})
+            self._abandon(state)
             return
-        if missing := self.state_dict().keys() - state.keys():
-            names = ", ".join(sorted(missing))
-            raise ValueError(f"The checkpoint is of another version of lightning-fair: it has no {names}. {_RESTART}")
-        self.checkpoint, self.checkpoint_delay = state["sampler"], state["feedback_delay"]
-        self.checkpoint_check = state["label_check"]
-        self.totals = RunTotals(**{name: state[name] for name in vars(self.totals)})
-        after_search, self.in_search = self.in_search, False
-        if self.source is None or self.loader is None:
-            return
-        self.unreported.clear()
-        self.current = None
-        if self.step_correction is not None:
-            self.step_correction.is_open = False
-        if self.checkpoint is None:
-            self.source.reset()  # the checkpoint of a search may be older than the source
-            self.has_begun = False
-        elif after_search and self.sampler is not None:
-            # The finder may have changed the batch size. Then it is restored as on another number of ranks.
-            size = self.checkpoint["batch_size"] * self.checkpoint["world_size"]
-            ranks = size / self.sampler.batch_size
-            self.checkpoint = {**self.checkpoint, "batch_size": self.sampler.batch_size, "world_size": ranks}
-        self.restore_source()
-        self.loader.restart = True  # some versions of Lightning continue with the old iterator
+        _offer_restart(check_state, "callback's", state, _STATE)
+        self.checkpoint = state
+        if self.source is not None and self.loader is not None:
+            self.restore_source(resized=self.in_search)
+            self.unreported.clear()
+            self.current = None
+            if self.step_correction is not None:
+                self.step_correction.is_open = False
+            if state["sampler"] is None:
+                self.source.reset()  # the checkpoint of a search may be older than the source
+                self.has_begun = False
+            self.loader.restart = True  # some versions of Lightning continue with the old iterator
+        self.in_search = False
 
-    def restore_source(self) -> None:
-        """Set the feedback delay of the source, and restore the checkpoint that has waited for it, if there is one."""
+    def restore_source(self, *, resized: bool = False) -> None:
+        """Set the feedback delay of the source, and take over the state that has waited for it, if there is one.
+
+        If the sampler is ``resized``, a finder may have changed the batch size. Then the state is restored as on
+        another number of ranks.
+        """
         assert self.source is not None
-        checkpoint, self.checkpoint = self.checkpoint, None  # if it is refused, nothing of it stays
+        state, self.checkpoint = self.checkpoint, None  # if it is refused, nothing of it stays
+        of_source = None if state is None else state["sampler"]
+        if of_source is not None and resized and self.sampler is not None:
+            of_source = {**of_source, "batch_size": self.sampler.batch_size}
+        if state is not None:
+            _offer_restart(self._check, state, of_source)
+            self.checkpoint_delay = state["feedback_delay"]
+            self.totals = RunTotals(**{name: state[name] for name in vars(self.totals)})
         if self.min_delay is not None:
             self.source.controller.feedback_delay = self._choose_delay(self.min_delay)
         if self.abandoned is not None:
@@ -238,18 +258,25 @@ class Run:
                 f'resume="restart": the model is that of the checkpoint, and the class mix starts anew.{changes}'
             )
             self.abandoned = None
-        if checkpoint is not None:
-            try:
-                self.source.restore(checkpoint)
-            except ValueError as error:
-                raise ValueError(f"{error} {_RESTART}") from None
-        if self.checkpoint_check is not None and self.label_check is not None:
-            self.label_check.load_state_dict(self.checkpoint_check)
-        self.checkpoint_check = None
+        if of_source is not None:
+            self.source.restore(of_source)
+        if state is not None and state["label_check"] is not None and self.label_check is not None:
+            self.label_check.load_state_dict(state["label_check"])
+
+    def _check(self, state: Mapping[str, Any], of_source: Mapping[str, Any] | None) -> None:
+        """Refuse a state. The checksum is compared last, because it does not tell which key has changed."""
+        assert self.source is not None
+        if of_source is not None:
+            self.source.check_state(of_source)
+        if state["label_check"] is not None and self.label_check is not None:
+            self.label_check.check_state(state["label_check"])
+        if (expected := _checksum(state)) != state["checksum"]:
+            raise ValueError(describe_damage("callback's", f"checksum must be {expected}, got {state['checksum']}"))
 
     def _abandon(self, state: Mapping[str, Any]) -> None:
-        """Start anew in place of a checkpoint's state."""
-        self.abandoned, self.totals = state, RunTotals()
+        """Start anew in place of a checkpoint's state, which may be damaged."""
+        is_intact = isinstance(state, Mapping) and repr(state.get("checksum")) == repr(_checksum(state))
+        self.abandoned, self.totals = (is_intact and state.get("sampler")) or {}, RunTotals()
         if self.source is not None:
             self.source.reset()
             if self.loader is not None:
@@ -268,7 +295,8 @@ class Run:
         if step and not self.source.controller.made:
             state = self.source.capture()
             controller = {**state["controller"], "draws": step, "epoch": epoch}
-            self.source.restore({**state, "epoch": epoch, "position": position, "controller": controller})
+            place = {} if self.sampler is None else {"epoch": epoch, "position": position}  # a stream has none
+            self.source.restore({**state, **place, "controller": controller})
 
     def _choose_delay(self, min_delay: int) -> int:
         """Return the delay of the settings or the checkpoint, else the default or the smallest of the loader."""
@@ -282,10 +310,22 @@ class Run:
         return self.settings.feedback_delay or max(wanted or _DEFAULT_DELAY, min_delay)
 
 
+def _checksum(state: Mapping[str, Any]) -> int:
+    return checksum({name: value for name, value in state.items() if name != "checksum"})
+
+
+def _offer_restart(check: Callable[..., None], *args: Any) -> None:
+    """Call a check of a state; its error names the setting that does without the state."""
+    try:
+        check(*args)
+    except ValueError as error:
+        raise ValueError(f"{error} {_RESTART}") from None
+
+
 def _describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Return how the data and the settings of a source differ from those in a checkpoint; empty if they do not."""
     if _layout(old) != _layout(new):
-        return " The checkpoint is of other data, or of another version of lightning-fair."
+        return " The checkpoint is of other data, of another version of lightning-fair, or damaged."
     before, now = _facts(old), _facts(new)
     changes = [f"{name} {before[name]} -> {value}" for name, value in now.items() if before[name] != value]
     return f" Changed: {', '.join(changes)}." if changes else ""
@@ -297,7 +337,7 @@ def _layout(state: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _facts(state: Mapping[str, Any]) -> dict[str, Any]:
-    target = state["controller"]["target"]
-    mixes = describe_mixes(target["start"].numpy(), target["end"].numpy())
-    reference = describe_reference(state["controller"]["objective"]["base"])
+    target, objective = (to_arrays(state["controller"][name]) for name in ("target", "objective"))
+    mixes = describe_mixes(target["start"], target["end"])
+    reference = describe_reference(objective["base"])
     return {**state.get("data", {}), "batch size": state.get("batch_size"), "target": mixes, "reference": reference}

@@ -259,7 +259,7 @@ class ValidationFeedback:
 
 def warn_of_skipped_validation(checkpoint: Mapping[str, Any]) -> None:
     """Warn if a validation followed the batch after which the checkpoint was saved: Lightning skips it on resume."""
-    if checkpoint.get(_IS_DUE):
+    if checkpoint.get(_IS_DUE) is True:
         rank_zero_warn(
             "The checkpoint was saved after a batch and before the validation that followed it. Lightning skips this "
             "validation now, so its values are not fed back, as they were in the interrupted fit. Save checkpoints "

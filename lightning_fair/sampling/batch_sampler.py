@@ -13,16 +13,18 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-from lightning_fair.common.arrays import Floats, Ints, check_integer, checksum
+from lightning_fair.common.arrays import Floats, Ints, check_integer, checksum, to_arrays
 from lightning_fair.common.class_counts import ClassCounts
 from lightning_fair.common.distributed import check_ranks
 from lightning_fair.common.label_values import check_labels
 from lightning_fair.common.labels import to_class_labels
+from lightning_fair.common.saved_states import check_version
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import Draw
 from lightning_fair.control.rank_facts import controller_facts, describe
 from lightning_fair.sampling.batch_draw import BatchDraw
 from lightning_fair.sampling.class_pools import ClassPools
+from lightning_fair.sampling.saved_draws import check_sampler_state
 from lightning_fair.sampling.systematic import DrawRandomness, systematic_counts
 
 EmptyClasses: TypeAlias = Literal["error", "skip"]
@@ -304,9 +306,9 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             "version": _STATE_VERSION,
             "data": dict(self._fingerprint),
             "batch_size": self.batch_size,
-            "world_size": self.world_size,
+            "global_batch_size": self.global_batch_size,
             "epoch": self.epoch,
-            "position": self._position,
+            "position": max(self._position, 0),  # negative until batches of an earlier iteration are reported
             "drawn": torch.from_numpy((self._drawn if first is None else first.drawn_before).copy()),
             "controller": self.controller.state_dict(),
             "withdrawn": [draw.state_dict() for draw in self._withdrawn],
@@ -319,29 +321,21 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         size of each rank is the same, new draws replace those that were in flight.
 
         Raises:
-            ValueError: If it was captured with other data, batch size, seed or version. Nothing is changed then.
+            ValueError: If it was captured with other data, batch size, seed or version, or has a value that no state
+                can have. Nothing is changed then.
         """
-        if state.get("version") != _STATE_VERSION:
-            raise ValueError(
-                f"This sampler reads state version {_STATE_VERSION}, got {state.get('version')!r}. "
-                "Resume with the version of lightning-fair that wrote the checkpoint."
-            )
-        given, expected = dict(state["data"]), dict(self._fingerprint)
-        has_same_draws = state["batch_size"] * state["world_size"] == self.global_batch_size
-        if not has_same_draws:
-            given["batch size"], expected["batch size"] = state["batch_size"], self.batch_size
-        for name, value in given.items():
-            if value != expected[name]:
-                raise ValueError(
-                    f"The checkpoint was made with {name} = {value}, this run has {expected[name]}. "
-                    "Resume with the same data set and settings, or start without the checkpoint."
-                )
+        self.check_state(state)
         self.controller.load_state_dict(state["controller"])
-        self.epoch, self._position, self._has_begun = int(state["epoch"]), int(state["position"]), False
-        self._pools.drawn = self._drawn = state["drawn"].numpy().copy()
+        self.epoch, self._position, self._has_begun = state["epoch"], state["position"], False
+        self._pools.drawn = self._drawn = to_arrays(state)["drawn"]
         self._withdrawn = deque([*self.controller.withdraw(), *map(Draw.from_state_dict, state["withdrawn"])])
-        if not has_same_draws:
+        if state["global_batch_size"] != self.global_batch_size:
             self._withdrawn.clear()
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse a state that ``restore`` would refuse."""
+        check_version("sampler", state, _STATE_VERSION)
+        check_sampler_state(state, self._fingerprint, self.batch_size, self.global_batch_size, self.controller)
 
     def rank_facts(self) -> dict[str, Any]:
         """See :class:`~lightning_fair.control.draw_source.DrawSource`."""

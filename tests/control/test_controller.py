@@ -660,7 +660,7 @@ def test_refused_state_changes_nothing():
         controller.load_state_dict({**before, "version": 99})
     with pytest.raises(ValueError, match=r"got None"):
         controller.load_state_dict({})
-    with pytest.raises(ValueError, match=r"a controller with 2 classes, this one has 3\. Resume with the data set"):
+    with pytest.raises(ValueError, match=r"made with num_classes = 2, this run has 3\. Resume with the same data set"):
         controller.load_state_dict(FeedbackController(2).state_dict())
     with pytest.raises(
         ValueError, match=r"steers to \[0\.3333 .*this controller to \[0\.5.*Resume with the target_probs"

@@ -568,6 +568,7 @@ def _at_rest(callback: dict[str, Any]) -> dict[str, Any]:
     Where nothing is left to train Lightning begins no epoch, so if the checkpoint was written before the epoch's end,
     its last batch is still the place.
     """
+    callback = {name: value for name, value in callback.items() if name != "checksum"}
     return {**callback, "sampler": {**callback["sampler"], "epoch": None, "position": None}}
 
 
