@@ -20,10 +20,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
 import torch
 
 from lightning_fair.common.arrays import to_plain
+from lightning_fair.common.checks import check_number
 
 Unit: TypeAlias = Literal["step", "epoch"]
 
@@ -305,17 +305,15 @@ def _plain_fields(owner: object) -> dict[str, Any]:
     return {name: to_plain(value) for name, value in vars(owner).items()}
 
 
-def as_schedule(value: float | Schedule) -> Schedule:
-    """Return ``value`` if it is a schedule, else ``Constant(value)``."""
-    if isinstance(value, Schedule):
-        return value
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(
-            f"Expected a number or a lightning_fair.schedules.Schedule, got {value!r}. "
-            "For a function of the step, subclass Schedule, which also states its extremes."
-        )
-    return Constant(float(value))
+def as_schedule(alpha: float | Schedule) -> Schedule:
+    """Return a gain if it is a schedule, else ``Constant(alpha)``; refuse one that can be negative or not finite."""
+    gain = alpha if isinstance(alpha, Schedule) else Constant(check_number("alpha", alpha, "[0, inf)", _OR_SCHEDULE))
+    for value in gain.extremes:
+        check_number("alpha", value, "[0, inf)")
+    return gain
 
+
+_OR_SCHEDULE = " or a lightning_fair.schedules.Schedule (subclass it for a function of the step)"
 
 # So that `torch.load(weights_only=True)` reads a checkpoint with one of them among its hyperparameters.
 torch.serialization.add_safe_globals([Constant, Linear, Cosine, Step, Join, Shift])

@@ -97,7 +97,7 @@ def test_subclass_needs_its_extremes():
 
 @pytest.mark.parametrize("value", [True, "8", None, lambda step: 8.0])
 def test_other_types_are_refused(value):
-    with pytest.raises(TypeError, match=r"Expected a number or a .*Schedule, got .*subclass Schedule"):
+    with pytest.raises(TypeError, match=r"alpha must be a number in \[0, inf\) or a .*Schedule \(subclass it .*got"):
         as_schedule(value)
 
 

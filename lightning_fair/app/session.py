@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from lightning_fair.common.checks import show
 from lightning_fair.rotation.fair_rotation import FairRotation
-from lightning_fair.rotation.serialization import check_inputs, parse, show, whole_number
+from lightning_fair.rotation.serialization import check_inputs, parse, whole_number
 
 LARGEST_N = 1_000_000
 LARGEST_K = 10_000

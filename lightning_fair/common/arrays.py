@@ -1,8 +1,7 @@
-"""Array types, conversions between arrays and tensors, and the check of integer arguments."""
+"""Array types, and conversions between arrays and tensors."""
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -13,24 +12,6 @@ from numpy.typing import NDArray
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
-
-
-def check_integer(name: str, value: Any, minimum: int) -> int:
-    """Return ``value``, a Python or NumPy integer, as an ``int``. The ``name`` of the argument is for the message.
-
-    Raises:
-        ValueError: If ``value`` is not an integer (a ``bool`` is not), or is below ``minimum``.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
-        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}.")
-    return int(value)
-
-
-def check_at_least_zero(name: str, value: float) -> float:
-    """Return ``value`` as a ``float``; refuse one that is negative or not finite."""
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} must be finite and at least 0, got {value}.")
-    return float(value)
 
 
 def to_numpy(values: Any) -> Any:

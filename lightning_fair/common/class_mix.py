@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lightning_fair.common.arrays import Floats, to_numpy
+from lightning_fair.common.arrays import Floats
+from lightning_fair.common.checks import check_numbers, show
 
 SUM_TOLERANCE = 1e-3  # float32 vectors and hand-written decimals pass; a forgotten class does not
 
@@ -16,23 +17,33 @@ def check_mix(values: ArrayLike, num_classes: int, name: str = "target_probs") -
     If the sum differs from one by at most 0.001, the values are divided by it. The ``name`` is for the messages.
 
     Raises:
+        TypeError: If the values are no list or array of numbers.
         ValueError: If the shape is wrong, an entry is negative or not finite, or the sum is not one.
     """
-    try:
-        mix = np.array(to_numpy(values), dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be numbers, got {values!r}.") from error
-    if mix.shape != (num_classes,):
-        raise ValueError(f"{name} must have one entry per class, shape ({num_classes},), got shape {mix.shape}.")
-    for bad, rule in ((~np.isfinite(mix), "must be finite"), (mix < 0, "must not be negative")):
-        if bad.any():
-            label = int(bad.argmax())
-            raise ValueError(f"{name} {rule}, got {mix[label]:g} for class {label}.")
+    mix = check_shares(values, num_classes, name)
     total = mix.sum()
     if abs(total - 1.0) > SUM_TOLERANCE:
         raise ValueError(f"{name} must sum to one, got a sum of {total:g}. Divide it by its sum.")
     scaled: Floats = mix / total
     return scaled
+
+
+def check_shares(values: ArrayLike, num_classes: int, name: str) -> Floats:
+    """Return a number of at least 0 for each class: float64, shape ``(num_classes,)``.
+
+    Raises:
+        TypeError: If the values are no list or array of numbers.
+        ValueError: If the shape is wrong, or an entry is negative or not finite.
+    """
+    shares = check_numbers(name, values)
+    if shares.shape != (num_classes,):
+        got = f"shape {shares.shape}" if shares.ndim else show(values)
+        raise ValueError(f"{name} must have one entry per class, shape ({num_classes},), got {got}.")
+    for bad, rule in ((~np.isfinite(shares), "must be finite"), (shares < 0, "must not be negative")):
+        if bad.any():
+            label = int(bad.argmax())
+            raise ValueError(f"{name} {rule}, got {shares[label]:g} for class {label}.")
+    return shares
 
 
 def total_variation(a: ArrayLike, b: ArrayLike) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_fair.common.arrays import Ints, to_numpy
+from lightning_fair.common.checks import LARGEST_NUM_CLASSES, check, check_array, show
 
 MASKS = "Of masks, pass one class per image, such as labels=[int(mask.max()) for mask in masks]"
 _TAGS = "Several labels per sample are not supported: pass one of them, for example the rarest of its tags"
@@ -58,6 +59,7 @@ def number_labels(values: Any, num_classes: int | None = None, num_named: int = 
         >>> number_labels([7, 2**40, 7]).numbers
         array([0, 1, 0])
     """
+    num_classes = None if num_classes is None else check("num_classes", num_classes)
     if isinstance(values, ClassLabels):
         return values
     y = label_array(values)
@@ -73,6 +75,8 @@ def number_labels(values: Any, num_classes: int | None = None, num_named: int = 
         low, high = int(y.min()), int(y.max())
         if low < 0:
             raise _negative(low)
+        if num_classes is not None and high >= num_classes:
+            raise _beyond(high, num_classes)
         if num_classes is None and high >= max(y.size, num_named):
             unique, y = np.unique(y, return_inverse=True)
             classes = unique.tolist()
@@ -91,9 +95,9 @@ def check_labels(labels: Any, num_classes: int) -> NDArray[Any]:
         >>> check_labels([0, 2, 1], num_classes=3)
         array([0, 2, 1])
     """
-    y: NDArray[Any] = np.asanyarray(to_numpy(labels))
+    y = check_array("labels", labels, "one class per sample")
     if y.ndim != 1:
-        raise ValueError(f"labels must have shape (N,), one class per sample, got shape {y.shape}.")
+        raise ValueError(f"labels must have shape (N,), one class per sample, got {_shape(y, labels)}.")
     if y.size == 0:
         return y.astype(np.int64)
     if y.dtype.kind not in "iu":
@@ -102,11 +106,7 @@ def check_labels(labels: Any, num_classes: int) -> NDArray[Any]:
     if low < 0:
         raise _negative(low)
     if high >= num_classes:
-        remedy = f"State num_classes={high + 1} or more" if high < 2**24 else "Leave num_classes out"
-        raise ValueError(
-            f"labels must lie in [0, {num_classes}), got {high}. {remedy}, or number the labels with "
-            "np.unique(labels, return_inverse=True)[1]."
-        )
+        raise _beyond(high, num_classes)
     return y.view(np.int64) if y.dtype == np.uint64 else y
 
 
@@ -157,7 +157,7 @@ def _to_array(values: Any) -> NDArray[Any]:
         return _list_to_array(values)
     if isinstance(values, Tensor):
         # A tensor's memory moves when torch shares it with a spawned worker: a view of it would dangle.
-        return np.array(to_numpy(values))
+        return np.array(check_array("labels", values, "one class per sample"))
     column = getattr(values, "array", values)
     if hasattr(column, "codes") and hasattr(column, "categories"):  # of pandas
         categories = np.array([*column.categories, None], dtype=object)
@@ -198,7 +198,7 @@ def _one_column(y: NDArray[Any]) -> NDArray[Any]:
         return y
     if y.ndim == 2 and y.shape[1] == 1:
         return y[:, 0]
-    rule = f"labels must have shape (N,), one class per sample, got shape {y.shape}."
+    rule = f"labels must have shape (N,), one class per sample, got {_shape(y, y.tolist())}."
     if y.ndim != 2:
         raise ValueError(f"{rule} {MASKS if y.ndim > 2 else 'Pass a list or an array'}.")
     if y.dtype.kind in "biuf":
@@ -269,6 +269,18 @@ def _refuse_missing(missing: NDArray[np.bool_]) -> None:
             f"labels must be one class per sample, but {missing.sum()} samples have none (None or NaN), the first is "
             f"sample {missing.argmax()}. Leave them out with torch.utils.data.Subset(dataset, indices)."
         )
+
+
+def _shape(y: NDArray[Any], labels: Any) -> str:
+    return f"shape {y.shape}" if y.ndim else show(labels)
+
+
+def _beyond(high: int, num_classes: int) -> ValueError:
+    remedy = f"State num_classes={high + 1} or more" if high < LARGEST_NUM_CLASSES else "Leave num_classes out"
+    return ValueError(
+        f"labels must lie in [0, {num_classes}), got {high}. {remedy}, or number the labels with "
+        "np.unique(labels, return_inverse=True)[1]."
+    )
 
 
 def _negative(low: int) -> ValueError:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
 
+from lightning_fair.common.checks import check, show
 from lightning_fair.common.label_values import ClassLabels, has_repeats, label_array, number_labels
 from lightning_fair.common.sample_labels import LABEL_KEYS, LabelColumns, choose_column, label_row, sample_place
 
@@ -72,7 +73,7 @@ def find_labels(dataset: Any, labels: Labels = None, num_classes: int | None = N
     """
     result = look_up_labels(dataset, labels, num_classes)
     if result is None:
-        what = "labels in the usual places" if labels in (None, "scan") else f"labels at {labels!r}"
+        what = "labels in the usual places" if labels in (None, "scan") else f"labels at {show(labels)}"
         raise TypeError(f"{_kind(_innermost(dataset))} has no {what}. {_offers(_innermost(dataset))}{_REMEDY}")
     return result
 
@@ -82,6 +83,9 @@ def look_up_labels(dataset: Any, labels: Labels = None, num_classes: int | None 
 
     This is the case for ``labels="scan"``, and for a name or a position that the data set does not have.
     """
+    num_classes = None if num_classes is None else check("num_classes", num_classes)
+    if isinstance(dataset, (str, bytes)) or not (hasattr(dataset, "__iter__") or hasattr(dataset, "__getitem__")):
+        raise TypeError(f"dataset must be a map-style data set (__getitem__ and __len__), got {show(dataset)}.")
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
         raise TypeError(
             f"{_kind(dataset)} is a stream: its samples cannot be drawn by index. "

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lightning_fair.common.arrays import Floats, check_at_least_zero, check_integer
+from lightning_fair.common.arrays import Floats, to_tensors
+from lightning_fair.common.checks import check
+from lightning_fair.common.class_mix import check_shares
 from lightning_fair.common.label_values import check_labels
 from lightning_fair.control import law
 from lightning_fair.control.controller_state import ControllerState
@@ -50,9 +52,9 @@ class FeedbackController(ControllerState):
         num_classes: Number of classes ``K``, at least 1.
         target_probs: Class mix ``q`` that batches are steered to: ``"uniform"`` (or None); ``"prior"``, the data's
             class mix; ``"sqrt"``, between the two; a vector of ``K`` probabilities; a mapping from class to probability
-            (the other classes share the rest); or a :class:`~lightning_fair.schedules.Shift` from one to another. A
-            class with target 0 is never drawn. If the target changes, the trained mix is rescaled with it, so earlier
-            draws do not count as a deficit.
+            (the other classes share the rest, which can be 0); or a :class:`~lightning_fair.schedules.Shift` from one
+            to another. A class with target 0 is never drawn. If the target changes, the trained mix is rescaled with
+            it, so earlier draws do not count as a deficit.
         alpha: Gain, no unit, at least 0, or a schedule of it. 0 draws from the target and ignores feedback.
         lambda1: Weight of the deficit, at least 0.
         lambda2: Weight of the losses, at least 0: of ``e`` in the draw, or of ``z`` in the objective. 0 ignores them.
@@ -82,10 +84,10 @@ class FeedbackController(ControllerState):
         objective: The reference, and what feedback has made of it.
 
     Raises:
+        TypeError: If an argument is of another type.
         ValueError: If an argument is out of range; the floors sum to more than one; a class with target 0 has a share
             of the reference; or the loop is unstable: ``alpha * lambda1 >= 2 * horizon - 1``, or with losses fed back
             to the draw ``alpha * (lambda1 + z * lambda2)``, with the largest possible ``z``, at most 10/3.
-        TypeError: If ``alpha`` is neither a number nor a schedule.
 
     Example:
         >>> controller = FeedbackController(num_classes=2, alpha=8.0)
@@ -116,14 +118,15 @@ class FeedbackController(ControllerState):
         batch_size: int = 64,
         feedback_delay: int = 1,
     ) -> None:
-        self.num_classes = K = check_integer("num_classes", num_classes, 1)
+        self.num_classes = K = check("num_classes", num_classes)
         self.alpha = as_schedule(alpha)
-        self.lambda1 = check_at_least_zero("lambda1", lambda1)
-        self.lambda2 = check_at_least_zero("lambda2", lambda2)
-        law.check_settings(min(self.alpha.extremes), loss_ema_decay, horizon)
-        self.loss_ema_decay = float(loss_ema_decay)
-        self.feedback_delay = check_integer("feedback_delay", feedback_delay, 1)
-        self._horizon = None if horizon is None else float(horizon)
+        self.lambda1: float = check("lambda1", lambda1)
+        self.lambda2: float = check("lambda2", lambda2)
+        self.loss_ema_decay: float = check("loss_ema_decay", loss_ema_decay)
+        self.feedback_delay: int = check("feedback_delay", feedback_delay)
+        self._horizon: float | None = None if horizon is None else check("horizon", horizon)
+        if class_counts is not None:
+            class_counts = check_shares(class_counts, K, "class_counts")
         self._target = MovingTarget(target_probs, K, class_counts, max_weight, min_prob)
         self.max_weight, self.min_prob = self._target.max_weight, self._target.min_prob
         self.objective = Objective(
@@ -146,7 +149,7 @@ class FeedbackController(ControllerState):
         Raises:
             ValueError: If the loop is unstable.
         """
-        self.batch_size = check_integer("batch_size", batch_size, 1)
+        self.batch_size: int = check("batch_size", batch_size)
         # The largest target on the way has the shortest horizon, and so the smallest stable gain.
         smallest, largest = self._target.smallest_range
         horizon = law.default_horizon(largest, batch_size) if self._horizon is None else self._horizon

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_fair.common.arrays import Floats, check_at_least_zero, to_numpy
+from lightning_fair.common.arrays import Floats
+from lightning_fair.common.checks import check_numbers
 
 # The default horizon expects this many samples of the rarest class. At rest the rounding noise of `log(p / q)` then has
 # a deviation of `alpha / sqrt(2 * 100 * (1 + alpha))`, 0.19 at alpha = 8.
@@ -133,7 +134,7 @@ def batch_statistics(
     counts = np.bincount(labels, minlength=num_classes)
     if losses is None:
         return counts, None, None
-    losses = np.asarray(to_numpy(losses), dtype=np.float64)
+    losses = check_numbers("losses", losses)
     if losses.shape != labels.shape:
         raise ValueError(
             f"losses must have one value per label, shape {labels.shape}, got shape {losses.shape}. "
@@ -215,19 +216,6 @@ def default_horizon(min_target: float, batch_size: float) -> float:
 def max_z(min_target: float) -> float:
     """Return the largest ``z`` above the mean that a class can have, if no target is below ``min_target``."""
     return min(_MAX_Z_FROM_MEAN, math.sqrt((1.0 - min_target) / min_target))
-
-
-def check_settings(min_alpha: float, loss_ema_decay: float, horizon: float | None) -> None:
-    """Check the range of the gain, of the memory of the losses and of the horizon.
-
-    Raises:
-        ValueError: If one is out of range.
-    """
-    check_at_least_zero("alpha", min_alpha)
-    if not 0.0 <= loss_ema_decay < 1.0:
-        raise ValueError(f"loss_ema_decay must lie in [0, 1), got {loss_ema_decay}.")
-    if horizon is not None and not 1.0 <= horizon < math.inf:
-        raise ValueError(f"horizon must be at least 1 batch, got {horizon}.")
 
 
 def check_gain(max_alpha: float, lambda1: float, lambda2: float, horizon: float, min_target: float) -> None:

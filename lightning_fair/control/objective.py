@@ -8,7 +8,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lightning_fair.common.arrays import Floats, check_at_least_zero, to_arrays, to_numpy, to_tensors
+from lightning_fair.common.arrays import Floats, to_arrays, to_numpy, to_tensors
+from lightning_fair.common.checks import check, check_choice, check_numbers
+from lightning_fair.common.class_mix import check_shares
 from lightning_fair.common.saved_states import Rule, array, mix, one_of, optional
 from lightning_fair.control import law
 from lightning_fair.control.target import MovingTarget, Target, describe_mixes, resolve_target
@@ -55,14 +57,10 @@ class Objective:
     ) -> None:
         follows = isinstance(reference, str) and reference == "target"
         self.base = None if follows else _fixed(resolve_target(reference, num_classes, class_counts, "reference"))
-        for name, value, choices in (
-            ("feedback", feedback, ("train", "validation")),
-            ("feedback_to", feedback_to, ("draw", "objective")),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name} must be {choices[0]!r} or {choices[1]!r}, got {value!r}.")
-        self.feedback, self.feedback_to = feedback, feedback_to
-        self.gain, self.lambda2 = check_at_least_zero("feedback_gain", gain), lambda2
+        self.feedback: Feedback = check_choice("feedback", feedback, ("train", "validation"))
+        self.feedback_to: FeedbackTo = check("feedback_to", feedback_to)
+        self.gain: float = check("feedback_gain", gain)
+        self.lambda2 = lambda2
         self._num_classes = num_classes
         self.reset()
 
@@ -179,6 +177,7 @@ def validation_scores(
         name: Name of the values for the messages.
 
     Raises:
+        TypeError: If the values or the counts are no numbers.
         ValueError: If a shape is wrong, a rate is not in [0, 1] (rounding aside), a loss is negative or infinite, or a
             count is negative or NaN.
 
@@ -186,16 +185,11 @@ def validation_scores(
         >>> validation_scores([1.0, 3.0, 0.0], [5, 5, 0], np.ones(3, bool), higher_is_better=False)
         array([-0.5, -1.5,  nan])
     """
-    scores, num_classes = np.array(to_numpy(values), dtype=np.float64), takes_part.size
+    scores, num_classes = check_numbers(name, values), takes_part.size
     if scores.shape != (num_classes,):
         raise ValueError(f"{name} must have one value per class, shape ({num_classes},), got shape {scores.shape}.")
     if counts is not None:
-        samples = np.asarray(to_numpy(counts))
-        if samples.shape != (num_classes,):
-            raise ValueError(f"counts must have one number per class, shape ({num_classes},), got {samples.shape}.")
-        if not (samples >= 0).all():
-            raise ValueError(f"counts must be at least 0, got {samples[~(samples >= 0)][0]}.")
-        scores[samples == 0] = np.nan
+        scores[check_shares(counts, num_classes, "counts") == 0] = np.nan
     scores[~takes_part] = np.nan
     known = scores[~np.isnan(scores)]
     if higher_is_better:

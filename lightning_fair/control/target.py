@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lightning_fair.common.arrays import Floats, to_arrays, to_numpy, to_tensors
-from lightning_fair.common.class_mix import SUM_TOLERANCE, check_mix
+from lightning_fair.common.checks import check, check_number, show
+from lightning_fair.common.class_mix import SUM_TOLERANCE, check_mix, check_shares
 from lightning_fair.common.saved_states import mix, number, optional
 from lightning_fair.control.law import mixture_floor, reciprocal
 from lightning_fair.schedules import Shift
@@ -60,12 +61,8 @@ class MovingTarget:
         max_weight: float,
         min_prob: float,
     ) -> None:
-        check_max_weight(max_weight)
-        if not 0.0 <= min_prob < 1.0 / num_classes:
-            raise ValueError(
-                f"min_prob must lie in [0, 1/K), got {min_prob} for K = {num_classes} (1/K = {1 / num_classes:.6g})."
-            )
-        self.max_weight, self.min_prob = float(max_weight), float(min_prob)
+        self.max_weight: float = check("max_weight", max_weight)
+        self.min_prob = check_min_prob(min_prob, num_classes)
         self._schedule = target.progress if isinstance(target, Shift) else None
         self.exponent = target.exponent if isinstance(target, AutoTarget) else None
         self.start, self.end = (resolve_target(end, num_classes, class_counts) for end in target_endpoints(target))
@@ -167,13 +164,24 @@ class MovingTarget:
         self.move_to(state["progress"])
 
 
-def check_max_weight(max_weight: float) -> None:
-    """Refuse a bound on the weights below one."""
-    if not max_weight >= 1.0:
-        raise ValueError(
-            f"max_weight must be at least 1, got {max_weight}: the weights of a batch are one on average. math.inf is "
-            "no bound."
-        )
+def check_kind(name: str, mix: Any, *words: str) -> None:
+    """Refuse a mix that is no vector, mapping, or one of the usual names and ``words``; None is uniform."""
+    is_many = isinstance(mix, Sized) and not isinstance(mix, (str, bytes)) and getattr(mix, "ndim", 1) > 0
+    allowed = ("uniform", "prior", "sqrt", *(["target"] if name == "reference" else []), *words)
+    if mix is None or (is_many and len(mix)) or (isinstance(mix, str) and mix in allowed):
+        return
+    kinds = f"{', '.join(map(repr, allowed))}, a vector or a mapping"
+    hint = " FairSampling alone knows the data and the length of the training." * (
+        isinstance(mix, str) and mix in TRAINING_TARGETS
+    )
+    raise (ValueError if is_many or isinstance(mix, str) else TypeError)(
+        f"{name} must be {kinds}, got {show(mix)}.{hint}"
+    )
+
+
+def check_min_prob(min_prob: float, num_classes: int) -> float:
+    """Return a floor of the probabilities as a ``float``; refuse one that is not in ``[0, 1/K)``."""
+    return check_number("min_prob", min_prob, f"[0, {1.0 / num_classes})", f" (1/K for {num_classes} classes)")
 
 
 def _smallest(mix: Floats) -> float:
@@ -200,6 +208,7 @@ def resolve_target(
     :class:`~lightning_fair.FeedbackController` describes the other values.
 
     Raises:
+        TypeError: If it is no name, vector or mapping, or has values that are no numbers.
         ValueError: If the name is unknown, the counts are missing, or the numbers are not a class mix.
 
     Example:
@@ -210,6 +219,8 @@ def resolve_target(
     """
     if target is None or (isinstance(target, str) and target == "uniform"):
         return np.full(num_classes, 1.0 / num_classes)
+    if not isinstance(target, AutoTarget):
+        check_kind(name, target)
     if isinstance(target, (str, AutoTarget)):
         return _from_counts(target, num_classes, class_counts, name)
     if isinstance(target, Mapping):
@@ -219,15 +230,12 @@ def resolve_target(
 
 def _from_counts(target: str | AutoTarget, num_classes: int, class_counts: ArrayLike | None, name: str) -> Floats:
     word = "auto" if isinstance(target, AutoTarget) else target
-    exponent = target.exponent if isinstance(target, AutoTarget) else {"prior": 1.0, "sqrt": 0.5}.get(target)
-    if exponent is None:
-        hint = " FairSampling alone knows the data and the length of the training." if word in TRAINING_TARGETS else ""
-        raise ValueError(f"{name} must be 'uniform', 'prior', 'sqrt', a vector or a mapping, got {target!r}.{hint}")
+    exponent = target.exponent if isinstance(target, AutoTarget) else {"prior": 1.0, "sqrt": 0.5}[target]
     if class_counts is None:
         raise ValueError(
             f"{name}={word!r} is computed from the data: pass class_counts=np.bincount(labels, minlength=num_classes)."
         )
-    counts = np.asarray(to_numpy(class_counts), dtype=np.float64)
+    counts = check_shares(class_counts, num_classes, "class_counts")
     share = np.where(counts == 0, 0.0, counts**exponent)
     return check_mix(share / max(share.sum(), 1.0), num_classes, f"the {word} of class_counts")
 
@@ -309,8 +317,8 @@ def _from_mapping(target: Mapping[_Key, float], num_classes: int, name: str) -> 
     mix, unnamed = np.zeros(num_classes), np.ones(num_classes, dtype=bool)
     for label, prob in target.items():
         if label not in range(num_classes):
-            raise ValueError(f"{name} names class {label!r}; classes are the integers 0 to {num_classes - 1}.")
-        mix[int(label)], unnamed[int(label)] = prob, False
+            raise ValueError(f"{name} names class {show(label)}; classes are the integers 0 to {num_classes - 1}.")
+        mix[int(label)], unnamed[int(label)] = check_number(f"{name}[{label}]", prob, "[0, inf)"), False
     if unnamed.any():
         rest = 1.0 - mix[np.isfinite(mix)].sum()
         if rest < -SUM_TOLERANCE:

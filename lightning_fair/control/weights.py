@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from lightning_fair.common.arrays import Floats, to_numpy
+from lightning_fair.common.arrays import Floats
+from lightning_fair.common.checks import check, check_numbers, show
 from lightning_fair.common.label_values import check_labels
 
 _MIN_PROB = 1e-12  # in the logarithm
@@ -18,10 +19,7 @@ _ROUNDING = 1e-12  # relative error of a weight: none is clipped where the draw 
 def class_weights(q: ArrayLike, p: ArrayLike, max_w: float | None = None, *, exponent: float = 1.0) -> Floats:
     """Return the weight ``min((q / p) ** exponent, max_w)`` of each class, 0 if ``p = 0``; float64, shape ``(K,)``."""
     q, p = _check_mixes(q=q, p=p)
-    if max_w is not None and not max_w > 0:
-        raise ValueError(f"max_w must be positive, or None for no bound, got {max_w}.")
-    if not 0.0 <= exponent <= 1.0:
-        raise ValueError(f"exponent must lie in [0, 1], got {exponent}.")
+    max_w, exponent = None if max_w is None else check("max_w", max_w), check("exponent", exponent)
     weights = np.divide(q, p, out=np.zeros_like(q), where=p > 0)
     if exponent != 1.0:
         weights = weights**exponent * (p > 0)
@@ -29,12 +27,12 @@ def class_weights(q: ArrayLike, p: ArrayLike, max_w: float | None = None, *, exp
 
 
 def _check_mixes(**mixes: ArrayLike) -> tuple[Floats, Floats]:
-    (one, q), (other, p) = ((name, np.asarray(to_numpy(mix), dtype=np.float64)) for name, mix in mixes.items())
+    (one, q), (other, p) = ((name, check_numbers(name, mix)) for name, mix in mixes.items())
     if q.shape != p.shape or q.ndim != 1:
         raise ValueError(f"{one} and {other} must both have shape (K,), got {q.shape} and {p.shape}.")
     for name, mix in ((one, q), (other, p)):
         if not (np.isfinite(mix).all() and (mix >= 0).all()):
-            raise ValueError(f"{name} must be probabilities: finite and not negative.")
+            raise ValueError(f"{name} must be probabilities: finite and not negative, got {show(mix.tolist())}.")
     return q, p
 
 
@@ -79,6 +77,7 @@ def logit_adjustment(p: ArrayLike, ref: ArrayLike) -> torch.Tensor:
         Float32 tensor of shape ``(K,)`` on the CPU.
 
     Raises:
+        TypeError: If ``p`` or ``ref`` is no list or array of numbers.
         ValueError: If ``p`` and ``ref`` differ in shape, or have an entry that is negative or not finite.
 
     References:
@@ -124,6 +123,7 @@ def importance_weights(
         Float32 tensor of shape ``(batch,)``, on the device of ``labels`` if that is a tensor, else on the CPU.
 
     Raises:
+        TypeError: If an argument is of another type.
         ValueError: If labels are not integers in ``[0, K)``, a label's class has ``p = 0``, ``q`` and ``p`` differ in
             shape or have an entry that is negative or not finite, or another argument is out of range.
 
@@ -135,9 +135,9 @@ def importance_weights(
         >>> importance_weights([0, 1, 1], q=[0.5, 0.5], p=[0.8, 0.2])
         tensor([0.6250, 2.5000, 2.5000])
     """
-    weight_of_class = class_weights(q, p, max_w, exponent=exponent)
+    weight_of_class, normalize = class_weights(q, p, max_w, exponent=exponent), check("normalize", normalize)
     y = check_labels(labels, weight_of_class.size)
-    impossible = np.asarray(to_numpy(p))[y] <= 0
+    impossible = check_numbers("p", p)[y] <= 0
     if impossible.any():
         raise ValueError(
             f"labels hold class {int(y[impossible][0])}, which has p = 0 and cannot have been drawn from this p. "
@@ -160,6 +160,7 @@ def effective_sample_size(weights: ArrayLike | torch.Tensor) -> float:
         weights: Weights, not negative, shape ``(batch,)``.
 
     Raises:
+        TypeError: If the weights are no list or array of numbers.
         ValueError: If a weight is negative or not finite, or the shape is not ``(batch,)``.
 
     Reference:
@@ -169,9 +170,9 @@ def effective_sample_size(weights: ArrayLike | torch.Tensor) -> float:
         >>> effective_sample_size([1.0, 1.0, 1.0, 1.0]), effective_sample_size([4.0, 0.0, 0.0, 0.0])
         (4.0, 1.0)
     """
-    w = np.asarray(to_numpy(weights), dtype=np.float64)
+    w = check_numbers("weights", weights)
     if w.ndim != 1 or not np.isfinite(w).all() or (w < 0).any():
-        raise ValueError("weights must have shape (batch,) and be finite and not negative.")
+        raise ValueError(f"weights must have shape (batch,) and be finite and not negative, got {show(weights)}.")
     if not w.any():
         return 0.0
     w = w / w.max()  # the ratio has no unit, and this keeps the squares in range

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from lightning_fair.common.checks import check_type, show
 from lightning_fair.integration.callback import FairSampling, find_callback
 from lightning_fair.integration.lightning_packages import check_trainer
 from lightning_fair.integration.step_correction import StepCorrection
@@ -78,10 +79,12 @@ class ImportanceWeightedMixin(_Base):
             Scalar tensor.
 
         Raises:
+            TypeError: If an argument is no tensor, or ``losses`` is not of floating point.
             ValueError: If ``losses`` is not of shape ``(batch,)``, or ``labels`` has another shape or range.
             RuntimeError: If a Trainer trains the module, and has no FairSampling because ``configure_callbacks`` is
                 overridden without ``super()``.
         """
+        _check_tensors(losses=losses, labels=labels)
         step = self._open_step("weighted_loss")
         return losses.mean() if step is None else step.mean(losses, labels)
 
@@ -111,6 +114,7 @@ class ImportanceWeightedMixin(_Base):
             Tensor of the same shape. Half precision becomes float32, because its few bits cannot hold the sum.
 
         Raises:
+            TypeError: If an argument is no tensor, or ``logits`` is not of floating point.
             ValueError: If ``logits`` or ``labels`` have another shape, or if ``FairSampling(logits=...)`` adjusts the
                 logits already.
             RuntimeError: As for :meth:`weighted_loss`; or if losses are fed back from within ``torch.func.grad`` or
@@ -119,6 +123,7 @@ class ImportanceWeightedMixin(_Base):
         Reference:
             A. Menon et al., "Long-tail learning via logit adjustment" (2021).
         """
+        _check_tensors(logits=logits, labels=labels)
         step = self._open_step("adjusted_logits")
         if step is None or not step.adjusts_logits:
             return logits
@@ -157,7 +162,7 @@ class ImportanceWeightedMixin(_Base):
 
         Raises:
             ValueError: If a shape, a value or a count is wrong.
-            TypeError: If the values are a mapping.
+            TypeError: If the values or the counts are a mapping, or no numbers.
             RuntimeError: If there is no validation, or a second call in a validation is without counts.
         """
         trainer = self._trainer  # the property raises without a Trainer
@@ -170,6 +175,7 @@ class ImportanceWeightedMixin(_Base):
         check_trainer(self.trainer)
         callbacks = super().configure_callbacks()
         own, theirs = self.fair_sampling, find_callback(self.trainer)
+        check_type("fair_sampling", own, (bool, FairSampling), "True, False or a FairSampling")
         if isinstance(own, FairSampling) and theirs not in (None, own):
             raise ValueError(
                 f"Both the Trainer (or its FairDataModule) and {type(self).__name__}.fair_sampling have a "
@@ -179,3 +185,11 @@ class ImportanceWeightedMixin(_Base):
             return callbacks
         mine = own if isinstance(own, FairSampling) else FairSampling()
         return [*callbacks, mine] if isinstance(callbacks, Sequence) else [callbacks, mine]
+
+
+def _check_tensors(labels: Any, **values: Any) -> None:
+    ((name, value),) = values.items()
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise TypeError(f"{name} must be a tensor of floating point, got {show(value)}.")
+    if labels is not None:
+        check_type("labels", labels, Tensor, "a tensor of class numbers, or None")

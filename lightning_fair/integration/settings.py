@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, fields
 from numbers import Integral
+from types import NoneType
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
-from lightning_fair.common.arrays import check_at_least_zero, check_integer, to_plain
+from lightning_fair.common.arrays import to_plain
+from lightning_fair.common.checks import RULES, check, check_choice, check_number, show
+from lightning_fair.common.class_mix import check_mix
 from lightning_fair.common.labels import Labels, class_names, to_class_labels
 from lightning_fair.control import law
 from lightning_fair.control.controller import FeedbackController
@@ -21,7 +25,8 @@ from lightning_fair.control.objective import FeedbackTo
 from lightning_fair.control.target import (
     TRAINING_TARGETS,
     Target,
-    check_max_weight,
+    check_kind,
+    check_min_prob,
     number_target,
     resolve_target,
     target_endpoints,
@@ -38,14 +43,6 @@ Resume: TypeAlias = Literal["continue", "restart"]
 
 _LAW = ("alpha", "lambda1", "lambda2", "max_weight", "min_prob", "horizon", "loss_ema_decay")
 _OBJECTIVE = ("feedback_to", "feedback_gain")
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    "preset": tuple(PRESETS),
-    "correction": ("weights", "logits", "none"),
-    "feedback_mode": ("max", "min", None),
-    "feedback_to": ("draw", "objective"),
-    "empty_classes": ("error", "skip"),
-    "resume": ("continue", "restart"),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,22 +83,14 @@ class FairSettings:
     resume: Resume = "continue"
 
     def __post_init__(self) -> None:
+        check_choice("preset", self.preset, tuple(PRESETS))
+        _check_name("feedback", self.feedback, "'train' or the name of a metric")
+        _check_name("logits", self.logits, "the name of a submodule")
         self._apply_preset()
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                allowed = ", ".join(repr(choice) for choice in choices[:-1])
-                raise ValueError(f"{name} must be {allowed} or {choices[-1]!r}, got {getattr(self, name)!r}.")
-        is_name, ref = isinstance(self.reference, str), self.reference
-        if (is_name and ref not in ("target", "uniform", "prior", "sqrt")) or not (
-            is_name or isinstance(ref, Mapping) or np.ndim(ref) == 1  # type: ignore[arg-type]
-        ):
-            raise ValueError(f"reference must be 'target', 'uniform', 'prior', a vector or a mapping, got {ref!r}.")
-        check_max_weight(self.max_weight)
-        check_at_least_zero("feedback_gain", self.feedback_gain)
-        if not self.max_repeats >= 1:
-            raise ValueError(f"max_repeats must be at least 1, got {self.max_repeats}.")
-        if not isinstance(self.feedback, str) or not self.feedback:
-            raise ValueError(f"feedback must be 'train' or the name of a metric, got {self.feedback!r}.")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in RULES and not (value is None and field.default is None):
+                object.__setattr__(self, field.name, check(field.name, value))
         object.__setattr__(self, "feedback_mode", feedback_mode(self.feedback, self.feedback_mode))
         if self.logits is not None and self.correction != "logits":
             raise ValueError(
@@ -110,21 +99,29 @@ class FairSettings:
             )
         if self.correction != "weights" and (self.normalize or self.exponent != 1.0):
             raise ValueError(f"normalize and exponent change the weights, and correction={self.correction!r} has none.")
-        if not 0.0 <= self.exponent <= 1.0:
-            raise ValueError(f"exponent must lie in [0, 1], got {self.exponent}.")
-        if isinstance(self.labels, (bytes, bool, float)) or (isinstance(self.labels, str) and not self.labels):
-            raise ValueError(
-                "labels must be one class per sample, 'scan', a name, a position, a function of the data set or None, "
-                f"got {self.labels!r}."
-            )
-        for name, minimum in (("num_classes", 1), ("steps_per_epoch", 1), ("feedback_delay", 1), ("seed", 0)):
-            if (value := getattr(self, name)) is not None:
-                check_integer(name, value, minimum)
-        if self.class_names is not None:
-            object.__setattr__(self, "class_names", [str(name) for name in self.class_names])
-            if len(set(self.class_names)) != len(self.class_names):
-                raise ValueError("class_names must differ: classes of one name would share their tags.")
+        self._check_data_settings()
         self._check_law()
+
+    def _check_data_settings(self) -> None:
+        labels, names, key = self.labels, self.class_names, self.dataloader
+        is_one = isinstance(labels, (str, Integral)) and labels != "" and not isinstance(labels, bool)
+        is_many = hasattr(labels, "__len__") and not isinstance(labels, (str, bytes, Mapping, Set))
+        if not (is_one or is_many or labels is None or callable(labels)):
+            raise TypeError(
+                "labels must be one class per sample, 'scan', a name, a position, a function of the data set or None, "
+                f"got {show(labels)}."
+            )
+        if isinstance(key, bool) or not isinstance(key, (str, Integral, NoneType)):
+            raise TypeError(f"dataloader must be the key or the position of a training loader, got {show(key)}.")
+        if names is None:
+            return
+        if not isinstance(names, Iterable) or isinstance(names, (str, bytes, Mapping, Set, Tensor)):
+            raise TypeError(f"class_names must be a list with a name of each class, got {show(names)}.")
+        object.__setattr__(self, "class_names", [str(name) for name in names])
+        if not 0 < len(set(self.class_names)) == len(self.class_names):  # type: ignore[arg-type]
+            raise ValueError(
+                f"class_names must differ, or classes would share their tags, and be at least one, got {show(names)}."
+            )
 
     def _apply_preset(self) -> None:
         for name, value in asdict(PRESETS.get(self.preset, Preset())).items():  # an unknown name is refused later
@@ -286,7 +283,7 @@ class FairSettings:
     def _known_num_classes(self) -> int | None:
         """Number of classes according to the settings alone."""
         ends = target_endpoints(self.target_probs)
-        vectors = (end for end in ends if np.ndim(end) == 1 and not isinstance(end, (str, Mapping)))  # type: ignore[arg-type]
+        vectors = (end for end in ends if not isinstance(end, (str, Mapping, NoneType)))
         return self.num_classes or next((len(end) for end in vectors), None)  # type: ignore[arg-type]
 
     def _check_names(self, K: int | None) -> None:
@@ -295,15 +292,11 @@ class FairSettings:
 
     def _check_law(self) -> None:
         """Check the law as far as the number of classes and the target are known without the data."""
-        alpha, K, horizon = as_schedule(self.alpha), self._known_num_classes, self.horizon
-        for name in ("lambda1", "lambda2"):
-            check_at_least_zero(name, getattr(self, name))
-        law.check_settings(min(alpha.extremes), self.loss_ema_decay, horizon)
-        if not 0.0 <= self.min_prob < 1.0 / (K or 1):
-            raise ValueError(f"min_prob must lie in [0, 1/K), got {self.min_prob} for K = {K or 'any number'}.")
         for end in target_endpoints(self.target_probs):
-            if end is not None and not isinstance(end, (str, Mapping)) and np.ndim(end) != 1:  # type: ignore[arg-type]
-                raise ValueError(f"target_probs must be a name, a vector, a mapping or a Shift of these, got {end!r}.")
+            _check_mix("target_probs", end, *TRAINING_TARGETS)
+        _check_mix("reference", self.reference)
+        alpha, K, horizon = as_schedule(self.alpha), self._known_num_classes, self.horizon
+        check_min_prob(self.min_prob, K or 1)
         self._check_names(K)
         # A name stands for a target of any length. The names of classes may be those of the data.
         ends = [end for end in target_endpoints(self.target_probs) if isinstance(end, str) or (K and not _names(end))]
@@ -313,6 +306,21 @@ class FairSettings:
         if horizon is not None:  # else the default, and with it the largest stable alpha, depend on the batch size
             lambda2 = self.lambda2 if self.feedback_to == "draw" else 0.0
             law.check_gain(max(alpha.extremes), self.lambda1, lambda2, horizon, min_target)
+
+
+def _check_name(name: str, value: Any, words: str) -> None:
+    if value is not None and (not isinstance(value, str) or not value):
+        raise (ValueError if value == "" else TypeError)(f"{name} must be {words}, got {show(value)}.")
+
+
+def _check_mix(name: str, mix: Any, *words: str) -> None:
+    """Refuse a mix that is no name, vector or mapping; the classes of a mapping may be named by the data."""
+    check_kind(name, mix, *words)
+    if isinstance(mix, Mapping):
+        for key, share in mix.items():
+            check_number(f"{name}[{show(key)}]", share, "[0, inf)")
+    elif mix is not None and not isinstance(mix, str):
+        check_mix(mix, len(mix), name)
 
 
 def _is_from_data(*targets: Target | Shift) -> bool:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from lightning_fair.common.arrays import Floats, to_numpy
+from lightning_fair.common.arrays import Floats
+from lightning_fair.common.checks import check_numbers
 from lightning_fair.common.distributed import sum_over_ranks
 from lightning_fair.dataloaders.label_counts import count_labels
 from lightning_fair.integration.trainer_internals import is_validation_due, training_time, validation_loaders
@@ -86,7 +87,7 @@ class ValidationFeedback:
                 f"fair_feedback needs {name} as a vector in the order of the {plural(noun)}, got a mapping. Pass "
                 f"list(values.values()) if it has this order, or log it, and name the metric: feedback={self._name!r}."
             )
-        vector = np.array(to_numpy(values), dtype=np.float64)
+        vector = check_numbers(name, values)
         if vector.shape != (K,):
             raise ValueError(f"fair_feedback needs {name} of each {noun}, shape ({K},), got shape {vector.shape}.")
         return vector

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_fair.common.arrays import Ints, check_integer
+from lightning_fair.common.arrays import Ints
+from lightning_fair.common.checks import check
 from lightning_fair.rotation.serialization import LARGEST_COUNT, check_inputs, dump, parse, read_counts
 
 
@@ -45,7 +46,7 @@ class FairRotation:
 
     def __init__(self, n: int, k: int, start: int = 1, seed: int | None = None) -> None:
         self._n, self._k, self._start = check_inputs(n, k, start)
-        self._rng = np.random.default_rng(None if seed is None else check_integer("seed", seed, 0))
+        self._rng = np.random.default_rng(None if seed is None else check("seed", seed))
         self.reset()
 
     def __repr__(self) -> str:
@@ -111,7 +112,7 @@ class FairRotation:
         Returns:
             ``k`` different numbers of the range, the lowest counts first.
         """
-        if warn and self.mismatch:
+        if check("warn", warn) and self.mismatch:
             warnings.warn(f"{self.mismatch} clean() drops them.", stacklevel=2)
         highest = np.partition(self._counts, self.k - 1)[self.k - 1]  # the highest count that the batch reaches
         below = self._rng.permutation(np.flatnonzero(self._counts < highest))
@@ -184,7 +185,7 @@ class FairRotation:
             >>> rotation.to_json(), rotation.to_json(counts_only=True)
             ('{"appearance_counts": {"3": 4}, "N": 3, "k": 2, "start": 1}', '{"3": 4}')
         """
-        return dump(self.counts, None if counts_only else (self.n, self.k, self.start))
+        return dump(self.counts, None if check("counts_only", counts_only) else (self.n, self.k, self.start))
 
     @classmethod
     def from_json(cls, text: str, seed: int | None = None) -> FairRotation:

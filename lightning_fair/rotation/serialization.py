@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import operator
 import re
-import reprlib
 from collections.abc import Iterable, Mapping
 from decimal import Decimal, ExtendedContext
 from typing import Any, NamedTuple
+
+from lightning_fair.common.checks import show
 
 LARGEST_N = 10_000_000
 LARGEST_NUMBER = 2**53 - 1  # JavaScript and other readers of JSON round integers beyond it
@@ -98,13 +99,6 @@ def whole_number(name: str, value: Any, error: type[Exception] = TypeError) -> i
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise error(f"{name} must be a whole number, got {show(value)}.")
     return operator.index(value)
-
-
-def show(value: Any) -> str:
-    """Return a short form of a wrong value, for a message."""
-    if isinstance(value, int) and value.bit_length() > 128:  # Python refuses to write integers of 4,300 digits
-        return f"an integer of {value.bit_length()} bits"
-    return reprlib.repr(value)
 
 
 def _counts_by_text(content: dict[str, Any]) -> dict[int, int]:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from itertools import takewhile
+from types import NoneType
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -13,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-from lightning_fair.common.arrays import Floats, Ints, check_integer, checksum, to_arrays
+from lightning_fair.common.arrays import Floats, Ints, checksum, to_arrays
+from lightning_fair.common.checks import check, check_type
 from lightning_fair.common.class_counts import ClassCounts
 from lightning_fair.common.distributed import check_ranks
 from lightning_fair.common.label_values import check_labels
@@ -64,7 +66,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
     Raises:
         ValueError: If there are no labels, or a label, a number or the target (see ``empty_classes``) is not valid.
-        TypeError: If the labels of the data set cannot be found.
+        TypeError: If the labels of the data set cannot be found, or an argument is of another type.
 
     Example:
         >>> labels = np.array([0] * 990 + [1] * 10)
@@ -85,21 +87,21 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         world_size: int | None = None,
         empty_classes: EmptyClasses = "error",
     ) -> None:
+        check_type("controller", controller, (FeedbackController, NoneType), "a FeedbackController or None")
         numbered = to_class_labels(labels, None if controller is None else controller.num_classes)
         # A copy, so that labels which are changed in place can be compared with those that are drawn from.
         self.labels = numbered.numbers if isinstance(numbered.numbers, np.memmap) else numbered.numbers.copy()
-        self.batch_size = check_integer("batch_size", batch_size, 1)
-        self.world_size = check_integer("world_size", 1 if world_size is None else world_size, 1)
+        self.batch_size: int = check("batch_size", batch_size)
+        self.world_size: int = check("world_size", 1 if world_size is None else world_size)
         self._world_size_given, self.has_compared_ranks = world_size, False
-        self.seed = check_integer("seed", seed, 0)
+        self.seed: int = check("seed", seed)
         self.global_batch_size = self.batch_size * self.world_size
         steps = -(-self.labels.size // self.global_batch_size) if steps_per_epoch is None else steps_per_epoch
-        self.steps_per_epoch = check_integer("steps_per_epoch", steps, 1)
-        self.rank = check_integer("rank", rank, 0)
-        if rank >= self.world_size:
+        self.steps_per_epoch: int = check("steps_per_epoch", steps)
+        self.rank: int = check("rank", rank)
+        if self.rank >= self.world_size:
             raise ValueError(f"rank must lie in [0, world_size), got {rank} for {self.world_size} ranks.")
-        if empty_classes not in ("error", "skip"):
-            raise ValueError(f"empty_classes must be 'error' or 'skip', got {empty_classes!r}.")
+        empty_classes = check("empty_classes", empty_classes)
         if controller is None:
             counts = np.bincount(self.labels)
             controller = FeedbackController(counts.size, (counts > 0) / np.count_nonzero(counts))
@@ -193,9 +195,10 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Set the number of the next iteration's epoch. Schedules by epoch follow it, the draws do not."""
+        epoch = check("epoch", epoch)
         if epoch != self.epoch:
             self._position = 0
-        self.epoch, self._has_begun = int(epoch), False
+        self.epoch, self._has_begun = epoch, False
 
     def deliver(self, draw_id: int | None = None) -> BatchDraw:
         """Return the draw of the batch that the loader delivers, by default the oldest one not delivered yet."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, count, islice
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch.utils.data import IterableDataset, get_worker_info
 
-from lightning_fair.common.arrays import check_integer
+from lightning_fair.common.checks import check, check_type, show
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.weights import class_weights
 from lightning_fair.streaming.buffers import ClassBuffers
@@ -90,7 +91,8 @@ class FairStream(IterableDataset[Any]):
 
     Raises:
         ValueError: If a number is out of range; during iteration, if a label is not in ``[0, K)``.
-        TypeError: If the source is not iterable; during iteration, if a sample has no label that is one integer.
+        TypeError: If an argument is of another type, or the source is not iterable; during iteration, if a sample
+            has no label that is one integer.
 
     Example:
         >>> source = [(float(i), int(i % 100 == 99)) for i in range(800)]
@@ -113,23 +115,25 @@ class FairStream(IterableDataset[Any]):
         return_weights: bool = False,
         seed: int = 0,
     ) -> None:
-        if not hasattr(source, "__iter__"):
+        if not hasattr(source, "__iter__") or isinstance(source, (str, Mapping)):
             raise TypeError(
-                f"source must be an IterableDataset or another iterable of samples, got {type(source).__name__}. "
+                f"source must be an IterableDataset or another iterable of samples, got {show(source)}. "
                 "A map-style data set needs no FairStream: FairSampling draws from it by index."
             )
+        check_type("controller", controller, (FeedbackController, NoneType), "a FeedbackController or None")
+        check_type("label_fn", label_fn, (Callable, NoneType), "a function from a sample to its class, or None")
         self.source = source
-        self.batch_size = check_integer("batch_size", batch_size, 1)
-        self.buffer_size = check_integer("buffer_size", buffer_size, 1)
-        self.max_reuse = check_integer("max_reuse", max_reuse, 1)
-        self.reads_per_sample = check_integer("reads_per_sample", reads_per_sample, 1)
-        self.seed = check_integer("seed", seed, 0)
+        self.batch_size: int = check("batch_size", batch_size)
+        self.buffer_size: int = check("buffer_size", buffer_size)
+        self.max_reuse: int = check("max_reuse", max_reuse)
+        self.reads_per_sample: int = check("reads_per_sample", reads_per_sample)
+        self.seed: int = check("seed", seed)
         if buffer_size * max_reuse < batch_size:
             raise ValueError(
                 f"buffer_size * max_reuse must be at least batch_size, got {buffer_size} * {max_reuse} < {batch_size}: "
                 "a batch could not be filled while the stream sends a single class. Increase buffer_size or max_reuse."
             )
-        self.label_fn, self.return_weights = label_fn, return_weights
+        self.label_fn, self.return_weights = label_fn, check("return_weights", return_weights)
         self.rank, self.world_size = 0, 1
         self.brings_controller = controller is not None
         self._controller: FeedbackController | None = None
@@ -171,7 +175,7 @@ class FairStream(IterableDataset[Any]):
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration, for schedules, and for the source if it has a ``set_epoch``."""
-        self.controller.epoch = self._shared.epoch = int(epoch)
+        self.controller.epoch = self._shared.epoch = check("epoch", epoch)
 
     def step_update(self, labels: ArrayLike, losses: ArrayLike | None = None) -> None:
         """Report the current batch to the controller and to the workers; see :meth:`FeedbackController.step_update`."""

@@ -45,7 +45,7 @@ def test_last_batches_are_returned(reversals):
             {"alpha": 31.0, "horizon": 16.0, "lambda2": 0.5},
             r"^Alpha 31 is too high for horizon 16 and loss feedback 0\.5, the class mix oscillates: lower alpha",
         ),
-        ({"max_weight": 0.5}, r"max_weight must be at least 1"),
+        ({"max_weight": 0.5}, r"max_weight must lie in"),
     ],
     ids=["imbalance", "alpha", "max_weight"],
 )

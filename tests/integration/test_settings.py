@@ -68,7 +68,9 @@ def test_law_reaches_controller(setting):
 )
 def test_target_without_classes(target):
     """A target that is neither a name, a vector nor a mapping is refused at once."""
-    with pytest.raises(ValueError, match="target_probs must be a name, a vector, a mapping or a Shift"):
+    with pytest.raises(
+        (TypeError, ValueError), match=r"target_probs must (be .*, a vector or a mapping|have one entry)"
+    ):
         FairSampling(target_probs=target)
 
 
@@ -99,17 +101,17 @@ def test_controller_of_stream():
         ({"target_probs": [0.5, 0.4]}, "must sum to one"),
         ({"target_probs": [0.5, 0.5], "num_classes": 3}, "one entry per class"),
         ({"target_probs": "balanced"}, "must be 'uniform'"),
-        ({"min_prob": 0.25, "num_classes": 4}, r"min_prob must lie in \[0, 1/K\)"),
-        ({"min_prob": 0.5, "target_probs": [0.5, 0.5]}, r"min_prob must lie in \[0, 1/K\)"),
-        ({"alpha": -1.0}, "alpha must be"),
-        ({"alpha": float("nan")}, "finite"),
-        ({"lambda1": -1.0}, "lambda1 must be"),
-        ({"lambda2": float("inf")}, "lambda2 must be"),
+        ({"min_prob": 0.25, "num_classes": 4}, r"min_prob must lie in \[0, 0\.25\) \(1/K for 4 classes\)"),
+        ({"min_prob": 0.5, "target_probs": [0.5, 0.5]}, r"min_prob must lie in \[0, 0\.5\)"),
+        ({"alpha": -1.0}, "alpha must lie"),
+        ({"alpha": float("nan")}, "alpha must lie"),
+        ({"lambda1": -1.0}, "lambda1 must lie"),
+        ({"lambda2": float("inf")}, "lambda2 must lie"),
         ({"loss_ema_decay": 1.0}, "loss_ema_decay must lie in"),
-        ({"horizon": 0}, "horizon must be at least 1"),
-        ({"horizon": 0.5}, "horizon must be at least 1"),
+        ({"horizon": 0}, "horizon must lie in"),
+        ({"horizon": 0.5}, "horizon must lie in"),
         ({"feedback_delay": 0}, "feedback_delay must be an integer of at least 1"),
-        ({"max_weight": 0.9}, "must be at least 1"),
+        ({"max_weight": 0.9}, "max_weight must lie in"),
         ({"exponent": 1.5}, "exponent must lie in"),
         ({"reference": "balanced"}, "reference must be"),
         ({"empty_classes": "ignore"}, "empty_classes must be"),
@@ -123,8 +125,8 @@ def test_controller_of_stream():
         ({"preset": "long_tail", "normalize": True}, "normalize and exponent change the weights"),
         ({"feedback": ""}, "feedback must be 'train' or the name of a metric"),
         ({"feedback_to": "model"}, "feedback_to must be"),
-        ({"feedback_gain": -1.0}, "feedback_gain must be"),
-        ({"max_repeats": 0.5}, "max_repeats must be at least 1"),
+        ({"feedback_gain": -1.0}, "feedback_gain must lie"),
+        ({"max_repeats": 0.5}, "max_repeats must lie in"),
         # Unstable: alpha >= 2 * horizon - 1. The default horizon depends on the batch size.
         ({"alpha": 8.0, "horizon": 4}, "largest stable alpha"),
         ({"alpha": 4.0, "lambda1": 2.0, "horizon": 4}, "largest stable alpha"),

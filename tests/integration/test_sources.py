@@ -192,7 +192,7 @@ def test_empty_class_is_skipped():
     ("settings", "match"),
     [
         ({"alpha": 200.0}, "largest stable alpha"),
-        ({"min_prob": 0.25}, r"min_prob must lie in \[0, 1/K\)"),
+        ({"min_prob": 0.25}, r"min_prob must lie in \[0, 0\.25\) \(1/K"),
         ({"target_probs": {0: 1.2}}, "target_probs"),
         ({"target_probs": {9: 0.2}}, "target_probs"),
         ({"target_probs": [0.5, 0.5]}, r"lie in \[0, 2\), got 3"),

@@ -298,7 +298,7 @@ def test_unknown_name_is_refused_at_once(target):
 
 
 def test_max_repeats_is_checked():
-    with pytest.raises(ValueError, match=r"max_repeats must be at least 1, got 0\.5"):
+    with pytest.raises(ValueError, match=r"max_repeats must lie in \[1, inf\], got 0\.5"):
         FairSampling(max_repeats=0.5)
 
 
