@@ -20,14 +20,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 
 from lightning_fair.common.arrays import to_plain
-from lightning_fair.common.checks import check_number
+from lightning_fair.common.checks import check_choice, check_number, check_type, show
+from lightning_fair.common.class_mix import check_kind
 
 Unit: TypeAlias = Literal["step", "epoch"]
 
 _ROUNDING = 1e-9  # relative, of a value at its extreme
+_FINITE, _TIME = "(-inf, inf)", "[0, inf)"
 
 
 class Schedule(ABC):
@@ -36,11 +39,9 @@ class Schedule(ABC):
     unit: Unit = "epoch"  # the clock that the value depends on
 
     def __post_init__(self) -> None:
-        if self.unit not in ("step", "epoch"):
-            raise ValueError(f"unit must be 'step' or 'epoch', got {self.unit!r}.")
+        check_choice("unit", self.unit, ("step", "epoch"))
         for value in self.extremes:
-            if not math.isfinite(value):
-                raise ValueError(f"{type(self).__name__} needs finite values, got {value}.")
+            check_number(f"An extreme of {type(self).__name__}", value, _FINITE)
 
     def __getstate__(self) -> dict[str, Any]:
         return _plain_fields(self)
@@ -97,6 +98,9 @@ class Constant(Schedule):
     value: float
     unit = "step"
 
+    def __post_init__(self) -> None:
+        _check_fields(self, value=_FINITE)
+
     def __call__(self, step: int, epoch: int) -> float:  # noqa: ARG002
         return self.value
 
@@ -114,12 +118,8 @@ class _Ramp(Schedule):
     unit: Unit = "step"
 
     def __post_init__(self) -> None:
+        _check_fields(self, start=_FINITE, end=_FINITE, duration="[1, inf)", begin=_TIME)
         super().__post_init__()
-        if not (1 <= self.duration < math.inf and 0 <= self.begin < math.inf):
-            raise ValueError(
-                f"{type(self).__name__} needs duration >= 1 and begin >= 0 (in {self.unit}s), "
-                f"got duration={self.duration}, begin={self.begin}."
-            )
 
     def __call__(self, step: int, epoch: int) -> float:
         elapsed = self._time(step, epoch) - self.begin
@@ -148,7 +148,8 @@ class Linear(_Ramp):
         unit: ``"step"`` (batches) or ``"epoch"``.
 
     Raises:
-        ValueError: If a value is not finite, or duration, begin or unit is out of range.
+        TypeError: If a value or a time is no number.
+        ValueError: If one is not finite, or duration, begin or unit is out of range.
 
     Example:
         >>> warm_up = Linear(0.0, 8.0, 10, unit="epoch")
@@ -189,7 +190,8 @@ class Step(Schedule):
         unit: ``"step"`` (batches) or ``"epoch"``.
 
     Raises:
-        ValueError: If a value is not finite, or ``at`` or the unit is out of range.
+        TypeError: If a value or a time is no number.
+        ValueError: If one is not finite, or ``at`` or the unit is out of range.
 
     Example:
         >>> deferred = Step(0.0, 1.0, at=160, unit="epoch")
@@ -203,9 +205,8 @@ class Step(Schedule):
     unit: Unit = "step"
 
     def __post_init__(self) -> None:
+        _check_fields(self, before=_FINITE, after=_FINITE, at=_TIME)
         super().__post_init__()
-        if not 0 <= self.at < math.inf:
-            raise ValueError(f"Step needs at >= 0 (in {self.unit}s), got {self.at}.")
 
     def __call__(self, step: int, epoch: int) -> float:
         return self.after if self._time(step, epoch) >= self.at else self.before
@@ -228,8 +229,8 @@ class Shift:
         end: Class mix at ``s = 1``.
 
     Raises:
-        TypeError: If the progress is not a schedule.
-        ValueError: If its values leave [0, 1].
+        TypeError: If the progress is not a schedule, or an end is no name, vector or mapping.
+        ValueError: If the values of the progress leave [0, 1], or the name of an end is unknown.
 
     References:
         Deferring: K. Cao et al., "Learning imbalanced datasets with label-distribution-aware margin loss" (2019).
@@ -247,12 +248,14 @@ class Shift:
     def __post_init__(self) -> None:
         if not isinstance(self.progress, Schedule):
             raise TypeError(
-                f"Shift's progress must be a lightning_fair.schedules.Schedule, got {self.progress!r}. "
+                f"Shift's progress must be a lightning_fair.schedules.Schedule, got {show(self.progress)}. "
                 "For a step at batch 1000: Step(0.0, 1.0, at=1000)."
             )
         if not all(0 <= value <= 1 for value in self.progress.extremes):
             extremes = ", ".join(f"{value:g}" for value in self.progress.extremes)
             raise ValueError(f"Shift's progress must stay in [0, 1], got extremes {extremes}.")
+        check_kind("start", self.start)
+        check_kind("end", self.end)
 
     def __getstate__(self) -> dict[str, Any]:
         return _plain_fields(self)
@@ -268,7 +271,9 @@ class Join(Schedule):
         unit: ``"step"`` (batches) or ``"epoch"``.
 
     Raises:
-        ValueError: If there is not one boundary fewer than schedules, or the boundaries do not increase.
+        TypeError: If the schedules are no list of schedules, or a boundary is no number.
+        ValueError: If there is not one boundary fewer than schedules, or a boundary is negative, not finite, or not
+            above the one before.
 
     Example:
         >>> alpha = Join([Linear(0.0, 8.0, 10), Linear(8.0, 2.0, 10, begin=90)], boundaries=[50])
@@ -281,6 +286,12 @@ class Join(Schedule):
     unit: Unit = "step"
 
     def __post_init__(self) -> None:
+        check_type("schedules", self.schedules, Sequence, "a list of schedules")
+        check_type("boundaries", self.boundaries, (Sequence, np.ndarray, torch.Tensor), "a list of times")
+        for schedule in self.schedules:
+            check_type("schedules", schedule, Schedule, "a list of schedules")
+        for boundary in self.boundaries:
+            check_number("boundaries", boundary, _TIME)
         super().__post_init__()
         if len(self.schedules) != len(self.boundaries) + 1:
             counts = f"{len(self.schedules)} schedules and {len(self.boundaries)} boundaries"
@@ -299,6 +310,12 @@ class Join(Schedule):
     @property
     def by_epoch(self) -> bool:
         return super().by_epoch or any(schedule.by_epoch for schedule in self.schedules)
+
+
+def _check_fields(owner: object, **intervals: str) -> None:
+    for name, interval in intervals.items():
+        check_number(name, vars(owner)[name], interval)
+        object.__setattr__(owner, name, to_plain(vars(owner)[name]))
 
 
 def _plain_fields(owner: object) -> dict[str, Any]:

@@ -7,6 +7,7 @@ the argument, what is allowed, and a short form of the value.
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Iterable, Mapping, Set
 from numbers import Integral, Real
 from typing import Any
 
@@ -96,7 +97,7 @@ def check_number(name: str, value: Any, interval: str, hint: str = "") -> float:
         ValueError: If it is not in the interval.
     """
     number = _to_scalar(value)
-    if not isinstance(number, Real) or isinstance(number, bool):
+    if isinstance(number, bool) or not isinstance(number, Real):
         raise TypeError(f"{name} must be a number in {interval}{hint}, got {show(value)}.")
     if not _is_in(number, interval):
         raise ValueError(f"{name} must lie in {interval}{hint}, got {show(value)}.")
@@ -117,6 +118,22 @@ def check_flag(name: str, value: Any) -> bool:
     if not isinstance(flag, (bool, np.bool_)):
         raise TypeError(f"{name} must be True or False, got {show(value)}.")
     return bool(flag)
+
+
+def check_text(name: str, value: Any, words: str) -> None:
+    """Refuse what is neither None nor a text that is called ``words``, or is empty."""
+    if value is not None and not (isinstance(value, str) and value):
+        raise (ValueError if isinstance(value, str) else TypeError)(f"{name} must be {words}, got {show(value)}.")
+
+
+def check_names(name: str, values: Any) -> list[str]:
+    """Return a list of different names, at least one."""
+    if not isinstance(values, Iterable) or isinstance(values, (str, bytes, Mapping, Set, torch.Tensor)):
+        raise TypeError(f"{name} must be a list with a name of each class, got {show(values)}.")
+    names = list(map(str, values))
+    if not names or len(set(names)) < len(names):  # classes of one name would share their tags
+        raise ValueError(f"{name} must be a list with another name for each class, got {show(values)}.")
+    return names
 
 
 def check_type(name: str, value: Any, kinds: Any, words: str) -> None:

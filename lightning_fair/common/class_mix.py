@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from lightning_fair.common.arrays import Floats
 from lightning_fair.common.checks import check_numbers, show
 
+TRAINING_TARGETS = ("auto", "deferred")  # names that `FairSampling` alone takes: they depend on the training's length
 SUM_TOLERANCE = 1e-3  # float32 vectors and hand-written decimals pass; a forgotten class does not
+
+
+def check_kind(name: str, mix: Any, *words: str) -> None:
+    """Refuse a mix that is no vector, mapping, or one of the usual names and ``words``; None is uniform."""
+    is_many = isinstance(mix, Sized) and not isinstance(mix, (str, bytes)) and getattr(mix, "ndim", 1) > 0
+    allowed = ("uniform", "prior", "sqrt", *(["target"] if name == "reference" else []), *words)
+    if mix is None or (is_many and len(mix)) or (isinstance(mix, str) and mix in allowed):
+        return
+    kinds = f"{', '.join(map(repr, allowed))}, a vector or a mapping"
+    hint = " FairSampling alone knows the data and the length of the training." * (
+        isinstance(mix, str) and mix in TRAINING_TARGETS
+    )
+    raise (ValueError if is_many or isinstance(mix, str) else TypeError)(
+        f"{name} must be {kinds}, got {show(mix)}.{hint}"
+    )
 
 
 def check_mix(values: ArrayLike, num_classes: int, name: str = "target_probs") -> Floats:

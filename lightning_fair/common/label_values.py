@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_fair.common.arrays import Ints, to_numpy
-from lightning_fair.common.checks import LARGEST_NUM_CLASSES, check, check_array, show
+from lightning_fair.common.checks import LARGEST_NUM_CLASSES, check, check_array, check_integer, show
 
 MASKS = "Of masks, pass one class per image, such as labels=[int(mask.max()) for mask in masks]"
 _TAGS = "Several labels per sample are not supported: pass one of them, for example the rarest of its tags"
@@ -60,6 +60,7 @@ def number_labels(values: Any, num_classes: int | None = None, num_named: int = 
         array([0, 1, 0])
     """
     num_classes = None if num_classes is None else check("num_classes", num_classes)
+    num_named = check_integer("num_named", num_named, 0)
     if isinstance(values, ClassLabels):
         return values
     y = label_array(values)

@@ -160,7 +160,7 @@ def _is_dataset(source: Any) -> bool:
     """Return whether ``source`` is a map-style data set, and not labels: a list, an array, a tensor or a column."""
     if isinstance(source, Dataset) or _is_frame(source):
         return True
-    if isinstance(source, (list, tuple, range, Mapping)) or hasattr(source, "__array__"):
+    if isinstance(source, (list, tuple, range, Mapping, str, bytes)) or hasattr(source, "__array__"):
         return False
     is_column = hasattr(source, "column_name")  # of Hugging Face
     return hasattr(source, "__getitem__") and hasattr(source, "__len__") and not is_column

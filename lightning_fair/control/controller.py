@@ -150,6 +150,7 @@ class FeedbackController(ControllerState):
             ValueError: If the loop is unstable.
         """
         self.batch_size: int = check("batch_size", batch_size)
+        steps_per_epoch = None if steps_per_epoch is None else check("steps_per_epoch", steps_per_epoch)
         # The largest target on the way has the shortest horizon, and so the smallest stable gain.
         smallest, largest = self._target.smallest_range
         horizon = law.default_horizon(largest, batch_size) if self._horizon is None else self._horizon
@@ -208,7 +209,7 @@ class FeedbackController(ControllerState):
 
     def target_at(self, progress: float) -> Floats:
         """Return the target at this progress, shape ``(K,)``. The target of a draw is ``target_at(draw.progress)``."""
-        return self._target.mix_at(progress)
+        return self._target.mix_at(check("progress", progress))
 
     @property
     def deficits(self) -> Floats:
@@ -325,9 +326,10 @@ class FeedbackController(ControllerState):
                 "This controller follows training losses, so a validation would have no effect. Make it with "
                 "feedback='validation'."
             )
+        is_rate = check("higher_is_better", higher_is_better)
         # The target is that of the newest reported draw, however far the loader is ahead.
         takes_part = self.objective.mix(self.target_at(self._base.progress)) > 0
-        scores = validation_scores(values, counts, takes_part, higher_is_better=higher_is_better)
+        scores = validation_scores(values, counts, takes_part, higher_is_better=is_rate)
         newest = max(self._reports.newest, 0)
         self._reports.add(Report(newest, self._due(newest), scores=scores))
         self._apply_reports()

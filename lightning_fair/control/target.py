@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -12,13 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from lightning_fair.common.arrays import Floats, to_arrays, to_numpy, to_tensors
 from lightning_fair.common.checks import check, check_number, show
-from lightning_fair.common.class_mix import SUM_TOLERANCE, check_mix, check_shares
+from lightning_fair.common.class_mix import SUM_TOLERANCE, check_kind, check_mix, check_shares
 from lightning_fair.common.saved_states import mix, number, optional
 from lightning_fair.control.law import mixture_floor, reciprocal
 from lightning_fair.schedules import Shift
 
 _Key: TypeAlias = int | float | str
-TRAINING_TARGETS = ("auto", "deferred")  # names that `FairSampling` alone takes: they depend on the training's length
 
 
 @dataclass(frozen=True)
@@ -162,21 +161,6 @@ class MovingTarget:
                 "Resume with the target_probs the checkpoint was made with, or start without the checkpoint."
             )
         self.move_to(state["progress"])
-
-
-def check_kind(name: str, mix: Any, *words: str) -> None:
-    """Refuse a mix that is no vector, mapping, or one of the usual names and ``words``; None is uniform."""
-    is_many = isinstance(mix, Sized) and not isinstance(mix, (str, bytes)) and getattr(mix, "ndim", 1) > 0
-    allowed = ("uniform", "prior", "sqrt", *(["target"] if name == "reference" else []), *words)
-    if mix is None or (is_many and len(mix)) or (isinstance(mix, str) and mix in allowed):
-        return
-    kinds = f"{', '.join(map(repr, allowed))}, a vector or a mapping"
-    hint = " FairSampling alone knows the data and the length of the training." * (
-        isinstance(mix, str) and mix in TRAINING_TARGETS
-    )
-    raise (ValueError if is_many or isinstance(mix, str) else TypeError)(
-        f"{name} must be {kinds}, got {show(mix)}.{hint}"
-    )
 
 
 def check_min_prob(min_prob: float, num_classes: int) -> float:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import copy
 from inspect import getattr_static, signature
+from types import NoneType
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import ref
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from lightning_fair.common.checks import check, check_type, show
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.integration.callback import FairSampling
@@ -93,8 +95,9 @@ class FairDataModule(_ForwardsHooks):
         test: Dataset[Any] | None = None,
         **loader: Any,
     ) -> None:
-        if not isinstance(fair, (FairSampling, type(None))):
-            raise TypeError(f"fair must be a FairSampling or None, got {type(fair).__name__}.")
+        check_type("fair", fair, (FairSampling, NoneType), "a FairSampling or None")
+        if isinstance(data, FairDataModule):
+            raise TypeError("data is a FairDataModule, which is fair already: use that one, or wrap what it wraps.")
         arguments = {"batch_size": batch_size, "val": val, "test": test}
         self.wrapped: Any
         if package_of(data, "LightningDataModule") is not None:
@@ -103,15 +106,20 @@ class FairDataModule(_ForwardsHooks):
                 kind, names = type(data).__name__, ", ".join(given)
                 raise TypeError(f"{kind} makes its own loaders: set {names} there, not in FairDataModule.")
             self.wrapped = data
-        elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        elif _is_dataset(data):
             if batch_size is None:
                 raise ValueError("FairDataModule around a data set needs batch_size, for example batch_size=128.")
+            check("batch_size", batch_size)
+            for name, dataset in (("val", val), ("test", test)):
+                if not (_is_dataset(dataset) or isinstance(dataset, (IterableDataset, NoneType))):
+                    raise TypeError(f"{name} must be a data set or None, got {show(dataset)}.")
             if unknown := loader.keys() - _LOADER_ARGUMENTS:
                 raise TypeError(f"DataLoader has no argument {', '.join(sorted(unknown))}.")
             self.wrapped = _DatasetModule(data=data, **arguments, **loader)
         else:
             raise TypeError(
-                f"FairDataModule wraps a LightningDataModule or a map-style data set, got {type(data).__name__}."
+                "data must be a LightningDataModule, or a map-style data set (__getitem__ and __len__), got "
+                f"{show(data)}."
             )
         self.fair = fair
         self._default = FairSampling()  # if neither the Trainer nor the user has one
@@ -222,6 +230,10 @@ class FairDataModule(_ForwardsHooks):
 
 
 FairDataModule._own = frozenset(vars(FairDataModule)) | _STATE
+
+
+def _is_dataset(value: Any) -> bool:
+    return hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, (str, bytes, Mapping))
 
 
 class _DatasetModule:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral
 from types import NoneType
@@ -13,19 +13,16 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from lightning_fair.common.arrays import to_plain
-from lightning_fair.common.checks import RULES, check, check_choice, check_number, show
-from lightning_fair.common.class_mix import check_mix
+from lightning_fair.common.checks import RULES, check, check_choice, check_names, check_number, check_text, show
+from lightning_fair.common.class_mix import TRAINING_TARGETS, check_kind, check_mix
 from lightning_fair.common.labels import Labels, class_names, to_class_labels
 from lightning_fair.control import law
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.objective import FeedbackTo
 from lightning_fair.control.target import (
-    TRAINING_TARGETS,
     Target,
-    check_kind,
     check_min_prob,
     number_target,
     resolve_target,
@@ -84,8 +81,8 @@ class FairSettings:
 
     def __post_init__(self) -> None:
         check_choice("preset", self.preset, tuple(PRESETS))
-        _check_name("feedback", self.feedback, "'train' or the name of a metric")
-        _check_name("logits", self.logits, "the name of a submodule")
+        check_text("feedback", self.feedback, "'train' or the name of a metric")
+        check_text("logits", self.logits, "the name of a submodule")
         self._apply_preset()
         for field in fields(self):
             value = getattr(self, field.name)
@@ -113,15 +110,8 @@ class FairSettings:
             )
         if isinstance(key, bool) or not isinstance(key, (str, Integral, NoneType)):
             raise TypeError(f"dataloader must be the key or the position of a training loader, got {show(key)}.")
-        if names is None:
-            return
-        if not isinstance(names, Iterable) or isinstance(names, (str, bytes, Mapping, Set, Tensor)):
-            raise TypeError(f"class_names must be a list with a name of each class, got {show(names)}.")
-        object.__setattr__(self, "class_names", [str(name) for name in names])
-        if not 0 < len(set(self.class_names)) == len(self.class_names):  # type: ignore[arg-type]
-            raise ValueError(
-                f"class_names must differ, or classes would share their tags, and be at least one, got {show(names)}."
-            )
+        if names is not None:
+            object.__setattr__(self, "class_names", check_names("class_names", names))
 
     def _apply_preset(self) -> None:
         for name, value in asdict(PRESETS.get(self.preset, Preset())).items():  # an unknown name is refused later
@@ -306,11 +296,6 @@ class FairSettings:
         if horizon is not None:  # else the default, and with it the largest stable alpha, depend on the batch size
             lambda2 = self.lambda2 if self.feedback_to == "draw" else 0.0
             law.check_gain(max(alpha.extremes), self.lambda1, lambda2, horizon, min_target)
-
-
-def _check_name(name: str, value: Any, words: str) -> None:
-    if value is not None and (not isinstance(value, str) or not value):
-        raise (ValueError if value == "" else TypeError)(f"{name} must be {words}, got {show(value)}.")
 
 
 def _check_mix(name: str, mix: Any, *words: str) -> None:

@@ -10,9 +10,9 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from numpy.typing import ArrayLike
 
 from lightning_fair.common.arrays import Floats
+from lightning_fair.common.class_mix import TRAINING_TARGETS
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.control.target import (
-    TRAINING_TARGETS,
     AutoTarget,
     Target,
     auto_exponent,

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from lightning_fair.common.arrays import Floats, to_numpy
+from lightning_fair.common.checks import check_names, check_type
 
 Mode: TypeAlias = Literal["max", "min"]
 
@@ -102,6 +103,9 @@ def find_class_values(metrics: Mapping[str, Any], name: str, class_names: Sequen
         >>> find_class_values({"multiclassrecall_1": 0.9}, "multiclassrecall", ["dog", "cat"]).values
         {1: 0.9}
     """
+    check_type("metrics", metrics, Mapping, "a mapping from names to values")
+    check_type("name", name, str, "the name of a metric")
+    class_names = check_names("class_names", class_names)
     numbers = [str(label) for label in range(len(class_names))]
     # Of each group, the values by the names of the classes and by their numbers.
     pairs: dict[int | None, list[tuple[dict[int, float], dict[int, float]]]] = defaultdict(list)

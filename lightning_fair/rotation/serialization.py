@@ -6,6 +6,7 @@ import json
 import operator
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from decimal import Decimal, ExtendedContext
 from typing import Any, NamedTuple
 
@@ -96,9 +97,10 @@ def check_inputs(n: Any, k: Any, start: Any) -> tuple[int, int, int]:
 
 def whole_number(name: str, value: Any, error: type[Exception] = TypeError) -> int:
     """Return ``value`` as a plain ``int``; raise ``error`` about ``name`` if it is not an integer. A bool is not."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise error(f"{name} must be a whole number, got {show(value)}.")
-    return operator.index(value)
+    with suppress(TypeError):
+        if not isinstance(value, bool):
+            return operator.index(value)
+    raise error(f"{name} must be a whole number, got {show(value)}.")
 
 
 def _counts_by_text(content: dict[str, Any]) -> dict[int, int]:

@@ -115,12 +115,11 @@ class FairStream(IterableDataset[Any]):
         return_weights: bool = False,
         seed: int = 0,
     ) -> None:
-        if not hasattr(source, "__iter__") or isinstance(source, (str, Mapping)):
+        if not hasattr(source, "__iter__") or isinstance(source, (str, bytes, Mapping)):
             raise TypeError(
                 f"source must be an IterableDataset or another iterable of samples, got {show(source)}. "
                 "A map-style data set needs no FairStream: FairSampling draws from it by index."
             )
-        check_type("controller", controller, (FeedbackController, NoneType), "a FeedbackController or None")
         check_type("label_fn", label_fn, (Callable, NoneType), "a function from a sample to its class, or None")
         self.source = source
         self.batch_size: int = check("batch_size", batch_size)
@@ -165,6 +164,7 @@ class FairStream(IterableDataset[Any]):
 
     def bind(self, controller: FeedbackController) -> None:
         """Follow this controller from now on, with empty buffers."""
+        check_type("controller", controller, FeedbackController, "a FeedbackController")
         controller.bind_batch(self.batch_size * self.world_size)
         self._controller = controller
         self._buffers: ClassBuffers | None = None
