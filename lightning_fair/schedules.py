@@ -296,8 +296,7 @@ class Join(Schedule):
         if len(self.schedules) != len(self.boundaries) + 1:
             counts = f"{len(self.schedules)} schedules and {len(self.boundaries)} boundaries"
             raise ValueError(f"Join needs one boundary fewer than schedules, got {counts}.")
-        are_times = all(0 <= b < math.inf for b in self.boundaries)
-        if not are_times or any(b <= a for a, b in zip(self.boundaries, self.boundaries[1:], strict=False)):
+        if any(b <= a for a, b in zip(self.boundaries, self.boundaries[1:], strict=False)):
             raise ValueError(f"Join's boundaries must increase, got {list(self.boundaries)}.")
 
     def __call__(self, step: int, epoch: int) -> float:

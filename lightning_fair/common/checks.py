@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterable, Mapping, Set
+from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any
 
@@ -57,8 +58,10 @@ _FLAGS = ("counts_only", "higher_is_better", "normalize", "return_weights", "war
 RULES = frozenset((*_NUMBERS, *_INTEGERS, *_CHOICES, *_FLAGS))
 
 
-def check(name: str, value: Any) -> Any:
-    """Return the value of an argument that is called by one of the ``RULES``, as a plain Python value."""
+def check(name: str, value: Any, *, optional: bool = False) -> Any:
+    """Return the value of an argument that is called by one of the ``RULES``, or None, as a plain Python value."""
+    if value is None and optional:
+        return None
     if name in _NUMBERS:
         return check_number(name, value, _NUMBERS[name])
     if name in _INTEGERS:
@@ -193,11 +196,17 @@ def _to_scalar(value: Any) -> Any:
     return value.item() if is_scalar and not getattr(value, "is_meta", False) else value
 
 
+@lru_cache  # some are checked at each batch
+def _bounds(interval: str) -> tuple[float, float]:
+    low, high = interval[1:-1].split(",")
+    return float(low), float(high)
+
+
 def _is_in(number: Any, interval: str) -> bool:
     try:
         number = float(number)
     except OverflowError:  # of an integer beyond every float
         return False
-    low, high = map(float, interval[1:-1].split(","))
+    low, high = _bounds(interval)
     is_inside: bool = low < number < high
     return is_inside or (number == low and interval[0] == "[") or (number == high and interval[-1] == "]")

@@ -59,7 +59,7 @@ def number_labels(values: Any, num_classes: int | None = None, num_named: int = 
         >>> number_labels([7, 2**40, 7]).numbers
         array([0, 1, 0])
     """
-    num_classes = None if num_classes is None else check("num_classes", num_classes)
+    num_classes = check("num_classes", num_classes, optional=True)
     num_named = check_integer("num_named", num_named, 0)
     if isinstance(values, ClassLabels):
         return values

@@ -83,7 +83,7 @@ def look_up_labels(dataset: Any, labels: Labels = None, num_classes: int | None 
 
     This is the case for ``labels="scan"``, and for a name or a position that the data set does not have.
     """
-    num_classes = None if num_classes is None else check("num_classes", num_classes)
+    num_classes = check("num_classes", num_classes, optional=True)
     if isinstance(dataset, (str, bytes)) or not (hasattr(dataset, "__iter__") or hasattr(dataset, "__getitem__")):
         raise TypeError(f"dataset must be a map-style data set (__getitem__ and __len__), got {show(dataset)}.")
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):

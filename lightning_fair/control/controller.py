@@ -52,7 +52,7 @@ class FeedbackController(ControllerState):
         num_classes: Number of classes ``K``, at least 1.
         target_probs: Class mix ``q`` that batches are steered to: ``"uniform"`` (or None); ``"prior"``, the data's
             class mix; ``"sqrt"``, between the two; a vector of ``K`` probabilities; a mapping from class to probability
-            (the other classes share the rest, which can be 0); or a :class:`~lightning_fair.schedules.Shift` from one
+            (others share what is left, if any); or a :class:`~lightning_fair.schedules.Shift` from one
             to another. A class with target 0 is never drawn. If the target changes, the trained mix is rescaled with
             it, so earlier draws do not count as a deficit.
         alpha: Gain, no unit, at least 0, or a schedule of it. 0 draws from the target and ignores feedback.
@@ -124,9 +124,8 @@ class FeedbackController(ControllerState):
         self.lambda2: float = check("lambda2", lambda2)
         self.loss_ema_decay: float = check("loss_ema_decay", loss_ema_decay)
         self.feedback_delay: int = check("feedback_delay", feedback_delay)
-        self._horizon: float | None = None if horizon is None else check("horizon", horizon)
-        if class_counts is not None:
-            class_counts = check_shares(class_counts, K, "class_counts")
+        self._horizon: float | None = check("horizon", horizon, optional=True)
+        class_counts = None if class_counts is None else check_shares(class_counts, K, "class_counts")
         self._target = MovingTarget(target_probs, K, class_counts, max_weight, min_prob)
         self.max_weight, self.min_prob = self._target.max_weight, self._target.min_prob
         self.objective = Objective(
@@ -150,10 +149,10 @@ class FeedbackController(ControllerState):
             ValueError: If the loop is unstable.
         """
         self.batch_size: int = check("batch_size", batch_size)
-        steps_per_epoch = None if steps_per_epoch is None else check("steps_per_epoch", steps_per_epoch)
+        steps_per_epoch = check("steps_per_epoch", steps_per_epoch, optional=True)
         # The largest target on the way has the shortest horizon, and so the smallest stable gain.
         smallest, largest = self._target.smallest_range
-        horizon = law.default_horizon(largest, batch_size) if self._horizon is None else self._horizon
+        horizon = law.default_horizon(largest, self.batch_size) if self._horizon is None else self._horizon
         law.check_gain(max(self.alpha.extremes), self.lambda1, self._draw_lambda2, horizon, smallest)
         if self._draw_lambda2 and steps_per_epoch is not None and horizon > steps_per_epoch:
             warnings.warn(

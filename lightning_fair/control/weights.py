@@ -19,7 +19,7 @@ _ROUNDING = 1e-12  # relative error of a weight: none is clipped where the draw 
 def class_weights(q: ArrayLike, p: ArrayLike, max_w: float | None = None, *, exponent: float = 1.0) -> Floats:
     """Return the weight ``min((q / p) ** exponent, max_w)`` of each class, 0 if ``p = 0``; float64, shape ``(K,)``."""
     q, p = _check_mixes(q=q, p=p)
-    max_w, exponent = None if max_w is None else check("max_w", max_w), check("exponent", exponent)
+    max_w, exponent = check("max_w", max_w, optional=True), check("exponent", exponent)
     weights = np.divide(q, p, out=np.zeros_like(q), where=p > 0)
     if exponent != 1.0:
         weights = weights**exponent * (p > 0)

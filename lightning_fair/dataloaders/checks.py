@@ -89,8 +89,9 @@ def batch_size(loader: DataLoader[Any]) -> int:
         )
     size = loader.batch_size or getattr(sampler, "batch_size", None)
     if size is None:
+        remedy = "Pass" if isinstance(sampler, (list, tuple)) else "Set it, or pass"
         raise ValueError(
             f"The batch sampler {type(sampler).__name__} has no attribute batch_size. "
-            "Set it, or pass DataLoader(batch_size=...) instead."
+            f"{remedy} DataLoader(batch_size=...) instead."
         )
     return int(size)

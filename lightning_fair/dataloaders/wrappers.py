@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from typing import Any
 
@@ -40,9 +40,9 @@ def loader_inside(loader: Any) -> DataLoader[Any]:
     name = type(loader).__name__
     if not inside:
         raise TypeError(
-            f"Only a torch.utils.data.DataLoader can be made fair, got {name}, which has none among its attributes. "
-            "Return a DataLoader for training (for several data sets, over torch.utils.data.ConcatDataset), or remove "
-            "FairSampling."
+            f"Only a torch.utils.data.DataLoader can be made fair, got {name}, which has none among its attributes "
+            f"(not in __slots__, and at most {_MAX_DEPTH + 1} wrappers deep). Return a DataLoader for training (for "
+            "several data sets, over torch.utils.data.ConcatDataset), or remove FairSampling."
         )
     if len(inside) > 1:
         raise TypeError(
@@ -51,6 +51,27 @@ def loader_inside(loader: Any) -> DataLoader[Any]:
             "dict and choose one with FairSampling(dataloader=<key>)."
         )
     return inside[0]
+
+
+def wrong_choice(loaders: Mapping[Any, Sequence[Any]], key: Any) -> ValueError:
+    """Return the error that no loader, or a wrong one, was chosen by ``key``, given the loaders of each key."""
+    choices = [name for name, parts in loaders.items() if len(parts) == 1 and _has_loader(parts[0])]
+    if not choices:
+        several = [name for name, parts in loaders.items() if any(map(_has_loader, parts))]
+        got = f"those of {several[0]!r} are several" if several else "there is none"
+        return ValueError(
+            f"FairSampling steers one training DataLoader, and {got}. Return a DataLoader, or a dict of them without "
+            "lists in it, and choose one with FairSampling(dataloader=<key>)."
+        )
+    problem = "there are several" if key is None else f"dataloader={key!r} is none that can be chosen"
+    return ValueError(
+        f"FairSampling steers one training DataLoader, but {problem}: {', '.join(map(repr, choices))}. "
+        f"Choose one with FairSampling(dataloader={choices[0]!r})."
+    )
+
+
+def _has_loader(value: Any) -> bool:
+    return any(True for _ in _loaders_among(value, _MAX_DEPTH))
 
 
 def replace_loader(wrapper: Any, old: DataLoader[Any], new: DataLoader[Any]) -> dict[str, Any]:

@@ -71,9 +71,9 @@ class FairSampling(Callback):
             :class:`~lightning_fair.FeedbackController` has the formulas.
         target_probs: Class mix that batches are steered to: ``"uniform"``, ``"sqrt"``, ``"prior"``, a vector of shape
             ``(K,)``, a mapping from class (its number, its name, or its label in the data if labels are numbered) to
-            probability, or a :class:`~lightning_fair.schedules.Shift` between two. Or ``"auto"``: ``prior ** t`` with
-            the smallest ``t`` in [0, 1] that keeps to ``max_repeats``; ``"sqrt"`` if the length of the training is not
-            known, ``"uniform"`` for a stream. Or ``"deferred"``: the prior, but uniform in the last fifth of batches.
+            probability (others share what is left, if any), or a :class:`~lightning_fair.schedules.Shift` between two.
+            Or ``"auto"``: ``prior ** t`` with the smallest ``t`` in [0, 1] that keeps to ``max_repeats``, ``"sqrt"`` in
+            a training of unknown length, ``"uniform"`` for a stream. Or ``"deferred"``: the prior, at last uniform.
         preset: Name in the table. It decides the arguments of the table, and ``lambda2``, where they are None.
         lambda1: Weight of the deficit, at least 0.
         lambda2: Weight of the class losses, at least 0; in the draw, also of a metric. Training losses need the mixin,
@@ -139,7 +139,7 @@ class FairSampling(Callback):
 
     Raises:
         ValueError: If an argument is out of range. An argument that does not fit the data raises before the first step.
-        TypeError: If ``alpha`` is neither a number nor a schedule.
+        TypeError: If an argument is of another type.
 
     Example:
         >>> import lightning.pytorch as L  # or: import pytorch_lightning as L

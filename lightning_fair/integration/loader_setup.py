@@ -21,7 +21,7 @@ from lightning_fair.dataloaders.label_check import LabelCheck
 from lightning_fair.dataloaders.label_groups import describe_groups
 from lightning_fair.dataloaders.samplers import SUBSET, draws_as, ignored_sampler, samples_per_class
 from lightning_fair.dataloaders.stream_tracker import StreamTracker
-from lightning_fair.dataloaders.wrappers import loader_inside, unchain
+from lightning_fair.dataloaders.wrappers import loader_inside, unchain, wrong_choice
 from lightning_fair.integration.run import Run
 from lightning_fair.integration.settings import FairSettings
 from lightning_fair.integration.step_checks import StepChecks
@@ -92,10 +92,7 @@ def make_loader_fair_alone(run: Run, loader: Any) -> Any:
         parts: dict[Any, Any] = loader if isinstance(loader, dict) else dict(enumerate(loader))
         key = next(iter(parts), None) if len(parts) == 1 else key
         if key not in parts:
-            raise ValueError(
-                f"FairSampling steers one of the training loaders {', '.join(map(repr, parts))}. Choose one with "
-                "FairSampling(dataloader=<key>)."
-            )
+            raise wrong_choice({name: [part] for name, part in parts.items()}, key)
         fair = {**parts, key: make_loader_fair_alone(run, parts[key])}
         return fair if isinstance(loader, dict) else list(fair.values())
     if checks.is_stream(loader_inside(loader)):  # a FairStream is fair by itself

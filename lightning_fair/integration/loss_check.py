@@ -120,7 +120,8 @@ class LossCheck:
     def _warn_of_weighted_modules(self, pl_module: L.LightningModule) -> bool:
         for name, module in pl_module.named_modules():
             if isinstance(module, (_WeightedLoss, torch.nn.BCEWithLogitsLoss)):
-                weight, positive = getattr(module, "weight", None), getattr(module, "pos_weight", None)
+                weights = (getattr(module, name, None) for name in ("weight", "pos_weight"))
+                weight, positive = (None if each is None or each.is_meta else each for each in weights)
                 if (weight is not None and _is_uneven(weight)) or (positive is not None and (positive != 1).any()):
                     self._warn_of_class_weights(name or type(module).__name__)
                     return True

@@ -28,7 +28,7 @@ from lightning_fair.control.target import (
     resolve_target,
     target_endpoints,
 )
-from lightning_fair.integration.presets import PRESETS, Correction, Preset, PresetName
+from lightning_fair.integration.presets import PRESETS, Correction, PresetName
 from lightning_fair.integration.training_length import is_auto, resolve_target_name
 from lightning_fair.integration.unsaved_labels import UnsavedLabels, is_picklable
 from lightning_fair.monitoring.class_metrics import Mode, feedback_mode
@@ -85,9 +85,9 @@ class FairSettings:
         check_text("logits", self.logits, "the name of a submodule")
         self._apply_preset()
         for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in RULES and not (value is None and field.default is None):
-                object.__setattr__(self, field.name, check(field.name, value))
+            if field.name in RULES:
+                value = check(field.name, getattr(self, field.name), optional=field.default is None)
+                object.__setattr__(self, field.name, value)
         object.__setattr__(self, "feedback_mode", feedback_mode(self.feedback, self.feedback_mode))
         if self.logits is not None and self.correction != "logits":
             raise ValueError(
@@ -114,7 +114,7 @@ class FairSettings:
             object.__setattr__(self, "class_names", check_names("class_names", names))
 
     def _apply_preset(self) -> None:
-        for name, value in asdict(PRESETS.get(self.preset, Preset())).items():  # an unknown name is refused later
+        for name, value in asdict(PRESETS[self.preset]).items():
             if getattr(self, name) is None:
                 is_of_metric = name == "feedback_to" and self.feedback != "train"
                 object.__setattr__(self, name, "objective" if is_of_metric else value)

@@ -13,7 +13,7 @@ from torch.utils.data import DistributedSampler
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.dataloaders.checks import batch_size
 from lightning_fair.dataloaders.samplers import batch_sampler, endless_part, length_of, samplers
-from lightning_fair.dataloaders.wrappers import loader_inside
+from lightning_fair.dataloaders.wrappers import loader_inside, wrong_choice
 from lightning_fair.integration.lightning_packages import imported_packages, package_of
 from lightning_fair.monitoring.dashboard import Board, LogContext
 
@@ -152,24 +152,15 @@ def _find_loader(loaders: Any, key: str | int | None, combined_loader: Any) -> t
         return 0, flat[0]
     listed = loaders if isinstance(loaders, (list, tuple)) else [loaders]
     # By position, because the same loader may be listed under several keys.
-    position, positions = 0, {}
+    position, positions, inner = 0, {}, {}
     for name, part in loaders.items() if isinstance(loaders, Mapping) else enumerate(listed):
         size = len(combined_loader(part).flattened)
         if size == 1:
             positions[name] = position
+        inner[name] = flat[position : position + size]
         position += size
-    if flat and not positions:
-        kind = type(flat[0]).__name__
-        raise ValueError(
-            f"FairSampling steers one training DataLoader, but got {len(flat)} objects of type {kind} in lists within "
-            "lists. Return DataLoaders in one dict, and choose one with FairSampling(dataloader=<key>)."
-        )
     if key not in positions:
-        problem = "there are several" if key is None else f"dataloader={key!r} is none of them"
-        raise ValueError(
-            f"FairSampling steers one training DataLoader, but {problem}: {', '.join(map(repr, positions))}. "
-            f"Choose one with FairSampling(dataloader={next(iter(positions))!r})."
-        )
+        raise wrong_choice(inner, key)
     return positions[key], flat[positions[key]]
 
 

@@ -166,10 +166,18 @@ def announce(run: Run) -> None:
         f"FairSampling steers {controller.num_classes} {plural(run.noun)}"
         f"{f' (labels: {place})' if place else ''} in batches of {source.batch_size}; "
         f"horizon {controller.horizon:g} batches, feedback delay {controller.feedback_delay}"
-        f"{'; ' if target else ''}{target}."
+        f"{'; ' if target else ''}{target}{_describe_undrawn(run)}."
     )
     if sampler is not None and num_batches is not None and not controller.draws and not is_auto(setting):
         _warn_of_repeats(run, sampler, num_batches)
+
+
+def _describe_undrawn(run: Run) -> str:
+    """Return which classes of the data are never drawn, for the log; empty if all are."""
+    assert run.source is not None
+    undrawn = np.flatnonzero(~run.source.controller.wanted & (run.source.class_counts > 0))
+    names = ", ".join(run.class_names[c] for c in undrawn[:5].tolist())
+    return f"; never drawn, because the target is 0: {names}{', ...' * (undrawn.size > 5)}" if undrawn.size else ""
 
 
 def _warn_of_repeats(run: Run, sampler: FeedbackBatchSampler, num_batches: int) -> None:

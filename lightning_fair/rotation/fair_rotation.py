@@ -46,7 +46,7 @@ class FairRotation:
 
     def __init__(self, n: int, k: int, start: int = 1, seed: int | None = None) -> None:
         self._n, self._k, self._start = check_inputs(n, k, start)
-        self._rng = np.random.default_rng(None if seed is None else check("seed", seed))
+        self._rng = np.random.default_rng(check("seed", seed, optional=True))
         self.reset()
 
     def __repr__(self) -> str:

@@ -101,7 +101,6 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self.rank: int = check("rank", rank)
         if self.rank >= self.world_size:
             raise ValueError(f"rank must lie in [0, world_size), got {rank} for {self.world_size} ranks.")
-        empty_classes = check("empty_classes", empty_classes)
         if controller is None:
             counts = np.bincount(self.labels)
             controller = FeedbackController(counts.size, (counts > 0) / np.count_nonzero(counts))
@@ -113,7 +112,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self._randomness = DrawRandomness(self.seed, controller.num_classes, self.batch_size)
         # The global batch is ordered by class, so a stride gives each rank about the same class counts.
         self._rank_slice = slice(self.rank, None, self.world_size)
-        self._handle_empty_classes(empty_classes)
+        self._handle_empty_classes(check("empty_classes", empty_classes))
         self._withdrawn: deque[Draw] = deque()  # in the order of their numbers; they are drawn again first
         self._drawn: Ints = np.zeros_like(self.class_counts)  # including the withdrawn draws
         self.epoch, self.exhausted = 0, False
@@ -195,10 +194,9 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Set the number of the next iteration's epoch. Schedules by epoch follow it, the draws do not."""
-        epoch = check("epoch", epoch)
-        if epoch != self.epoch:
+        if check("epoch", epoch) != self.epoch:
             self._position = 0
-        self.epoch, self._has_begun = epoch, False
+        self.epoch, self._has_begun = int(epoch), False
 
     def deliver(self, draw_id: int | None = None) -> BatchDraw:
         """Return the draw of the batch that the loader delivers, by default the oldest one not delivered yet."""

@@ -178,10 +178,66 @@ def test_iterables_without_a_loader_are_refused(make):
         train(make())
 
 
-def test_loaders_within_lists_are_refused():
-    """Loaders in lists within lists cannot be named by a key."""
-    with pytest.raises(ValueError, match="got 2 objects of type DataLoader in lists within lists"):
-        train({"both": [loader(), loader()]})
+@pytest.mark.parametrize("key", [None, 0, "both"])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: {"both": [loader(), loader()]}, r"and those of 'both' are several\. .*a dict of them without lists"),
+        (lambda: [[loader(), loader()]], r"and those of 0 are several"),
+        (lambda: {"both": [loader(), loader()], "one": loader()}, r": 'one'\. Choose one .*dataloader='one'"),
+        (lambda: [[torch.ones(2), torch.zeros(2)]], r"and there is none\. Return a DataLoader"),
+        (lambda: [torch.ones(2), loader()], r": 1\. Choose one .*dataloader=1"),
+        (list, r"and there is none|got list"),
+        (dict, r"and there is none|got dict"),
+    ],
+    ids=["dict of a list", "list of a list", "one beside a list", "a batch", "a tensor", "empty list", "empty dict"],
+)
+def test_what_can_be_chosen_is_told(make, message, key):
+    """The error names the loaders that a key can choose; of lists within lists there are none."""
+    if key == 0 and message.startswith(r": 1"):
+        pytest.skip("the tensor itself is chosen")
+    with pytest.raises((TypeError, ValueError), match=message):
+        train(make(), moving(dataloader=key))
+
+
+@pytest.mark.parametrize("key", [None, "a"])
+def test_choice_without_a_trainer(key):
+    """A fair data module outside of a fit tells the same."""
+    for loaders, message in (
+        ([], "there is none"),
+        ([torch.ones(2)] * 2, "there is none"),
+        ([loader()] * 2, r": 0, 1\. "),
+    ):
+        with pytest.raises(ValueError, match=message):
+            FairDataModule(Loads(lambda given=loaders: given), fair=FairSampling(dataloader=key)).train_dataloader()
+
+
+class Slotted:
+    __slots__ = ("inner",)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __iter__(self):
+        return iter(self.inner)
+
+
+@pytest.mark.parametrize(
+    "make", [Slotted, lambda inner: Wrapper(Wrapper(Wrapper(Wrapper(inner))))], ids=["slots", "four"]
+)
+def test_wrappers_that_hide_their_loader(make):
+    """A loader in ``__slots__``, or four wrappers deep, is not seen; the error says so."""
+    with pytest.raises(TypeError, match=r"none among its attributes \(not in __slots__, and at most 3 wrappers deep\)"):
+        train(make(loader()))
+    train(Wrapper(Wrapper(Wrapper(loader()))))
+
+
+def test_list_of_batches_as_batch_sampler():
+    batches = [[0, 1, 2], [3, 4, 5]]
+    with pytest.raises(
+        ValueError, match=r"batch sampler list has no attribute batch_size\. Pass DataLoader\(batch_size"
+    ):
+        train(DataLoader(Indexed(), batch_sampler=batches))
 
 
 def test_chain_that_has_begun_is_refused():

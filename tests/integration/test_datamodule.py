@@ -747,6 +747,7 @@ def test_hyperparameters_around_a_data_set():
 
 
 def test_wrapped_twice():
-    data = FairDataModule(FairDataModule(Indexed(), batch_size=BATCH))
-    with pytest.raises(ValueError, match="needs no other around it"):
-        data.train_dataloader()
+    """A fair data module is not wrapped again."""
+    for data in (FairDataModule(Indexed(), batch_size=BATCH), FairDataModule(L.LightningDataModule())):
+        with pytest.raises(TypeError, match="data is a FairDataModule, which is fair already: use that one"):
+            FairDataModule(data)

@@ -74,6 +74,15 @@ def test_place_is_printed(settings, place, caplog):
     assert f"FairSampling steers 4 classes (labels: {place}) in batches of 8; horizon " in caplog.text
 
 
+def test_classes_without_a_target_are_printed(caplog):
+    """A mapping that sums to one leaves the other classes out, and the message of the set-up names them."""
+    fit(Weighted(), loader(Indexed()), FairSampling(target_probs={0: 0.5, 2: 0.5}), limit_train_batches=1)
+    assert "never drawn, because the target is 0: 1, 3." in caplog.text
+    caplog.clear()
+    fit(Weighted(), loader(Indexed()), FairSampling(target_probs={0: 0.5}), limit_train_batches=1)
+    assert "never drawn" not in caplog.text
+
+
 def test_target_by_name_in_a_run():
     """The class that is named gets its share."""
     fair = FairSampling(seed=0, target_probs={"dog": 0.1, "ant": 0.5})

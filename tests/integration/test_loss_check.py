@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import default_collate
 
 from lightning_fair import FairSampling, ImportanceWeightedMixin, importance_weights, logit_adjustment
+from lightning_fair.integration.loss_check import LossCheck
 
 W = torch.tensor([1.0, 2.0, 3.0, 4.0])
 OTHER = 2.0 * torch.eye(4)  # another head
@@ -133,6 +134,14 @@ def test_class_weights_without_mixin():
     """Without the mixin the loss stands for the drawn mix, whatever the reference is."""
     for settings, expected in (({"reference": "prior"}, 1), ({"target_probs": "prior", "reference": "uniform"}, 0)):
         assert len(warned_of("correct twice", OwnPlain(WEIGHTED["cross_entropy"]), moving(**settings))) == expected
+
+
+def test_class_weights_without_values():
+    """Weights on the meta device, of a module that gets its values later, are passed over."""
+    module = Plain()
+    module.loss = torch.nn.CrossEntropyLoss(weight=torch.ones(4, device="meta"))
+    module.pair_loss = torch.nn.BCEWithLogitsLoss(pos_weight=torch.ones(4, device="meta"))
+    assert LossCheck(FairSampling().settings, module)
 
 
 @pytest.mark.parametrize("in_sum", [True, False])
