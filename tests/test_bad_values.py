@@ -30,6 +30,7 @@ from lightning_fair import (
 from lightning_fair.common.checks import LARGEST_NUM_CLASSES, show
 from lightning_fair.common.label_values import number_labels
 from lightning_fair.common.labels import find_labels
+from lightning_fair.integration.settings import FairSettings
 from lightning_fair.integration.validation_feedback import ValidationFeedback
 from lightning_fair.monitoring.class_metrics import find_class_values
 from lightning_fair.schedules import Constant, Cosine, Join, Linear, Shift, Step
@@ -345,7 +346,7 @@ TABLE = {
         {
             "dataset": (*DATA_SET, None, [1, 2]),
             "labels": (1.5, 1j, True, b"ab", "nowhere", "", -9, HUGE, {"a": 1}, [0, 1], [0, 1, 2, 1.5], object()),
-            "num_classes": (*COUNT, 2),
+            "num_classes": COUNT,
         },
     ),
     "number_labels": (
@@ -353,7 +354,7 @@ TABLE = {
         {"values": LABELS},
         {
             "values": (*LABEL_VALUES, *NONE, [{}], [None, 1], math.nan, [math.inf]),
-            "num_classes": (*COUNT, 2),
+            "num_classes": COUNT,
             "num_named": (*INTEGER, *NONE, -1),
         },
     ),
@@ -456,7 +457,7 @@ ALIASES = {
 }
 SHOWN = r"shape|sum|got \d+ (for|schedules)|got values|lists of different lengths|samples have none|a mapping|a Fair"
 SHOWN += r"|complex numbers|data set is of type|counts alone"
-SHOWN += r"|got a set|unhashable type|such as|got 'a'"
+SHOWN += r"|got a (set|DataLoader)|unhashable type|such as|got 'a'"
 
 
 def fault(call, arguments, name):
@@ -493,6 +494,14 @@ def test_bad_value_is_refused(name, argument):
     call, good, bad = TABLE[name]
     faults = {show(value): fault(call, {**good, argument: value}, argument) for value in bad[argument]}
     assert {value: words for value, words in faults.items() if words is not None} == {}
+
+
+@pytest.mark.parametrize("labels", [[2**40, 1, 1], np.array([2**63 + 5, 1], np.uint64)])
+def test_labels_beyond_every_number_of_classes(labels):
+    """They are refused before memory for so many classes is asked for; without a number of classes they are names."""
+    with pytest.raises(ValueError, match=rf"labels must lie in \[0, 5\), got {max(labels)}\. Leave num_classes out"):
+        FairSettings(num_classes=5).make_sampler(labels, 2)
+    assert FairSettings().make_sampler(labels, 2).controller.num_classes == 2
 
 
 # -- unusual values that are taken ---------------------------------------------------------------------

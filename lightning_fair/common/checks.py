@@ -182,6 +182,10 @@ class _Short(reprlib.Repr):
         super().__init__()
         self.maxstring = self.maxother = 60
 
+    def repr_instance(self, x: Any, level: int) -> str:
+        has_address = type(x).__repr__ is object.__repr__
+        return f"a {type(x).__name__}" if has_address else super().repr_instance(x, level)
+
     def repr_int(self, x: int, level: int) -> str:
         # Python refuses to write integers of 4,300 digits.
         return f"an integer of {x.bit_length()} bits" if x.bit_length() > 128 else super().repr_int(x, level)

@@ -76,8 +76,8 @@ def number_labels(values: Any, num_classes: int | None = None, num_named: int = 
         low, high = int(y.min()), int(y.max())
         if low < 0:
             raise _negative(low)
-        if num_classes is not None and high >= num_classes:
-            raise _beyond(high, num_classes)
+        if num_classes is not None and high >= LARGEST_NUM_CLASSES:
+            raise _beyond(high, num_classes)  # before they are counted, which takes memory
         if num_classes is None and high >= max(y.size, num_named):
             unique, y = np.unique(y, return_inverse=True)
             classes = unique.tolist()

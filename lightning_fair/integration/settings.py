@@ -104,7 +104,7 @@ class FairSettings:
         is_one = isinstance(labels, (str, Integral)) and labels != "" and not isinstance(labels, bool)
         is_many = hasattr(labels, "__len__") and not isinstance(labels, (str, bytes, Mapping, Set))
         if not (is_one or is_many or labels is None or callable(labels)):
-            raise TypeError(
+            raise (ValueError if isinstance(labels, str) else TypeError)(
                 "labels must be one class per sample, 'scan', a name, a position, a function of the data set or None, "
                 f"got {show(labels)}."
             )
