@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler, Subset
 
-from lightning_fair.common.arrays import Ints, check_integer
+from lightning_fair.common.arrays import Ints
+from lightning_fair.common.checks import check_integer
 from lightning_fair.common.labels import find_labels
 from recipes.longtail import Kind, LongTail
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from sklearn.datasets import make_classification
 from torch.utils.data import Dataset
 
-from lightning_fair.common.arrays import Floats, Ints, check_integer
+from lightning_fair.common.arrays import Floats, Ints
+from lightning_fair.common.checks import check_integer
 from recipes.images import Item, LongTailedImages, Splits
 
 

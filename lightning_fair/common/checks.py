@@ -183,7 +183,7 @@ class _Short(reprlib.Repr):
         self.maxstring = self.maxother = 60
 
     def repr_instance(self, x: Any, level: int) -> str:
-        has_address = type(x).__repr__ is object.__repr__
+        has_address = getattr(type(x), "__repr__", None) is object.__repr__
         return f"a {type(x).__name__}" if has_address else super().repr_instance(x, level)
 
     def repr_int(self, x: int, level: int) -> str:
