@@ -13,7 +13,6 @@ the value for the next batch. Every argument that accepts a schedule also accept
 from __future__ import annotations
 
 import math
-import reprlib
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -64,7 +63,7 @@ class Schedule(ABC):
         slack = _ROUNDING * max(1.0, abs(low), abs(high))
         if not low - slack <= number <= high + slack:
             raise ValueError(
-                f"{type(self).__name__} gives {name} the value {reprlib.repr(value)} at step {step} of epoch {epoch}, "
+                f"{type(self).__name__} gives {name} the value {show(value)} at step {step} of epoch {epoch}, "
                 f"but its extremes state values from {low:g} to {high:g}. Return such a number, or state its extremes."
             )
         return min(max(number, low), high)

@@ -8,7 +8,6 @@ leaf is a rule: a function that returns what is wrong with a value, or None.
 from __future__ import annotations
 
 import math
-import reprlib
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 
 from lightning_fair.common.arrays import to_numpy
+from lightning_fair.common.checks import show
 
 Rule: TypeAlias = Callable[[Any], str | None]
 Spec: TypeAlias = Any  # a rule, or a mapping or a list of specifications
@@ -30,7 +30,7 @@ def check_version(owner: str, state: Any, version: int, key: str = "version", hi
     given = state.get(key) if isinstance(state, Mapping) else None
     if type(given) is not int or given != version:
         raise ValueError(
-            f"This {owner} reads state version {version}, got {_show(given)}{hint}. Resume with the version of "
+            f"This {owner} reads state version {version}, got {show(given)}{hint}. Resume with the version of "
             "lightning-fair, and the kind of data, that the checkpoint was made with."
         )
 
@@ -47,18 +47,18 @@ def check_state(owner: str, state: Any, spec: Spec, key: str = "") -> None:
     elif isinstance(spec, list):
         specs = spec * len(state) if len(spec) == 1 and isinstance(state, list) else spec
         if not isinstance(state, list) or len(state) != len(specs):
-            problem = f"must be a list{f' of {len(spec)}' if len(spec) > 1 else ''}, got {_show(state)}"
+            problem = f"must be a list{f' of {len(spec)}' if len(spec) > 1 else ''}, got {show(state)}"
         else:
             parts = [(f"{key}[{i}]", *pair) for i, pair in enumerate(zip(state, specs, strict=True))]
     elif not isinstance(state, Mapping):
-        problem = f"must be a mapping, got {_show(state)}"
+        problem = f"must be a mapping, got {show(state)}"
     else:
         kind = next(iter(spec))
         is_open = isinstance(kind, type)
         names = [name for name in state if type(name) is kind] if is_open else list(spec)
         missing, unknown = [x for x in names if x not in state], [x for x in state if x not in names]
         if missing or unknown:
-            problem = f"has no {_show(missing[0])}" if missing else f"has the unknown key {_show(unknown[0])}"
+            problem = f"has no {show(missing[0])}" if missing else f"has the unknown key {show(unknown[0])}"
         prefix = f"{key}." if key else ""
         parts = [] if problem else [(f"{prefix}{x}", state[x], spec[kind if is_open else x]) for x in names]
     if problem:
@@ -80,7 +80,7 @@ def integer(low: int = 0, high: int = LARGEST) -> Rule:
 
     def problem(value: Any) -> str | None:
         is_right = type(value) is int and low <= value <= high
-        return None if is_right else f"must be an integer in [{low}, {high}], got {_show(value)}"
+        return None if is_right else f"must be an integer in [{low}, {high}], got {show(value)}"
 
     return problem
 
@@ -90,7 +90,7 @@ def number(low: float = -math.inf, high: float = math.inf) -> Rule:
 
     def problem(value: Any) -> str | None:
         is_right = type(value) in (int, float) and math.isfinite(value) and low <= value <= high
-        return None if is_right else f"must be a finite number in [{low:g}, {high:g}], got {_show(value)}"
+        return None if is_right else f"must be a finite number in [{low:g}, {high:g}], got {show(value)}"
 
     return problem
 
@@ -116,7 +116,7 @@ def array(
 
     def problem(value: Any) -> str | None:
         if not isinstance(value, torch.Tensor):
-            return f"must be a tensor, got {_show(value)}"
+            return f"must be a tensor, got {show(value)}"
         if value.dtype is not dtype or value.ndim != 1 or not {len(value), None} & set(sizes):
             kind = f"{dtype}, shape ({' or '.join('n' if size is None else str(size) for size in sizes)},)"
             return f"must be a tensor of {kind}, got {value.dtype}, shape {tuple(value.shape)}"
@@ -148,7 +148,7 @@ def one_of(*choices: str | None) -> Rule:
 
     def problem(value: Any) -> str | None:
         is_right = isinstance(value, str | None) and value in choices
-        return None if is_right else f"must be {' or '.join(map(repr, choices))}, got {_show(value)}"
+        return None if is_right else f"must be {' or '.join(map(repr, choices))}, got {show(value)}"
 
     return problem
 
@@ -158,7 +158,7 @@ def of_type(*types: type) -> Rule:
 
     def problem(value: Any) -> str | None:
         words = " or ".join("None" if kind is type(None) else kind.__name__ for kind in types)
-        return None if isinstance(value, types) else f"must be a {words}, got {_show(value)}"
+        return None if isinstance(value, types) else f"must be a {words}, got {show(value)}"
 
     return problem
 
@@ -174,7 +174,7 @@ def same(name: str, expected: Any) -> Rule:
     def problem(value: Any) -> None:
         if type(value) is not type(expected) or value != expected:
             raise ValueError(
-                f"The checkpoint was made with {name} = {_show(value)}, this run has {expected}. Resume with the same "
+                f"The checkpoint was made with {name} = {show(value)}, this run has {expected}. Resume with the same "
                 "data set and settings, or start without the checkpoint."
             )
 
@@ -184,7 +184,7 @@ def same(name: str, expected: Any) -> Rule:
 def check_order(owner: str, key: str, numbers: Sequence[int], limit: str, value: int) -> None:
     """Refuse numbers of draws that do not ascend to at most the ``value``, which ``limit`` describes."""
     if list(numbers) != sorted(numbers) or (numbers and numbers[-1] > value):
-        problem = f"{key} must ascend to at most {limit}, {value}, got {_show(list(numbers))}"
+        problem = f"{key} must ascend to at most {limit}, {value}, got {show(list(numbers))}"
         raise ValueError(describe_damage(owner, problem))
 
 
@@ -211,7 +211,3 @@ def checksum(value: Any, crc: int = 0) -> int:
     for part in parts:
         crc = checksum(part, crc)
     return crc
-
-
-def _show(value: Any) -> str:
-    return " ".join(reprlib.repr(value).split())

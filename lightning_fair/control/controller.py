@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lightning_fair.common.arrays import Floats, to_tensors
+from lightning_fair.common.arrays import Floats
 from lightning_fair.common.checks import check
 from lightning_fair.common.class_mix import check_shares
 from lightning_fair.common.label_values import check_labels
