@@ -405,9 +405,18 @@ TABLE = {
 # Methods that the package alone calls, with values of its own, and those that load a state, which have tests of theirs.
 INTERNAL = {
     "FeedbackController": {"next_probs", "record_draw", "rewind", "report", "skip_classes", "load_state_dict"},
-    "FeedbackBatchSampler": {"deliver", "report", "clip_counts", "start_iteration", "withdraw", "restore"},
+    "FeedbackBatchSampler": {
+        "deliver",
+        "report",
+        "clip_counts",
+        "start_iteration",
+        "withdraw",
+        "restore",
+        "check_state",
+    },
     "FairStream": {"batches"},
     "FairSampling": {"is_installed_in"},
+    "schedules.Schedule": {"value_at"},
 }
 OF_LIGHTNING = (L.Callback, L.LightningDataModule, L.LightningModule)
 
@@ -455,7 +464,7 @@ ALIASES = {
     "dataset": ("data set",),
     "schedules": ("Join",),
 }
-SHOWN = r"shape|sum|got \d+ (for|schedules)|got values|lists of different lengths|samples have none|a mapping|a Fair"
+SHOWN = r"shape|sum|got \d+ (for|schedules)|got extremes|lists of different lengths|samples have none|a mapping|a Fair"
 SHOWN += r"|complex numbers|data set is of type|counts alone"
 SHOWN += r"|got a (set|DataLoader)|unhashable type|such as|got 'a'"
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lightning_fair import FeedbackController
 from lightning_fair.common.arrays import Floats, to_arrays, to_tensors
 from lightning_fair.common.saved_states import array
-from lightning_fair.control.draw import Draw
+from lightning_fair.control.draw import Draw, Moment
 
 
 class CountDeficitController(FeedbackController):
@@ -59,7 +59,12 @@ class CountDeficitController(FeedbackController):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state; see :meth:`FeedbackController.state_dict`."""
-        return to_tensors({**super().state_dict(), "deficit_counts": self.deficit_counts})
+        return to_tensors({**super().state_dict(), "deficit_counts": self._deficit_before(self._base.draws)})
+
+    def rewind(self, moment: Moment) -> None:
+        """Return to an earlier state; see :meth:`FeedbackController.rewind`."""
+        self.deficit_counts = self._deficit_before(moment.draws)
+        super().rewind(moment)
 
     def state_spec(self) -> dict[str, Any]:
         """Return what a state has to be; see :meth:`FeedbackController.state_spec`."""
@@ -78,6 +83,10 @@ class CountDeficitController(FeedbackController):
         logits: Floats = alpha * (self.lambda1 * self.deficit_counts + self.lambda2 * np.nan_to_num(self.ema_loss))
         logits[self.q == 0] = -np.inf
         return logits - logits.max()
+
+    def _deficit_before(self, draw_id: int) -> Floats:
+        drawn = sum((draw.counts for draw in self.in_flight if draw.draw_id >= draw_id), np.zeros(self.num_classes))
+        return self.deficit_counts - (self.q * drawn.sum() - drawn)
 
     def _count(self, counts: NDArray[Any]) -> None:
         self.deficit_counts = self.deficit_counts + (self.q * counts.sum() - counts)

@@ -430,7 +430,7 @@ OTHER = SMALL[::-1]
         ([fair(alpha=Linear(0.0, 8.0, steps)) for steps in (100, 200)], "alpha (Linear(start=0.0, end=8.0, duration=1"),
         ([fair(target_probs=name) for name in ("uniform", "prior")], "target_probs ([0.25 0.25 0.25 0.25] (checksum"),
         ([fair(reference=name) for name in ("target", "uniform")], "reference (target on rank 0, [0.25 0.25"),
-        ([fair(class_names=names) for names in ("abcd", "bacd")], "class names (['a' 'b' 'c' 'd']"),
+        ([fair(class_names=names) for names in (list("abcd"), list("bacd"))], "class names (['a' 'b' 'c' 'd']"),
         ([fair(seed=seed) for seed in (1, 2)], "seed (1 on rank 0, 2 on rank 1)"),
         (
             [fair(preset=name) for name in ("balanced", "calibrated")],

@@ -377,7 +377,7 @@ def test_dataloader_must_name_one_of_several(chosen):
 
 
 def test_dataloader_must_name_a_single_loader():
-    with pytest.raises(ValueError, match=r"dataloader='fair' is none of them: 0\. .*dataloader=0"):
+    with pytest.raises(ValueError, match=r"dataloader='fair' is none that can be chosen: 0\. .*dataloader=0"):
         fit(Weighted(), loader(), moving(dataloader="fair"))
     fit(module := Weighted(), loader(), moving(dataloader=0))
     assert len(module.steps) == BATCHES

@@ -40,7 +40,7 @@ def test_no_row_is_in_two_parts():
     assert np.unique(rows).size == 13000
 
 
-@pytest.mark.parametrize("settings", [{"rare": 1.0}, {"noise": 0.5}, {"seed": -1}, {"rows": -5}, {"test_rows": 0.5}])
+@pytest.mark.parametrize("settings", [{"rare": 1.0}, {"noise": 0.5}, {"seed": -1}, {"rows": -5}, {"test_rows": 0}])
 def test_bad_arguments_are_refused(settings):
     with pytest.raises(ValueError, match=f"{next(iter(settings))} must"):
         TabularDataModule(**settings)

@@ -253,7 +253,6 @@ CANDIDATES = {
     "two heads": (TwoHeads, None, ["Several", "4 outputs", "auxiliary (4 -> 4)", "model.fc (6 -> 4)"], "model.fc"),
     "none": (Convolutional, None, ["No linear layer", "projection (4 -> 7)", "correction='weights'"], "model.2"),
     "wrong name": (Classifier, "model.head", ["no submodule 'model.head'", "model.fc (6 -> 4)"], "model.fc"),
-    "empty name": (Classifier, "", ["no submodule ''", "model.fc (6 -> 4)"], "model.fc"),
 }
 
 
