@@ -28,7 +28,7 @@ from lightning_fair.common.class_mix import check_kind
 
 Unit: TypeAlias = Literal["step", "epoch"]
 
-_ROUNDING = 1e-9  # relative, of a value at its extreme
+_ROUNDING = 1e-6  # relative, of a value at its extreme; float32 rounds by 6e-8
 _FINITE, _TIME = "(-inf, inf)", "[0, inf)"
 
 
@@ -39,8 +39,7 @@ class Schedule(ABC):
 
     def __post_init__(self) -> None:
         check_choice("unit", self.unit, ("step", "epoch"))
-        for value in self.extremes:
-            check_number(f"An extreme of {type(self).__name__}", value, _FINITE)
+        check_extremes(self, _FINITE)
 
     def __getstate__(self) -> dict[str, Any]:
         return _plain_fields(self)
@@ -250,9 +249,7 @@ class Shift:
                 f"Shift's progress must be a lightning_fair.schedules.Schedule, got {show(self.progress)}. "
                 "For a step at batch 1000: Step(0.0, 1.0, at=1000)."
             )
-        if not all(0 <= value <= 1 for value in self.progress.extremes):
-            extremes = ", ".join(f"{value:g}" for value in self.progress.extremes)
-            raise ValueError(f"Shift's progress must stay in [0, 1], got extremes {extremes}.")
+        check_extremes(self.progress, "[0, 1]", "progress")
         check_kind("start", self.start)
         check_kind("end", self.end)
 
@@ -310,6 +307,16 @@ class Join(Schedule):
         return super().by_epoch or any(schedule.by_epoch for schedule in self.schedules)
 
 
+def check_extremes(schedule: Schedule, interval: str, argument: str = "") -> None:
+    """Check that the extremes of a schedule, the value of an argument, are numbers in the interval."""
+    kind, extremes = type(schedule).__name__, schedule.extremes
+    name = f"the extremes of {argument} ({kind})" if argument else f"the extremes of {kind}"
+    if not isinstance(extremes, tuple) or not extremes:
+        raise TypeError(f"{name} must be a tuple of numbers, got {show(extremes)}.")
+    for value in extremes:
+        check_number(name, value, interval)
+
+
 def _check_fields(owner: object, **intervals: str) -> None:
     for name, interval in intervals.items():
         check_number(name, vars(owner)[name], interval)
@@ -323,8 +330,7 @@ def _plain_fields(owner: object) -> dict[str, Any]:
 def as_schedule(alpha: float | Schedule) -> Schedule:
     """Return a gain if it is a schedule, else ``Constant(alpha)``; refuse one that can be negative or not finite."""
     gain = alpha if isinstance(alpha, Schedule) else Constant(check_number("alpha", alpha, "[0, inf)", _OR_SCHEDULE))
-    for value in gain.extremes:
-        check_number("alpha", value, "[0, inf)")
+    check_extremes(gain, "[0, inf)", "alpha")
     return gain
 
 

@@ -283,7 +283,7 @@ TABLE = {
     "ImportanceWeightedMixin": (
         set_fair_sampling,
         {"fair_sampling": True},
-        {"fair_sampling": ("x", 3, None, {}, FairSampling)},
+        {"fair_sampling": ("x", 3, {}, FairSampling)},
     ),
     "ImportanceWeightedMixin.weighted_loss": (
         Classifier().weighted_loss,
@@ -464,7 +464,7 @@ ALIASES = {
     "dataset": ("data set",),
     "schedules": ("Join",),
 }
-SHOWN = r"shape|sum|got \d+ (for|schedules)|got extremes|lists of different lengths|samples have none|a mapping|a Fair"
+SHOWN = r"shape|sum|got \d+ (for|schedules)|extremes of progress|lists of different lengths|samples have none|a mapping|a Fair"
 SHOWN += r"|complex numbers|data set is of type|counts alone"
 SHOWN += r"|got a (set|DataLoader)|unhashable type|such as|got 'a'"
 
@@ -618,3 +618,20 @@ def test_numbers_are_kept_as_plain_ones(value):
     assert {type(settings.lambda1), type(controller.lambda1), type(Constant(value).value)} <= {float, int}
     assert type(settings.num_classes) is int
     assert settings.lambda1 == controller.lambda1 == Constant(value)(0, 0) == 2.0
+
+
+@pytest.mark.parametrize("value", [np.int64(2), torch.tensor(2)])
+def test_whole_numbers_reach_their_users(value):
+    """A batch size goes to torch's loader, and a position to the look-up of labels."""
+    dataset = TensorDataset(torch.zeros(4, 1), torch.arange(4) % 2)
+    data = FairDataModule(dataset, batch_size=value)
+    assert len(next(iter(data.train_dataloader()))[0]) == 2
+    assert find_labels(dataset, np.int64(1)).numbers.tolist() == [0, 1, 0, 1]
+
+
+def test_names_from_a_mapping():
+    """Its keys and values are in order; a set is not."""
+    names = {"a": 0, "b": 1}
+    assert list(FairSampling(class_names=names.keys()).settings.class_names) == ["a", "b"]
+    with pytest.raises(TypeError, match="class_names must be a list"):
+        FairSampling(class_names=set(names))

@@ -115,9 +115,9 @@ def test_other_types_are_refused(value):
         (lambda: Join([Constant(1.0)] * 3, [5, 5]), r"boundaries must increase, got \[5, 5\]"),
         (lambda: Step(0.0, math.inf, at=3), r"after must lie in \(-inf, inf\), got inf"),
         (lambda: Step(0.0, 1.0, at=-1), r"at must lie in \[0, inf\), got -1"),
-        (lambda: Shift(Linear(0.0, 2.0, 5)), r"progress must stay in \[0, 1\], got extremes 0, 2"),
-        (lambda: Shift(Linear(-0.5, 1.0, 5)), r"got extremes -0.5, 1"),
-        (lambda: Shift(Own(extremes=(0.0, math.nan))), r"got extremes 0, nan"),
+        (lambda: Shift(Linear(0.0, 2.0, 5)), r"extremes of progress \(Linear\) must lie in \[0, 1\], got 2"),
+        (lambda: Shift(Linear(-0.5, 1.0, 5)), r"\[0, 1\], got -0.5"),
+        (lambda: Shift(Own(extremes=(0.0, math.nan))), r"\[0, 1\], got nan"),
         *[
             (make, "nan|inf")
             for time in (math.nan, math.inf, -math.inf)
@@ -170,6 +170,19 @@ def test_wrong_value_is_refused_at_the_draw(name, value):
     own.value = 1.0
     assert np.isfinite(controller.next_probs()).all()
     assert controller.progress == (1.0 if name == "progress" else 0.0)
+
+
+@pytest.mark.parametrize("kind", [np.float32, torch.tensor])
+@pytest.mark.parametrize("extreme", [0.1, 0.3, 0.7])
+def test_single_precision_at_an_extreme(kind, extreme):
+    assert Own(kind(extreme), extremes=(0.0, extreme)).value_at(3, 1, "alpha") == pytest.approx(extreme)
+
+
+@pytest.mark.parametrize("extremes", [8.0, (), (None, 1.0), [0.0, 1.0], ("a", "b"), (0.0, math.nan)])
+@pytest.mark.parametrize("make", [Shift, lambda own: FeedbackController(2, alpha=own)], ids=["shift", "alpha"])
+def test_wrong_extremes_are_refused(make, extremes):
+    with pytest.raises((TypeError, ValueError), match=r"extremes of (Own|progress \(Own\)|alpha \(Own\)) must"):
+        make(Own(extremes=extremes))
 
 
 @pytest.mark.parametrize("value", [1, True, np.float32(1.0), torch.tensor(1.0), 1.0 + 1e-12])

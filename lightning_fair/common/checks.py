@@ -6,8 +6,9 @@ the argument, what is allowed, and a short form of the value.
 
 from __future__ import annotations
 
+import re
 import reprlib
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any
@@ -66,7 +67,10 @@ def check(name: str, value: Any, *, optional: bool = False) -> Any:
         return check_number(name, value, _NUMBERS[name])
     if name in _INTEGERS:
         return check_integer(name, value, *_INTEGERS[name])
-    return check_choice(name, value, _CHOICES[name]) if name in _CHOICES else check_flag(name, value)
+    if name in _CHOICES:
+        return check_choice(name, value, _CHOICES[name])
+    assert name in _FLAGS, name
+    return check_flag(name, value)
 
 
 def check_integer(name: str, value: Any, minimum: int, maximum: int | None = _LARGEST_INTEGER) -> int:
@@ -131,11 +135,11 @@ def check_text(name: str, value: Any, words: str) -> None:
 
 def check_names(name: str, values: Any) -> list[str]:
     """Return a list of different names, at least one."""
-    if not isinstance(values, Iterable) or isinstance(values, (str, bytes, Mapping, Set, torch.Tensor)):
+    if not isinstance(values, Iterable) or isinstance(values, (str, bytes, Mapping, set, frozenset, torch.Tensor)):
         raise TypeError(f"{name} must be a list with a name of each class, got {show(values)}.")
     names = list(map(str, values))
     if not names or len(set(names)) < len(names):  # classes of one name would share their tags
-        raise ValueError(f"{name} must be a list with another name for each class, got {show(values)}.")
+        raise ValueError(f"{name} must be a list with a different name for each class, got {show(values)}.")
     return names
 
 
@@ -173,8 +177,8 @@ def check_numbers(name: str, values: Any) -> Floats:
 
 
 def show(value: Any) -> str:
-    """Return a short form of a value, on one line, for a message."""
-    return " ".join(_short.repr(value).split())
+    """Return a short form of a value, on one line and without addresses, for a message."""
+    return re.sub(" at 0x[0-9a-f]+", "", " ".join(_short.repr(value).split()))
 
 
 class _Short(reprlib.Repr):
@@ -183,8 +187,8 @@ class _Short(reprlib.Repr):
         self.maxstring = self.maxother = 60
 
     def repr_instance(self, x: Any, level: int) -> str:
-        has_address = getattr(type(x), "__repr__", None) is object.__repr__
-        return f"a {type(x).__name__}" if has_address else super().repr_instance(x, level)
+        is_bare = getattr(type(x), "__repr__", None) is object.__repr__
+        return type(x).__name__ if is_bare else super().repr_instance(x, level)
 
     def repr_int(self, x: int, level: int) -> str:
         # Python refuses to write integers of 4,300 digits.

@@ -22,9 +22,8 @@ def check_kind(name: str, mix: Any, *words: str) -> None:
     if mix is None or (is_many and len(mix)) or (isinstance(mix, str) and mix in allowed):
         return
     kinds = f"{', '.join(map(repr, allowed))}, a vector or a mapping"
-    hint = " FairSampling alone knows the data and the length of the training." * (
-        isinstance(mix, str) and mix in TRAINING_TARGETS
-    )
+    is_of_training = isinstance(mix, str) and mix in TRAINING_TARGETS
+    hint = f" FairSampling(target_probs={mix!r}) knows the length of the training." * is_of_training
     raise (ValueError if is_many or isinstance(mix, str) else TypeError)(
         f"{name} must be {kinds}, got {show(mix)}.{hint}"
     )

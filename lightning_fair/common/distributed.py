@@ -25,7 +25,7 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def check_ranks(world_size: int | None, facts: Callable[[], Mapping[str, object]]) -> bool:
+def check_ranks(rank: int, world_size: int | None, facts: Callable[[], Mapping[str, object]]) -> bool:
     """Compare the ranks, if ``world_size`` is their number; if it is None, warn that each makes the same draws.
 
     Return whether several processes train together; if not, nothing was done.
@@ -34,6 +34,13 @@ def check_ranks(world_size: int | None, facts: Callable[[], Mapping[str, object]
         return False
     if world_size == count_ranks():
         check_same_on_all_ranks(facts())
+        ranks: list[Any] = [None] * world_size
+        dist.all_gather_object(ranks, rank)
+        if len(set(ranks)) < world_size:
+            raise ValueError(
+                f"Every process must have its own rank, got rank={', '.join(map(str, ranks))}: those with the same one "
+                "draw the same samples. Make the sampler with rank=..., for example fabric.global_rank."
+            )
     elif world_size is None:
         warnings.warn(
             f"world_size was not set, and {count_ranks()} processes train together: each of them draws the same "

@@ -105,9 +105,9 @@ def look_up_labels(dataset: Any, labels: Labels = None, num_classes: int | None 
             )
     elif isinstance(labels, str):
         column = None if labels == "scan" else _look_up(dataset, _places_called(labels))
-    elif type(labels) is int:
+    elif type(labels) is int or isinstance(labels, np.integer):
         # Not in a wrapper, whose samples may have other elements.
-        column = _look_up(dataset, _tensor_at(labels), in_wrappers=False)
+        column = _look_up(dataset, _tensor_at(int(labels)), in_wrappers=False)
     else:
         column = _Column(_one_per_sample(labels, dataset), "labels=")
     if column is None:

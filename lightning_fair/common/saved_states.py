@@ -8,6 +8,7 @@ leaf is a rule: a function that returns what is wrong with a value, or None.
 from __future__ import annotations
 
 import math
+import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -23,6 +24,7 @@ Spec: TypeAlias = Any  # a rule, or a mapping or a list of specifications
 
 LARGEST = 2**53  # of a counter: up to it every integer is a float, too
 _ROUNDING = 1e-6  # of a sum of probabilities
+_FINITE = sys.float_info.max  # compared before a conversion, which an integer beyond it has not
 
 
 def check_version(owner: str, state: Any, version: int, key: str = "version", hint: str = "") -> None:
@@ -89,7 +91,7 @@ def number(low: float = -math.inf, high: float = math.inf) -> Rule:
     """Return the rule of a finite number in ``[low, high]``."""
 
     def problem(value: Any) -> str | None:
-        is_right = type(value) in (int, float) and math.isfinite(value) and low <= value <= high
+        is_right = type(value) in (int, float) and max(low, -_FINITE) <= value <= min(high, _FINITE)
         return None if is_right else f"must be a finite number in [{low:g}, {high:g}], got {show(value)}"
 
     return problem
@@ -136,6 +138,11 @@ def array(
 def mix(num_classes: int) -> Rule:
     """Return the rule of a class mix."""
     return array(num_classes, low=0.0, high=1.0, total=1.0)
+
+
+def corrected_mix(num_classes: int) -> Rule:
+    """Return the rule of a trained mix, which a late correction can carry out of [0, 1] if a target becomes 0."""
+    return array(num_classes, low=-1.0, high=2.0, total=1.0)
 
 
 def counts(num_classes: int) -> Rule:

@@ -293,10 +293,10 @@ class FeedbackController(ControllerState):
             draw: The draw. Default: the oldest in flight; if none is in flight, the batch counts as one of its own.
         """
         if draw is None:
-            draw = self.oldest
+            counts, draw = check_shares(counts, self.num_classes, "counts"), self.oldest
             self._reports.check_all_ranks(draw, counts)
         if draw:
-            self._in_flight.remove(draw)
+            self._land(draw)
         number = draw.draw_id if draw else self.draws
         if draw is None:
             self._enter_trained_mix(np.asarray(counts))

@@ -8,13 +8,21 @@ from copy import copy
 from typing import Any
 
 from lightning_fair.common.arrays import to_arrays, to_tensors
-from lightning_fair.common.saved_states import array, check_order, check_state, check_version, integer, mix, same
+from lightning_fair.common.saved_states import (
+    array,
+    check_order,
+    check_state,
+    check_version,
+    corrected_mix,
+    integer,
+    same,
+)
 from lightning_fair.control import law
 from lightning_fair.control.draw import Draw, draw_spec
 from lightning_fair.control.rewindable import Rewindable
 
 _STATE_VERSION = 3
-_MAX_AHEAD = 2**20  # draws that a state counts as made ahead: more than any loader, and than any delay of use
+_MAX_AHEAD = 2**31  # draws that a state counts as made ahead: a feedback delay can be as large
 _ARRAYS = ("trained_mix", "ema_loss", "loss_score")
 
 
@@ -55,7 +63,7 @@ class ControllerState(Rewindable):
     def state_spec(self) -> dict[str, Any]:
         """Return what a state has to be; see :mod:`~lightning_fair.common.saved_states`."""
         K = self.num_classes
-        arrays = mix(K), array(K, nan=True), array(K, low=-law.MAX_Z, high=law.MAX_Z)
+        arrays = corrected_mix(K), array(K, nan=True), array(K, low=-law.MAX_Z, high=law.MAX_Z)
         return {
             "version": integer(),
             "num_classes": same("num_classes", K),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from lightning_fair.common.arrays import Floats, Ints, to_arrays, to_tensors
-from lightning_fair.common.saved_states import array, counts, integer, mix, number
+from lightning_fair.common.saved_states import array, corrected_mix, counts, integer, mix, number
 
 
 class Moment(NamedTuple):
@@ -76,7 +76,7 @@ class Draw:
 def draw_spec(num_classes: int) -> dict[str, Any]:
     """Return what the state of a draw has to be."""
     before = array(0, num_classes, dtype=torch.int64, low=0)
-    mixes = dict.fromkeys(("probs", "trained_mix", "reference"), mix(num_classes))
+    mixes = {"probs": mix(num_classes), "trained_mix": corrected_mix(num_classes), "reference": mix(num_classes)}
     numbers = {"draw_id": integer(), "alpha": number(0.0), "progress": number(0.0, 1.0)}
     return {**numbers, **mixes, "counts": counts(num_classes), "drawn_before": before}
 
@@ -114,6 +114,13 @@ class DrawsInFlight:
     def _put_in_flight(self, draw: Draw) -> None:
         self._overflowed |= len(self._in_flight) == self._in_flight.maxlen
         self._in_flight.append(draw)
+
+    def _land(self, draw: Draw) -> None:
+        if draw not in self._in_flight:
+            raise RuntimeError(
+                f"Draw {draw.draw_id} is not in flight: it was reported before, or withdrawn to be drawn again."
+            )
+        self._in_flight.remove(draw)
 
     def _empty(self) -> list[Draw]:
         draws, self._overflowed = list(self._in_flight), False

@@ -19,7 +19,6 @@ Feedback: TypeAlias = Literal["train", "validation"]
 FeedbackTo: TypeAlias = Literal["draw", "objective"]
 
 _ROUNDING = 1e-5  # of a rate, as a mean in single precision
-_MAX_TILT = 1e6  # in a state: far above any gain of use
 
 
 class Objective:
@@ -123,7 +122,7 @@ class Objective:
     def state_spec(self) -> dict[str, Any]:
         """Return what a state has to be."""
         K = self._num_classes
-        tilt = array(K, low=-_MAX_TILT, high=_MAX_TILT)
+        tilt = array(K)
         words = one_of("train", "validation")
         return {"base": optional(mix(K)), "feedback": words, "tilt": tilt, "scores": scores_rule(K)}
 

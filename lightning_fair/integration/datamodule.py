@@ -109,7 +109,7 @@ class FairDataModule(_ForwardsHooks):
         elif _is_dataset(data):
             if batch_size is None:
                 raise ValueError("FairDataModule around a data set needs batch_size, for example batch_size=128.")
-            check("batch_size", batch_size)
+            arguments["batch_size"] = check("batch_size", batch_size)
             for name, dataset in (("val", val), ("test", test)):
                 if not (_is_dataset(dataset) or isinstance(dataset, (IterableDataset, NoneType))):
                     raise TypeError(f"{name} must be a data set or None, got {show(dataset)}.")

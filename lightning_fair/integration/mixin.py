@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
 from lightning_fair.common.checks import check_type, show
@@ -175,7 +177,7 @@ class ImportanceWeightedMixin(_Base):
         check_trainer(self.trainer)
         callbacks = super().configure_callbacks()
         own, theirs = self.fair_sampling, find_callback(self.trainer)
-        check_type("fair_sampling", own, (bool, FairSampling), "True, False or a FairSampling")
+        check_type("fair_sampling", own, (bool, np.bool_, FairSampling, NoneType), "True, False or a FairSampling")
         if isinstance(own, FairSampling) and theirs not in (None, own):
             raise ValueError(
                 f"Both the Trainer (or its FairDataModule) and {type(self).__name__}.fair_sampling have a "

@@ -185,7 +185,9 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             # A second iteration within an epoch, whose length another, longer loader determines.
             self._position = -num_in_flight
         self._has_begun, self._keeps_in_flight, self.exhausted = True, False, False
-        self.has_compared_ranks = self.has_compared_ranks or check_ranks(self._world_size_given, self.rank_facts)
+        self.has_compared_ranks = self.has_compared_ranks or check_ranks(
+            self.rank, self._world_size_given, self.rank_facts
+        )
         self.controller.epoch = self.epoch
         for _ in range(self.steps_per_epoch - self._position - num_in_flight):
             draw = self._next_draw()
@@ -340,7 +342,8 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
     def rank_facts(self) -> dict[str, Any]:
         """See :class:`~lightning_fair.control.draw_source.DrawSource`."""
-        sizes = {"batch_size": self.batch_size, **self._fingerprint, "steps_per_epoch": self.steps_per_epoch}
+        steps = {"steps_per_epoch": self.steps_per_epoch, "epoch": self.epoch}
+        sizes = {"batch_size": self.batch_size, **self._fingerprint, **steps}
         return {**sizes, "samples trained on": describe(self.trained), **controller_facts(self.controller)}
 
     @cached_property  # not computed before it is used: the labels can be a large memory map

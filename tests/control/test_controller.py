@@ -694,7 +694,7 @@ def test_skipped_classes_share_out_their_target():
         ({"target_probs": "prior"}, r"pass class_counts=np\.bincount\(labels, minlength=num_classes\)"),
         ({"target_probs": "flat"}, r"must be 'uniform', 'prior', 'sqrt'"),
         ({"min_prob": 1 / 3}, r"min_prob must lie in \[0, 0\.333\d+\) \(1/K for 3 classes\), got 0\.333"),
-        ({"alpha": Linear(4.0, -1.0, 5)}, r"alpha must lie in \[0, inf\), got -1\.0"),
+        ({"alpha": Linear(4.0, -1.0, 5)}, r"extremes of alpha \(Linear\) must lie in \[0, inf\), got -1\.0"),
     ],
 )
 def test_invalid_argument_is_refused(arguments, message):
@@ -729,3 +729,19 @@ def test_tensors_are_accepted_as_losses():
     controller.step_update(torch.tensor([0, 1]), torch.tensor([1.0, 2.0], dtype=torch.bfloat16))
     controller.step_update(torch.tensor([0, 1]), torch.tensor([1.0, 2.0], dtype=torch.float16))
     assert controller.ema_loss.tolist() == pytest.approx([1.0, 2.0])
+
+
+@pytest.mark.parametrize("counts", [[np.nan, 1, 1], [-1, 1, 1], [1, 1], "abc", None])
+def test_wrong_counts_are_refused(counts):
+    controller = FeedbackController(3)
+    with pytest.raises((TypeError, ValueError), match="counts must"):
+        controller.report(counts)
+    assert np.isfinite(controller.get_probs()).all()
+
+
+def test_draw_is_reported_once():
+    controller = FeedbackController(3)
+    draw = make_draw(controller, [1, 1, 1])
+    controller.report(draw.counts, draw=draw)
+    with pytest.raises(RuntimeError, match="Draw 0 is not in flight"):
+        controller.report(draw.counts, draw=draw)

@@ -364,7 +364,10 @@ def sample(labels: Any, *, world_size: int, **settings: Any) -> Run:
     """Draw two epochs in a loop of one's own."""
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo", rank=this_rank(), world_size=world_size)
-    sampler = FeedbackBatchSampler(labels, rank=this_rank(), world_size=world_size, **settings)
+    settings = {"rank": this_rank(), "world_size": world_size, **settings}
+    epoch = settings.pop("epoch", 0)
+    sampler = FeedbackBatchSampler(labels, **settings)
+    sampler.set_epoch(epoch)
     try:
         for _ in range(2):
             for _ in sampler:

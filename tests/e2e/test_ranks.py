@@ -466,6 +466,8 @@ def test_ranks_without_trainer(two):
     for own, expected in (
         ([{"labels": LABELS, "batch_size": size} for size in (4, 6)], "batch_size (4 on rank 0, 6 on rank 1)"),
         ([{"labels": labels, "batch_size": 4} for labels in (LABELS, LABELS[::-1])], "differ in labels' checksum ("),
+        ([{"labels": LABELS, "batch_size": 4, "epoch": epoch} for epoch in (0, 1)], "epoch (0 on rank 0, 1 on rank 1)"),
+        ([{"labels": LABELS, "batch_size": 4, "rank": 0}] * 2, "its own rank, got rank=0, 0"),
     ):
         assert [expected in (run.failure or "") for run in two(train_unlike, act=sample, own=own)] == [True, True]
 

@@ -330,7 +330,9 @@ def test_new_data_without_setup():
     data.data = Indexed((24, 16, 8))
     with pytest.warns(UserWarning, match="changed from 160 to 48 samples: FairSampling starts over"):
         batches = list(data.train_dataloader())
-    assert torch.cat([y for _, y, _ in batches]).bincount().tolist() == [16, 16, 16]
+    counts = torch.cat([y for _, y, _ in batches]).bincount()
+    assert counts.sum() == 48
+    assert (counts - 16).abs().max() <= 1  # a batch of 8 has two or three of each class
 
 
 def test_attributes_are_set_in_wrapped_module():
@@ -573,8 +575,8 @@ class NoLabels(L.LightningDataModule):
     ("arguments", "settings", "error", "match"),
     [
         ((Indexed(),), {}, ValueError, "needs batch_size"),
-        ((Stream(),), {"batch_size": 8}, TypeError, r"map-style data set \(.*\), got a Stream"),
-        ((loader(),), {"batch_size": 8}, TypeError, "got a DataLoader"),
+        ((Stream(),), {"batch_size": 8}, TypeError, r"map-style data set \(.*\), got Stream"),
+        ((loader(),), {"batch_size": 8}, TypeError, "got DataLoader"),
         ((NoLabels(),), {"batch_size": 8}, TypeError, "NoLabels makes its own loaders: set batch_size there"),
         ((NoLabels(),), {"num_workers": 2, "val": Indexed()}, TypeError, "set val, num_workers there"),
         ((Indexed(),), {"batch_size": 8, "numworkers": 2}, TypeError, "DataLoader has no argument numworkers"),

@@ -21,7 +21,7 @@ from lightning_fair.common.saved_states import checksum
 from lightning_fair.control.target import AutoTarget
 from lightning_fair.dataloaders.label_check import LabelCheck
 from lightning_fair.dataloaders.stream_tracker import StreamTracker
-from lightning_fair.schedules import Linear, Shift
+from lightning_fair.schedules import Linear, Shift, Step
 
 LABELS = np.repeat(np.arange(3), [60, 30, 10])
 RESTART = 'FairSampling(resume="restart") keeps the model'
@@ -174,6 +174,7 @@ DAMAGES = {
     "-1": put(-1),
     "-5": put(-5),
     "2**62": put(2**62),
+    "10**400": lambda value: value if isinstance(value, torch.Tensor) else 10**400,
     "x": lambda value: "x",
     "None": lambda value: None,
     "mapping": lambda value: {},
@@ -380,3 +381,29 @@ def test_checksum_survives_the_usual_ways(tmp_path):
 def test_checksum_tells_states_apart(a, b):
     assert checksum({"key": a}) != checksum({"key": b})
     assert checksum(a) == checksum(copy.deepcopy(a))
+
+
+def test_own_state_is_taken_at_any_settings():
+    """A trained mix that a late correction carries below 0, long delays and large gains."""
+
+    def make():
+        target = Shift(Step(0.0, 1.0, at=20), start=[0.5, 0.5], end=[1.0, 0.0])
+        return FeedbackBatchSampler([0, 1] * 50, 8, 100, FeedbackController(2, target, feedback_delay=16))
+
+    sampler, lowest = make(), 0.0
+    for indices, _ in zip(sampler, range(40), strict=False):
+        sampler.controller.step_update([0 for index in indices if index % 2 == 0])  # class 1 was filtered out
+        lowest = min(lowest, sampler.controller.trained_mix.min())
+        other = make()
+        other.restore(sampler.capture())
+        assert same(other.capture(), sampler.capture())
+    assert lowest < 0
+
+    def large():
+        settings = {"feedback": "validation", "feedback_to": "objective", "reference": "uniform", "feedback_gain": 1e8}
+        return FeedbackController(2, feedback_delay=2**31 - 1, **settings)
+
+    controller = large()
+    controller.report_validation([0.1, 0.9])
+    controller.step_update([0, 1])
+    large().load_state_dict(controller.state_dict())
