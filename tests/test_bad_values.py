@@ -464,8 +464,8 @@ ALIASES = {
     "dataset": ("data set",),
     "schedules": ("Join",),
 }
-SHOWN = r"shape|sum|got \d+ (for|schedules)|extremes of progress|lists of different lengths|samples have none|a mapping|a Fair"
-SHOWN += r"|complex numbers|data set is of type|counts alone"
+SHOWN = r"shape|sum|got \d+ (for|schedules)|extremes of progress|lists of different lengths|samples have none"
+SHOWN += r"|a mapping|a Fair|complex numbers|data set is of type|counts alone"
 SHOWN += r"|got a (set|DataLoader)|unhashable type|such as|got 'a'"
 
 
