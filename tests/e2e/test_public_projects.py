@@ -212,5 +212,5 @@ def test_one_sample_a_batch():
     fair = FairSampling(labels=lambda data: data.df["Lesion"] == 2, reference="prior", horizon=16)
     outcome = train(FindsLesions(2), volumes, fair, max_epochs=1, limit_train_batches=40)
     assert outcome.wrong() == []
-    assert np.allclose(outcome.trained_mix(), 0.5)
+    assert np.allclose(outcome.trained_mix(), 0.5, atol=0.051)  # 19 to 21 of 40
     assert outcome.warned == []
