@@ -22,7 +22,7 @@ def to_numpy(values: Any) -> Any:
     return values.float().numpy() if values.dtype is torch.bfloat16 else values.numpy()  # NumPy has no bfloat16
 
 
-def checksum(labels: NDArray[Any]) -> int:
+def labels_checksum(labels: NDArray[Any]) -> int:
     """Return a checksum of integers, in parts: they can be a large memory map."""
     result = 0
     for first in range(0, labels.size, 2**20):

@@ -1,7 +1,7 @@
 """Checks of arguments, and the rules of those that several constructors and functions share.
 
-A value of another type is a ``TypeError``, any other that is not allowed a ``ValueError``. The message is one sentence:
-the argument, what is allowed, and a short form of the value.
+A value of another type is a ``TypeError``, any other that is not allowed, and any that is none of several words, a
+``ValueError``. The message is one sentence: the argument, what is allowed, and a short form of the value.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import numpy as np
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
-from lightning_fair.common.arrays import checksum
+from lightning_fair.common.arrays import labels_checksum
 from lightning_fair.common.distributed import check_same_on_all_ranks
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.control.rank_facts import describe
@@ -155,7 +155,7 @@ def _update_sampler(run: Run, trainer: L.Trainer | None, users_loader: Any) -> b
         sampler.steps_per_epoch = steps
         return False
     if trainer is not None and trainer.world_size > 1:  # if this rank has no sampler for them, these are the reason
-        data = {"number of samples": labels.numbers.size, "labels' checksum": checksum(labels.numbers)}
+        data = {"number of samples": labels.numbers.size, "labels' checksum": labels_checksum(labels.numbers)}
         run.facts = {"batch_size": size, **data, **run.facts}
     run.total_batches = run.count_batches(steps)
     options: dict[str, Any] = {"total_batches": run.total_batches}

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-from lightning_fair.common.arrays import Floats, Ints, checksum, to_arrays
+from lightning_fair.common.arrays import Floats, Ints, labels_checksum, to_arrays
 from lightning_fair.common.checks import check, check_type
 from lightning_fair.common.class_counts import ClassCounts
 from lightning_fair.common.distributed import check_ranks
@@ -185,9 +185,8 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             # A second iteration within an epoch, whose length another, longer loader determines.
             self._position = -num_in_flight
         self._has_begun, self._keeps_in_flight, self.exhausted = True, False, False
-        self.has_compared_ranks = self.has_compared_ranks or check_ranks(
-            self.rank, self._world_size_given, self.rank_facts
-        )
+        if not self.has_compared_ranks:
+            self.has_compared_ranks = check_ranks(self.rank, self._world_size_given, self.rank_facts)
         self.controller.epoch = self.epoch
         for _ in range(self.steps_per_epoch - self._position - num_in_flight):
             draw = self._next_draw()
@@ -202,7 +201,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
     def deliver(self, draw_id: int | None = None) -> BatchDraw:
         """Return the draw of the batch that the loader delivers, by default the oldest one not delivered yet."""
-        draws = self._undelivered() if draw_id is None else [d for d in self._in_flight() if d.draw_id == draw_id]
+        draws = self._undelivered() if draw_id is None else [x for x in self._in_flight() if x.draw_id == draw_id]
         if not draws:
             raise RuntimeError("The loader delivered a batch that was not drawn, or one batch twice; each comes once.")
         draws[-1].is_delivered = True
@@ -342,11 +341,12 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
     def rank_facts(self) -> dict[str, Any]:
         """See :class:`~lightning_fair.control.draw_source.DrawSource`."""
-        steps = {"steps_per_epoch": self.steps_per_epoch, "epoch": self.epoch}
-        sizes = {"batch_size": self.batch_size, **self._fingerprint, **steps}
-        return {**sizes, "samples trained on": describe(self.trained), **controller_facts(self.controller)}
+        own = {"batch_size": self.batch_size, "steps_per_epoch": self.steps_per_epoch, "epoch": self.epoch}
+        return (
+            own | {"samples trained on": describe(self.trained)} | self._fingerprint | controller_facts(self.controller)
+        )
 
     @cached_property  # not computed before it is used: the labels can be a large memory map
     def _fingerprint(self) -> dict[str, Any]:
         sizes = {"number of samples": self.labels.size, "number of classes": self.controller.num_classes}
-        return {**sizes, "labels' checksum": checksum(self.labels), "seed": self.seed}
+        return {**sizes, "labels' checksum": labels_checksum(self.labels), "seed": self.seed}

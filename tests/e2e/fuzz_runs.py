@@ -321,7 +321,7 @@ def _wrong(plan: Combination, run: Run, first: int = 0) -> list[str]:
     right = {
         "length": len(steps) > 0 and (is_stream or len(steps) == EPOCHS * plan.epoch_length),
         "own draws": all(_is_own(step, is_stream) for step in steps),
-        # A worker of a stream that starts late counts from the draws that the others have made by then.
+        # A worker counts from the step that was published when it started, so one that starts late has later numbers.
         "order of the draws": (is_stream and plan.workers > 0)
         or [draw.draw_id for draw in draws] == [*range(first, first + len(steps))],
         "gain": all(step.draw.alpha == _gain(plan)(step.draw.draw_id, step.epoch) for step in steps),
