@@ -8,10 +8,10 @@ import gradio as gr
 import numpy as np
 import pandas as pd
 
-from lightning_fair.app import session
 from lightning_fair.app.components import QUIET, Update, notice
 from lightning_fair.app.simulation import CLASSES, simulate
 from lightning_fair.common.arrays import Floats
+from lightning_fair.common.checks import check_number
 
 # Okabe and Ito's colors, which readers with color blindness can tell apart.
 _COLORS = {"class 0": "#0072b2", "class 1": "#e69f00", "class 2": "#009e73", "class 3": "#cc79a7"}
@@ -61,7 +61,7 @@ class Feedback:
     def _plot(self, reversals: int, *values: float) -> Update:
         try:
             for slider, value in zip(self.sliders, values, strict=True):
-                session.check_slider(f"{slider.label}", value, slider.minimum, slider.maximum)
+                check_number(f"{slider.label}", value, f"[{slider.minimum}, {slider.maximum}]")
             trace = simulate(*values, reversals=reversals)
         except (ValueError, TypeError) as error:
             # Empty frames rather than None, with which Gradio's plot fails if the browser is drawing it just then.

@@ -51,12 +51,6 @@ def check_fields(*fields: Any) -> tuple[int, int, int]:
     return check_inputs(n, k, start)
 
 
-def check_slider(name: str, value: Any, smallest: float, largest: float) -> None:
-    """Raise a ``ValueError`` if the value of a slider is not a number in its range."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not smallest <= value <= largest:
-        raise ValueError(f"{name} must be a number from {smallest:g} to {largest:g}, got {show(value)}.")
-
-
 def new_rotation(n: Any, k: Any, start: Any, seed: str | None) -> FairRotation:
     """Return a rotation without counts; an empty seed is random. Raise the errors of ``enter``, also for a seed."""
     inputs = check_fields(n, k, start)

@@ -123,6 +123,7 @@ def test_feedback_names_the_slider(client, value):
         slider = client.parts[part]
         succeeded, words = client.send(reverse, {place: value})
         assert succeeded
+        interval = f"in [{slider['minimum']}, {slider['maximum']}], got"
         assert words.startswith(
-            f"{slider['label']} must be a number from {slider['minimum']} to {slider['maximum']}, got"
+            (f"{slider['label']} must be a number {interval}", f"{slider['label']} must lie {interval}")
         )
