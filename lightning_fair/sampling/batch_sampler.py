@@ -341,10 +341,10 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
     def rank_facts(self) -> dict[str, Any]:
         """See :class:`~lightning_fair.control.draw_source.DrawSource`."""
-        own = {"batch_size": self.batch_size, "steps_per_epoch": self.steps_per_epoch, "epoch": self.epoch}
-        return (
-            own | {"samples trained on": describe(self.trained)} | self._fingerprint | controller_facts(self.controller)
-        )
+        # The causes first: the error names the first ones only.
+        steps = {"steps_per_epoch": self.steps_per_epoch, "epoch": self.epoch}
+        sizes = {"batch_size": self.batch_size, **self._fingerprint, **steps}
+        return {**sizes, "samples trained on": describe(self.trained), **controller_facts(self.controller)}
 
     @cached_property  # not computed before it is used: the labels can be a large memory map
     def _fingerprint(self) -> dict[str, Any]:
