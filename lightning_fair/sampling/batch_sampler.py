@@ -116,7 +116,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self._withdrawn: deque[Draw] = deque()  # in the order of their numbers; they are drawn again first
         self._drawn: Ints = np.zeros_like(self.class_counts)  # including the withdrawn draws
         self.epoch, self.exhausted = 0, False
-        self._position = 0  # batches of this epoch that have been reported
+        self._epoch_start = self._num_landed  # a controller that other data were drawn with has landed draws
         self._has_begun = False  # whether this epoch has been iterated over
         self._keeps_in_flight = False  # whether the next iteration leaves draws in flight
 
@@ -167,6 +167,16 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         sizes = self.class_counts
         return np.asarray(np.divide(self.trained, sizes, out=np.full(sizes.size, np.nan), where=sizes > 0))
 
+    @property
+    def _num_landed(self) -> int:
+        """Number of draws that were reported, to the sampler or to its controller, and are not in flight any more."""
+        return self.controller.draws - len(self.controller.in_flight) - len(self._withdrawn)
+
+    @property
+    def _position(self) -> int:
+        """Number of batches of this epoch that were reported; negative until those of an earlier iteration were."""
+        return self._num_landed - self._epoch_start
+
     def __len__(self) -> int:
         return self.steps_per_epoch
 
@@ -176,19 +186,18 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
     def iter_with_ids(self) -> Iterator[tuple[int, list[int]]]:
         """Iterate over the same batches, each with the number of its draw."""
-        if not self._keeps_in_flight:
-            self.controller.forget_in_flight()  # of an abandoned iteration
-        num_in_flight = len(self.controller.in_flight)
-        if self._has_begun:
+        if not self._keeps_in_flight:  # they are of an abandoned iteration
+            self._epoch_start += len(self.controller.in_flight)
+            self.controller.forget_in_flight()
+        num_drawn = self._position + len(self.controller.in_flight)
+        if self._has_begun or num_drawn >= self.steps_per_epoch:
             self.end_epoch()
-        elif self._position + num_in_flight >= self.steps_per_epoch:
-            # A second iteration within an epoch, whose length another, longer loader determines.
-            self._position = -num_in_flight
+            num_drawn = 0
         self._has_begun, self._keeps_in_flight, self.exhausted = True, False, False
         if not self.has_compared_ranks:
             self.has_compared_ranks = check_ranks(self.rank, self._world_size_given, self.rank_facts)
         self.controller.epoch = self.epoch
-        for _ in range(self.steps_per_epoch - self._position - num_in_flight):
+        for _ in range(self.steps_per_epoch - num_drawn):
             draw = self._next_draw()
             yield draw.draw_id, draw.indices
         self.exhausted = True
@@ -196,7 +205,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     def set_epoch(self, epoch: int) -> None:
         """Set the number of the next iteration's epoch. Schedules by epoch follow it, the draws do not."""
         if check("epoch", epoch) != self.epoch:
-            self._position = 0
+            self.end_epoch()
         self.epoch, self._has_begun = int(epoch), False
 
     def deliver(self, draw_id: int | None = None) -> BatchDraw:
@@ -253,7 +262,6 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         loss_counts: NDArray[Any] | None = None,
     ) -> None:
         """Report that a batch has been trained on, by default as drawn; see :meth:`FeedbackController.report`."""
-        self._position += 1
         self.controller.report(draw.counts if counts is None else counts, loss_sums, loss_counts, draw=draw)
 
     def clip_counts(self, counts: NDArray[Any], draw: Draw) -> NDArray[Any]:
@@ -262,7 +270,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
     def end_epoch(self) -> None:
         """End the epoch, whether or not all of its batches were used."""
-        self.epoch, self._position, self._has_begun = self.epoch + 1, 0, False
+        self.epoch, self._epoch_start, self._has_begun = self.epoch + 1, self._num_landed, False
 
     def abandon_epoch(self) -> None:
         """End an epoch that was cut off in the middle: the next iteration begins a new one."""
@@ -274,13 +282,16 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self.controller.reset()
         self._pools.drawn = self._drawn = np.zeros_like(self.class_counts)
         self._withdrawn.clear()
-        self.epoch, self._position, self._has_begun = 0, 0, False
+        self.epoch, self._epoch_start, self._has_begun = 0, 0, False
 
     def start_iteration(self, epoch: int, *, within_epoch: bool, keep_delivered: bool) -> None:  # noqa: ARG002
         """Withdraw the draws in flight, except delivered ones to keep, and end the epoch unless within it."""
         self.withdraw(undelivered_only=within_epoch and keep_delivered)
         if not within_epoch:
             self.abandon_epoch()
+        elif self._position + len(self.controller.in_flight) >= self.steps_per_epoch:
+            # Another iteration within an epoch, whose length another, longer loader determines.
+            self._epoch_start = self._num_landed + len(self.controller.in_flight)
 
     def withdraw(self, *, undelivered_only: bool = False) -> None:
         """Withdraw the draws in flight. The next iteration makes them first, and continues the epoch.
@@ -302,7 +313,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
     # Not called `state_dict`: a stateful loader would save the sampler a second time, with prefetched draws.
     def capture(self) -> dict[str, Any]:
-        """Return the state as of the last batch given to ``report``, of tensors and plain numbers only."""
+        """Return the state as of the last batch that was reported, of tensors and plain numbers only."""
         first = self.controller.oldest_ahead
         return {
             "version": _STATE_VERSION,
@@ -310,7 +321,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             "batch_size": self.batch_size,
             "global_batch_size": self.global_batch_size,
             "epoch": self.epoch,
-            "position": max(self._position, 0),  # negative until batches of an earlier iteration are reported
+            "position": max(self._position, 0),
             "drawn": torch.from_numpy((self._drawn if first is None else first.drawn_before).copy()),
             "controller": self.controller.state_dict(),
             "withdrawn": [draw.state_dict() for draw in self._withdrawn],
@@ -328,11 +339,12 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         """
         self.check_state(state)
         self.controller.load_state_dict(state["controller"])
-        self.epoch, self._position, self._has_begun = state["epoch"], state["position"], False
+        self.epoch, self._has_begun = state["epoch"], False
         self._pools.drawn = self._drawn = to_arrays(state)["drawn"]
         self._withdrawn = deque([*self.controller.withdraw(), *map(Draw.from_state_dict, state["withdrawn"])])
         if state["global_batch_size"] != self.global_batch_size:
             self._withdrawn.clear()
+        self._epoch_start = self._num_landed - state["position"]
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Refuse a state that ``restore`` would refuse."""

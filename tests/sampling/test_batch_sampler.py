@@ -18,11 +18,10 @@ from lightning_fair.schedules import Join, Linear, Shift, Step
 LABELS = np.repeat([0, 1, 2], [90, 25, 5])
 
 
-def make(labels=LABELS, batch_size=12, steps=10, *, feedback_delay=1, lambda2=0.0, target=None, **settings):
+def make(labels=LABELS, batch_size=12, steps=10, *, feedback_delay=1, alpha=8.0, lambda2=0.0, target=None, **settings):
     """Return a batch sampler with a controller of its own."""
-    controller = FeedbackController(
-        int(np.max(np.asarray(labels))) + 1, target, lambda2=lambda2, feedback_delay=feedback_delay
-    )
+    of_law = {"alpha": alpha, "lambda2": lambda2, "feedback_delay": feedback_delay}
+    controller = FeedbackController(int(np.max(np.asarray(labels))) + 1, target, **of_law)
     return FeedbackBatchSampler(labels, batch_size, steps, controller, **settings)
 
 
@@ -215,6 +214,25 @@ def run_on(sampler, batches, number, num_prefetched=2):
         got.append((record.draw_id, batch, record.probs.tolist(), record.counts.tolist()))
         sampler.report(record, None, sums, record.counts)
     return got
+
+
+def plain_loop(sampler, number):
+    """Take ``number`` batches in a plain loop over epochs; return the epoch and the indices of each."""
+    batches = ((sampler.epoch, batch) for _ in range(number) for batch in sampler)
+    for epoch, batch in islice(batches, number):
+        sampler.controller.step_update(LABELS[batch], hardness(batch))
+        yield epoch, batch
+
+
+@pytest.mark.parametrize("stop", range(13))
+def test_captured_state_continues_plain_loop(stop):
+    """A plain loop continues within its epoch, also after an epoch's last batch."""
+    schedule = Linear(0.0, 8.0, 3, unit="epoch")
+    whole, cut, other = (make(steps=4, lambda2=0.5, alpha=schedule) for _ in range(3))
+    expected, got = list(plain_loop(whole, 12)), list(plain_loop(cut, stop))
+    other.restore(cut.capture())
+    assert got + list(plain_loop(other, 12 - stop)) == expected
+    assert other.capture()["position"] == 4
 
 
 @pytest.mark.parametrize("stop", [0, 1, 5, 8, 9])
