@@ -86,7 +86,7 @@ METHODS = {
     "worst_class_gain_10": Method(fair={"preset": "worst_class", "feedback_gain": 10.0, **_WEIGHTS}),
     **{
         f"{name}{ADDED}": replace(_NEED_NO_VALIDATION[name], adds_validation=True)
-        for name in ("subsample", "group_dro_0.01", "long_tail")
+        for name in ("subsample", "group_dro_0.01", "long_tail", "worst_class_train")
     },
 }
 

@@ -28,7 +28,7 @@ class Trial:
     Attributes:
         title: The data in words.
         methods: Names of the methods.
-        seeds: Number of seeds, from 1.
+        seeds: The seeds.
         run: Trains with a method, a seed and the folder of the data.
         rows: Metrics of a run, by what is added to the name of its method in the table.
         baseline: Method that the others are compared with, seed by seed.
@@ -38,7 +38,7 @@ class Trial:
 
     title: str
     methods: Sequence[str]
-    seeds: int
+    seeds: Sequence[int]
     run: Callable[[str, int, Path], Numbers]
     rows: Callable[[str, Numbers], dict[str, Metrics]]
     baseline: str
