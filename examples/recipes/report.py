@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +86,11 @@ class Report:
         return float(np.nanmean(self.recall))
 
     @property
+    def worst_class_recall(self) -> float:
+        """The least of the recalls, in [0, 1]."""
+        return float(np.nanmin(self.recall))
+
+    @property
     def prior_accuracy(self) -> float:
         """Recalls weighted by the training images, in [0, 1]: the accuracy at the class mix of the training data.
 
@@ -110,10 +115,7 @@ class Report:
             >>> metrics["balanced_accuracy"], metrics["worst_class_recall"], metrics["few_shot_accuracy"]
             (0.75, 0.5, 0.5)
         """
-        numbers = {
-            "worst_class_recall": float(np.nanmin(self.recall)),
-            **{f"{name}_shot_accuracy": recall for name, recall in self.shots.items()},
-        }
+        numbers = {f"{name}_shot_accuracy": recall for name, recall in self.shots.items()}
         values = {name: numbers[name] if name in numbers else getattr(self, name) for name in METRICS}
         return {name: math.nan if value is None else float(value) for name, value in values.items()}
 
@@ -162,6 +164,28 @@ class Report:
                 _number(recall),
                 f"{number} class{'es' * (number != 1)} with {sizes} training images",
             )
+
+
+def comparison(reports: Mapping[str, Report], title: str = "") -> Table:
+    """Return the recalls of several runs on the same data as a rich table, a column for each run.
+
+    The last rows are the mean of the recalls, the least one, and their mean weighted by the training images.
+    """
+    table, (first, *_) = Table(title=title or None, title_justify="left"), reports.values()
+    for column in ("class", "images", *reports):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for name, images, *recalls in zip(
+        first.classes, first.images, *(run.recall for run in reports.values()), strict=True
+    ):
+        table.add_row(Text(name), str(images), *map(_number, recalls))
+    table.add_section()
+    for name, values in (
+        ("mean", [run.balanced_accuracy for run in reports.values()]),
+        ("worst", [run.worst_class_recall for run in reports.values()]),
+        ("data mix", [run.prior_accuracy for run in reports.values()]),
+    ):
+        table.add_row(name, "", *map(_number, values))
+    return table
 
 
 def mean_std(values: ArrayLike, digits: int = 3, unit: str = "") -> str:
