@@ -166,25 +166,33 @@ class Report:
             )
 
 
-def comparison(reports: Mapping[str, Report], title: str = "") -> Table:
-    """Return the recalls of several runs on the same data as a rich table, a column for each run.
+def comparison(runs: Mapping[str, Sequence[Report]], title: str = "") -> Table:
+    """Return the recalls of several methods on the same data as a rich table, a column for each method.
 
-    The last rows are the mean of the recalls, the least one, and their mean weighted by the training images.
+    The last rows are the mean of the recalls, the least one, and their mean weighted by the training images, below each
+    its standard deviation over the runs of a method. The recalls of the classes are averaged over these runs.
+
+    Args:
+        runs: Reports of each method, at least one, of runs that differ in the seed; as many for each.
+        title: Above the table.
     """
-    table, (first, *_) = Table(title=title or None, title_justify="left"), reports.values()
-    for column in ("class", "images", *reports):
+    table, (first, *others) = Table(title=title or None, title_justify="left"), next(iter(runs.values()))
+    for column in ("class", "images", *runs):
         table.add_column(column, justify="left" if column == "class" else "right")
-    for name, images, *recalls in zip(
-        first.classes, first.images, *(run.recall for run in reports.values()), strict=True
-    ):
-        table.add_row(Text(name), str(images), *map(_number, recalls))
+    recalls = [np.mean([run.recall for run in reports], axis=0) for reports in runs.values()]
+    for name, images, *row in zip(first.classes, first.images, *recalls, strict=True):
+        # Text, because rich would read a name such as [unk] or [/] as markup.
+        table.add_row(Text(name), str(images), *map(_number, row))
     table.add_section()
-    for name, values in (
-        ("mean", [run.balanced_accuracy for run in reports.values()]),
-        ("worst", [run.worst_class_recall for run in reports.values()]),
-        ("data mix", [run.prior_accuracy for run in reports.values()]),
+    for name, metric in (
+        ("mean", "balanced_accuracy"),
+        ("worst", "worst_class_recall"),
+        ("data mix", "prior_accuracy"),
     ):
-        table.add_row(name, "", *map(_number, values))
+        values = [[getattr(run, metric) for run in reports] for reports in runs.values()]
+        table.add_row(name, "", *(_number(float(np.mean(numbers))) for numbers in values))
+        if others:
+            table.add_row("  ±", "", *(_number(float(np.std(numbers, ddof=1))) for numbers in values), style="dim")
     return table
 
 
