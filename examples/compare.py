@@ -4,6 +4,7 @@ python examples/compare.py                                      # digits, 100 to
 python examples/compare.py experiment=mnist data.root=DIR       # any settings of train.py
 python examples/compare.py fair=long_tail fair.max_repeats=16   # of the plugin's presets this one only
 python examples/compare.py seed=7                               # one seed
+python examples/compare.py trainer.enable_progress_bar=true     # for long trainings
 """
 
 import os
@@ -29,11 +30,14 @@ by the images. ±: standard deviation over the seeds."""
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(cfg: DictConfig) -> None:
+    if sweep.in_sweep():
+        raise SystemExit("compare.py cannot be swept with -m: give it one value of each setting, or sweep train.py.")
     given = list(HydraConfig.get().overrides.task)
     shared = [value for value in given if not value.startswith(("fair", "baseline="))]
     of_plugin = [value for value in given if value.startswith("fair.")]
     presets = [value.removeprefix("fair=") for value in given if value.startswith("fair=")] or PRESETS
     seeds = (cfg.seed,) if any(value.startswith("seed=") for value in given) else SEEDS
+    shared = ["trainer.enable_progress_bar=false", *shared]  # Lightning's bars would leave two lines for each run
     methods = {name: [choice, *shared] for name, choice in BASELINES.items()}
     methods |= {name: [f"fair={name}", *shared, *of_plugin] for name in presets}
     reports: dict[str, list[Report]] = {}

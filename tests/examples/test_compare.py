@@ -65,7 +65,7 @@ def test_runs_side_by_side(tmp_path):
 @pytest.mark.slow
 def test_first_command(tmp_path):
     """The README's first command warns of nothing, fits 79 columns, and shows what the plugin does."""
-    done = run_script("compare.py", tmp_path, "trainer.enable_progress_bar=false", "trainer.accelerator=cpu", columns=79)
+    done = run_script("compare.py", tmp_path, "trainer.accelerator=cpu", columns=79)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert max(map(len, done.stdout.splitlines())) <= 79
