@@ -24,7 +24,7 @@ PRESETS = ("balanced", "long_tail", "worst_class")
 SEEDS = (1, 2, 3)
 NOTES = """\
 balanced, long_tail, worst_class: with FairSampling(preset="...").
-images: of the training. mean, worst: of the classes. data mix: mean, weighted
+images: for training. mean, worst: of the classes. data mix: mean, weighted
 by the images. ±: standard deviation over the seeds."""
 
 
@@ -53,8 +53,9 @@ def main(cfg: DictConfig) -> None:
     rich.print(comparison(reports, title=f"Recall of each class in the test, seed {', '.join(map(str, seeds))}"))
     print(NOTES)
     if training.tensorboard_dir(cfg):
-        print(f"\nCharts of seed {seeds[0]}, in a browser at http://localhost:6006, tab Custom Scalars:")
+        print(f"\nCharts of seed {seeds[0]}, in a browser at http://localhost:6006:")
         print(f"    tensorboard --logdir {training.quoted(os.path.relpath(cfg.output_dir))}")
+        print("Tab Scalars: val/balanced_accuracy. Tab Custom Scalars: the mix of the batches.")
 
 
 def _config(values: list[str], seed: int, seeds: tuple[int, ...], output_dir: str) -> DictConfig:

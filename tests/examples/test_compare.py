@@ -7,6 +7,7 @@ from recipe_helpers import run_script
 from recipes.report import comparison, make_report
 from rich.console import Console
 
+PRESETS = ("fair_balanced", "fair_long_tail", "fair_worst_class")
 FAST = ("epochs=1", "trainer.accelerator=cpu")
 
 
@@ -73,7 +74,8 @@ def test_first_command(tmp_path):
     without, _, *presets = map(float, cells(done.stdout, "mean")[2:])
     assert min(presets) > without + 0.1
     command = re.search("tensorboard --logdir (.*)", done.stdout)
-    assert len(list((tmp_path / command[1]).glob("*_seed_1/tensorboard/events*"))) >= 5
+    charts = {path.relative_to(tmp_path / command[1]).parts[0] for path in tmp_path.rglob("events*")}
+    assert charts == {f"{name}_seed_1" for name in ("fair_off", "baseline_weighted_sampler", *PRESETS)}
 
 
 @pytest.mark.slow
