@@ -1,6 +1,6 @@
 """Train a classifier on long-tailed data, with the plugin or without, and print a report.
 
-python examples/train.py                     # digits, 100 to 1
+python examples/train.py                     # digits, 100 to 2 of a class
 python examples/train.py fair=off            # the same run without the plugin
 python examples/train.py experiment=mnist    # data.root=DIR if DIR/MNIST/raw/ has the files
 python examples/train.py experiment=drift    # a stream whose long tail is reversed; also cifar10_lt, cifar100_lt

@@ -36,13 +36,13 @@ def fake_mnist(root, packed):
     return raw
 
 
-def run_script(name, folder, *arguments):
+def run_script(name, folder, *arguments, columns=200):
     """Run a script of examples/ in ``folder``, as a user would."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.run(
         [sys.executable, str(ROOT / "examples" / name), *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200", "PYTHONIOENCODING": "utf-8"},
+        env={**os.environ, "PYTHONPATH": path, "COLUMNS": str(columns), "PYTHONIOENCODING": "utf-8"},
         capture_output=True,
         text=True,
         encoding="utf-8",

@@ -71,7 +71,7 @@ def test_readme_size():
 @pytest.mark.parametrize(
     "command",
     [
-        'pip install -e ".[examples]" && python examples/train.py',
+        'pip install -e ".[examples]" && python examples/compare.py',
         'pip install -e ".[dev]" && pytest',
         'pytest -m "" -n 2',
     ],
@@ -121,7 +121,7 @@ def test_issue_forms(form):
 
 # -- commands ------------------------------------------------------------------------------------------------
 
-TRAIN = [command for command in commands() if command.startswith("python examples/train.py")]
+TRAIN = [command for command in commands() if re.match(r"python examples/(train|compare)\.py", command)]
 SCRIPTS = sorted({path for command in commands() for path in scripts(command) if re.match(r"examples/.*\.py$", path)})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +86,11 @@ class Report:
         return float(np.nanmean(self.recall))
 
     @property
+    def worst_class_recall(self) -> float:
+        """The least of the recalls, in [0, 1]."""
+        return float(np.nanmin(self.recall))
+
+    @property
     def prior_accuracy(self) -> float:
         """Recalls weighted by the training images, in [0, 1]: the accuracy at the class mix of the training data.
 
@@ -110,10 +115,7 @@ class Report:
             >>> metrics["balanced_accuracy"], metrics["worst_class_recall"], metrics["few_shot_accuracy"]
             (0.75, 0.5, 0.5)
         """
-        numbers = {
-            "worst_class_recall": float(np.nanmin(self.recall)),
-            **{f"{name}_shot_accuracy": recall for name, recall in self.shots.items()},
-        }
+        numbers = {f"{name}_shot_accuracy": recall for name, recall in self.shots.items()}
         values = {name: numbers[name] if name in numbers else getattr(self, name) for name in METRICS}
         return {name: math.nan if value is None else float(value) for name, value in values.items()}
 
@@ -162,6 +164,36 @@ class Report:
                 _number(recall),
                 f"{number} class{'es' * (number != 1)} with {sizes} training images",
             )
+
+
+def comparison(runs: Mapping[str, Sequence[Report]], title: str = "") -> Table:
+    """Return the recalls of several methods on the same data as a rich table, a column for each method.
+
+    The last rows are the mean of the recalls, the least one, and their mean weighted by the training images, below each
+    its standard deviation over the runs of a method. The recalls of the classes are averaged over these runs.
+
+    Args:
+        runs: Reports of each method, at least one, of runs that differ in the seed; as many for each.
+        title: Above the table.
+    """
+    table, (first, *others) = Table(title=title or None, title_justify="left"), next(iter(runs.values()))
+    for column in ("class", "images", *runs):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    recalls = [np.mean([run.recall for run in reports], axis=0) for reports in runs.values()]
+    for name, images, *row in zip(first.classes, first.images, *recalls, strict=True):
+        # Text, because rich would read a name such as [unk] or [/] as markup.
+        table.add_row(Text(name), str(images), *map(_number, row))
+    table.add_section()
+    for name, metric in (
+        ("mean", "balanced_accuracy"),
+        ("worst", "worst_class_recall"),
+        ("data mix", "prior_accuracy"),
+    ):
+        values = [[getattr(run, metric) for run in reports] for reports in runs.values()]
+        table.add_row(name, "", *(_number(float(np.mean(numbers))) for numbers in values))
+        if others:
+            table.add_row("  ±", "", *(_number(float(np.std(numbers, ddof=1))) for numbers in values), style="dim")
+    return table
 
 
 def mean_std(values: ArrayLike, digits: int = 3, unit: str = "") -> str:

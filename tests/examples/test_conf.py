@@ -136,7 +136,7 @@ def test_weights_without_a_bound():
 
 def test_order_of_overrides():
     """An experiment overrides the groups, and the command line overrides both."""
-    assert composed().trainer.max_epochs == 80
+    assert composed().trainer.max_epochs == 10
     cfg = composed("experiment=mnist", "trainer.max_epochs=7")
     assert cfg.data._target_.endswith("MNISTDataModule")
     assert cfg.model.net.image_size == 28

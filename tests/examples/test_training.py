@@ -64,7 +64,7 @@ def test_run_is_reported(config, capsys):
     """The smallest run, in the fast tier."""
     cfg = config("logger=none", "trainer.max_epochs=1", "trainer.enable_checkpointing=false", "callbacks=none")
     report = training.train(cfg)
-    assert int(report.drawn.sum()) == 8 * 32
+    assert int(report.drawn.sum()) == 9 * 32
     assert report.share_of_draws == pytest.approx([0.1] * 10, abs=0.01)
     training.show(report, cfg)
     assert "with FairSampling, seed 1" in capsys.readouterr().out
@@ -74,8 +74,8 @@ def test_run_is_reported(config, capsys):
 def test_same_number_of_steps_without_plugin(config):
     with_it, without = (training.train(config(f"fair={fair}", "logger=none")) for fair in ("balanced", "off"))
     assert with_it.images.tolist() == without.images.tolist()
-    # 8 batches of 32 each epoch; without the plugin the last is what is left of 242 images.
-    assert (int(with_it.drawn.sum()), int(without.drawn.sum())) == (2 * 8 * 32, 2 * 242)
+    # 9 batches of 32 each epoch; without the plugin the last is what is left of 276 images.
+    assert (int(with_it.drawn.sum()), int(without.drawn.sum())) == (2 * 9 * 32, 2 * 276)
     assert without.largest_weight == 1.0
     assert without.effective_sample_size == 1.0
     assert 0.0 < with_it.effective_sample_size <= 1.0

@@ -42,10 +42,11 @@ TO_PRIOR = (
     "start:0.0,end:1.0,duration:${epochs},unit:epoch}}"
 )
 METHODS["sqrt_to_prior"] = ("fair=long_tail", f"fair.target_probs={TO_PRIOR}")
+DIGITS = ("experiment=digits", "data.imbalance_ratio=100")
 MNIST = ("experiment=mnist", "data.val_per_class=50", "trainer.val_check_interval=0.2")
 DATA: dict[str, tuple[str, ...]] = {
-    "digits_10": ("experiment=digits", "epochs=10", "trainer.check_val_every_n_epoch=1"),
-    "digits_80": ("experiment=digits", "epochs=80", "trainer.check_val_every_n_epoch=4"),
+    "digits_10": (*DIGITS, "epochs=10", "trainer.check_val_every_n_epoch=1"),
+    "digits_80": (*DIGITS, "epochs=80", "trainer.check_val_every_n_epoch=4"),
     "mnist_exp": MNIST,
     "mnist_step": (*MNIST, "data.kind=step"),
     "mnist_5_images": (*MNIST, "data.largest=500", "epochs=10"),
