@@ -13,7 +13,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_fair.common.arrays import to_numpy
-from lightning_fair.common.distributed import gather_from_ranks
+from lightning_fair.common.distributed import count_ranks, gather_from_ranks
 from lightning_fair.common.saved_states import array, check_state, check_version, integer, number, optional
 from lightning_fair.integration.lightning_packages import Callback
 from lightning_fair.integration.trainer_internals import restore_randomness
@@ -42,8 +42,9 @@ class RandomStates(Callback):
       the seeds of the uninterrupted run, unless ``persistent_workers`` carry theirs from epoch to epoch; from one
       within an epoch, other random numbers. Augmentation in the main process (``num_workers=0``) or in the training
       step is exact.
-    - What was drawn between the last batch and the save: in the middle of a step that an exception has cut, or in a
-      validation that Lightning skips on resume because the checkpoint was saved before it.
+    - What was drawn in a step that an exception has cut.
+    - What is drawn in a validation, and in hooks at the end of an epoch or the beginning of the next one, that Lightning
+      skips on resume because the checkpoint was saved after the batch before them.
     - The position in a stream, which restarts.
 
     Example:
@@ -52,13 +53,14 @@ class RandomStates(Callback):
     """
 
     def __init__(self) -> None:
-        self._device, self._rank = torch.device("cpu"), 0
+        self._device, self._rank, self._in_fit = torch.device("cpu"), 0, True
         self._waiting: Mapping[str, Any] | None = None  # the states of this rank, until training begins
         self._patches = ExitStack()  # of Lightning's methods, until then
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
         """Remember the device, whose random state is saved too."""
         self._device, self._rank, self._waiting = trainer.strategy.root_device, trainer.global_rank, None
+        self._in_fit = stage == "fit"
         self._patches.close()
 
     def state_dict(self) -> dict[str, Any]:
@@ -73,15 +75,15 @@ class RandomStates(Callback):
         """
         check_version("RandomStates", state_dict, _VERSION)
         check_state("RandomStates", state_dict, {"version": integer(), "ranks": [_spec()]})
-        saved, ranks = state_dict["ranks"], len(gather_from_ranks(None))
+        saved, ranks = state_dict["ranks"], count_ranks()
         if len(saved) == ranks:
             self._waiting = saved[self._rank]
-        else:
+        elif self._in_fit:
             _warn(f"has the random states of {len(saved)} ranks, and this run has {ranks}. Resume on {len(saved)}")
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         """Warn if the checkpoint was made without this callback."""
-        if self.state_key not in checkpoint.get("callbacks", {}):
+        if self._in_fit and self.state_key not in checkpoint.get("callbacks", {}):
             _warn("has no random states. Save checkpoints with RandomStates among the callbacks")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
