@@ -34,6 +34,7 @@ class Interruption(L.Callback):
         off = [f"{name}={trainer[name]}".lower() for name in ("fast_dev_run", "barebones") if trainer[name]]
         self.off = ["enable_checkpointing=false"] if trainer.enable_checkpointing is False else off
         self.path, self.is_saved, self.is_asked = Path(cfg.output_dir) / "checkpoints/interrupted.ckpt", False, False
+        self.resumed_from = cfg.ckpt_path
         self.handler: Any = None  # of the program, as long as this one is in its place
 
     def setup(self, trainer: L.Trainer, _: L.LightningModule, stage: str) -> None:
@@ -72,8 +73,8 @@ class Interruption(L.Callback):
         if not (self.is_asked or isinstance(exception, KeyboardInterrupt)) or not trainer.is_global_zero:
             return
         newest = self.path if self.is_saved else getattr(trainer.checkpoint_callback, "best_model_path", "")
-        if newest:
-            print(f"\nInterrupted in epoch {trainer.current_epoch + 1}. To resume:\n\n    {resume_command(newest)}\n")
+        if newest := newest or self.resumed_from:
+            print(f"\nInterrupted. To resume:\n\n    {resume_command(newest)}\n")
         else:
             reason = f", because of trainer.{self.off[0]}" if self.off else " yet"
             print(f"\nInterrupted. No checkpoint was saved{reason}, so this run cannot be resumed.")
