@@ -33,8 +33,8 @@ class Interruption(L.Callback):
         trainer = cfg.trainer
         off = [f"{name}={trainer[name]}".lower() for name in ("fast_dev_run", "barebones") if trainer[name]]
         self.off = ["enable_checkpointing=false"] if trainer.enable_checkpointing is False else off
-        self.path, self.is_saved, self.is_asked = Path(cfg.output_dir) / "checkpoints/interrupted.ckpt", False, False
-        self.resumed_from = cfg.ckpt_path
+        self.path, self.resumed_from = str(Path(cfg.output_dir) / "checkpoints/interrupted.ckpt"), cfg.ckpt_path
+        self.is_asked = False
         self.handler: Any = None  # of the program, as long as this one is in its place
 
     def setup(self, trainer: L.Trainer, _: L.LightningModule, stage: str) -> None:
@@ -60,7 +60,6 @@ class Interruption(L.Callback):
         is_whole = (others[-1] + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch
         if self.is_asked and is_whole and not is_validation_due(trainer):
             trainer.save_checkpoint(self.path)
-            self.is_saved = True
             raise KeyboardInterrupt
 
     def on_train_end(self, *_: Any) -> None:
@@ -72,8 +71,8 @@ class Interruption(L.Callback):
         self._restore_handler()
         if not (self.is_asked or isinstance(exception, KeyboardInterrupt)) or not trainer.is_global_zero:
             return
-        newest = self.path if self.is_saved else getattr(trainer.checkpoint_callback, "best_model_path", "")
-        if newest := newest or self.resumed_from:
+        known = (self.path, getattr(trainer.checkpoint_callback, "best_model_path", ""), self.resumed_from)
+        if newest := max(filter(os.path.isfile, filter(None, known)), key=os.path.getmtime, default=None):
             print(f"\nInterrupted. To resume:\n\n    {resume_command(newest)}\n")
         else:
             reason = f", because of trainer.{self.off[0]}" if self.off else " yet"
