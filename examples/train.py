@@ -13,13 +13,15 @@ python examples/train.py --help              # all settings; conf/README.md list
 import hydra
 from omegaconf import DictConfig
 from recipes import configs, sweep, training
+from recipes.interrupt import Interruption
 
 configs.register()
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
-    report = sweep.train_and_record(training.train, cfg)
+    callbacks = [] if sweep.in_sweep() else [Interruption(cfg)]
+    report = sweep.train_and_record(lambda cfg: training.train(cfg, *callbacks), cfg)
     if report is None:  # a failed run of a sweep
         return None
     if sweep.in_sweep():

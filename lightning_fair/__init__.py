@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lightning_fair.integration.callback import FairSampling
     from lightning_fair.integration.datamodule import FairDataModule
     from lightning_fair.integration.mixin import ImportanceWeightedMixin
+    from lightning_fair.integration.random_states import RandomStates
 
 __version__ = "0.1.0"
 
@@ -30,6 +31,7 @@ __all__ = [
     "FeedbackBatchSampler",  # batches of indices with a steered class mix
     "FeedbackController",  # the control law: from the class mix trained on to that of the next batch
     "ImportanceWeightedMixin",  # self.weighted_loss(losses) for a LightningModule
+    "RandomStates",  # a callback: dropout and augmentation go on when a run is resumed
     "effective_sample_size",  # number of unweighted samples that weighted ones are worth
     "importance_weights",  # ref[y] / p[y], clipped
     "logit_adjustment",  # log(p / ref), for the logits
@@ -40,6 +42,7 @@ _LIGHTNING = {
     "FairDataModule": "integration.datamodule",
     "FairSampling": "integration.callback",
     "ImportanceWeightedMixin": "integration.mixin",
+    "RandomStates": "integration.random_states",
 }
 
 

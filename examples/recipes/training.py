@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import IterableDataset
 
-from lightning_fair import FairSampling, FairStream
+from lightning_fair import FairSampling, FairStream, RandomStates
 from lightning_fair.dataloaders.label_scan import find_loader_labels
 from lightning_fair.integration.presets import PRESETS
 from lightning_fair.integration.training_length import TrainingLength
@@ -71,6 +71,7 @@ def train(cfg: DictConfig, *extra_callbacks: L.Callback) -> Report:
     check_feedback(data, fair)
     check_schedules(cfg, fair)
     callbacks = [*(instantiate(callback) for callback in (cfg.callbacks or {}).values()), *extra_callbacks]
+    callbacks.append(RandomStates())
     if cfg.trainer.enable_progress_bar is False:
         # Lightning refuses a progress bar together with this setting.
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]

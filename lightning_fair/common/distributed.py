@@ -25,6 +25,15 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def gather_from_ranks(value: Any) -> list[Any]:
+    """Return the picklable ``value`` of each rank. Every rank has to call it equally often."""
+    if count_ranks() == 1:
+        return [value]
+    ranks: list[Any] = [None] * count_ranks()
+    dist.all_gather_object(ranks, value)
+    return ranks
+
+
 def check_ranks(rank: int, world_size: int | None, facts: Callable[[], Mapping[str, object]]) -> bool:
     """Compare the ranks, if ``world_size`` is their number; if it is None, warn that each makes the same draws.
 
@@ -34,8 +43,7 @@ def check_ranks(rank: int, world_size: int | None, facts: Callable[[], Mapping[s
         return False
     if world_size == count_ranks():
         check_same_on_all_ranks(facts())
-        ranks: list[Any] = [None] * world_size
-        dist.all_gather_object(ranks, rank)
+        ranks = gather_from_ranks(rank)
         if len(set(ranks)) < world_size:
             raise ValueError(
                 f"Every process must have its own rank, got rank={', '.join(map(str, ranks))}: those with the same one "
@@ -68,8 +76,7 @@ def check_same_on_all_ranks(facts: Mapping[str, object], error: Exception | None
     """
     if count_ranks() > 1:
         known = {name: str(value) for name, value in facts.items()}
-        ranks: list[Any] = [None] * count_ranks()
-        dist.all_gather_object(ranks, (known, None if error is None else f"{type(error).__name__}: {error}"))
+        ranks = gather_from_ranks((known, None if error is None else f"{type(error).__name__}: {error}"))
         differences = [_difference(name, [known.get(name) for known, _ in ranks]) for name in known]
         if differences := list(filter(None, differences)):
             raise ValueError(

@@ -42,7 +42,7 @@ class FairLoader:
     inner: DataLoader[Any] | None  # makes the batches, if the user's loader is a wrapper
     keeps_iterator: bool  # whether the user's class takes the batches of all epochs from one iterator
     pending_batches: deque[DeliveredBatch]  # delivered batches that nobody has taken yet, oldest first
-    on_start: Callable[[], None] | None  # called before the first batch of an iteration is drawn
+    on_start: Callable[[], bool] | None  # called before the first batch is drawn; returns whether an epoch goes on
     label_check: LabelCheck  # compares the labels of each batch with the drawn ones
     restart: bool  # set it to start the running iteration again at its next batch
 
@@ -108,8 +108,9 @@ class _FairIterator:
         if loader.restart:
             loader.pending_batches.clear()
         loader.restart = False
-        if loader.on_start:
-            loader.on_start()
+        goes_on = loader.on_start is not None and loader.on_start()
+        if self._inner.persistent_workers and loader.fair_sampler is not None and loader.fair_sampler.epoch:
+            goes_on = True  # their iterator stays from epoch to epoch
         loader.label_check.start_epoch()
         if loader.fair_sampler is not None:
             # Some more than it draws ahead: `_deliver` notices a class that fetches too many by itself.
@@ -118,7 +119,8 @@ class _FairIterator:
             # One that was made early, such as at the end of the last epoch, has drawn batches that are withdrawn now.
             renewed = _RenewedIterator(self._inner, is_endless=loader.keeps_iterator)
             vars(holder).update(dict.fromkeys(_kept_iterators(holder), renewed))
-        with tagged_batches(self._inner):
+        # An iterator takes a seed from torch, as it has done before if the epoch goes on after a resume.
+        with tagged_batches(self._inner), torch.random.fork_rng([], enabled=goes_on):
             return self._start()
 
     def _deliver(self, draw_id: int | None) -> Draw:
@@ -181,7 +183,7 @@ def make_fair(
     loader: DataLoader[Any],
     sampler: FeedbackBatchSampler,
     *,
-    on_start: Callable[[], None] | None = None,
+    on_start: Callable[[], bool] | None = None,
     label_check: LabelCheck | None = None,
 ) -> DataLoader[Any]:
     """Return a copy of ``loader`` that takes its batches from ``sampler``.
@@ -192,7 +194,8 @@ def make_fair(
     Args:
         loader: The loader to copy.
         sampler: The source of the batches.
-        on_start: Called when the first batch of an iteration is requested, before it is drawn.
+        on_start: Called when the first batch of an iteration is requested, before it is drawn. It returns whether the
+            iteration goes on with an epoch.
         label_check: Compares the labels of each batch with the drawn ones. None: a new one.
 
     Raises:
@@ -223,7 +226,7 @@ def make_fair(
 def make_stream_fair(
     loader: DataLoader[Any],
     *,
-    on_start: Callable[[], None] | None = None,
+    on_start: Callable[[], bool] | None = None,
     label_check: LabelCheck | None = None,
 ) -> DataLoader[Any]:
     """Return a fair copy of a loader over a ``FairStream``; see :func:`make_fair`.

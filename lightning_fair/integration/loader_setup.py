@@ -124,8 +124,8 @@ def _make_data_set_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader
     return make_fair(loader, run.sampler, on_start=on_start, label_check=run.label_check)
 
 
-def _start_drawing(run: Run, trainer: L.Trainer, users_loader: Any) -> None:
-    """Withdraw the draws that were not trained on, and begin an epoch if Lightning does."""
+def _start_drawing(run: Run, trainer: L.Trainer, users_loader: Any) -> bool:
+    """Withdraw the draws that were not trained on, begin an epoch if Lightning does, and return whether one goes on."""
     assert run.source is not None
     assert run.loader is not None
     run.flush_reports()
@@ -143,6 +143,7 @@ def _start_drawing(run: Run, trainer: L.Trainer, users_loader: Any) -> None:
     run.begin_at(*training_time(trainer))
     keep = bool(run.loader.pending_batches)
     run.source.start_iteration(trainer.current_epoch, within_epoch=within_epoch, keep_delivered=keep)
+    return within_epoch
 
 
 def _update_sampler(run: Run, trainer: L.Trainer | None, users_loader: Any) -> bool:

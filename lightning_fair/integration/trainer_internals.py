@@ -143,6 +143,33 @@ def join_searches(patches: ExitStack, trainer: L.Trainer, callback: L.Callback, 
     _patch_method(patches, trainer.fit_loop, "run", run_loop)
 
 
+def restore_randomness(patches: ExitStack, trainer: L.Trainer, restore: Callable[[], None]) -> None:
+    """Let a resumed fit that starts call ``restore`` where the uninterrupted one was when the checkpoint was saved.
+
+    That is after all hooks and loaders of the start, and before the first ones of the epoch. An epoch that begins then
+    needs its iterator once more, because Lightning has made it before, and it takes a seed from torch.
+    """
+    fit_loop, epoch_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    begin_fit, begin_epoch = fit_loop.on_advance_start, epoch_loop.on_run_start
+
+    def restore_first() -> None:
+        restore()
+        begin_fit()
+
+    def begin_with_new_iterator(fetcher: Any) -> None:
+        patches.close()
+        loader = fetcher.combined_loader
+        before, is_new_epoch = loader._iterator, not epoch_loop.batch_progress.current.ready
+        begin_epoch(fetcher)
+        # A second iterator would lose the state of a stateful loader, and the first batch of one without a length.
+        is_plain = fetcher.length is not None and not any(hasattr(part, "state_dict") for part in loader.flattened)
+        if is_new_epoch and is_plain and loader._iterator is before:
+            iter(fetcher)
+
+    _patch_method(patches, fit_loop, "on_advance_start", restore_first)
+    _patch_method(patches, epoch_loop, "on_run_start", begin_with_new_iterator)
+
+
 def _find_loader(loaders: Any, key: str | int | None, combined_loader: Any) -> tuple[int, Any]:
     """Return the position of the chosen loader among all training loaders, and the loader."""
     if isinstance(loaders, combined_loader):

@@ -43,7 +43,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from lightning_fair import FairDataModule, FairSampling, FairStream, FeedbackBatchSampler
+from lightning_fair import FairDataModule, FairSampling, FairStream, FeedbackBatchSampler, RandomStates
 from lightning_fair.integration.callback import find_callback
 
 COUNTS = (97, 32, 20, 12)  # 161 samples: no batch size divides them
@@ -131,6 +131,13 @@ class WithMixin(_Watched, Weighted):
         return F.cross_entropy(self.adjusted_logits(self.net(x)), y, reduction="none")
 
 
+class WithNoise(WithMixin):
+    """Draws random numbers in each step, on each rank its own."""
+
+    def losses(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return super().losses(x + torch.randn_like(x), y)
+
+
 class Data(L.LightningDataModule):
     def __init__(self, **settings: Any) -> None:
         super().__init__()
@@ -148,6 +155,7 @@ def train(
     *,
     world_size: int = 1,
     mixin: bool = True,
+    noisy: bool = False,
     fair: FairSampling | None = None,
     install: str = "callback",
     strategy: str = "ddp",
@@ -163,7 +171,7 @@ def train(
     ``loaded`` are settings of the loader, ``make_loader`` makes it; ``keep`` is where a checkpoint of every step
     goes; the rest are settings of the Trainer.
     """
-    module = (WithMixin if mixin else Unweighted)()
+    module = (WithNoise if noisy else WithMixin if mixin else Unweighted)()
     module.out = out
     fair = FairSampling(**QUIET) if fair is None else copy.deepcopy(fair)  # a new one for every run
     source: Any = Data(**loaded or {}) if install == "datamodule" else make_loader(**loaded or {})
@@ -172,6 +180,7 @@ def train(
     elif install == "mixin":
         module.fair_sampling = fair
     callbacks: list[L.Callback] = [fair] if install == "callback" else []
+    callbacks += [RandomStates()] if noisy else []
     if keep:
         # The first saves before the end of an epoch is counted, the second after it.
         settings_of_both: dict[str, Any] = {"save_top_k": -1, "auto_insert_metric_name": False}

@@ -9,6 +9,7 @@ from itertools import chain
 import numpy as np
 import pytest
 import rank_runs
+import torch
 from lightning_helpers import TARGET, moving
 from rank_runs import (
     COUNTS,
@@ -328,6 +329,19 @@ def test_resume_on_every_rank(workers, settings, two, tmp_path):
             assert np.array_equal(rest.probs, run.probs[at:])
             assert np.array_equal(rest.references, run.references[at:])
     assert bool(settings) == (np.ptp(whole[0].references, axis=0).max() > 0.01)
+
+
+def test_random_states_of_every_rank(two, tmp_path):
+    """Each rank draws its own random numbers on, and another number of ranks is told that it cannot."""
+    same = {"loaded": {"counts": SMALL}, "max_epochs": 2, "noisy": True}
+    whole = two(keep=tmp_path, **same)
+    saved = [tmp_path / f"{name}.ckpt" for name in ("step3", "epoch0", "step9")]
+    states = torch.load(saved[0], weights_only=True)["callbacks"]["RandomStates"]["ranks"]
+    assert not torch.equal(*(state["torch"] for state in states))
+    for resumed, run in zip(two(resume, checkpoints=saved, **same), whole, strict=True):
+        assert [rest.params for rest in resumed] == [run.params[cut(checkpoint) :] for checkpoint in saved]
+    with pytest.warns(UserWarning, match="random states of 2 ranks, and this run has 1"):
+        train(ckpt=saved[0], **{**same, "loaded": {"counts": SMALL, "batch_size": 8}})
 
 
 @pytest.mark.parametrize("workers", [0, 2])
