@@ -19,14 +19,10 @@ configs.register()
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
-    report = sweep.train_and_record(training.train, cfg)
-    if report is None:  # a failed run of a sweep
-        return None
     if sweep.in_sweep():
-        sweep.print_line(report)
-    else:
-        training.show(report, cfg)
-    return sweep.objective(report)  # for a search to maximize
+        return sweep.run_in_sweep(training.train, cfg)  # for a search to maximize
+    training.show(sweep.train_and_record(training.train, cfg), cfg)
+    return None
 
 
 if __name__ == "__main__":
