@@ -7,7 +7,7 @@ python examples/train.py experiment=drift    # a stream whose long tail is rever
 python examples/train.py experiment=arrays data.path=FILE.npz model.num_classes=7    # your own images
 python examples/train.py baseline=drw        # a common method, to compare with
 python examples/train.py -m fair.alpha=2,8   # a sweep, which ends with a table and a picture
-python examples/train.py --help              # all settings; conf/README.md lists the choices
+python examples/train.py --help              # the choices; --cfg job shows all settings
 """
 
 import hydra

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 import shlex
 import sys
 import time
@@ -156,11 +157,13 @@ def error_text(error: BaseException) -> str:
         >>> error_text(ValueError("alpha is too large"))
         'ValueError: alpha is too large'
     """
+    where = ""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        where = "".join(f", in {key}" for key in re.findall(r"full_key: (\S+)", str(error)))
         error = error.__cause__
     if isinstance(error, OmegaConfBaseException) and error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+    return f"{type(error).__name__}{where}: {' '.join(str(error).split())}".rstrip(": ")
 
 
 def objective(metrics: Mapping[str, float]) -> tuple[float, str]:

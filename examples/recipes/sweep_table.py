@@ -101,12 +101,12 @@ class Sweep:
         return float(np.ptp(means)) if means else float("nan")
 
     def within_noise(self, metric: str) -> bool:
-        """Return whether chance alone can make the differences of the metric."""
-        return self.range(metric) <= self.noise(metric)
+        """Return whether the metric differs, and chance alone can make its differences."""
+        return 0.0 < self.range(metric) <= self.noise(metric)
 
     def verdict(self) -> str:
         """Return which metrics differ by no more than chance, how that is known, and how to learn more."""
-        if not self.range("balanced_accuracy") >= 0.0 or len(self.groups()) < 2:
+        if sum((group["status"] == "done").any() for _, group in self.groups()) < 2:
             return ""
         repeats = f"{' and '.join(self.seeds)} as repeats" if self.seeds else "the binomial error of the test set alone"
         within = [
