@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from recipes.configs import has_optuna
+from recipes.configs import has_optuna, register
 from recipes.report import METRICS, Report
 from recipes.sweep_chart import PANELS, chart
 from recipes.sweep_table import (
@@ -108,6 +108,7 @@ def run_in_sweep(train: Callable[[DictConfig], Report], cfg: DictConfig) -> floa
     Returns:
         What a search maximizes; None for a failed run.
     """
+    register()  # a process of a parallel launcher has no resolvers yet
     folder = Path(HydraConfig.get().runtime.output_dir)
     earlier = read_json(folder / REPORT) or {}
     if earlier.get("status") == "done" and earlier.get("overrides") == _overrides():

@@ -202,5 +202,6 @@ def _quiet() -> None:
     """Silence Lightning's hardware report and advice."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*has `__len__` defined.*")  # DriftStream gives workers their shards
     warnings.filterwarnings("ignore", message=".*treespec.*deprecated.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")

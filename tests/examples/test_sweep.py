@@ -303,10 +303,11 @@ def test_interrupted_sweep_is_continued(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not has_joblib(), reason='the extra "parallel" is not installed')
 def test_sweep_in_processes(tmp_path):
-    command = ("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "fair.alpha=2,8", "hydra.sweep.dir=a")
-    done = run_script("train.py", tmp_path, *command, *FAST, *QUIET, "logger=none")
+    command = ("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "baseline=drw", "seed=1,2")
+    done = run_script("train.py", tmp_path, *command, *QUIET, "logger=none", "trainer.max_epochs=2")
     assert done.returncode == 0, done.stderr
-    assert read_sweep(tmp_path / "a").runs["status"].tolist() == ["done"] * 2
+    [folder] = (tmp_path / "outputs" / "sweeps").iterdir()
+    assert read_sweep(folder).runs["status"].tolist() == ["done"] * 2
 
 
 @pytest.mark.slow
