@@ -6,6 +6,7 @@ the run has ended, a `report.json`.
 
 from __future__ import annotations
 
+import functools
 import json
 import textwrap
 from dataclasses import dataclass
@@ -92,8 +93,8 @@ class Sweep:
         else:
             errors = self.runs.get(f"error/{metric}", pd.Series(dtype=float)).dropna()
             freedom, error = np.inf, np.sqrt((errors**2).mean())
-        number = sum(group.notna().any() for group in groups)
-        return float(error * studentized_range.ppf(_LEVEL, number, freedom)) if number > 1 else float("nan")
+        number = sum(bool(group.notna().any()) for group in groups)
+        return float(error * _tukey(number, freedom)) if number > 1 else float("nan")
 
     def range(self, metric: str) -> float:
         """Return the largest difference between the means of two groups; NaN without results."""
@@ -162,6 +163,11 @@ class Sweep:
 
     def _named(self, values: tuple[str, ...]) -> str:
         return " ".join(f"{key}={short(value)}" for key, value in zip(self.keys, values, strict=True))
+
+
+@functools.cache  # it takes a good part of a second
+def _tukey(number: int, freedom: float) -> float:
+    return float(studentized_range.ppf(_LEVEL, number, freedom))
 
 
 def run_folders(folder: Path) -> list[Path]:
