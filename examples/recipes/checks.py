@@ -60,7 +60,7 @@ def _check_keys(cfg: DictConfig) -> None:
                 unread.append(f"{group}.{key}")
     for key in map(str, unread):
         name = key.rpartition(".")[2]
-        groups = [group for group, part in cfg.items() if isinstance(part, DictConfig) and name in part]
+        groups = [str(group) for group, part in cfg.items() if isinstance(part, DictConfig) and name in part]
         meant = [f"{group}.{name}" for group in groups if f"{group}.{name}" != key]
         raise ValueError(
             f"Nothing reads {key}, got {key}={OmegaConf.select(cfg, key)}. "
