@@ -53,7 +53,7 @@ _OF_SETTINGS = (
     OmegaConfBaseException,
 )
 _LINE = ("balanced_accuracy", "worst_class_recall", "mean_distance", "largest_weight", "clipped_mass")
-_FILE_WIDTH = 140  # of a table that is printed into a file; rich would take 80
+_FILE_WIDTH = 160  # of a table that is printed into a file; rich would take 80
 
 
 class SettingsError(CompactHydraException):
