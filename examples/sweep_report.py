@@ -2,7 +2,7 @@
 
 python examples/train.py -m fair.alpha=2,8,24 fair.max_weight=3,10,30         # ends with both
 python examples/sweep_report.py outputs/sweeps/DATE                            # again
-python examples/sweep_report.py outputs/sweeps/DATE --metric worst_class_recall --out FOLDER
+python examples/sweep_report.py outputs/sweeps/DATE --metrics worst_class_recall recovery --out FOLDER
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from pathlib import Path
 
 from recipes.report import METRICS
 from recipes.sweep import summarize
+from recipes.sweep_chart import PANELS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of the sweep")
     parser.add_argument("--out", type=Path, help="folder for sweep.csv, sweep.md and sweep.png (default: the sweep's)")
-    parser.add_argument("--metric", choices=list(METRICS), default="balanced_accuracy", help="metric of the picture")
+    parser.add_argument("--metrics", choices=list(METRICS), nargs="+", default=PANELS, help="metrics of the picture")
     args = parser.parse_args(argv)
     try:
-        summarize(args.folder, args.out, args.metric)
+        summarize(args.folder, args.out, args.metrics)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -7,7 +7,7 @@ python examples/train.py experiment=drift    # a stream whose long tail is rever
 python examples/train.py experiment=arrays data.path=FILE.npz model.num_classes=7    # your own images
 python examples/train.py baseline=drw        # a common method, to compare with
 python examples/train.py -m fair.alpha=2,8   # a sweep, which ends with a table and a picture
-python examples/train.py --help              # all settings; conf/README.md lists the choices
+python examples/train.py --help              # the choices; --cfg job shows all settings
 """
 
 import hydra
@@ -20,15 +20,10 @@ configs.register()
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
-    callbacks = [] if sweep.in_sweep() else [Interruption(cfg)]
-    report = sweep.train_and_record(lambda cfg: training.train(cfg, *callbacks), cfg)
-    if report is None:  # a failed run of a sweep
-        return None
     if sweep.in_sweep():
-        sweep.print_line(report)
-    else:
-        training.show(report, cfg)
-    return sweep.objective(report)  # for a search to maximize
+        return sweep.run_in_sweep(training.train, cfg)  # for a search to maximize
+    training.show(sweep.train_and_record(lambda cfg: training.train(cfg, Interruption(cfg)), cfg), cfg)
+    return None
 
 
 if __name__ == "__main__":

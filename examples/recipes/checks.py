@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_fair import FairSampling
 from lightning_fair.schedules import Shift
+from recipes.configs import Train
 
 
 def check_config(cfg: DictConfig) -> None:
@@ -18,16 +19,19 @@ def check_config(cfg: DictConfig) -> None:
 
     Raises:
         TypeError: If ``fair.alpha`` or ``fair.target_probs`` has a wrong type.
-        ValueError: If the seed is negative, a baseline is used together with the plugin, or the Trainer's settings
-            leave no report.
+        ValueError: If nothing reads a key, the seed or the threads are out of range, a baseline is used together with
+            the plugin, or the Trainer's settings leave no report.
 
     Example:
         >>> check_config(OmegaConf.create({"fair": {"alpha": "fast", "target_probs": "uniform"}}))
         Traceback (most recent call last):
         TypeError: fair.alpha must be a number or a schedule {_target_: lightning_fair.schedules...}, got 'fast'.
     """
-    if cfg.get("seed", 0) < 0:
-        raise ValueError(f"seed must be at least 0, got {cfg.seed}.")
+    _check_keys(cfg)
+    for name, least in (("seed", 0), ("threads", 1)):
+        value = cfg.get(name)
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}.")
     if cfg.fair and baseline_names(cfg):
         raise ValueError(
             f"A baseline ({', '.join(baseline_names(cfg))}) must be used with fair=off, because together with "
@@ -42,6 +46,26 @@ def check_config(cfg: DictConfig) -> None:
     if OmegaConf.select(cfg, "trainer.limit_test_batches") == 0:
         raise ValueError("trainer.limit_test_batches must be more than 0, because the report needs a test, got 0.")
     _check_fair(OmegaConf.to_container(cfg.fair, resolve=True) if cfg.fair else {})
+
+
+def _check_keys(cfg: DictConfig) -> None:
+    """Refuse keys that were added with ``+`` and that nothing reads; a class checks the names of its own arguments."""
+    unread = [key for key in cfg if key not in Train.__dataclass_fields__]
+    unread += [f"baseline.{key}" for key in cfg.get("baseline") or {} if key not in ("sampler", "loss", "adjust")]
+    unread += [f"fair.{key}" for key in cfg.get("fair") or {} if "_target_" not in cfg.fair and "baseline" in cfg]
+    for group in ("callbacks", "logger", "model"):
+        for key, part in (cfg.get(group) or {}).items():
+            is_value = not isinstance(part, DictConfig)
+            if (part is not None and group != "model") if is_value else "_target_" not in part:
+                unread.append(f"{group}.{key}")
+    for key in map(str, unread):
+        name = key.rpartition(".")[2]
+        groups = [str(group) for group, part in cfg.items() if isinstance(part, DictConfig) and name in part]
+        meant = [f"{group}.{name}" for group in groups if f"{group}.{name}" != key]
+        raise ValueError(
+            f"Nothing reads {key}, got {key}={OmegaConf.select(cfg, key)}. "
+            + (f"Set {' or '.join(meant)}." if meant else "Remove it; `--cfg job` shows all settings.")
+        )
 
 
 def _check_fair(fair: Any) -> None:

@@ -27,6 +27,9 @@ class ClassRecall(MulticlassRecall):
     Args:
         num_classes: Number of classes ``K``.
 
+    Attributes:
+        counts: Samples of each class in the last ``compute``, shape ``(K,)``.
+
     Example:
         >>> ClassRecall(3)(torch.tensor([0, 1, 2]), torch.tensor([0, 0, 2]))
         tensor([0.5000,    nan, 1.0000])
@@ -38,7 +41,8 @@ class ClassRecall(MulticlassRecall):
     def compute(self) -> torch.Tensor:
         """Return the recalls over all updates."""
         true_positives, _, _, false_negatives = self._final_state()
-        return true_positives / (true_positives + false_negatives)
+        self.counts = true_positives + false_negatives
+        return true_positives / self.counts
 
 
 class Classifier(ImportanceWeightedMixin, L.LightningModule):
@@ -66,6 +70,7 @@ class Classifier(ImportanceWeightedMixin, L.LightningModule):
         best_epoch: Epoch of that validation, from 1; 0 before the first.
         drawn: Training samples of each class that this process has seen, int64, shape ``(K,)``.
         steps: Training batches that this process has seen.
+        errors: Standard error of each recall in the last validation (``"val"``) and test (``"test"``), shape ``(K,)``.
         test_recall: Recall of each class in the last test, shape ``(K,)``, NaN for a class without samples.
         test_accuracy: Accuracy in the last test, in [0, 1].
     """
@@ -98,6 +103,7 @@ class Classifier(ImportanceWeightedMixin, L.LightningModule):
         self.adjust: nn.Module = nn.Identity()
         self.optimizer, self.scheduler = optimizer or AdamW, scheduler
         self.num_classes, self.lr, self.weight_decay = num_classes, lr, weight_decay
+        self.errors: dict[str, torch.Tensor] = {}
         self.recall = ClassRecall(num_classes)
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
         # Buffers on the device, so that training never waits for these numbers.
@@ -158,6 +164,7 @@ class Classifier(ImportanceWeightedMixin, L.LightningModule):
     def _log_metrics(self, stage: str, prog_bar: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """Log and return the recall of each class and the accuracy of the epoch."""
         recall, accuracy = self.recall.compute(), self.accuracy.compute()
+        self.errors[stage] = (recall * (1.0 - recall) / self.recall.counts).sqrt().cpu()  # binomial
         self.recall.reset()
         self.accuracy.reset()
         self.log_dict(

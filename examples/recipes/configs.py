@@ -11,6 +11,7 @@ import functools
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -146,13 +147,21 @@ def begin_at(fraction: float, *, _root_: Any) -> int:
     return max(1, min(epoch_at(fraction, _root_=_root_), last))
 
 
+def choices() -> str:
+    """Return the table of ``conf/README.md`` as plain text: ``${choices:}`` in the text of ``--help``."""
+    lines = (Path(__file__).parents[2] / "conf" / "README.md").read_text(encoding="utf-8").replace("`", "").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    return "\n".join(f"{group:15}{choice:26}{meaning}" for group, choice, meaning in rows)
+
+
 def register() -> None:
-    """Register the schemas and the resolvers ``epoch_at`` and ``begin_at`` with Hydra.
+    """Register the schemas and the resolvers ``epoch_at``, ``begin_at`` and ``choices`` with Hydra.
 
     Call it before ``hydra.main`` or ``compose``.
     """
     OmegaConf.register_new_resolver("epoch_at", epoch_at, replace=True)
     OmegaConf.register_new_resolver("begin_at", begin_at, replace=True)
+    OmegaConf.register_new_resolver("choices", choices, replace=True)
     store = ConfigStore.instance()
     for name, schema in schemas().items():
         store.store(group="schema", name=name, node=schema)

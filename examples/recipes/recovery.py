@@ -40,6 +40,7 @@ class Recovery(L.Callback):
         waits: The same, with the number of batches of a turn that did not recover.
         counts: Samples of each class in each batch, each of shape ``(K,)``.
         mixes: The trained mix after each batch, each of shape ``(K,)``.
+        distances: Its distance from the target after each batch, in [0, 1].
         arrived: Samples read up to each batch.
 
     Raises:
@@ -62,7 +63,13 @@ class Recovery(L.Callback):
         self.counts: list[Floats] = []
         self.mixes: list[Floats] = []
         self.arrived: list[int] = []
-        self._distances: list[float] = []  # of the current turn
+        self.distances: list[float] = []
+        self._turns = [0]  # first batch of each turn
+
+    @property
+    def later(self) -> list[float]:
+        """The distances after the first turn; NaN alone without such a turn."""
+        return self.distances[self._turns[1] :] if self.waits[1:] else [float("nan")]
 
     @property
     def median(self) -> float:
@@ -94,12 +101,12 @@ class Recovery(L.Callback):
         rate = 1.0 / self.horizon
         previous = self.mixes[-1] if self.mixes else target
         self.mixes.append((1.0 - rate) * previous + rate * counts / max(counts.sum(), 1.0))
-        self._distances.append(total_variation(self.mixes[-1], target))
-        pl_module.log("drift/distance", self._distances[-1])
+        self.distances.append(total_variation(self.mixes[-1], target))
+        pl_module.log("drift/distance", self.distances[-1])
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._distances:
+        if self.distances[self._turns[-1] :]:
             self._end_turn(trainer)
         self._log(trainer, "drift/recovery_median", self.median)
         fair = find_callback(trainer)
@@ -107,14 +114,15 @@ class Recovery(L.Callback):
 
     def _end_turn(self, trainer: L.Trainer) -> None:
         # A turn may have no batch of its own, because a FairStream may read more than one short turn at once.
-        late = np.flatnonzero(np.array(self._distances) > self.tolerance)
+        distances = self.distances[self._turns[-1] :]
+        late = np.flatnonzero(np.array(distances) > self.tolerance)
         batches = int(late[-1]) + 1 if late.size else 0
         # The last distance decides; a turn without batches continues the state of the previous turn.
-        recovered = batches < len(self._distances) if self._distances else self.recoveries[-1:] != [None]
+        recovered = batches < len(distances) if distances else self.recoveries[-1:] != [None]
         self.recoveries.append(batches if recovered else None)
         self.waits.append(batches)
         self._log(trainer, "drift/recovery", batches)
-        self._distances = []
+        self._turns.append(len(self.distances))
 
     def _log(self, trainer: L.Trainer, name: str, value: float) -> None:
         for logger in trainer.loggers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,15 @@ SHOTS = {"many": (101, None), "medium": (20, 100), "few": (0, 19)}  # training i
 METRICS = {
     "balanced_accuracy": "balanced accuracy",
     "worst_class_recall": "worst-class recall",
+    "val_balanced_accuracy": "balanced accuracy, validation",
+    "mean_distance": "mean distance",
+    "worst_distance": "worst distance",
+    "recovery": "batches to recover",
+    "largest_weight": "largest weight",
+    "clipped_mass": "clipped mass",
+    "effective_sample_size": "effective sample size",
     **{f"{name}_shot_accuracy": f"{name}-shot accuracy" for name in SHOTS},
     "accuracy": "plain accuracy",
-    "val_balanced_accuracy": "balanced accuracy, validation",
-    "largest_weight": "largest weight",
-    "effective_sample_size": "effective sample size",
-    "recovery": "batches to recover",
 }
 
 
@@ -59,8 +62,14 @@ class Report:
         val_balanced_accuracy: Balanced accuracy of the last validation, in [0, 1]; None without a validation, or if
             the validation data are the test set.
         best: The best epoch, shown beside the last one; None without validation.
-        recovery: Median over the turns of a stream of the batches until the trained mix was within 2 % of the target
-            again; None for other data. A turn that did not recover counts with all its batches.
+        clipped_mass: Part of the reference that the loss of the run lacks, in [0, 1]; 0 without the plugin.
+        mean_distance: Mean distance of the trained mix from the target over the turns of a stream after the first, in
+            [0, 1]; None for other data.
+        worst_distance: The largest of these distances.
+        errors: Standard error of those metrics whose error a single run tells: the binomial one of the test and of the
+            validation.
+        recovery: Median over these turns of the batches until the trained mix was within 2 % of the target again; None
+            for other data. A turn that did not recover counts with all its batches.
     """
 
     classes: Sequence[str]
@@ -72,7 +81,11 @@ class Report:
     effective_sample_size: float
     val_balanced_accuracy: float | None = None
     best: Best | None = None
+    clipped_mass: float = 0.0
+    mean_distance: float | None = None
+    worst_distance: float | None = None
     recovery: float | None = None
+    errors: dict[str, float] = field(default_factory=dict)
 
     @property
     def share_of_draws(self) -> Floats:
@@ -143,10 +156,13 @@ class Report:
             ("plain accuracy", f"{self.accuracy:.3f}", "over the whole test set"),
             ("accuracy at prior", f"{self.prior_accuracy:.3f}", "recalls weighted by the training images"),
             ("largest weight", f"{self.largest_weight:.2f}", "of one sample in the loss"),
+            ("clipped mass", f"{self.clipped_mass:.3f}", "part of the loss that bounded weights leave out"),
             ("effective sample size", f"{self.effective_sample_size:.3f}", "of each sample of the run"),
         ):
             table.add_row(name, value, f"[dim]{meaning}[/dim]")
         if self.recovery is not None:
+            distances = f"{self.mean_distance:.3f}, {self.worst_distance:.3f}"
+            table.add_row("distance from the target", distances, "[dim]mean and largest, after the first turn[/dim]")
             table.add_row("batches to recover", f"{self.recovery:.1f}", "[dim]after a turn of the stream, median[/dim]")
         if self.best:
             chosen = "chosen on the test set itself" if self.best.on_test else "on the validation data"

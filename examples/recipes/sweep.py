@@ -7,27 +7,57 @@ import json
 import logging
 import math
 import os
+import re
+import shlex
+import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
+from hydra.errors import CompactHydraException, InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from recipes.configs import has_optuna
+from recipes.configs import has_optuna, register
 from recipes.report import METRICS, Report
-from recipes.sweep_table import REPORT, Sweep, chart, markdown, read_sweep, rich_table, rows_of, run_folders
+from recipes.sweep_chart import PANELS, chart
+from recipes.sweep_table import (
+    COMMAND,
+    REPORT,
+    Sweep,
+    markdown,
+    read_json,
+    read_sweep,
+    rich_table,
+    rows_of,
+    run_folders,
+)
 from recipes.training import quoted
 
 log = logging.getLogger(__name__)
 
-_FILE_WIDTH = 140  # of a table that is printed into a file; rich would take 80
+_OF_SETTINGS = (
+    ValueError,
+    TypeError,
+    OSError,
+    MisconfigurationException,
+    InstantiationException,
+    OmegaConfBaseException,
+)
+_LINE = ("balanced_accuracy", "worst_class_recall", "mean_distance", "largest_weight", "clipped_mass")
+_FILE_WIDTH = 160  # of a table that is printed into a file; rich would take 80
+
+
+class SettingsError(CompactHydraException):
+    """An error that Hydra prints as a sentence, with the traceback only under ``HYDRA_FULL_ERROR=1``."""
 
 
 def in_sweep() -> bool:
@@ -46,24 +76,65 @@ def train_and_record(train: Callable[[DictConfig], Report], cfg: DictConfig) -> 
         The report; None for a failed run of a sweep, so that the next run starts.
 
     Raises:
-        Exception: The exception of ``train``, unless the run is part of a sweep.
+        SettingsError: If ``train`` refuses a setting, unless the run is part of a sweep.
+        Exception: Any other exception of ``train``, unless the run is part of a sweep.
     """
-    path = Path(HydraConfig.get().runtime.output_dir) / REPORT
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    path = folder / REPORT
     path.unlink(missing_ok=True)  # of an earlier run in the same folder
     start = time.perf_counter()
     try:
         report = train(cfg)
     except Exception as error:
-        _write(path, {"status": "failed", "error": error_text(error), "seconds": time.perf_counter() - start})
-        if not in_sweep():
-            raise
-        # The traceback goes to the run's own log file.
-        log.exception("This run failed; the sweep goes on.")
-        return None
+        text = error_text(error)
+        _write(path, {"status": "failed", "error": text, "seconds": time.perf_counter() - start})
+        if in_sweep():
+            (folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            log.error(f"This run failed, and the sweep goes on: {text} (traceback.txt in {_relative(folder)})")
+            return None
+        if isinstance(error, _OF_SETTINGS):
+            raise SettingsError(text) from error
+        raise
     per_class = {"recall": report.recall, "images": report.images, "drawn": report.drawn}
     result = {name: dict(zip(report.classes, values.tolist(), strict=True)) for name, values in per_class.items()}
-    _write(path, {"status": "done", "metrics": report.metrics(), **result, "seconds": time.perf_counter() - start})
+    numbers = {"metrics": report.metrics(), "errors": report.errors, "seconds": time.perf_counter() - start}
+    _write(path, {"status": "done", "overrides": _overrides(), **numbers, **result})
     return report
+
+
+def run_in_sweep(train: Callable[[DictConfig], Report], cfg: DictConfig) -> float | None:
+    """Train a run of a sweep, unless an interrupted sweep has finished it, and print its metrics in a line.
+
+    Returns:
+        What a search maximizes; None for a failed run.
+    """
+    register()  # a process of a parallel launcher has no resolvers yet
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    earlier = read_json(folder / REPORT) or {}
+    if earlier.get("status") == "done" and earlier.get("overrides") == _overrides():
+        metrics = {name: math.nan if value is None else value for name, value in earlier["metrics"].items()}
+        print("Finished before: ", end="")
+    else:
+        for log_file in folder.rglob("events.out.tfevents.*"):  # of the interrupted run
+            log_file.unlink()
+        report = train_and_record(train, cfg)
+        if report is None:
+            return None
+        metrics = report.metrics()
+    number, name = objective(metrics)
+    text = ", ".join(f"{METRICS[key]} {metrics[key]:.3f}" for key in _LINE if not math.isnan(metrics[key]))
+    on_test = "" if name.startswith("val") else " without a validation: chosen on the test set"
+    search = f"; the search goes by {METRICS[name]} {number:.3f}{on_test}" if _is_search(HydraConfig.get()) else ""
+    print(text + search)
+    return number
+
+
+def _overrides() -> list[str]:
+    return list(HydraConfig.get().overrides.task)
+
+
+def _is_search(hydra: Any) -> bool:
+    return hydra.runtime.choices.get("hparams_search") is not None
 
 
 @rank_zero_only
@@ -87,49 +158,46 @@ def error_text(error: BaseException) -> str:
         >>> error_text(ValueError("alpha is too large"))
         'ValueError: alpha is too large'
     """
+    where = ""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        where = "".join(f", in {key}" for key in re.findall(r"full_key: (\S+)", str(error)))
         error = error.__cause__
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+    if isinstance(error, OmegaConfBaseException) and error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}{where}: {' '.join(str(error).split())}".rstrip(": ")
 
 
-def print_line(report: Report) -> None:
-    """Print one run of a sweep in a line."""
-    metrics = report.metrics()
-    names = ("balanced_accuracy", "worst_class_recall", "largest_weight")
-    print(", ".join(f"{METRICS[name]} {metrics[name]:.3f}" for name in names))
+def objective(metrics: Mapping[str, float]) -> tuple[float, str]:
+    """Return the number that a search maximizes, and its metric: balanced accuracy, by validation if there is one."""
+    name = "balanced_accuracy" if math.isnan(metrics["val_balanced_accuracy"]) else "val_balanced_accuracy"
+    return metrics[name], name
 
 
-def objective(report: Report) -> float:
-    """Return the number that a search maximizes: balanced accuracy of the last validation, or of the test without one.
-
-    A search on the test set reports a number that it has tuned.
-    """
-    return report.balanced_accuracy if report.val_balanced_accuracy is None else report.val_balanced_accuracy
-
-
-def summarize(folder: str | Path, out: str | Path | None = None, metric: str = "balanced_accuracy") -> Sweep:
+def summarize(folder: str | Path, out: str | Path | None = None, metrics: Sequence[str] = PANELS) -> Sweep:
     """Write ``sweep.csv``, ``sweep.md`` and ``sweep.png`` of a sweep, and print its table.
 
     Args:
         folder: The folder of the sweep.
         out: Folder of the three files. Default: the sweep's.
-        metric: The metric of the picture, one of ``METRICS``.
+        metrics: The metrics of the picture, of ``METRICS``.
 
     Raises:
         FileNotFoundError: If there is no such folder, or no run in it.
-        ValueError: If it is the folder of a single run, or the metric is unknown.
+        ValueError: If it is the folder of a single run, or a metric is unknown.
     """
-    if metric not in METRICS:
-        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}.")
+    for metric in metrics:
+        if metric not in METRICS:
+            raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}.")
     sweep = read_sweep(Path(folder))
     out = Path(folder if out is None else out)
     out.mkdir(parents=True, exist_ok=True)
     # The files first: if the table cannot be printed, they exist.
     sweep.runs.to_csv(out / "sweep.csv", index=False)
-    (out / "sweep.md").write_text(markdown(sweep.table()), encoding="utf-8")
+    notes = "".join(f"\n{line}\n" for line in (sweep.best(), sweep.verdict()) if line)
+    (out / "sweep.md").write_text(markdown(sweep.table()) + notes, encoding="utf-8")
     files = ["sweep.csv", "sweep.md"]
     (out / "sweep.png").unlink(missing_ok=True)  # of an earlier sweep, if this one has no result
-    figure = chart(sweep, metric)
+    figure = chart(sweep, metrics)
     if figure is not None:
         figure.savefig(out / "sweep.png", dpi=160, metadata={"Software": None})  # the same sweep is the same file
         files.append("sweep.png")
@@ -146,6 +214,7 @@ def _print(sweep: Sweep, out: Path, files: list[str]) -> None:
     for run in rows_of(sweep.bad):
         print(f"{run.status}: run {run.run}, {run.error}")
     print(sweep.best() or "")
+    print(sweep.verdict())
     print(f"\nTable and picture: {', '.join(files)} in {_relative(out)}")
     if any(sweep.folder.rglob("events.out.tfevents.*")):
         print(f"Compare the runs (tab HParams): tensorboard --logdir {_relative(sweep.folder)}")
@@ -158,18 +227,26 @@ def _relative(path: Path) -> str:
 class SweepReport(Callback):
     """Hydra callback that ends a sweep with its table and picture.
 
-    If a run has no result, the exit status of the program is 1, as for a single run. A folder that holds runs already
-    is refused, because their results would be mixed with those of the sweep.
+    If a run has no result, the exit status of the program is 1, as for a single run. In a folder that holds runs of
+    the same command the sweep is continued. Runs of another command are refused, because their results would be mixed
+    with those of the sweep.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
-        """Refuse a folder that holds runs, before anything is written."""
+        """Refuse a folder that holds runs of another command, before anything is written."""
         folder = Path(config.hydra.sweep.dir)
-        if run_folders(folder):
-            raise SystemExit(
-                f"hydra.sweep.dir must be a folder without runs, and {folder} holds {len(run_folders(folder))}. Name "
-                "another folder, or delete it."
-            )
+        command = {"overrides": list(config.hydra.overrides.task), "search": _is_search(config.hydra)}
+        if runs := run_folders(folder):
+            earlier = read_json(folder / COMMAND)
+            if earlier != command:
+                of = f" of `-m {' '.join(earlier['overrides'])}`" if earlier else ""
+                raise SystemExit(
+                    f"hydra.sweep.dir must be a folder without runs, or with those of the same command, and {folder} "
+                    f"holds {len(runs)} runs{of}. Name another folder."
+                )
+            print(f"The sweep in {_relative(folder)} is continued; its finished runs are not repeated.")
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / COMMAND, command)
         # Without `on_multirun_end` end an interrupted sweep, and a search in which every trial fails.
         atexit.register(_summarize_rest, folder.absolute())
 
@@ -190,6 +267,8 @@ class SweepReport(Callback):
 def _summarize_rest(folder: Path) -> None:
     if run_folders(folder):
         summarize(folder)
+        arguments = [argument for argument in sys.argv if not argument.startswith("hydra.sweep.dir=")]
+        print(f"\nTo continue: python {shlex.join([*arguments, f'hydra.sweep.dir={_relative(folder)}'])}")
 
 
 class NeedsOptuna(Callback):

@@ -1,10 +1,12 @@
-"""The runs of a sweep as a data frame, read from the sweep's folder, and its tables and heat map.
+"""The runs of a sweep as a data frame, read from the sweep's folder, and its tables.
 
-The folder of a run holds Hydra's `.hydra/overrides.yaml` and, once the run has ended, a `report.json`.
+The folder of a sweep holds its command in `sweep.json`; that of a run holds Hydra's `.hydra/overrides.yaml` and, once
+the run has ended, a `report.json`.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import textwrap
 from dataclasses import dataclass
@@ -13,23 +15,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from scipy.stats import studentized_range
 
 from recipes.report import METRICS, mean_std
 
 OVERRIDES = Path(".hydra") / "overrides.yaml"
 REPORT = "report.json"
-_DIGITS = {"largest_weight": 2, "effective_sample_size": 3, "recovery": 1}
+COMMAND = "sweep.json"
+DIGITS = {**dict.fromkeys(METRICS, 3), "largest_weight": 2, "recovery": 1}
 _NOTE_WIDTH = 60  # characters of an error in the table; sweep.csv has the whole error
-_COLORS = colormaps["cividis"]  # readable for the color-blind
+_LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,14 @@ class Sweep:
             size, other values in the order of the runs.
         keys: The swept settings other than seeds, in the order of the command line.
         seeds: The swept settings that are seeds.
+        search: Whether a search chose the settings; its table has the best first.
     """
 
     folder: Path
     runs: pd.DataFrame
     keys: list[str]
     seeds: list[str]
+    search: bool = False
 
     @property
     def bad(self) -> pd.DataFrame:
@@ -57,10 +58,68 @@ class Sweep:
         return self.runs[self.runs["status"] != "done"]
 
     def groups(self) -> list[tuple[tuple[str, ...], pd.DataFrame]]:
-        """Return the runs that differ in nothing but seeds, with their values of the keys, in the values' order."""
+        """Return the runs that differ in nothing but seeds, with their values of the keys.
+
+        They are in the order of the values, those of a search with the best first.
+        """
         if not self.keys:
             return [((), self.runs)]
-        return list(self.runs.groupby(self.keys, observed=True))
+        groups = list(self.runs.groupby(self.keys, observed=True))
+        if not self.search:
+            return groups
+        scores = {values: float(group[self.chosen_by].mean()) for values, group in groups}
+        return sorted(groups, key=lambda pair: -np.nan_to_num(scores[pair[0]], nan=-np.inf))
+
+    @property
+    def chosen_by(self) -> str:
+        """The metric by which the best is chosen: that of the validation if every finished run has one."""
+        done = self.runs[self.runs["status"] == "done"]
+        validated = len(done) and done["val_balanced_accuracy"].notna().all()
+        return "val_balanced_accuracy" if validated else "balanced_accuracy"
+
+    def noise(self, metric: str) -> float:
+        """Return the range of the groups' means that chance alone exceeds in 5 % of all sweeps; NaN if it is not known.
+
+        This is Tukey's range. The standard error is that of the repeats: what remains of the metric after a mean for
+        each group and one for each seed. Without repeats it is the binomial error of the accuracies, which lacks what
+        another seed of the training changes.
+        """
+        groups = [group.set_index([*self.seeds, "run"][: len(self.seeds) or 1])[metric] for _, group in self.groups()]
+        grid = pd.DataFrame([group for group in groups if group.index.is_unique]).dropna().to_numpy(dtype=float)
+        if self.seeds and min(grid.shape) > 1:
+            residuals = grid - grid.mean(0) - grid.mean(1, keepdims=True) + grid.mean()
+            freedom = (grid.shape[0] - 1) * (grid.shape[1] - 1)
+            error = np.sqrt((residuals**2).sum() / freedom / grid.shape[1])
+        else:
+            errors = self.runs.get(f"error/{metric}", pd.Series(dtype=float)).dropna()
+            freedom, error = np.inf, np.sqrt((errors**2).mean())
+        number = sum(bool(group.notna().any()) for group in groups)
+        return float(error * _tukey(number, freedom)) if number > 1 else float("nan")
+
+    def range(self, metric: str) -> float:
+        """Return the largest difference between the means of two groups; NaN without results."""
+        means = [group[metric].mean() for _, group in self.groups() if group[metric].notna().any()]
+        return float(np.ptp(means)) if means else float("nan")
+
+    def within_noise(self, metric: str) -> bool:
+        """Return whether the metric differs, and chance alone can make its differences."""
+        return 0.0 < self.range(metric) <= self.noise(metric)
+
+    def verdict(self) -> str:
+        """Return which metrics differ by no more than chance, how that is known, and how to learn more."""
+        if sum((group["status"] == "done").any() for _, group in self.groups()) < 2:
+            return ""
+        repeats = f"{' and '.join(self.seeds)} as repeats" if self.seeds else "the binomial error of the test set alone"
+        within = [
+            f"{METRICS[name]} (range {self.range(name):.{DIGITS[name]}f}, noise {self.noise(name):.{DIGITS[name]}f})"
+            for name in METRICS
+            if self.within_noise(name)
+        ]
+        text = f"Within the noise: {', '.join(within)}. " if within else ""
+        text += f"The noise is Tukey's range at 5 %, from {repeats}. "
+        if not self.seeds:
+            return text + "What another seed changes is not known: add seed=1,2,3."
+        return text + ("More seeds show smaller differences." if within else "")
 
     def table(self) -> pd.DataFrame:
         """Return one row of texts for each group: settings, the mean and deviation of each metric, runs, errors."""
@@ -69,7 +128,7 @@ class Sweep:
         for values, group in self.groups():
             bad = group[group["status"] != "done"]
             row = dict(zip(self.keys, map(short, values), strict=True))
-            row |= {METRICS[name]: mean_std(group[name].dropna(), _DIGITS.get(name, 3)) for name in metrics}
+            row |= {METRICS[name]: mean_std(group[name].dropna(), DIGITS[name]) for name in metrics}
             if len(bad) == len(group):
                 row[METRICS[metrics[0]]] = bad["status"].iloc[0]
             row["runs"] = f"{len(group) - len(bad)} of {len(group)}" if len(bad) else str(len(group))
@@ -82,17 +141,33 @@ class Sweep:
     def best(self) -> str | None:
         """Return a sentence on the group with the highest mean balanced accuracy, by validation if every run has one.
 
+        It names the groups that are level with it: within the noise, or, if that is not known, in the digits shown.
         None if nothing was swept, or nothing finished.
         """
-        groups = [(values, g) for values, g in self.groups() if g["balanced_accuracy"].notna().any()]
-        if not groups or not self.keys:
+        metric = self.chosen_by
+        scored = [(values, group) for values, group in self.groups() if group[metric].notna().any()]
+        if not scored or not self.keys:
             return None
-        validated = all(group["val_balanced_accuracy"].notna().any() for _, group in groups)
-        metric = "val_balanced_accuracy" if validated else "balanced_accuracy"
-        values, group = max(groups, key=lambda pair: float(pair[1][metric].mean()))
-        settings = " ".join(f"{key}={short(value)}" for key, value in zip(self.keys, values, strict=True))
-        by, test = (mean_std(group[name].dropna()) for name in (metric, "balanced_accuracy"))
-        return f"Best by {METRICS[metric]}: {settings}, {by}; on the test set {test}"
+        scored.sort(key=lambda pair: -float(pair[1][metric].mean()))
+        (values, best), others = scored[0], scored[1:]
+        noise = np.nanmax([self.noise(metric), 0.5 * 10.0 ** -DIGITS[metric]])
+        level = [self._named(other) for other, group in others if best[metric].mean() - group[metric].mean() <= noise]
+        by, test = (mean_std(best[name].dropna()) for name in (metric, "balanced_accuracy"))
+        text = f"Best by {METRICS[metric]}: {self._named(values)}, {by}; on the test set {test}"
+        if metric == "balanced_accuracy":
+            text = f"Best by {METRICS[metric]}, chosen on the test set, so the result is too good: "
+            text += f"{self._named(values)}, {by}"
+        if len(level) == len(others) > 1:
+            return f"{text}. All others are level with it"
+        return text + (f". Level with it: {'; '.join(level)}" if level else "")
+
+    def _named(self, values: tuple[str, ...]) -> str:
+        return " ".join(f"{key}={short(value)}" for key, value in zip(self.keys, values, strict=True))
+
+
+@functools.cache  # it takes a good part of a second
+def _tukey(number: int, freedom: float) -> float:
+    return float(studentized_range.ppf(_LEVEL, number, freedom))
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -120,16 +195,27 @@ def read_sweep(folder: Path) -> Sweep:
         )
     settings = list(dict.fromkeys(key for _, run, _ in runs for key in run))
     recalls = list(dict.fromkeys(key for _, _, result in runs for key in result if key.startswith("recall/")))
-    columns = ["run", *settings, "status", *METRICS, *recalls, "seconds", "error"]
+    errors = list(dict.fromkeys(key for _, _, result in runs for key in result if key.startswith("error/")))
+    columns = ["run", *settings, "status", *METRICS, *errors, *recalls, "seconds", "error"]
     frame = pd.DataFrame([{"run": name, **run, **result} for name, run, result in runs], columns=columns)
-    frame = frame.astype(dict.fromkeys([*METRICS, *recalls, "seconds"], float))
+    frame = frame.astype(dict.fromkeys([*METRICS, *errors, *recalls, "seconds"], float))
     swept = [key for key in settings if frame[key].nunique(dropna=False) > 1]
     for key in swept:
         values = frame[key].fillna("default")
         order = list(dict.fromkeys(values))
         frame[key] = pd.Categorical(values, sorted(order, key=float) if all(map(is_number, order)) else order, True)
     seeds = [key for key in swept if key.rpartition(".")[2] == "seed"]
-    return Sweep(folder, frame, [key for key in swept if key not in seeds], seeds)
+    command = read_json(folder / COMMAND) or {}
+    return Sweep(folder, frame, [key for key in swept if key not in seeds], seeds, bool(command.get("search")))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return a mapping from a JSON file; None if there is no such file, or it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _settings(folder: Path) -> dict[str, str]:
@@ -149,7 +235,8 @@ def _result(folder: Path) -> dict[str, Any]:
         if result["status"] == "failed":
             return {"status": "failed", "error": str(result["error"]), "seconds": float(result["seconds"])}
         recalls = {f"recall/{name}": value for name, value in result["recall"].items()}
-        return {"status": "done", "error": "", "seconds": result["seconds"], **result["metrics"], **recalls}
+        errors = {f"error/{name}": value for name, value in result.get("errors", {}).items()}
+        return {"status": "done", "error": "", "seconds": result["seconds"], **result["metrics"], **errors, **recalls}
     except FileNotFoundError:
         return {"status": "unfinished", "error": f"no {REPORT}: the run was interrupted, or is still running"}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -186,104 +273,21 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def rich_table(sweep: Sweep, console: Console) -> Table:
-    """Return the table for a terminal, without the last metrics if they do not fit."""
-    table = sweep.table()
+    """Return the table for a terminal, without the last metrics if they do not fit, and without errors."""
+    table = sweep.table().drop(columns="note", errors="ignore")
     metrics = [name for name in METRICS.values() if name in table]
-    table = table.drop(columns=[METRICS[name] for name in ("accuracy", "effective_sample_size")], errors="ignore")
-    for name in reversed(metrics[1:]):
-        if (
-            console.measure(_to_rich(sweep, table), options=console.options.update(max_width=10_000)).minimum
-            <= console.width
-        ):
-            break
-        table = table.drop(columns=name, errors="ignore")
-    return _to_rich(sweep, table)
-
-
-def _to_rich(sweep: Sweep, table: pd.DataFrame) -> Table:
-    repeats = f", mean ± standard deviation over {' and '.join(sweep.seeds)}" if sweep.seeds else ""
-    rich = Table(title=f"Sweep of {len(sweep.runs)} runs{repeats}", title_justify="left")
+    widths = {name: max(map(len, [*name.split(), *table[name]])) for name in table}  # names break between words
+    while sum(widths[name] + 3 for name in table) >= console.width and len(metrics) > 1:
+        table = table.drop(columns=metrics.pop())
+    title = f"Sweep of {len(sweep.runs)} runs"
+    if sweep.seeds:
+        title += f", mean ± standard deviation over {' and '.join(sweep.seeds)}"
+    if sweep.search:
+        on_test = ", chosen on the test set" if sweep.chosen_by == "balanced_accuracy" else ""
+        title += f", best first by {METRICS[sweep.chosen_by]}{on_test}"
+    rich = Table(title=title, title_justify="left")
     for name in table.columns:
-        is_text = name in sweep.keys or name == "note"
-        rich.add_column(name, justify="left" if is_text else "right", no_wrap=name in sweep.keys)
+        rich.add_column(name, justify="left" if name in sweep.keys else "right", width=widths[name])
     for row in table.to_numpy().tolist():
         rich.add_row(*map(Text, row))  # Text, because rich would read a setting such as [/c] as markup
     return rich
-
-
-def chart(sweep: Sweep, metric: str = "balanced_accuracy") -> Figure | None:
-    """Return a heat map of a metric over the first two swept settings, averaged over the others; None without results.
-
-    One setting gives a single row, and a sweep over seeds alone a cell for each run. A search that tries each value
-    once, and so has no grid, gives a scatter plot.
-    """
-    runs = sweep.runs
-    if runs[metric].isna().all():
-        return None
-    x, y = ([*sweep.keys, "run", ""] if not sweep.keys else [*sweep.keys, ""])[:2]
-    cells = runs.assign(**{"": ""}).groupby([y, x], observed=False)[metric].agg(["mean", "std", "count", "size"])
-    mean = cells["mean"].unstack()
-    figure = Figure(figsize=(3.0 + 1.3 * mean.shape[1], 2.3 + 0.7 * mean.shape[0]), layout="constrained")
-    axes = figure.add_subplot()
-    if y and mean.notna().to_numpy().mean() < 0.5 and all(map(is_number, [*mean.index, *mean.columns])):
-        figure.set_size_inches(6.4, 4.6)
-        colored: ScalarMappable = axes.scatter(
-            runs[x].astype(float), runs[y].astype(float), c=runs[metric], s=70, cmap=_COLORS
-        )
-        for values, set_scale in ((mean.columns, axes.set_xscale), (mean.index, axes.set_yscale)):
-            if spans_decades([float(value) for value in values]):
-                set_scale("log")
-    else:
-        colored = axes.imshow(mean, cmap=_COLORS, norm=_norm(mean), origin="lower", aspect="auto")
-        _annotate(axes, cells, mean)
-    axes.set(xlabel=x, ylabel=y, facecolor="#f0f0f0")
-    axes.set_title(_caption(sweep, [x, y], metric, int(figure.get_figwidth() * 12)), loc="left", fontsize=9)
-    figure.colorbar(colored, label=METRICS[metric])
-    return figure
-
-
-def _norm(mean: pd.DataFrame) -> Normalize:
-    low, high = float(mean.min(axis=None)), float(mean.max(axis=None))
-    return Normalize(low, high) if high > low else Normalize(low - 0.01, high + 0.01)
-
-
-def _annotate(axes: Axes, cells: pd.DataFrame, mean: pd.DataFrame) -> None:
-    """Write the value of each cell into it, and `failed` into a cell whose runs have no result."""
-    norm = _norm(mean)
-    for row, y in enumerate(mean.index):
-        for column, x in enumerate(mean.columns):
-            cell = cells.loc[(y, x)]
-            text = f"{cell['mean']:.3f}" if cell["count"] else "failed" if cell["size"] else ""
-            if cell["count"] > 1:
-                text += f"\n± {cell['std']:.3f}\nn = {cell['count']:.0f}"
-            dark = cell["count"] and np.dot(_COLORS(norm(cell["mean"]))[:3], (0.299, 0.587, 0.114)) < 0.45
-            axes.text(column, row, text, ha="center", va="center", color="white" if dark else "black")
-    names = [[_plain(value) for value in values] for values in (mean.columns, mean.index)]
-    slant = 30 if max(map(len, names[0])) > 12 else 0  # longer names would overlap
-    axes.set_xticks(range(len(names[0])), names[0], rotation=slant, ha="right" if slant else "center")
-    axes.set_yticks(range(len(names[1])), names[1])
-
-
-def _caption(sweep: Sweep, keys: list[str], metric: str, width: int) -> str:
-    others = [key for key in [*sweep.keys, *(sweep.seeds if sweep.keys else [])] if key not in keys]
-    over = " and ".join(f"{key} ({', '.join(map(_plain, sweep.runs[key].cat.categories))})" for key in others)
-    text = f"Mean ± standard deviation over {over}." if over else "One run each."
-    if len(sweep.bad):
-        text += f" {len(sweep.bad)} of {len(sweep.runs)} runs have no result."
-    on_test = "validation" not in METRICS[metric] and metric not in _DIGITS
-    title = METRICS[metric][0].upper() + METRICS[metric][1:] + (", test" if on_test else "")
-    return title + "\n" + textwrap.fill(textwrap.shorten(text, 4 * width, placeholder="…"), width)
-
-
-def _plain(value: str) -> str:
-    return short(value).replace("$", r"\$")  # matplotlib would read text between two of them as mathematics
-
-
-def spans_decades(numbers: list[float]) -> bool:
-    """Return whether positive numbers are better shown on a logarithmic scale.
-
-    Example:
-        >>> spans_decades([1e-6, 1e-3]), spans_decades([2, 8, 24]), spans_decades([0, 1, 1000])
-        (True, False, False)
-    """
-    return min(numbers) > 0.0 and max(numbers) >= 50.0 * min(numbers)

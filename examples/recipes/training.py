@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import rich
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -70,7 +71,7 @@ def train(cfg: DictConfig, *extra_callbacks: L.Callback) -> Report:
         fair.settings.make_sampler(labels, data.batch_size, dataset=data.train_set, total_batches=length)
     check_feedback(data, fair)
     check_schedules(cfg, fair)
-    callbacks = [*(instantiate(callback) for callback in (cfg.callbacks or {}).values()), *extra_callbacks]
+    callbacks = [*(instantiate(callback) for callback in (cfg.callbacks or {}).values() if callback), *extra_callbacks]
     callbacks.append(RandomStates())
     if cfg.trainer.enable_progress_bar is False:
         # Lightning refuses a progress bar together with this setting.
@@ -179,15 +180,29 @@ def _report(
         accuracy=model.test_accuracy,
         largest_weight=fair.largest_weight if fair else 1.0,
         effective_sample_size=fair.effective_sample_size if fair else 1.0,
+        clipped_mass=fair.clipped_mass if fair else 0.0,
         val_balanced_accuracy=validated,
         best=best if best.epoch else None,
+        mean_distance=float(np.mean(recovery.later)) if recovery else None,
+        worst_distance=max(recovery.later) if recovery else None,
         recovery=recovery.median if recovery else None,
+        errors=_errors(model, validated),
     )
+
+
+def _errors(model: Any, validated: float | None) -> dict[str, float]:
+    """Return the binomial errors of the metrics that have one."""
+    test, means = model.errors["test"], {}
+    for stage, error in model.errors.items():
+        means[stage] = float(error.square().nansum().sqrt() / (~error.isnan()).sum())
+    errors = {"balanced_accuracy": means["test"], "worst_class_recall": float(test[np.nanargmin(model.test_recall)])}
+    return errors if validated is None else {**errors, "val_balanced_accuracy": means["val"]}
 
 
 def _quiet() -> None:
     """Silence Lightning's hardware report and advice."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*has `__len__` defined.*")  # DriftStream gives workers their shards
     warnings.filterwarnings("ignore", message=".*treespec.*deprecated.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")

@@ -214,6 +214,15 @@ class FairSampling(Callback):
         return self._run.totals.largest_weight
 
     @property
+    def clipped_mass(self) -> float:
+        """Part of the reference that the loss of the run so far lacks, in [0, 1]; NaN before the first batch.
+
+        The mean over the samples of ``fair/clipped_mass``. It is 0 unless weights are clipped at ``max_weight``, or a
+        class of a stream is missing.
+        """
+        return self._run.totals.clipped_mass
+
+    @property
     def effective_sample_size(self) -> float:
         """Effective sample size of the run so far, as a fraction of its samples, in [0, 1]; NaN before the first.
 

@@ -54,6 +54,7 @@ _STATE = {  # see `common/saved_states.py`; source and label check have their ow
     "feedback_delay": optional(integer(1)),
     "label_check": of_type(Mapping, type(None)),
     "largest_weight": number(0.0),
+    "clipped_sum": number(0.0),
     "run_sums": [number(0.0)] * 3,
     "horizon_sums": [number(0.0)] * 3,
     "checksum": integer(),

@@ -49,19 +49,26 @@ class BatchWeights:
 class RunTotals:
     """Statistics over the batches so far; a checkpoint holds them under these names.
 
-    The sums are the number of samples, the sum of their weights, and that of the squares of their weights.
+    The lists hold the number of samples, the sum of their weights, and that of the squares of their weights.
     """
 
     largest_weight: float = 0.0
+    clipped_sum: float = 0.0  # clipped mass of each batch times its samples
     run_sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     horizon_sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # exponentially weighted
 
     def add(self, batch: BatchWeights, horizon: float) -> None:
         """Count a batch that was trained on; ``horizon`` is the memory of the trained mix, in batches."""
         self.largest_weight = max(self.largest_weight, batch.largest)
+        self.clipped_sum += batch.size * batch.clipped_mass
         sums, decay = (batch.size, batch.size * batch.mean, batch.size * batch.mean_square), 1.0 - 1.0 / horizon
         self.run_sums = [old + new for old, new in zip(self.run_sums, sums, strict=True)]
         self.horizon_sums = [decay * old + new for old, new in zip(self.horizon_sums, sums, strict=True)]
+
+    @property
+    def clipped_mass(self) -> float:
+        """Mean clipped mass of the run; NaN before the first batch."""
+        return self.clipped_sum / self.run_sums[0] if self.run_sums[0] else float("nan")
 
     @property
     def effective_sample_size(self) -> float:

@@ -50,6 +50,14 @@ def test_every_choice_is_documented():
     assert all(path.read_text().removeprefix("# @package _global_\n").startswith("# ") for path in FILES)
 
 
+def test_help_shows_choices():
+    """With what they mean, and not the schemas."""
+    text = compose("train", return_hydra_config=True).hydra.help.template
+    assert re.search(r"\nfair +balanced +batches with the same number of each class .*\n +deferred +the data", text)
+    assert all(path.stem in text for path in FILES)
+    assert not re.search(r"schema|small_cnn|\$", text)
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_file_composes_and_builds(path):
     """The data modules read nothing before ``prepare_data``, so no data are needed."""

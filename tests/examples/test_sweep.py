@@ -1,5 +1,6 @@
 """Sweeps: runs write results, failed runs do not stop the others, and TensorBoard's HParams tab compares them."""
 
+import importlib.util
 import json
 import os
 import re
@@ -26,6 +27,15 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_g
 
 FAST = ("trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "trainer.accelerator=cpu")
 QUIET = ("trainer.enable_progress_bar=false", "trainer.enable_checkpointing=false", "callbacks=none")
+
+
+def has_joblib():
+    try:
+        return importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is not None
+    except ModuleNotFoundError:  # no plugin at all
+        return False
+
+
 needs_optuna = pytest.mark.skipif(not configs.has_optuna(), reason='the extra "optuna" is not installed')
 
 
@@ -69,10 +79,14 @@ def test_run_writes_result(config, tmp_path):
         "few_shot_accuracy": 0.75,  # of 9 and 1 images
         "accuracy": 0.75,
         "val_balanced_accuracy": 0.5,
-        "largest_weight": None,  # JSON knows no infinity
-        "effective_sample_size": 1.0,
+        "mean_distance": None,
+        "worst_distance": None,
         "recovery": None,
+        "largest_weight": None,  # JSON knows no infinity
+        "clipped_mass": 0.0,
+        "effective_sample_size": 1.0,
     }
+    assert written["overrides"] == list(HydraConfig.get().overrides.task)
     assert (written["recall"], written["images"], written["drawn"]) == (
         {"cat": 1.0, "dog": 0.5},
         {"cat": 9, "dog": 1},
@@ -82,10 +96,35 @@ def test_run_writes_result(config, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
-def test_search_maximizes_validation():
-    """Or the test, if there is no validation."""
-    assert sweep.objective(report(0.75, 0.5)) == 0.5
-    assert sweep.objective(report(0.75, None)) == 0.75
+def test_search_maximizes_validation(config, capsys):
+    """Or the test, if there is no validation, and the same line says so."""
+    cfg = config("hparams_search=optuna", mode="MULTIRUN")
+    assert sweep.run_in_sweep(lambda cfg: report(0.75, 0.5), cfg) == 0.5
+    assert capsys.readouterr().out.endswith("the search goes by balanced accuracy, validation 0.500\n")
+    cfg = config("hparams_search=optuna", "seed=2", mode="MULTIRUN")
+    assert sweep.run_in_sweep(lambda cfg: report(0.75, None), cfg) == 0.75
+    line = capsys.readouterr().out
+    assert line.endswith("the search goes by balanced accuracy 0.750 without a validation: chosen on the test set\n")
+
+
+def test_finished_run_is_not_repeated(config, tmp_path, capsys):
+    """A run of other settings is, and one that was interrupted, whose logs are removed."""
+
+    def train(cfg):
+        trained.append(cfg.fair.alpha)
+        return report()
+
+    trained, logs = [], tmp_path / "tensorboard" / "events.out.tfevents.1"
+    logs.parent.mkdir()
+    for alpha in (4, 4, 5):
+        logs.touch()
+        assert sweep.run_in_sweep(train, config(f"fair.alpha={alpha}", mode="MULTIRUN")) == 0.5
+    assert trained == [4, 5]
+    assert capsys.readouterr().out.count("Finished before: balanced accuracy 0.750") == 1
+    (tmp_path / "report.json").unlink()
+    sweep.run_in_sweep(train, config("fair.alpha=5", mode="MULTIRUN"))
+    assert trained == [4, 5, 5]
+    assert not logs.exists()
 
 
 def fail(cfg):
@@ -94,13 +133,14 @@ def fail(cfg):
 
 def test_only_single_run_raises(config, tmp_path):
     """A failed run of a sweep writes its error and returns."""
-    with pytest.raises(InstantiationException):
+    with pytest.raises(sweep.SettingsError, match=r"^ValueError: min_prob must be small$"):
         sweep.train_and_record(fail, config())
     single = json.loads((tmp_path / "report.json").read_text())
     assert sweep.train_and_record(fail, config(mode="MULTIRUN")) is None
     of_sweep = json.loads((tmp_path / "report.json").read_text())
     assert single["error"] == of_sweep["error"] == "ValueError: min_prob must be small"
     assert single["status"] == of_sweep["status"] == "failed"
+    assert "Traceback" in (tmp_path / "traceback.txt").read_text()
 
 
 def test_interrupt_ends_sweep(config, tmp_path):
@@ -164,7 +204,8 @@ def test_hparams_tab_compares_runs(config, tmp_path, order):
         assert (hparams["data"], hparams["seed"], hparams["model.net.dropout"]) == ("DigitsDataModule", 1.0, 0.1)
         # No class of the digits has more than 100 images; other runs of a sweep may need the column.
         expected = reports[fair].metrics()
-        assert {name for name, value in expected.items() if np.isnan(value)} == {"many_shot_accuracy", "recovery"}
+        of_streams = {"mean_distance", "worst_distance", "recovery"}
+        assert {name for name, value in expected.items() if np.isnan(value)} == {"many_shot_accuracy", *of_streams}
         assert metrics == pytest.approx({f"hp/{name}": v for name, v in expected.items()}, rel=1e-5, nan_ok=True)
 
 
@@ -194,14 +235,15 @@ def test_sweep_with_failed_runs(tmp_path):
     assert done.returncode == 1
     assert "2 of 4 runs have no result." in done.stderr
     table = done.stdout[done.stdout.index("Sweep of 4 runs") :]
-    assert len(re.findall(r"│ 100 +│ [\de.-]+ +│ +failed │.*0 of 1 │ failed: ValueError: alpha", table)) == 2
+    assert len(re.findall(r"│ 100 +│ [\de.-]+ +│ +failed │.*0 of 1 │", table)) == 2
     assert len(re.findall(r"│ 8 +│ [\de.-]+ +│ +0\.\d{3} │", table)) == 2
     assert table.count("the class mix oscillates") == 2  # the whole error of each, below the table
     assert "Best by balanced accuracy, validation: fair.alpha=8 fair.max_weight=" in table
     assert f'tensorboard --logdir "{folder}"' in table
     for name in ("sweep.csv", "sweep.md", "sweep.png", "0/report.json", "3/report.json"):
         assert (folder / name).stat().st_size > 0
-    assert "Traceback" in (folder / "0" / "train.log").read_text()
+    assert "Traceback" in (folder / "0" / "traceback.txt").read_text()
+    assert "Traceback" not in done.stdout + done.stderr
     assert not (elsewhere / "outputs").exists()
     shown, _ = hparams_tab(folder)
     assert {name: hparams["fair.max_weight"] for name, (hparams, _) in shown.items()} == {
@@ -235,11 +277,37 @@ def test_sweep_refuses_folder_with_runs(config, tmp_path):
     for folder in ("old", "old/0"):  # a sweep and a run
         done = run_script("train.py", tmp_path, "-m", "experiment=digits", "seed=1,2", f"hydra.sweep.dir={folder}")
         assert done.returncode == 1
-        error = (
-            f"hydra.sweep.dir must be a folder without runs, and {folder} holds 1. Name another folder, or delete it."
-        )
-        assert done.stderr.strip() == error
+        error = "a folder without runs, or with those of the same command, and {} holds 1 runs. Name another folder."
+        assert done.stderr.strip().endswith(error.format(folder))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_interrupted_sweep_is_continued(tmp_path):
+    """Only the unfinished runs are trained; another command is refused, and names that of the folder."""
+    command = ("-m", "fair.alpha=2,8", *FAST, *QUIET, "logger=none", "hydra.sweep.dir=a")
+    assert run_script("train.py", tmp_path, *command).returncode == 0
+    first, second = (tmp_path / "a" / number / "report.json" for number in "01")
+    before, seconds = first.read_bytes(), second.stat().st_mtime_ns
+    second.unlink()
+    done = run_script("train.py", tmp_path, *command)
+    assert done.returncode == 0, done.stderr
+    assert "The sweep in a is continued; its finished runs are not repeated." in done.stdout
+    assert (done.stdout.count("Finished before"), first.read_bytes()) == (1, before)
+    assert second.stat().st_mtime_ns > seconds
+    other = run_script("train.py", tmp_path, *command, "seed=1,2")
+    assert other.returncode == 1
+    assert "a holds 2 runs of `-m fair.alpha=2,8 trainer.max_epochs=1" in other.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_joblib(), reason='the extra "parallel" is not installed')
+def test_sweep_in_processes(tmp_path):
+    command = ("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "baseline=drw", "seed=1,2")
+    done = run_script("train.py", tmp_path, *command, *QUIET, "logger=none", "trainer.max_epochs=2")
+    assert done.returncode == 0, done.stderr
+    [folder] = (tmp_path / "outputs" / "sweeps").iterdir()
+    assert read_sweep(folder).runs["status"].tolist() == ["done"] * 2
 
 
 @pytest.mark.slow
@@ -251,7 +319,8 @@ def test_interrupted_sweep_has_table(tmp_path, runs):
         "from omegaconf import OmegaConf",
         "from recipes.sweep import SweepReport",
         "from sweep_helpers import save_sweep",
-        "SweepReport().on_multirun_start(OmegaConf.create({'hydra': {'sweep': {'dir': 'broken'}}}))",
+        "hydra = {'sweep': {'dir': 'broken'}, 'overrides': {'task': []}, 'runtime': {'choices': {}}}",
+        "SweepReport().on_multirun_start(OmegaConf.create({'hydra': hydra}))",
         f"save_sweep(Path('broken'), [(run, None) for run in {runs}])",
         "raise ValueError('No trials are completed yet.')",
     ]
@@ -268,6 +337,7 @@ def test_interrupted_sweep_has_table(tmp_path, runs):
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1
     assert ("unfinished: run 1" in done.stdout) == bool(runs)
+    assert ("To continue: python -c hydra.sweep.dir=broken" in done.stdout) == bool(runs)
     assert (tmp_path / "broken" / "sweep.csv").exists() == bool(runs)
 
 
@@ -275,7 +345,10 @@ def test_interrupted_sweep_has_table(tmp_path, runs):
 def test_single_run_fails(tmp_path):
     done = run_script("train.py", tmp_path, "experiment=digits", *FAST, *QUIET, "fair.alpha=100")
     assert done.returncode == 1
-    assert "alpha * lambda1 must be below" in done.stderr
+    error, *hint = done.stderr.strip().splitlines()[-3:]
+    assert error.startswith("ValueError, in fair: alpha * lambda1 must be below")
+    assert "HYDRA_FULL_ERROR=1" in hint[-1]
+    assert "Traceback" not in done.stderr
 
 
 def test_search_names_missing_extra(config, monkeypatch):

@@ -8,10 +8,12 @@ import pytest
 from matplotlib.image import imread
 from omegaconf import OmegaConf
 from recipes import sweep
-from recipes.sweep_table import chart, markdown, read_sweep, rich_table
+from recipes.sweep_chart import chart
+from recipes.sweep_table import markdown, read_sweep, rich_table
 from rich.console import Console
 from sweep_helpers import grid, result, save_sweep
 
+LEGEND = "Bright is good; no color scale is narrower than the noise."
 FAILURE = {"status": "failed", "error": "RuntimeError: boom", "seconds": 1.0}
 
 
@@ -19,8 +21,8 @@ def texts(figure):
     """All texts in a figure: ticks, cells and the title."""
     axes = figure.axes[0]
     ticks = [label.get_text() for label in (*axes.get_xticklabels(), *axes.get_yticklabels())]
-    title = axes.get_title(loc="left").split("\n", 1)
-    return ticks, [text.get_text() for text in axes.texts], title[0], title[1].replace("\n", " ")
+    title, caption = axes.get_title(loc="left"), figure.get_suptitle().replace("\n", " ")
+    return ticks, [text.get_text() for text in axes.texts], title, caption.removesuffix(f" {LEGEND}")
 
 
 # -- the table -------------------------------------------------------------------------------------------------
@@ -88,7 +90,7 @@ def test_csv_has_every_run(tmp_path):
     failure = {**FAILURE, "error": "ValueError: a, b | " + "x" * 100}
     lacking = {**result(0.5, accuracy=None), "recall": {"cat": 0.75, "dog": None}}
     save_sweep(tmp_path, [("a=1", result(0.75, many_shot_accuracy=0.8)), ("a=2", failure), ("a=3", lacking)])
-    swept = sweep.summarize(tmp_path, metric="many_shot_accuracy")
+    swept = sweep.summarize(tmp_path, metrics=["many_shot_accuracy"])
     with (tmp_path / "sweep.csv").open(newline="") as file:
         first, second, third = csv.DictReader(file)
     assert (first["run"], first["a"], first["status"], first["balanced_accuracy"]) == ("0", "1", "done", "0.75")
@@ -97,8 +99,8 @@ def test_csv_has_every_run(tmp_path):
     assert second["error"] == failure["error"]
     assert second["balanced_accuracy"] == third["accuracy"] == third["recall/dog"] == ""
     text = (tmp_path / "sweep.md").read_text()
-    assert text == markdown(swept.table())
-    assert text.count("\n") == 2 + 3
+    assert text.startswith(markdown(swept.table()))
+    assert text.endswith(f"\n{swept.best()}\n\n{swept.verdict()}\n")
     assert "\\|" in text
     assert "| many-shot accuracy |" in text
     assert "few-shot" not in text
@@ -154,7 +156,7 @@ def test_best_is_chosen_by_validation(tmp_path):
     best = read_sweep(save_sweep(tmp_path / "a", validated)).best()
     assert best == "Best by balanced accuracy, validation: x=0.2, 0.800; on the test set 0.200"
     best = read_sweep(save_sweep(tmp_path / "b", [(f"x={v}", result(v)) for v in (0.2, 0.6)])).best()
-    assert best == "Best by balanced accuracy: x=0.6, 0.600; on the test set 0.600"
+    assert best == "Best by balanced accuracy, chosen on the test set, so the result is too good: x=0.6, 0.600"
     seeds = [("seed=1", result(0.5)), ("seed=2", result(0.6))]
     assert read_sweep(save_sweep(tmp_path / "c", seeds)).best() is None
 
@@ -168,7 +170,7 @@ def test_folder_that_is_no_sweep_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is a single run, not a sweep"):
         read_sweep(tmp_path / "0")
     with pytest.raises(ValueError, match=r"metric must be one of balanced_accuracy, .*, got 'speed'"):
-        sweep.summarize(tmp_path, metric="speed")
+        sweep.summarize(tmp_path, metrics=["speed"])
 
 
 def test_report_script(load, tmp_path, capsys):
@@ -180,6 +182,68 @@ def test_report_script(load, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["sweep.csv", "sweep.md", "sweep.png"]
 
 
+# -- noise, ties, and the order of a search --------------------------------------------------------------------
+
+
+def repeats(folder, spread):
+    """Two settings with means 0.60 and 0.62, over three seeds that move both alike and one of them by ``spread``."""
+    scores = {(x, s): 0.6 + 0.02 * x + 0.1 * s + spread * x * (s - 2) for x in (0, 1) for s in (1, 2, 3)}
+    runs = [(f"x={x} seed={s}", result(score, val_balanced_accuracy=score)) for (x, s), score in scores.items()]
+    return read_sweep(save_sweep(folder, runs))
+
+
+def test_noise_is_that_of_repeats(tmp_path):
+    """What a seed changes in all settings alike is none."""
+    clear, noisy = repeats(tmp_path / "a", 0.001), repeats(tmp_path / "b", 0.05)
+    for swept, spread in ((clear, 0.001), (noisy, 0.05)):
+        # Two groups: Tukey's range is that of the paired t-test, 4.303 standard errors with two degrees of freedom.
+        assert swept.noise("balanced_accuracy") == pytest.approx(4.303 * spread / np.sqrt(3), rel=1e-3)
+    assert "Within" not in clear.verdict()
+    assert "Level" not in clear.best()
+    assert noisy.verdict().startswith("Within the noise: balanced accuracy (range 0.020, noise 0.124)")
+    assert noisy.verdict().endswith("from seed as repeats. More seeds show smaller differences.")
+    assert "x=1, 0.820 ± 0.150; on the test set 0.820 ± 0.150. Level with it: x=0" in noisy.best()
+
+
+def test_noise_of_single_runs_is_binomial(tmp_path):
+    """Other metrics have none, and the advice is to repeat."""
+    runs = [(f"x={x}", {**result(0.8 + 0.03 * x), "errors": {"balanced_accuracy": 0.02}}) for x in (0, 1)]
+    swept = read_sweep(save_sweep(tmp_path, runs))
+    assert swept.noise("balanced_accuracy") == pytest.approx(0.02 * 1.96 * np.sqrt(2), rel=1e-3)
+    assert np.isnan(swept.noise("largest_weight"))
+    assert swept.verdict() == (
+        "Within the noise: balanced accuracy (range 0.030, noise 0.055). The noise is Tukey's range at 5 %, from the "
+        "binomial error of the test set alone. What another seed changes is not known: add seed=1,2,3."
+    )
+    panel = chart(swept).axes[0]
+    assert panel.get_title(loc="left") == "balanced accuracy, test\nwithin the noise"
+    low, high = panel.images[0].get_clim()
+    assert high - low == pytest.approx(swept.noise("balanced_accuracy"))
+    assert (low + high) / 2 == pytest.approx(0.815)
+
+
+def test_ties_are_named(tmp_path):
+    scores = {"a": 0.7, "b": 0.9, "c": 0.9}
+    swept = read_sweep(
+        save_sweep(tmp_path, [(f"x={x}", result(v, val_balanced_accuracy=v)) for x, v in scores.items()])
+    )
+    assert swept.best().endswith("x=b, 0.900; on the test set 0.900. Level with it: x=c")
+
+
+def test_search_is_sorted_best_first(tmp_path):
+    """By the validation, or by the test, which the title says; runs without a result are last."""
+    for folder, metrics, title in (
+        ("a", {"val_balanced_accuracy": 0.5}, "best first by balanced accuracy, validation"),
+        ("b", {}, "best first by balanced accuracy, chosen on the test set"),
+    ):
+        scores = (0.2, None, 0.9, 0.6)
+        runs = [(f"x={i}", result(v, **dict.fromkeys(metrics, v)) if v else FAILURE) for i, v in enumerate(scores)]
+        (save_sweep(tmp_path / folder, runs) / "sweep.json").write_text('{"overrides": [], "search": true}')
+        swept = read_sweep(tmp_path / folder)
+        assert swept.table()["x"].tolist() == ["2", "3", "0", "1"]
+        assert rich_table(swept, Console()).title.endswith(title)
+
+
 # -- the picture -----------------------------------------------------------------------------------------------
 
 
@@ -187,13 +251,13 @@ def test_heat_map_has_number_in_each_cell(tmp_path):
     ticks, cells, title, caption = texts(chart(read_sweep(grid(tmp_path))))
     assert ticks == ["8", "24", "1e-6", "1e-3", "1e-2"]
     assert cells == ["0.510", "0.610", "0.520", "0.620", "0.530", "0.630"]
-    assert (title, caption) == ("Balanced accuracy, test", "One run each.")
+    assert (title, caption) == ("balanced accuracy, test\n", "One run each.")
 
 
 def test_heat_map_over_seeds(tmp_path):
-    _, cells, title, caption = texts(chart(read_sweep(grid(tmp_path, seeds=(1, 2))), "worst_class_recall"))
-    assert "0.258\n± 0.004\nn = 2" in cells
-    assert (title, caption) == ("Worst-class recall, test", "Mean ± standard deviation over seed (1, 2).")
+    _, cells, title, caption = texts(chart(read_sweep(grid(tmp_path, seeds=(1, 2))), ["worst_class_recall"]))
+    assert "0.258\n± 0.004" in cells
+    assert (title, caption) == ("worst-class recall, test\n", "Mean ± standard deviation over seed (1, 2).")
 
 
 def test_heat_map_marks_failures(tmp_path):
@@ -214,7 +278,7 @@ def test_third_setting_is_averaged(tmp_path):
         for c in (0, 1)
     ]
     _, cells, _, caption = texts(chart(read_sweep(save_sweep(tmp_path, runs))))
-    assert "0.101\n± 0.001\nn = 2" in cells
+    assert "0.101\n± 0.001" in cells
     assert caption == "Mean ± standard deviation over c (0, 1)."
 
 
@@ -231,7 +295,7 @@ def test_one_setting_or_none_is_one_row(tmp_path):
     runs = [(f"fair={f} seed={s}", result(v + s / 100)) for f, v in (("off", 0.5), ("default", 0.7)) for s in (1, 2, 3)]
     ticks, cells, _, caption = texts(chart(read_sweep(save_sweep(tmp_path / "a", runs))))
     assert ticks == ["off", "default", ""]
-    assert cells == ["0.520\n± 0.010\nn = 3", "0.720\n± 0.010\nn = 3"]
+    assert cells == ["0.520\n± 0.010", "0.720\n± 0.010"]
     assert "over seed (1, 2, 3)" in caption
     seeds = [(f"seed={s}", result(s / 10)) for s in (1, 2)]
     ticks, cells, _, _ = texts(chart(read_sweep(save_sweep(tmp_path / "b", seeds))))

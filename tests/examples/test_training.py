@@ -95,6 +95,14 @@ def test_same_number_of_steps_without_plugin(config):
         (["data.imbalance_ratio=0.5"], "imbalance_ratio"),
         (["data.seed=-1"], "seed must be an integer of at least 0, got -1"),
         (["seed=-1"], "seed must be at least 0, got -1"),
+        (["threads=0"], "threads must be at least 1, got 0"),
+        (["+foo=1"], "Nothing reads foo, got foo=1"),
+        (["+max_epochs=1"], r"Nothing reads max_epochs, .* Set trainer\.max_epochs"),
+        (["fair=off", "+fair.alpha=1"], r"Nothing reads fair\.alpha"),
+        (["+baseline.alpha=1"], r"Nothing reads baseline\.alpha, .* Set fair\.alpha"),
+        (["+callbacks.foo=1"], r"Nothing reads callbacks\.foo"),
+        (["+model.optimizer.foo=1"], r"Nothing reads model\.optimizer"),
+        (["+trainer.foo=1"], "unexpected keyword argument 'foo'"),
         (
             ["fair=worst_class", "data.val_per_class=5", "data.add_validation=true"],
             r"needs images that are not trained on.*Set data\.add_validation=false",
@@ -237,6 +245,8 @@ def test_recovery_is_a_metric_of_drift(config, tmp_path):
         for name in ("balanced", "off")
     )
     assert fair.recovery <= 15.0
+    assert 0.0 < fair.mean_distance < fair.worst_distance < off.mean_distance < off.worst_distance
+    assert fair.clipped_mass > off.clipped_mass == 0.0
     assert off.recovery == 20.0  # never: all batches of a turn
     events = EventAccumulator(str(next((tmp_path / "balanced").rglob("events.out.*")).parent))
     events.Reload()

@@ -351,6 +351,7 @@ def test_statistics_of_run():
     assert fair.largest_weight == pytest.approx(max(step.weights.max() for step in module.steps), rel=1e-5)
     weights = np.concatenate([step.weights for step in module.steps]).tolist()
     assert fair.effective_sample_size == pytest.approx(reference.effective_sample_size(weights) / len(weights), 1e-5)
+    assert fair.clipped_mass == 0.0  # the draw keeps the bound
 
 
 def test_unused_mixin_warns_once():
