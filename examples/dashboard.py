@@ -30,7 +30,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-CARDS = "tf-custom-scalar-multi-line-chart-card, tf-custom-scalar-margin-chart-card"
+CARDS = "tf-custom-scalar-multi-line-chart-card"
 # The length of a chart's longest SVG path. A chart without data has only axes and the symbols of its legend.
 LONGEST_PATH = """card => {
     let longest = 0;

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable
+import re
+import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
 import torch
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra_zen import builds, make_config
 from lightning.pytorch import callbacks, loggers
 from omegaconf import MISSING, OmegaConf
@@ -80,6 +83,8 @@ PARTIAL: dict[str, Callable[..., Any]] = {
 }
 # Arguments that other parts of the config set: the groups `callbacks` and `logger`, and the classifier.
 EXCLUDED = {"trainer": ["callbacks", "logger", "plugins"], "sgd": ["lr", "weight_decay"]}
+# Beginnings of settings that do not change what is trained, and are not in the name of a run.
+_SILENT = ("callbacks", "ckpt_path", "data.root", "logger", "output_dir", "threads", "trainer.accel", "trainer.enable_")
 
 
 @functools.cache
@@ -146,13 +151,38 @@ def begin_at(fraction: float, *, _root_: Any) -> int:
     return max(1, min(epoch_at(fraction, _root_=_root_), last))
 
 
+def run_name() -> str:
+    """Return the name of a run in TensorBoard, ``${run_name:}`` in a config: what was set on the command line.
+
+    It is empty outside of ``hydra.main``.
+    """
+    return name_of(HydraConfig.get().overrides.task) if HydraConfig.initialized() else ""
+
+
+def name_of(overrides: Sequence[str]) -> str:
+    """Return settings as the name of a folder on any file system, at most 100 characters.
+
+    Those of the plugin and the baseline come first. Settings that do not change the training are left out.
+
+    Example:
+        >>> name_of(["threads=1", "trainer.max_epochs=20", "fair.alpha=2", "data.path=my data/x.npz"])
+        'fair.alpha=2,trainer.max_epochs=20,data.path=my-data-x.npz'
+    """
+    said = [override for override in overrides if not override.startswith(_SILENT)]
+    said.sort(key=lambda override: not override.lstrip("+~").startswith(("fair", "baseline")))
+    words = [re.sub(r"[^\w.=,+-]+", "-", override, flags=re.ASCII)[:60] for override in said]
+    name = textwrap.shorten(" ".join(words), 100, placeholder=" and-more", break_on_hyphens=False)
+    return name.replace(" ", ",").rstrip(".") or "default"
+
+
 def register() -> None:
-    """Register the schemas and the resolvers ``epoch_at`` and ``begin_at`` with Hydra.
+    """Register the schemas and the resolvers ``epoch_at``, ``begin_at`` and ``run_name`` with Hydra.
 
     Call it before ``hydra.main`` or ``compose``.
     """
     OmegaConf.register_new_resolver("epoch_at", epoch_at, replace=True)
     OmegaConf.register_new_resolver("begin_at", begin_at, replace=True)
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     store = ConfigStore.instance()
     for name, schema in schemas().items():
         store.store(group="schema", name=name, node=schema)

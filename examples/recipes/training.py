@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import warnings
 from pathlib import Path
@@ -15,8 +16,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import IterableDataset
+from torch.utils.tensorboard import SummaryWriter, summary
 
 from lightning_fair import FairSampling, FairStream
 from lightning_fair.dataloaders.label_scan import find_loader_labels
@@ -27,9 +30,9 @@ from recipes.drift import drift_stream
 from recipes.recovery import Recovery
 from recipes.report import Best, Report, make_report
 
-# The columns of TensorBoard's HParams tab, in addition to the settings on the command line.
+# The settings in TensorBoard's HParams tab, beside the chosen groups and the settings on the command line.
 HPARAMS = (
-    *("data", "data.imbalance_ratio", "data.batch_size"),
+    *("data.imbalance_ratio", "data.batch_size"),
     *("fair.preset", "fair.target_probs", "fair.reference", "fair.correction", "fair.max_repeats"),
     *("fair.alpha", "fair.max_weight", "fair.horizon", "fair.lambda1", "fair.lambda2"),
     *("fair.feedback", "fair.feedback_to", "fair.feedback_gain"),
@@ -87,8 +90,7 @@ def train(cfg: DictConfig, *extra_callbacks: L.Callback) -> Report:
     report = _report(model, data, fair, None if validated is None else float(validated), recovery)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(hparams(cfg), {f"hp/{name}": value for name, value in report.metrics().items()})
-            logger.finalize("success")
+            _log_hparams(Path(logger.log_dir, "hparams"), hparams(cfg), report.metrics())
     return report
 
 
@@ -123,31 +125,41 @@ def quoted(path: str | Path) -> str:
 
 
 def hparams(cfg: DictConfig) -> dict[str, float | str | bool]:
-    """Return the columns of TensorBoard's HParams tab: those of `HPARAMS`, and the settings on the command line.
-
-    TensorBoard takes the columns from the run that it reads first, so every run has all of them; a setting that a run
-    does not have is ``"off"``.
+    """Return the settings in TensorBoard's HParams tab; those that a run does not have are left out.
 
     Example:
         >>> hparams(OmegaConf.create({"seed": 1, "fair": {"alpha": 8.0}}))["fair.alpha"]
         8.0
     """
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    overrides, choices = [], {}
+    if HydraConfig.initialized():
+        overrides, choices = HydraConfig.get().overrides.task, HydraConfig.get().runtime.choices
     command_line = dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
-    return {key: _hparam(cfg, key, command_line.get(key)) for key in dict.fromkeys((*HPARAMS, *command_line))}
+    values = {key: _hparam(cfg, key, command_line.get(key)) for key in (*HPARAMS, *command_line)}
+    values |= {group: choices.get(group) for group in ("data", "model", "fair", "baseline")}
+    return {key: value for key, value in values.items() if value is not None}
 
 
-def _hparam(cfg: DictConfig, key: str, override: str | None) -> float | str | bool:
+def _hparam(cfg: DictConfig, key: str, override: str | None) -> float | str | bool | None:
     value, (group, _, name) = OmegaConf.select(cfg, key), key.partition(".")
     if value is None and group == "fair" and cfg.get("fair"):
         value = getattr(PRESETS[cfg.fair.get("preset", "balanced")], name, None)
-    if isinstance(value, DictConfig) and override:
-        return override  # the name of the choice in a group
-    if isinstance(value, DictConfig) and "_target_" in value:
-        return str(value._target_.rpartition(".")[2])
-    if value is None:
-        return override or ("default" if OmegaConf.select(cfg, key.rpartition(".")[0]) else "off")
+    if value is None or isinstance(value, DictConfig):
+        return override or (str(value or "default") if OmegaConf.select(cfg, group) else None)
     return value if isinstance(value, (int, float, str)) else str(value)
+
+
+@rank_zero_only
+def _log_hparams(folder: Path, settings: dict[str, Any], metrics: dict[str, float]) -> None:
+    # Without a list of columns, TensorBoard shows the settings that differ between the runs first. Then all scalars of
+    # a run are metrics, in the order of their names, so these are a run without curves, and are numbered.
+    _, start, end = summary.hparams(settings, {})  # type: ignore[no-untyped-call]
+    with SummaryWriter(str(folder)) as writer:
+        for number, (name, value) in enumerate(metrics.items(), start=1):
+            if not math.isnan(value):
+                writer.add_scalar(f"hp/{number:02d}_{name}", value)
+        for record in (start, end):
+            writer.file_writer.add_summary(record)
 
 
 def _set_baseline(baseline: DictConfig, model: Any, data: Any) -> None:
