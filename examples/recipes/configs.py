@@ -154,7 +154,7 @@ def begin_at(fraction: float, *, _root_: Any) -> int:
 def run_name() -> str:
     """Return the name of a run in TensorBoard, ``${run_name:}`` in a config: what was set on the command line.
 
-    It is empty outside of ``hydra.main``.
+    It is empty without settings.
     """
     return name_of(HydraConfig.get().overrides.task) if HydraConfig.initialized() else ""
 
@@ -172,7 +172,7 @@ def name_of(overrides: Sequence[str]) -> str:
     said.sort(key=lambda override: not override.lstrip("+~").startswith(("fair", "baseline")))
     words = [re.sub(r"[^\w.=,+-]+", "-", override, flags=re.ASCII)[:60] for override in said]
     name = textwrap.shorten(" ".join(words), 100, placeholder=" and-more", break_on_hyphens=False)
-    return name.replace(" ", ",").rstrip(".") or "default"
+    return name.replace(" ", ",").rstrip(".")
 
 
 def register() -> None:

@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import IterableDataset
-from torch.utils.tensorboard import SummaryWriter, summary
+from torch.utils.tensorboard import summary
 
 from lightning_fair import FairSampling, FairStream
 from lightning_fair.dataloaders.label_scan import find_loader_labels
@@ -30,7 +30,7 @@ from recipes.drift import drift_stream
 from recipes.recovery import Recovery
 from recipes.report import Best, Report, make_report
 
-# The settings in TensorBoard's HParams tab, beside the chosen groups and the settings on the command line.
+# The settings in TensorBoard's HParams tab, beside the plugin, the baseline, the data and what is on the command line.
 HPARAMS = (
     *("data.imbalance_ratio", "data.batch_size"),
     *("fair.preset", "fair.target_probs", "fair.reference", "fair.correction", "fair.max_repeats"),
@@ -90,7 +90,7 @@ def train(cfg: DictConfig, *extra_callbacks: L.Callback) -> Report:
     report = _report(model, data, fair, None if validated is None else float(validated), recovery)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            _log_hparams(Path(logger.log_dir, "hparams"), hparams(cfg), report.metrics())
+            _log_hparams(logger, hparams(cfg), report.metrics())
     return report
 
 
@@ -131,12 +131,13 @@ def hparams(cfg: DictConfig) -> dict[str, float | str | bool]:
         >>> hparams(OmegaConf.create({"seed": 1, "fair": {"alpha": 8.0}}))["fair.alpha"]
         8.0
     """
-    overrides, choices = [], {}
-    if HydraConfig.initialized():
-        overrides, choices = HydraConfig.get().overrides.task, HydraConfig.get().runtime.choices
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     command_line = dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
     values = {key: _hparam(cfg, key, command_line.get(key)) for key in (*HPARAMS, *command_line)}
-    values |= {group: choices.get(group) for group in ("data", "model", "fair", "baseline")}
+    # Of the config, because a program that composes several runs has a command line of its own.
+    values["fair"] = cfg.fair.get("preset", "balanced") if cfg.get("fair") else "off"
+    values.setdefault("baseline", ",".join(baseline_names(cfg)) or "none")
+    values["data"] = str(OmegaConf.select(cfg, "data._target_")).rpartition(".")[2]
     return {key: value for key, value in values.items() if value is not None}
 
 
@@ -145,21 +146,23 @@ def _hparam(cfg: DictConfig, key: str, override: str | None) -> float | str | bo
     if value is None and group == "fair" and cfg.get("fair"):
         value = getattr(PRESETS[cfg.fair.get("preset", "balanced")], name, None)
     if value is None or isinstance(value, DictConfig):
-        return override or (str(value or "default") if OmegaConf.select(cfg, group) else None)
+        section = OmegaConf.select(cfg, group)
+        if isinstance(section, DictConfig) and not section:
+            return None  # the run has no plugin
+        return override or (str(value or "default") if section else None)
     return value if isinstance(value, (int, float, str)) else str(value)
 
 
 @rank_zero_only
-def _log_hparams(folder: Path, settings: dict[str, Any], metrics: dict[str, float]) -> None:
-    # Without a list of columns, TensorBoard shows the settings that differ between the runs first. Then all scalars of
-    # a run are metrics, in the order of their names, so these are a run without curves, and are numbered.
+def _log_hparams(logger: TensorBoardLogger, settings: dict[str, Any], metrics: dict[str, float]) -> None:
+    # Without a list of columns, TensorBoard shows the settings that differ between the runs first. All scalars are then
+    # metrics, in the order of their names, so the capital letter and the numbers put these first.
+    numbered = {f"Result/{n:02d}_{name}": value for n, (name, value) in enumerate(metrics.items(), start=1)}
+    logger.log_metrics({name: value for name, value in numbered.items() if not math.isnan(value)})
     _, start, end = summary.hparams(settings, {})  # type: ignore[no-untyped-call]
-    with SummaryWriter(str(folder)) as writer:
-        for number, (name, value) in enumerate(metrics.items(), start=1):
-            if not math.isnan(value):
-                writer.add_scalar(f"hp/{number:02d}_{name}", value)
-        for record in (start, end):
-            writer.file_writer.add_summary(record)
+    for record in (start, end):
+        logger.experiment.file_writer.add_summary(record)  # open, because a scalar was just written
+    logger.finalize("success")
 
 
 def _set_baseline(baseline: DictConfig, model: Any, data: Any) -> None:

@@ -45,7 +45,7 @@ def scalars(
     values = {
         "distance": total_variation(trained_mix, q),
         "deficit_max": float(controller.deficits.max()),
-        "steering": total_variation(draw.probs, controller.target_at(draw.progress)),
+        "batch_distance": total_variation(draw.probs, controller.target_at(draw.progress)),
         "coverage": source.coverage,
         "repeats_rarest": float(source.repeats[rarest]),
     }

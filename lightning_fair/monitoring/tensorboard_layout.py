@@ -51,7 +51,7 @@ def make_charts(
         },
         "How hard is it steered?": {
             "Largest deficit": ("fair/deficit_max",),
-            "Distance of the draws from the target": ("fair/steering",),
+            "Distance of the draws from the target": ("fair/batch_distance",),
             **({"Alpha": ("fair/alpha",)} if moving.alpha else {}),
         },
     }

@@ -230,13 +230,13 @@ def test_run_names():
     )
     assert len(name) <= 100
     assert configs.name_of(["fair.max_weight=1."]) == "fair.max_weight=1"
-    assert configs.name_of(["ckpt_path=a", "threads=1", "trainer.enable_progress_bar=false"]) == "default"
+    assert configs.name_of(["ckpt_path=a", "threads=1", "trainer.enable_progress_bar=false"]) == ""
     assert configs.run_name() == ""
 
 
 def test_tensorboard_dir(monkeypatch):
-    assert tensorboard_dir(composed()) == "out/tensorboard"
-    assert tensorboard_dir(composed("logger=many")) == "out/tensorboard"
+    assert tensorboard_dir(composed()) == "out"
+    assert tensorboard_dir(composed("logger=many")) == "out"
     assert tensorboard_dir(composed("logger=csv")) is None
     assert tensorboard_dir(composed("logger=none")) is None
     assert tensorboard_dir(composed("trainer.fast_dev_run=true")) is None

@@ -58,7 +58,7 @@ def logged(module, data=None, fair=None, separator="/", **settings):
     return logger.points
 
 
-SCALARS = {"fair/distance", "fair/deficit_max", "fair/steering", "fair/coverage", "fair/repeats_rarest"}
+SCALARS = {"fair/distance", "fair/deficit_max", "fair/batch_distance", "fair/coverage", "fair/repeats_rarest"}
 INDEPENDENT = {"fair_independent/distance", "fair_independent/low", "fair_independent/high"}
 OF_WEIGHTS = {
     "fair/weight_mean",
@@ -104,7 +104,7 @@ def test_logged_values():
         reach = [(q * (1 - q) / 8 / (2 * horizon - 1)) ** 0.5 for q in TARGET]
         expected = {
             "fair/alpha": 2.0 + 6.0 * min(number / 10, 1.0),
-            "fair/steering": np.abs(probs - TARGET).sum() / 2,
+            "fair/batch_distance": np.abs(probs - TARGET).sum() / 2,
             "fair_independent/distance": sum(reach) / 2 * (2 / np.pi) ** 0.5,
             "fair_independent/low": max(TARGET) - reach[np.argmax(TARGET)],
             "fair_independent/high": max(TARGET) + reach[np.argmax(TARGET)],
@@ -531,7 +531,7 @@ def test_charts_of_groups(K, tmp_path, monkeypatch):
         axes = figure.axes[0]
         titles += [axes.get_title(loc="left"), axes.get_xlabel(), axes.get_ylabel()]
     assert {"Which groups suffer?", "Loss of each group", "Repeats of the rarest group"} <= {
-        title.split(":")[0] for title in titles
+        re.split("[:,]", title)[0] for title in titles
     }
     assert {"group (training samples)", "Recall of each group, test"} <= set(titles)
     assert not [title for title in titles if "class" in title]
