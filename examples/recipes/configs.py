@@ -83,8 +83,8 @@ PARTIAL: dict[str, Callable[..., Any]] = {
 }
 # Arguments that other parts of the config set: the groups `callbacks` and `logger`, and the classifier.
 EXCLUDED = {"trainer": ["callbacks", "logger", "plugins"], "sgd": ["lr", "weight_decay"]}
-# Beginnings of settings that do not change what is trained, and are not in the name of a run.
-_SILENT = ("callbacks", "ckpt_path", "data.root", "logger", "output_dir", "threads", "trainer.accel", "trainer.enable_")
+# Beginnings of settings that do not change what is trained: neither in the name of a run nor in TensorBoard's HParams.
+SILENT = ("callbacks", "ckpt_path", "data.root", "logger", "output_dir", "threads", "trainer.accel", "trainer.enable_")
 
 
 @functools.cache
@@ -168,7 +168,7 @@ def name_of(overrides: Sequence[str]) -> str:
         >>> name_of(["threads=1", "trainer.max_epochs=20", "fair.alpha=2", "data.path=my data/x.npz"])
         'fair.alpha=2,trainer.max_epochs=20,data.path=my-data-x.npz'
     """
-    said = [override for override in overrides if not override.startswith(_SILENT)]
+    said = [override for override in overrides if not override.startswith(SILENT)]
     said.sort(key=lambda override: not override.lstrip("+~").startswith(("fair", "baseline")))
     words = [re.sub(r"[^\w.=,+-]+", "-", override, flags=re.ASCII)[:60] for override in said]
     name = textwrap.shorten(" ".join(words), 100, placeholder=" and-more", break_on_hyphens=False)
