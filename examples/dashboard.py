@@ -30,7 +30,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-CARDS = "tf-custom-scalar-multi-line-chart-card, tf-custom-scalar-margin-chart-card"
+CARDS = "tf-custom-scalar-multi-line-chart-card"
 # The length of a chart's longest SVG path. A chart without data has only axes and the symbols of its legend.
 LONGEST_PATH = """card => {
     let longest = 0;
@@ -52,7 +52,7 @@ def train(folder: Path) -> Path:
     settings += ["data.num_classes=2", "data.imbalance_ratio=99", "model.num_classes=2"]
     settings += ["trainer.log_every_n_steps=4", "trainer.enable_progress_bar=false", f"hydra.run.dir={folder}"]
     subprocess.run([sys.executable, HERE / "train.py", *settings], check=True)
-    return folder / "tensorboard"
+    return folder
 
 
 @contextmanager

@@ -111,9 +111,9 @@ def read_log(log: Path, *tags: str) -> NDArray[np.float64]:
 
 
 def class_weights(log: Path, max_weight: float) -> NDArray[np.float64]:
-    """Return the largest weight of a class in each batch: q/p, at most ``max_weight``."""
-    q, p = (read_log(log, *(f"fair/{name}/{c}" for c in "01")) for name in ("target", "prob"))
-    largest: NDArray[np.float64] = np.divide(q, p, out=np.zeros_like(q), where=p > 0).max(axis=1)
+    """Return the largest weight of a class in each batch: ``0.5 / p``, at most ``max_weight``."""
+    p = read_log(log, *(f"fair_class/prob/{c}" for c in "01"))
+    largest: NDArray[np.float64] = np.divide(0.5, p, out=np.zeros_like(p), where=p > 0).max(axis=1)
     return np.minimum(largest, max_weight)
 
 

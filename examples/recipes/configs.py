@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable
+import re
+import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra_zen import builds, make_config
 from lightning.pytorch import callbacks, loggers
 from omegaconf import MISSING, OmegaConf
@@ -81,6 +84,8 @@ PARTIAL: dict[str, Callable[..., Any]] = {
 }
 # Arguments that other parts of the config set: the groups `callbacks` and `logger`, and the classifier.
 EXCLUDED = {"trainer": ["callbacks", "logger", "plugins"], "sgd": ["lr", "weight_decay"]}
+# Beginnings of settings that do not change what is trained: neither in the name of a run nor in TensorBoard's HParams.
+SILENT = ("callbacks", "ckpt_path", "data.root", "logger", "output_dir", "threads", "trainer.accel", "trainer.enable_")
 
 
 @functools.cache
@@ -154,14 +159,39 @@ def choices() -> str:
     return "\n".join(f"{group:15}{choice:26}{meaning}" for group, choice, meaning in rows)
 
 
+def run_name() -> str:
+    """Return the name of a run in TensorBoard, ``${run_name:}`` in a config: what was set on the command line.
+
+    It is empty without settings.
+    """
+    return name_of(HydraConfig.get().overrides.task) if HydraConfig.initialized() else ""
+
+
+def name_of(overrides: Sequence[str]) -> str:
+    """Return settings as the name of a folder on any file system, at most 100 characters.
+
+    Those of the plugin and the baseline come first. Settings that do not change the training are left out.
+
+    Example:
+        >>> name_of(["threads=1", "trainer.max_epochs=20", "fair.alpha=2", "data.path=my data/x.npz"])
+        'fair.alpha=2,trainer.max_epochs=20,data.path=my-data-x.npz'
+    """
+    said = [override for override in overrides if not override.startswith(SILENT)]
+    said.sort(key=lambda override: not override.lstrip("+~").startswith(("fair", "baseline")))
+    words = [re.sub(r"[^\w.=,+-]+", "-", override, flags=re.ASCII)[:60] for override in said]
+    name = textwrap.shorten(" ".join(words), 100, placeholder=" and-more", break_on_hyphens=False)
+    return name.replace(" ", ",").rstrip(".")
+
+
 def register() -> None:
-    """Register the schemas and the resolvers ``epoch_at``, ``begin_at`` and ``choices`` with Hydra.
+    """Register the schemas and the resolvers ``epoch_at``, ``begin_at``, ``choices`` and ``run_name`` with Hydra.
 
     Call it before ``hydra.main`` or ``compose``.
     """
     OmegaConf.register_new_resolver("epoch_at", epoch_at, replace=True)
     OmegaConf.register_new_resolver("begin_at", begin_at, replace=True)
     OmegaConf.register_new_resolver("choices", choices, replace=True)
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     store = ConfigStore.instance()
     for name, schema in schemas().items():
         store.store(group="schema", name=name, node=schema)

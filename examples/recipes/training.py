@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import warnings
 from pathlib import Path
@@ -16,21 +17,24 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import IterableDataset
+from torch.utils.tensorboard import summary
 
 from lightning_fair import FairSampling, FairStream, RandomStates
 from lightning_fair.dataloaders.label_scan import find_loader_labels
 from lightning_fair.integration.presets import PRESETS
 from lightning_fair.integration.training_length import TrainingLength
 from recipes.checks import baseline_names, check_config, check_feedback, check_model, check_schedules
+from recipes.configs import SILENT
 from recipes.drift import drift_stream
 from recipes.recovery import Recovery
 from recipes.report import Best, Report, make_report
 
-# The columns of TensorBoard's HParams tab, in addition to the settings on the command line.
+# The settings in TensorBoard's HParams tab, beside the plugin, the baseline, the data and what is on the command line.
 HPARAMS = (
-    *("data", "data.imbalance_ratio", "data.batch_size"),
+    *("data.imbalance_ratio", "data.batch_size"),
     *("fair.preset", "fair.target_probs", "fair.reference", "fair.correction", "fair.max_repeats"),
     *("fair.alpha", "fair.max_weight", "fair.horizon", "fair.lambda1", "fair.lambda2"),
     *("fair.feedback", "fair.feedback_to", "fair.feedback_gain"),
@@ -89,8 +93,7 @@ def train(cfg: DictConfig, *extra_callbacks: L.Callback) -> Report:
     report = _report(model, data, fair, None if validated is None else float(validated), recovery)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(hparams(cfg), {f"hp/{name}": value for name, value in report.metrics().items()})
-            logger.finalize("success")
+            _log_hparams(logger, hparams(cfg), report.metrics())
     return report
 
 
@@ -125,31 +128,45 @@ def quoted(path: str | Path) -> str:
 
 
 def hparams(cfg: DictConfig) -> dict[str, float | str | bool]:
-    """Return the columns of TensorBoard's HParams tab: those of `HPARAMS`, and the settings on the command line.
-
-    TensorBoard takes the columns from the run that it reads first, so every run has all of them; a setting that a run
-    does not have is ``"off"``.
+    """Return the settings in TensorBoard's HParams tab; those that a run does not have are left out.
 
     Example:
         >>> hparams(OmegaConf.create({"seed": 1, "fair": {"alpha": 8.0}}))["fair.alpha"]
         8.0
     """
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    command_line = dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
-    return {key: _hparam(cfg, key, command_line.get(key)) for key in dict.fromkeys((*HPARAMS, *command_line))}
+    said = [override.lstrip("+~") for override in overrides if not override.startswith(SILENT)]
+    command_line = dict(override.partition("=")[::2] for override in said)
+    values = {key: _hparam(cfg, key, command_line.get(key)) for key in (*HPARAMS, *command_line)}
+    # Of the config, because a program that composes several runs has a command line of its own.
+    values["fair"] = cfg.fair.get("preset", "balanced") if cfg.get("fair") else "off"
+    values.setdefault("baseline", ",".join(baseline_names(cfg)) or "none")
+    values["data"] = str(OmegaConf.select(cfg, "data._target_")).rpartition(".")[2]
+    return {key: value for key, value in values.items() if value is not None}
 
 
-def _hparam(cfg: DictConfig, key: str, override: str | None) -> float | str | bool:
+def _hparam(cfg: DictConfig, key: str, override: str | None) -> float | str | bool | None:
     value, (group, _, name) = OmegaConf.select(cfg, key), key.partition(".")
     if value is None and group == "fair" and cfg.get("fair"):
         value = getattr(PRESETS[cfg.fair.get("preset", "balanced")], name, None)
-    if isinstance(value, DictConfig) and override:
-        return override  # the name of the choice in a group
-    if isinstance(value, DictConfig) and "_target_" in value:
-        return str(value._target_.rpartition(".")[2])
-    if value is None:
-        return override or ("default" if OmegaConf.select(cfg, key.rpartition(".")[0]) else "off")
+    if value is None or isinstance(value, DictConfig):
+        section = OmegaConf.select(cfg, group)
+        if isinstance(section, DictConfig) and not section:
+            return None  # the run has no plugin
+        return override or (str(value or "default") if section else None)
     return value if isinstance(value, (int, float, str)) else str(value)
+
+
+@rank_zero_only
+def _log_hparams(logger: TensorBoardLogger, settings: dict[str, Any], metrics: dict[str, float]) -> None:
+    # Without a list of columns, TensorBoard shows the settings that differ between the runs first. All scalars are then
+    # metrics, in the order of their names, so the capital letter and the numbers put these first.
+    numbered = {f"Result/{n:02d}_{name}": value for n, (name, value) in enumerate(metrics.items(), start=1)}
+    logger.log_metrics({name: value for name, value in numbered.items() if not math.isnan(value)})
+    _, start, end = summary.hparams(settings, {})  # type: ignore[no-untyped-call]
+    for record in (start, end):
+        logger.experiment.file_writer.add_summary(record)  # open, because a scalar was just written
+    logger.finalize("success")
 
 
 def _set_baseline(baseline: DictConfig, model: Any, data: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -19,7 +20,7 @@ from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.monitoring import plots
 from lightning_fair.monitoring.class_metrics import find_recalls
 from lightning_fair.monitoring.history import DownsampledHistory
-from lightning_fair.monitoring.tensorboard_layout import MAX_NAMED_CLASSES, make_charts, make_layout
+from lightning_fair.monitoring.tensorboard_layout import MAX_NAMED_CLASSES, Moving, make_charts, make_layout
 from lightning_fair.monitoring.weight_statistics import BatchWeights, RunTotals
 
 if TYPE_CHECKING:
@@ -36,20 +37,20 @@ def scalars(
 ) -> dict[str, float]:
     """Return the values to log for a batch that was just trained on, by tag; the table of tags explains each.
 
-    Up to 20 classes are logged by name. Of more classes, quantiles are logged, and the trained mix over the target of
-    the ten classes furthest from their target. The separator joins the parts of a tag.
+    Up to 20 classes are logged by name, of more classes quantiles. The separator joins the parts of a tag.
     """
-    source, class_names = context.source, context.class_names
-    controller = source.controller
-    q, trained_mix = controller.q, controller.trained_mix
+    source, controller = context.source, context.source.controller
+    q, trained_mix, moving = controller.q, controller.trained_mix, find_moving(controller)
     rarest = int(np.argmin(np.where(q > 0, source.class_counts, np.inf)))
     values = {
-        "alpha": draw.alpha,
         "distance": total_variation(trained_mix, q),
         "deficit_max": float(controller.deficits.max()),
+        "batch_distance": total_variation(draw.probs, controller.target_at(draw.progress)),
         "coverage": source.coverage,
         "repeats_rarest": float(source.repeats[rarest]),
     }
+    if moving.alpha:
+        values["alpha"] = draw.alpha
     if context.correction == "weights":
         values |= {
             "weight_mean": weights.mean,
@@ -60,38 +61,62 @@ def scalars(
             "effective_sample_size_run": totals.effective_sample_size,
             "clipped_mass": weights.clipped_mass,
         }
-    groups = {"prob": draw.probs, "loss": controller.ema_loss, "target": q, "trained_mix": trained_mix}
-    if context.correction in ("weights", "logits"):
-        groups = {"reference": draw.reference, **groups}
+    of_classes = {"prob": draw.probs, "loss": controller.ema_loss}
+    if moving.target:
+        of_classes["target"] = q
+    if moving.reference and context.correction in ("weights", "logits"):
+        of_classes["reference"] = draw.reference
     if (arriving := source.arriving) is not None:
-        groups = {"arriving": arriving, **groups}
+        of_classes["arriving"] = arriving
     if q.size <= MAX_NAMED_CLASSES:
-        low, high = target_band(controller, source.global_batch_size)
-        groups |= {"target_low": low, "target_high": high}
-        # Class by class: if TensorBoard reads the file meanwhile, it seldom finds a line without its band.
-        for name, row in zip(class_names, np.stack(list(groups.values()), axis=1).tolist(), strict=True):
-            values |= {f"{group}/{name}": value for group, value in zip(groups, row, strict=True)}
+        names, of_classes["trained_mix"] = context.class_names, trained_mix
     else:
-        relative = over_target(controller)
-        for group, array in {**groups, "over_target": relative}.items():
-            known = array[~np.isnan(array)]
-            if known.size:
-                quantiles = np.quantile(known, list(_QUANTILES.values())).tolist()
-                values |= {f"{group}/{name}": value for name, value in zip(_QUANTILES, quantiles, strict=True)}
-        furthest = relative[_furthest_classes(relative)].tolist()
-        values |= {f"furthest/{rank}": value for rank, value in enumerate(furthest, start=1)}
-    return {f"fair/{tag}".replace("/", separator): value for tag, value in values.items() if not np.isnan(value)}
+        names, of_classes["over_target"] = tuple(_QUANTILES), over_target(controller)
+        of_classes = {group: _quantiles(array) for group, array in of_classes.items()}
+    tagged = {
+        **{f"fair/{tag}": value for tag, value in values.items()},
+        **{f"fair_independent/{tag}": value for tag, value in of_independent_draws(source).items()},
+        **{
+            f"fair_class/{group}/{name}": value
+            for group, array in of_classes.items()
+            for name, value in zip(names, array.tolist(), strict=True)
+        },
+    }
+    return {tag.replace("/", separator): value for tag, value in tagged.items() if not np.isnan(value)}
 
 
-def target_band(controller: FeedbackController, batch_size: int) -> tuple[Floats, Floats]:
-    """Return lower and upper end of the band of each class, each of shape ``(K,)``, in [0, 1].
+def find_moving(controller: FeedbackController) -> Moving:
+    """Return which settings can change during the training."""
+    objective = controller.objective
+    target = not np.array_equal(controller.target_at(0.0), controller.target_at(1.0))
+    is_moved = objective.is_moved_by_losses or objective.is_moved_by_scores
+    return Moving(len(set(controller.alpha.extremes)) > 1, target, is_moved or (target and objective.base is None))
 
-    The half width is the standard deviation of a trained mix whose batches, of ``B`` samples over all ranks, are drawn
-    independently at the target: ``sqrt(q (1 - q) / (B (2 horizon - 1)))``.
+
+def of_independent_draws(source: DrawSource) -> dict[str, float]:
+    """Return what independent draws at the target would give, beside which the trained mix can be judged.
+
+    The trained mix of batches of ``B`` samples over all ranks would have the standard deviation
+    ``sqrt(q (1 - q) / (B (2 horizon - 1)))``. ``distance`` is its mean distance from the target. ``low`` and ``high``
+    are one standard deviation below and above the largest target; with more than 20 classes, of the trained mix over
+    its target, for the smallest.
     """
-    q = controller.q
-    deviation = np.sqrt(q * (1.0 - q) / (batch_size * (2.0 * controller.horizon - 1.0)))
-    return np.maximum(q - deviation, 0.0), np.minimum(q + deviation, 1.0)
+    controller, q = source.controller, source.controller.q
+    deviation = np.sqrt(q * (1.0 - q) / (source.global_batch_size * (2.0 * controller.horizon - 1.0)))
+    center, reach = float(q.max()), float(deviation[q.argmax()])
+    if q.size > MAX_NAMED_CLASSES:
+        center, reach = 1.0, float((deviation[q > 0] / q[q > 0]).max())
+    return {
+        "distance": float(deviation.sum()) / math.sqrt(2.0 * math.pi),  # the mean of |x| is sqrt(2 / pi) deviations
+        "low": max(center - reach, 0.0),
+        "high": center + reach,
+    }
+
+
+def _quantiles(array: Floats) -> Floats:
+    """Return the quantiles over the classes that have a value, shape ``(5,)``; NaN if none has."""
+    known = array[~np.isnan(array)]
+    return np.quantile(known, list(_QUANTILES.values())) if known.size else np.full(len(_QUANTILES), np.nan)
 
 
 def over_target(controller: FeedbackController) -> Floats:
@@ -212,22 +237,17 @@ class Dashboard:
             logger.experiment.add_image(f"{prefix}{tag}", image, context.step, dataformats="HWC")
 
     def _write_layout(self, board: Board, context: LogContext) -> None:
-        if board.logger in self._boards_with_layout or find_spec("tensorboard") is None:
+        if board.logger in self._boards_with_layout:
             return
         self._boards_with_layout.add(board.logger)
-        controller, arriving = context.source.controller, context.source.arriving is not None
-        targets, objective = (controller.target_at(0.0), controller.target_at(1.0)), controller.objective
-        follows = objective.base is None and not np.array_equal(*targets)
         charts = make_charts(
-            context.class_names,
-            targets,
+            len(context.class_names),
+            find_moving(context.source.controller),
             correction=context.correction,
-            reference_moves=follows or objective.feedback_to == "objective",
-            arriving=arriving,
+            arriving=context.source.arriving is not None,
             noun=context.noun,
         )
-        # The file is open, because a scalar was just written.
-        board.logger.experiment.file_writer.add_summary(make_layout(charts, board.prefix))
+        board.logger.experiment.add_custom_scalars(make_layout(charts, board.prefix))
 
 
 def show_distance(pl_module: L.LightningModule, controller: FeedbackController) -> None:

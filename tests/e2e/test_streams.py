@@ -210,9 +210,9 @@ def test_arriving_mix_is_logged():
         log_every_n_steps=1,
     )
     last = logger.points[-1]
-    arriving = [last[f"fair/arriving/{c}"] for c in range(4)]
+    arriving = [last[f"fair_class/arriving/{c}"] for c in range(4)]
     assert arriving == pytest.approx([0.8, 0.12, 0.05, 0.03], abs=0.1)
-    assert [last[f"fair/trained_mix/{c}"] for c in range(4)] == pytest.approx(TARGET, abs=0.05)
+    assert [last[f"fair_class/trained_mix/{c}"] for c in range(4)] == pytest.approx(TARGET, abs=0.05)
 
 
 def test_clipped_mass_of_a_short_stream_is_logged():
@@ -223,7 +223,7 @@ def test_clipped_mass_of_a_short_stream_is_logged():
     module, fair = Weighted(num_classes=2), FairSampling(num_classes=2)
     fit(module, DataLoader(source, batch_size=8), fair, logger=logger, log_every_n_steps=1)
     points = [point for point in logger.points if "fair/clipped_mass" in point]
-    p = np.array([[point[f"fair/prob/{c}"] for c in range(2)] for point in points])
+    p = np.array([[point[f"fair_class/prob/{c}"] for c in range(2)] for point in points])
     mass = np.array([point["fair/clipped_mass"] for point in points])
     np.testing.assert_allclose(mass, np.maximum(0.5 - 10.0 * p, 0).sum(1), atol=1e-9)
     assert (mass > 0.1).mean() > 0.1

@@ -229,9 +229,20 @@ def test_seed_reaches_data():
     assert composed("seed=5").data.seed == 5
 
 
+def test_run_names():
+    """They fit any file system, and end at a whole setting."""
+    target = "+fair.target_probs={_target_: x.Shift, start: 'ü'}"
+    name = configs.name_of(["data.path=/a b/c.npz", *(f"model.net.a{n}=1" for n in range(40)), target])
+    assert re.fullmatch(r"\+fair\.target_probs=[\w.,-]+,data\.path=-a-b-c\.npz(,model\.net\.a\d=1)*,and-more", name)
+    assert len(name) <= 100
+    assert configs.name_of(["fair.max_weight=1."]) == "fair.max_weight=1"
+    assert configs.name_of(["ckpt_path=a", "threads=1", "trainer.enable_progress_bar=false"]) == ""
+    assert configs.run_name() == ""
+
+
 def test_tensorboard_dir(monkeypatch):
-    assert tensorboard_dir(composed()) == "out/tensorboard"
-    assert tensorboard_dir(composed("logger=many")) == "out/tensorboard"
+    assert tensorboard_dir(composed()) == "out"
+    assert tensorboard_dir(composed("logger=many")) == "out"
     assert tensorboard_dir(composed("logger=csv")) is None
     assert tensorboard_dir(composed("logger=none")) is None
     assert tensorboard_dir(composed("trainer.fast_dev_run=true")) is None

@@ -156,7 +156,7 @@ def test_interrupt_ends_sweep(config, tmp_path):
 
 
 def hparams_tab(logdir):
-    """HParams and metrics of each run in TensorBoard's HParams tab, and the columns."""
+    """HParams and metrics of each run in TensorBoard's HParams tab, and the columns: those that it shows, and all."""
     multiplexer = plugin_event_multiplexer.EventMultiplexer()
     multiplexer.AddRunsFromDirectory(str(logdir))
     multiplexer.Reload()
@@ -176,37 +176,43 @@ def hparams_tab(logdir):
         for session in group.sessions:
             values = {key: getattr(value, value.WhichOneof("kind")) for key, value in group.hparams.items()}
             shown[session.name] = (values, {metric.name.tag: metric.value for metric in session.metric_values})
-    return shown, {info.name for info in experiment.hparam_infos}
+    first = sorted(experiment.hparam_infos, key=lambda info: not info.differs)[:5]  # as its page does
+    first = [info.name for info in first if info.differs], [info.name.tag for info in experiment.metric_infos][:5]
+    return shown, first, {info.name for info in experiment.hparam_infos}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", [("off", "balanced"), ("balanced", "off")])
 def test_hparams_tab_compares_runs(config, tmp_path, order):
-    """Runs with and without the plugin, in either order."""
+    """Runs with and without the plugin, in either order; settings that differ and the main metrics come first."""
     reports = {}
     for index, fair in enumerate(order):
         folder = tmp_path / str(index)
         reports[fair] = training.train(config(f"fair={fair}", "model.net.dropout=0.1", folder=folder))
-    sessions, columns = hparams_tab(tmp_path)
-    assert set(sessions) == {"0/tensorboard", "1/tensorboard"}
+    sessions, first, columns = hparams_tab(tmp_path)
+    rest = "trainer.max_epochs=1,trainer.check_val_every_n_epoch=1,model.net.dropout=0.1"
+    names = [f"{index}/fair={fair},{rest}" for index, fair in enumerate(order)]
+    assert sorted(sessions) == names
+    known = [
+        f"Result/{n:02d}_{name}" for n, name in enumerate(METRICS, 1) if not np.isnan(reports["off"].metrics()[name])
+    ]
+    assert first == (["fair"], known[:5])
     assert list(reports["off"].metrics()) == list(METRICS)
     assert {*training.HPARAMS, "fair", "model.net.dropout"} <= columns
     for index, fair in enumerate(order):
-        hparams, metrics = sessions[f"{index}/tensorboard"]
+        hparams, metrics = sessions[names[index]]
         assert hparams["fair"] == fair
         is_on = fair == "balanced"
-        assert hparams["fair.alpha"] == (8.0 if is_on else "off")
-        assert hparams["fair.horizon"] == ("default" if is_on else "off")
-        # As the preset says.
-        assert (hparams["fair.preset"], hparams["fair.correction"]) == (
-            ("balanced", "weights") if is_on else ("off",) * 2
-        )
+        settings = [hparams.get(f"fair.{name}") for name in ("alpha", "horizon", "preset", "correction")]
+        assert settings == ([8.0, "default", "balanced", "weights"] if is_on else [None] * 4)
         assert (hparams["data"], hparams["seed"], hparams["model.net.dropout"]) == ("DigitsDataModule", 1.0, 0.1)
         # No class of the digits has more than 100 images; other runs of a sweep may need the column.
         expected = reports[fair].metrics()
         of_streams = {"mean_distance", "worst_distance", "recovery"}
         assert {name for name, value in expected.items() if np.isnan(value)} == {"many_shot_accuracy", *of_streams}
-        assert metrics == pytest.approx({f"hp/{name}": v for name, v in expected.items()}, rel=1e-5, nan_ok=True)
+        assert {tag.partition("_")[2]: v for tag, v in metrics.items() if tag.startswith("Result")} == pytest.approx(
+            {name: v for name, v in expected.items() if not np.isnan(v)}, rel=1e-5
+        )
 
 
 @pytest.mark.slow
@@ -245,10 +251,11 @@ def test_sweep_with_failed_runs(tmp_path):
     assert "Traceback" in (folder / "0" / "traceback.txt").read_text()
     assert "Traceback" not in done.stdout + done.stderr
     assert not (elsewhere / "outputs").exists()
-    shown, _ = hparams_tab(folder)
-    assert {name: hparams["fair.max_weight"] for name, (hparams, _) in shown.items()} == {
-        "2/tensorboard": 3.0,
-        "3/tensorboard": 30.0,
+    shown, (first, _), _ = hparams_tab(folder)
+    assert first == ["fair.max_weight"]
+    assert {name.split(",")[0]: hparams["fair.max_weight"] for name, (hparams, _) in shown.items()} == {
+        "2/fair.alpha=8": 3.0,
+        "3/fair.alpha=8": 30.0,
     }
 
     files = {name: (folder / name).read_bytes() for name in ("sweep.csv", "sweep.md", "sweep.png")}

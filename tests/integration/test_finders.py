@@ -409,7 +409,7 @@ def test_searches_are_not_logged(way, tmp_path):
     data = FairDataModule(Indexed(), batch_size=BATCH, fair=moving())
     fit(module := Searched(), data, finder, logger=logger, log_every_n_steps=1, max_epochs=2)
     written = EventAccumulator(logger.log_dir).Reload()
-    assert [event.step for event in written.Scalars("fair/alpha")] == [*range(len(module.steps))]
+    assert [event.step for event in written.Scalars("fair/distance")] == [*range(len(module.steps))]
 
 
 class TwoOptimizers(Searched):

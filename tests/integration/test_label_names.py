@@ -41,7 +41,7 @@ class InMemory(Logger):
         pass
 
     def log_metrics(self, metrics, step=None):
-        self.tags |= {tag.rpartition("/")[2] for tag in metrics if tag.startswith("fair/prob/")}
+        self.tags |= {tag.rpartition("/")[2] for tag in metrics if tag.startswith("fair_class/prob/")}
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def test_tensorboard_of_both(package, other, tmp_path):
     logger = package.loggers.TensorBoardLogger(tmp_path)
     train(package, "callback", FairSampling(), logger=logger, log_every_n_steps=1)
     tags = EventAccumulator(logger.log_dir).Reload().Tags()
-    assert "fair/trained_mix/2" in tags["scalars"]
+    assert "fair_class/trained_mix/2" in tags["scalars"]
     assert "custom_scalars__config__" in tags["tensors"]
 
 
