@@ -25,8 +25,8 @@ class Feedback:
         self.reversals = gr.State(0)
         gr.Markdown(
             "Each of four classes is to be a quarter of the trained samples. The rarest class loses most of its "
-            "samples on the way, so the sampler draws more of it. Press **Reverse the stream** to make it the most frequent "
-            "one; move **Alpha** to 0 for no feedback, or to 40 for too much."
+            "samples on the way, so the sampler draws more of it. Press **Reverse the stream** to make it the most "
+            "frequent one; move **Alpha** to 0 for no feedback, or to 40 for too much."
         )
         with gr.Row(elem_classes="sliders"):
             self.sliders = [
