@@ -21,8 +21,8 @@ _LARGEST_TEXT = 100_000  # characters of JSON that are shown for copying
 _LOW_TOP = 5  # of the histogram's axis for low bars
 _STORAGE_KEY = "lightning-fair-rotation"  # also the key of the encryption: a new one at each start would lose the copy
 _SESSION_LOST = "The server no longer has your session: reload the page to bring it back from your browser."
-_COPY_CUT = f"Your browser keeps at most {session.MAX_COPIED:,} counts over a reload: use Save."
-_COPY_LOST = "The counts were too many for your browser to keep, so all are 0: load a saved file."
+_COPY_CUT = f"Your browser keeps at most {session.MAX_COPIED:,} counts over a reload: press Save for a file."
+_COPY_LOST = "The counts were too many for your browser to keep, so all are 0: press Load ... for a saved file."
 _SMALL: dict[str, Any] = {"size": "sm", "min_width": 90}
 # One event at a time: two clicks of a visitor change one rotation, and JSON of 32 MB takes hundreds of MB of memory.
 _IN_TURN: dict[str, Any] = QUIET | {"concurrency_id": "rotations", "concurrency_limit": 1}
@@ -220,7 +220,7 @@ class Generator:
     def _show_text(self, visit: session.Visit, counts_only: bool) -> Update:
         text = visit.rotation.to_json(counts_only=counts_only)
         if len(text) > _LARGEST_TEXT:
-            raise ValueError(f"Text must have at most {_LARGEST_TEXT:,} characters, got {len(text):,}: use Save.")
+            raise ValueError(f"Text must have at most {_LARGEST_TEXT:,} characters, got {len(text):,}: press Save.")
         return {self.text: text}
 
     def _save(self, visit: session.Visit, counts_only: bool) -> Update:

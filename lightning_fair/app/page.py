@@ -23,7 +23,7 @@ from lightning_fair.app.session import LARGEST_FILE
 
 _UPLOAD_OVERHEAD = 10_000  # bytes that a form adds to a file
 _FILE_SECONDS = 3600  # age at which saved files are deleted from the server
-_SESSIONS = 200  # visitors whose rotations the server keeps; the browser has a copy of each
+_SESSIONS = 100  # visitors whose counts, and those before a reset, the server keeps; the browser has a copy
 _FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Liberation Sans", "sans-serif")
 _CSS = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
@@ -48,6 +48,8 @@ _CSS = """
 /* In one column, what a button far below the batch says stays in view. */
 @media (max-width: 880px) {
   #message { position: fixed; z-index: 9; inset: auto .5rem .5rem; background: var(--body-background-fill); }
+  #message { max-width: calc(100% - 1rem); }
+  .work { padding-bottom: 5rem; }
 }
 .inputs .form, .inputs { flex-wrap: nowrap; }
 .inputs label { display: flex; flex-direction: column; height: 100%; }

@@ -348,7 +348,7 @@ def test_browser_keeps_the_stated_counts(visitor, tmp_path):
     visitor.expect_message("Counts loaded: 100,000")
     with visitor.change():
         visitor.page.click("#generate")
-    expect(visitor.locator("#warning .notice")).to_contain_text("at most 100,000 counts over a reload: use Save")
+    expect(visitor.locator("#warning .notice")).to_contain_text("at most 100,000 counts over a reload: press Save")
     visitor.enter(start=-LARGEST_NUMBER, n=MAX_COPIED, k=LARGEST_K)
     visitor.load_file(fits)
     visitor.expect_message("Counts loaded: 100,000")
