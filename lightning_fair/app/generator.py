@@ -200,9 +200,8 @@ class Generator:
         return {self.message: notice(session.clean(visit))}
 
     def _reset(self, visit: session.Visit, *fields: Any) -> Update:
-        rotation, visit.before = session.new_rotation(*fields), None
         message = "All counts are 0. Until you reload the page, Undo reset brings back those before."
-        return {self.visit: session.Visit(rotation, before=visit), self.message: notice(message)}
+        return {self.visit: session.reset(visit, *fields), self.message: notice(message)}
 
     def _undo(self, visit: session.Visit) -> Update:
         if visit.before is None:

@@ -120,6 +120,15 @@ def clean(visit: Visit) -> str:
     return f"Dropped the counts out of range: {dropped:,}."
 
 
+def reset(visit: Visit, n: Any, k: Any, start: Any, seed: str | None) -> Visit:
+    """Return a visit without counts that keeps the one before, if that has any; raise the errors of ``new_rotation``."""
+    rotation = new_rotation(n, k, start, seed)
+    if not visit.rotation.to_arrays()[1].any():  # a second press of Reset
+        return Visit(rotation, before=visit.before)
+    visit.before = None
+    return Visit(rotation, before=visit)
+
+
 def browser_copy(visit: Visit) -> tuple[str, bool, str]:
     """Return what the browser keeps: JSON, whether the counts are too many and left out, and the batch."""
     rotation = visit.rotation

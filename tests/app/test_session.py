@@ -73,6 +73,19 @@ def test_batch_stays_with_its_counts(visit, name):
     assert restored.rotation.to_json() == visit.rotation.to_json()
 
 
+def test_reset_keeps_the_counts_before(visit):
+    """Only those of the last reset that had any: the server's memory is bounded, and a second press loses nothing."""
+    once = session.reset(visit, 5, 1, 1, "")
+    with pytest.raises(ValueError, match="seed must be a whole number"):
+        session.reset(once, 5, 1, 1, "x")
+    twice = session.reset(once, 4, 1, 1, "")
+    assert (once.before, twice.before, twice.batch, twice.rotation.counts) == (visit, visit, "", {})
+    twice.rotation.next_batch()
+    last = session.reset(twice, 4, 1, 1, "")
+    assert last.before is twice
+    assert twice.before is None
+
+
 def test_batch_is_left_out_with_its_counts(visit, monkeypatch):
     monkeypatch.setattr(session, "MAX_COPIED", 1)
     restored, is_lost = session.restore(session.browser_copy(visit))
