@@ -121,7 +121,7 @@ def clean(visit: Visit) -> str:
 
 
 def reset(visit: Visit, n: Any, k: Any, start: Any, seed: str | None) -> Visit:
-    """Return a visit without counts that keeps the one before, if that has any; raise the errors of ``new_rotation``."""
+    """Return a visit without counts, which keeps the one before if that has any; raise what ``new_rotation`` does."""
     rotation = new_rotation(n, k, start, seed)
     if not visit.rotation.to_arrays()[1].any():  # a second press of Reset
         return Visit(rotation, before=visit.before)
