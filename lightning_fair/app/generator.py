@@ -1,13 +1,12 @@
 """The tab of the fair batch generator.
 
-A visitor's rotation is a ``gr.State`` on the server. A copy in the browser, a ``gr.BrowserState``, survives a reload.
+A visitor's counts are a ``gr.State`` on the server. A copy in the browser, a ``gr.BrowserState``, survives a reload.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,14 @@ import pandas as pd
 
 from lightning_fair.app import session
 from lightning_fair.app.components import QUIET, Update, notice
-from lightning_fair.rotation.fair_rotation import FairRotation
 
 _LARGEST_TEXT = 100_000  # characters of JSON that are shown for copying
+_LOW_TOP = 5  # of the histogram's axis for low bars
 _STORAGE_KEY = "lightning-fair-rotation"  # also the key of the encryption: a new one at each start would lose the copy
 _SESSION_LOST = "The server no longer has your session: reload the page to bring it back from your browser."
-_COPY_CUT = f"Your browser keeps at most {session.MAX_COPIED:,} counts over a reload: use Save."
-_COPY_LOST = "The counts were too many for your browser to keep, so all are 0: load a saved file."
+_COPY_CUT = f"Your browser keeps at most {session.MAX_COPIED:,} counts over a reload: press Save for a file."
+_COPY_LOST = "The counts were too many for your browser to keep, so all are 0: press Load ... for a saved file."
+_SMALL: dict[str, Any] = {"size": "sm", "min_width": 90}
 # One event at a time: two clicks of a visitor change one rotation, and JSON of 32 MB takes hundreds of MB of memory.
 _IN_TURN: dict[str, Any] = QUIET | {"concurrency_id": "rotations", "concurrency_limit": 1}
 
@@ -32,66 +32,72 @@ class Generator:
     """The tab of the fair batch generator."""
 
     def __init__(self) -> None:
-        self.rotation = gr.State(None)
+        self.visit = gr.State(None)
         self.copy = gr.BrowserState(None, storage_key=_STORAGE_KEY, secret=_STORAGE_KEY)
-        with gr.Row():
+        gr.Markdown("Press **Generate**, or Enter in a field, to draw the k least used numbers of the range.")
+        with gr.Row(elem_classes="work"):
             with gr.Column():
                 self._add_controls()
-                self._add_files()
             with gr.Column():
                 self._add_counts()
-        self.shown = [self.rotation, self.copy, self.batch, self.message, self.warning, self.clean]
-        self.shown += [self.plot, self.rows]
+            with gr.Column():
+                self._add_reset()
+                self._add_files()
+        self.shown = [self.visit, self.copy, self.batch, self.message, self.warning, self.clean, self.undo]
+        self.shown += [self.plot, self.low_plot, self.rows]
 
     def _add_controls(self) -> None:
         with gr.Row(elem_classes="inputs"):
             n = gr.Number(session.DEFAULTS[0], label="N", info="range size", min_width=70, elem_id="n")
             k = gr.Number(session.DEFAULTS[1], label="k", info="batch size", min_width=70, elem_id="k")
             start = gr.Number(session.DEFAULTS[2], label="start", info="first number", min_width=70, elem_id="start")
-            self.seed = gr.Textbox(
-                label="seed", info="for Reset", placeholder="any", min_width=70, max_length=20, elem_id="seed"
-            )
         self.inputs = [n, k, start]
         self.generate = gr.Button("Generate", variant="primary", elem_id="generate")
-        self.batch = gr.Textbox(label="Batch", interactive=False, max_lines=8, buttons=["copy"], elem_id="batch")
+        self.batch = gr.Textbox(
+            label="Batch",
+            placeholder="Press Generate",
+            interactive=False,
+            max_lines=8,
+            buttons=["copy"],
+            elem_id="batch",
+        )
         self.message = gr.HTML(elem_id="message", visible=False)
         self.warning = gr.HTML(elem_id="warning", visible=False)
+
+    def _add_reset(self) -> None:
+        self.seed = gr.Textbox(
+            label="Seed",
+            info="used by Reset, for the same batches again",
+            placeholder="any",
+            max_length=20,
+            elem_id="seed",
+        )
         with gr.Row():
-            self.clean = gr.Button("Clean counts", interactive=False, size="sm", min_width=100, elem_id="clean")
-            self.reset = gr.Button("Reset", variant="stop", size="sm", min_width=100, elem_id="reset")
+            self.reset = gr.Button("Reset", variant="stop", elem_id="reset", **_SMALL)
+            self.undo = gr.Button("Undo reset", interactive=False, elem_id="undo", **_SMALL)
+            self.clean = gr.Button("Clean counts", interactive=False, elem_id="clean", **_SMALL)
 
     def _add_files(self) -> None:
         gr.Markdown(
-            "### Save and load\nYour browser keeps the counts over a reload; of two tabs, those of the one that "
-            f"changed last. Limits: N to {session.LARGEST_N:,}, k to {session.LARGEST_K:,}, {session.MAX_COUNTS:,} "
-            f"counts in a file, {session.MAX_COPIED:,} in the browser, {session.LARGEST_FILE // 2**20} MB for a file."
+            "### Save and load\nYour browser keeps the counts and the batch over a reload; of two tabs, those of the "
+            "one that changed last. Press **Save** for a file of the counts, and **Load ...** to go on with it. "
+            f"Limits: N to {session.LARGEST_N:,}, k to {session.LARGEST_K:,}, {session.MAX_COUNTS:,} counts in a file, "
+            f"{session.MAX_COPIED:,} in the browser, {session.LARGEST_FILE // 2**20} MB for a file."
         )
-        small: dict[str, Any] = {"size": "sm", "min_width": 100}
         self.counts_only = gr.Checkbox(label="Counts only, without N, k and start", elem_id="counts-only")
         with gr.Row():
-            self.save = gr.Button("Save", elem_id="save", **small)
-            self.upload = gr.UploadButton("Load ...", elem_id="load", **small)
+            self.save = gr.Button("Save", elem_id="save", **_SMALL)
+            self.upload = gr.UploadButton("Load ...", elem_id="load", **_SMALL)
         self.download = gr.DownloadButton(visible="hidden", elem_id="download")
         with gr.Accordion("As text", open=False):
             self.text = gr.Textbox(
                 label="JSON", lines=4, max_lines=8, placeholder='{"1": 3, "2": 2}', buttons=["copy"], elem_id="text"
             )
             with gr.Row():
-                self.show_text = gr.Button("Show", elem_id="show-text", **small)
-                self.load_text = gr.Button("Load text", elem_id="load-text", **small)
+                self.show_text = gr.Button("Show", elem_id="show-text", **_SMALL)
+                self.load_text = gr.Button("Load text", elem_id="load-text", **_SMALL)
 
     def _add_counts(self) -> None:
-        self.plot = gr.BarPlot(
-            title="Histogram of the counts",
-            x="count",
-            y="numbers",
-            y_title="numbers with that count",
-            y_lim=[0, None],
-            sort="x",
-            height=260,
-            elem_id="histogram",
-        )
-        self.order = gr.Radio([*session.ORDERS], value="Number", label="Order of the table", elem_id="order")
         self.rows = gr.Dataframe(
             headers=["Number", "Count", "Remark"],
             datatype=["number", "number", "str"],
@@ -99,6 +105,12 @@ class Generator:
             max_height=420,
             elem_id="counts",
         )
+        self.order = gr.Radio([*session.ORDERS], value="Number", label="Order of the table", elem_id="order")
+        bars: dict[str, Any] = {"x": "count", "y": "numbers", "y_title": "numbers with that count", "sort": "x"}
+        bars |= {"title": "Histogram of the counts", "height": 260, "elem_classes": "histogram"}
+        # The axis of low bars would have ticks between whole numbers. Two plots, because one that gets other limits and
+        # bars at once keeps the old bars.
+        self.plot, self.low_plot = (gr.BarPlot(y_lim=[0, top], **bars) for top in (None, _LOW_TOP))
 
     def connect(self, demo: gr.Blocks) -> None:
         """Connect the components to their functions."""
@@ -106,10 +118,11 @@ class Generator:
         # "always_last": while an answer is under way, only the latest keystroke waits for the next one.
         self._on([field.input for field in self.inputs], trigger_mode="always_last")
         self._on(self.order.input, enter=False)
-        self._on(self.generate.click, self._generate)
+        self._on([self.generate.click, *(field.submit for field in self.inputs)], self._generate)
         self._on(self.clean.click, self._clean)
         self._on(self.reset.click, self._reset, *self.inputs, self.seed, enter=False)
         loads: dict[str, Any] = {"enter": False, "changes": self.inputs}
+        self._on(self.undo.click, self._undo, **loads)
         self._on(self.upload.upload, self._load_file, self.upload, self.counts_only, **loads)
         self._on(self.load_text.click, self._load_text, self.text, self.counts_only, **loads)
         self._on(self.show_text.click, self._show_text, self.counts_only, changes=[self.text])
@@ -125,86 +138,94 @@ class Generator:
         changes: Sequence[Any] = (),
         **options: Any,
     ) -> Any:
-        """On an event, enter the fields N, k and start, call ``change`` and show the rotation, or show the error.
+        """On an event, enter the fields N, k and start, call ``change`` and show the visit, or show the error.
 
         ``changes`` are the inputs of the page that the event may change. Only these are outputs of it, and each gets a
         plain value: one that is skipped or updated becomes a new component, and Gradio keeps the old one as well.
         """
 
-        def run(rotation: FairRotation | None, order: str, n: Any, k: Any, start: Any, *values: Any) -> Update:
+        def run(visit: session.Visit | None, order: str, n: Any, k: Any, start: Any, *values: Any) -> Update:
             typed = dict(zip(self.inputs, (n, k, start), strict=True))
             same = {field: x if isinstance(x := typed.get(field), (int, float)) else None for field in changes}
             same |= {self.download: None, self.upload: None}
-            if rotation is None:
+            if visit is None:
                 return same | {self.message: notice(_SESSION_LOST, "bad")}
             try:
                 if enter:
-                    session.enter(rotation, n, k, start)
-                updates = change(rotation, *values) if change else {}
-                return same | self._show(updates.get(self.rotation, rotation), order) | updates
+                    session.enter(visit, n, k, start)
+                updates = change(visit, *values) if change else {}
+                return same | self._show(updates.get(self.visit, visit), order) | updates
             except (ValueError, TypeError) as error:
                 return same | {self.message: notice(str(error), "bad")}
 
-        components = [self.rotation, self.order, *self.inputs, *inputs]
+        components = [self.visit, self.order, *self.inputs, *inputs]
         return gr.on(events, run, components, [*self.shown, self.download, self.upload, *changes], **_IN_TURN | options)
 
-    def _show(self, rotation: FairRotation, order: str) -> Update:
-        """Return the updates that follow from the rotation."""
+    def _show(self, visit: session.Visit, order: str) -> Update:
+        """Return the updates that follow from the visit."""
+        rotation, copy = visit.rotation, session.browser_copy(visit)
         labels, heights = session.histogram(rotation)
+        bars, is_low = pd.DataFrame({"count": labels, "numbers": heights}), max(heights) < _LOW_TOP
         rows, total = session.table(rotation, order), rotation.n + len(rotation.out_of_range)
-        mismatch, (copy, is_cut) = rotation.mismatch, session.browser_copy(rotation)
-        warnings = [f"{mismatch} Clean counts drops them."] if mismatch else []
+        mismatch, is_cut = rotation.mismatch, copy[1]
+        warnings = [f"{mismatch} Press Clean counts to drop them."] if mismatch else []
         warnings += [_COPY_CUT] if is_cut else []
         return {
-            self.copy: [copy, is_cut],
+            self.copy: copy,
+            self.batch: visit.batch,
             self.message: notice(""),
             self.warning: notice(" ".join(warnings), "warn"),
             self.clean: gr.update(interactive=bool(mismatch), variant="primary" if mismatch else "secondary"),
-            self.plot: pd.DataFrame({"count": labels, "numbers": heights}),
+            self.undo: gr.update(interactive=visit.before is not None),
+            self.plot: gr.update(value=bars, visible="hidden" if is_low else True),
+            self.low_plot: gr.update(value=bars, visible=True if is_low else "hidden"),
             self.rows: gr.update(value=rows, label=f"{len(rows):,} of {total:,} numbers"),
         }
 
-    def _fields(self, rotation: FairRotation) -> Update:
+    def _fields(self, visit: session.Visit) -> Update:
+        rotation = visit.rotation
         return dict(zip(self.inputs, (rotation.n, rotation.k, rotation.start), strict=True))
 
     def _restore(self, saved: Any) -> Update:
         """Return the updates of a new or reloaded page; ``saved`` is from the browser and may be anything."""
-        rotation, is_lost = FairRotation(*session.DEFAULTS), False
-        with suppress(ValueError, TypeError):  # no copy, or a damaged one
-            copy, is_lost = saved
-            session.load(rotation, copy)
+        visit, is_lost = session.restore(saved)
         message = {self.message: notice(_COPY_LOST if is_lost else "", "warn")}
-        return self._show(rotation, "Number") | self._fields(rotation) | {self.rotation: rotation} | message
+        return self._show(visit, "Number") | self._fields(visit) | {self.visit: visit} | message
 
-    def _generate(self, rotation: FairRotation) -> Update:
-        return {self.batch: ", ".join(map(str, rotation.next_batch(warn=False)))}
+    def _generate(self, visit: session.Visit) -> Update:
+        visit.batch = ", ".join(map(str, visit.rotation.next_batch(warn=False)))
+        return {}
 
-    def _clean(self, rotation: FairRotation) -> Update:
-        dropped = len(rotation.out_of_range)
-        rotation.clean()
-        return {self.message: notice(f"Dropped the counts out of range: {dropped:,}.")}
+    def _clean(self, visit: session.Visit) -> Update:
+        return {self.message: notice(session.clean(visit))}
 
-    def _reset(self, _rotation: FairRotation, *fields: Any) -> Update:
-        rotation = session.new_rotation(*fields)
-        return {self.rotation: rotation, self.batch: "", self.message: notice("All counts are 0.")}
+    def _reset(self, visit: session.Visit, *fields: Any) -> Update:
+        message = "All counts are 0. Until you reload the page, Undo reset brings back those before."
+        return {self.visit: session.reset(visit, *fields), self.message: notice(message)}
 
-    def _load_file(self, rotation: FairRotation, path: str | None, counts_only: bool) -> Update:
-        return self._load_text(rotation, session.read_file(path), counts_only)
+    def _undo(self, visit: session.Visit) -> Update:
+        if visit.before is None:
+            raise ValueError("No reset can be undone: press Reset first.")
+        message = "The counts from before the reset are back."
+        return self._fields(visit.before) | {self.visit: visit.before, self.message: notice(message)}
 
-    def _load_text(self, rotation: FairRotation, text: str, counts_only: bool) -> Update:
-        message = session.load(rotation, text, counts_only=counts_only)
-        return self._fields(rotation) | {self.message: notice(message)}
+    def _load_file(self, visit: session.Visit, path: str | None, counts_only: bool) -> Update:
+        return self._load_text(visit, session.read_file(path), counts_only)
 
-    def _show_text(self, rotation: FairRotation, counts_only: bool) -> Update:
-        text = rotation.to_json(counts_only=counts_only)
+    def _load_text(self, visit: session.Visit, text: str, counts_only: bool) -> Update:
+        message = session.load(visit, text, counts_only=counts_only)
+        return self._fields(visit) | {self.message: notice(message)}
+
+    def _show_text(self, visit: session.Visit, counts_only: bool) -> Update:
+        text = visit.rotation.to_json(counts_only=counts_only)
         if len(text) > _LARGEST_TEXT:
-            raise ValueError(f"Text must have at most {_LARGEST_TEXT:,} characters, got {len(text):,}: use Save.")
+            raise ValueError(f"Text must have at most {_LARGEST_TEXT:,} characters, got {len(text):,}: press Save.")
         return {self.text: text}
 
-    def _save(self, rotation: FairRotation, counts_only: bool) -> Update:
+    def _save(self, visit: session.Visit, counts_only: bool) -> Update:
         name = session.file_name(datetime.now(), counts_only=counts_only)
         folder = Path(self.download.GRADIO_CACHE)  # the folder whose old files Gradio deletes
         folder.mkdir(parents=True, exist_ok=True)
         path = Path(tempfile.mkdtemp(dir=folder), name)
-        path.write_text(rotation.to_json(counts_only=counts_only), encoding="utf-8")
+        path.write_text(visit.rotation.to_json(counts_only=counts_only), encoding="utf-8")
         return {self.download: str(path), self.message: notice(f"Saved as {name}.")}

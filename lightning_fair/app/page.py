@@ -23,7 +23,7 @@ from lightning_fair.app.session import LARGEST_FILE
 
 _UPLOAD_OVERHEAD = 10_000  # bytes that a form adds to a file
 _FILE_SECONDS = 3600  # age at which saved files are deleted from the server
-_SESSIONS = 200  # visitors whose rotations the server keeps; the browser has a copy of each
+_SESSIONS = 100  # visitors whose counts, and those before a reset, the server keeps; the browser has a copy
 _FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Liberation Sans", "sans-serif")
 _CSS = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
@@ -35,11 +35,26 @@ _CSS = """
 #batch textarea { font-size: 1.5rem; font-weight: 600; line-height: 1.5; }
 /* The number of every slider is below its name, also if there is room beside the name. */
 .sliders .head label { flex-basis: 100%; }
+.sliders .tab-like-container { height: auto; }
+/* Controls, counts and files one after the other; in two columns if there is room, with the counts on the right. */
+.work { display: grid; grid-template: auto 1fr / repeat(auto-fit, minmax(min(100%, 400px), 1fr)); }
+.work > :nth-child(2) { grid-row: span 2; }
+/* Targets of touch. */
+:is(button, textarea, label:has(> input), input:not([type=checkbox], [type=radio])) {
+  min-width: 44px; min-height: 44px;
+}
+.label-wrap { align-items: center; }
+#batch label > span, #text label > span { min-height: 32px; }
+/* In one column, what a button far below the batch says stays in view. */
+@media (max-width: 880px) {
+  #message { position: fixed; z-index: 9; inset: auto .5rem .5rem; background: var(--body-background-fill); }
+  #message { max-width: calc(100% - 1rem); }
+  .work { padding-bottom: 5rem; }
+}
 .inputs .form, .inputs { flex-wrap: nowrap; }
 .inputs label { display: flex; flex-direction: column; height: 100%; }
 /* Without the arrows of number fields, the largest N fits a phone. */
 .inputs input, .inputs textarea { margin-top: auto; padding: .5rem .3rem !important; appearance: textfield; }
-@media (max-width: 640px) { .inputs .form { display: grid; grid-template-columns: 1fr 1fr; } }
 .inputs input::-webkit-inner-spin-button { display: none; }
 """
 
@@ -48,7 +63,7 @@ def build() -> gr.Blocks:
     """Return the page without its server."""
     demo = _Page(title="Fair batches", analytics_enabled=False, delete_cache=(_FILE_SECONDS, _FILE_SECONDS))
     with demo:
-        gr.Markdown("# Fair batches\nBatches of numbers from a range, so that all numbers are used equally often.")
+        gr.Markdown("# Fair batches")
         with gr.Tab("Generator"):
             Generator().connect(demo)
         with gr.Tab("Feedback"):

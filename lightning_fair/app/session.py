@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,21 +19,36 @@ LARGEST_N = 1_000_000
 LARGEST_K = 10_000
 LARGEST_FILE = 32 * 2**20  # bytes
 MAX_COUNTS = 1_000_000  # numbers with a count in a file, and counted numbers out of range
-MAX_COPIED = 100_000  # counts in the browser's copy: at most 4.4 of the 5 million characters that a site may store
+MAX_COPIED = 100_000  # counts in the browser's copy: at most 4.7 of the 5 million characters that a site may store
 TABLE_ROWS = 1_000
 DEFAULTS = (10, 3, 1)
 _MAX_BARS = 16
 ORDERS = {"Number": 0, "Least used": 1, "Most used": -1}  # factor of the counts that the table is sorted by
 
 
-def enter(rotation: FairRotation, n: Any, k: Any, start: Any) -> None:
+@dataclass
+class Visit:
+    """What the server holds of a visitor.
+
+    Attributes:
+        rotation: Range and counts.
+        batch: Text of the last batch, while the counts and the range are those that it led to; else empty.
+        before: What the last reset has replaced.
+    """
+
+    rotation: FairRotation
+    batch: str = ""
+    before: Visit | None = None
+
+
+def enter(visit: Visit, n: Any, k: Any, start: Any) -> None:
     """Apply the fields of the page to the rotation; every count is kept.
 
     Raises:
         ValueError: If a value is out of its range, or too many counts are out of range already.
         TypeError: If a value is not an integer.
     """
-    inputs = check_fields(n, k, start)
+    rotation, inputs = visit.rotation, check_fields(n, k, start)
     if inputs == (rotation.n, rotation.k, rotation.start):
         return
     if len(rotation.out_of_range) > MAX_COUNTS:
@@ -40,6 +57,7 @@ def enter(rotation: FairRotation, n: Any, k: Any, start: Any) -> None:
             "press Clean counts before you change the range."
         )
     rotation.resize(*inputs)
+    visit.batch = ""
 
 
 def check_fields(*fields: Any) -> tuple[int, int, int]:
@@ -62,11 +80,11 @@ def new_rotation(n: Any, k: Any, start: Any, seed: str | None) -> FairRotation:
     return FairRotation(*inputs, seed=int(seed) if seed else None)
 
 
-def load(rotation: FairRotation, text: str, *, counts_only: bool = False) -> str:
+def load(visit: Visit, text: str, *, counts_only: bool = False) -> str:
     """Load a saved text into the rotation, and return a sentence that says so.
 
     Args:
-        rotation: Rotation whose counts are replaced.
+        visit: Visit whose counts are replaced.
         text: JSON text of ``to_json``, with or without ``N``, ``k`` and ``start``.
         counts_only: Ignore ``N``, ``k`` and ``start`` of the text.
 
@@ -75,8 +93,7 @@ def load(rotation: FairRotation, text: str, *, counts_only: bool = False) -> str
         TypeError: If ``N``, ``k`` or ``start`` is not an integer. Nothing is changed then.
 
     Example:
-        >>> rotation = FairRotation(*DEFAULTS)
-        >>> load(rotation, '{"1": 3, "2": 2}')
+        >>> load(Visit(FairRotation(*DEFAULTS)), '{"1": 3, "2": 2}')
         'Counts loaded: 2.'
     """
     # Parsing takes up to fifty times the memory of the text, so count the elements first. An object has one comma
@@ -86,19 +103,49 @@ def load(rotation: FairRotation, text: str, *, counts_only: bool = False) -> str
     saved = parse(text)
     if len(saved.counts) > MAX_COUNTS:
         raise ValueError(f"The JSON must hold at most {MAX_COUNTS:,} counts, got {len(saved.counts):,}.")
-    message = f"Counts loaded: {len(saved.counts):,}."
+    rotation, message = visit.rotation, f"Counts loaded: {len(saved.counts):,}."
     if saved.inputs is not None and not counts_only:
         rotation.resize(*check_fields(*saved.inputs))
         message += f" N = {rotation.n:,}, k = {rotation.k:,} and start = {rotation.start:,} are loaded, too."
     rotation.load_counts(saved.counts)
+    visit.batch = ""
     return message
 
 
-def browser_copy(rotation: FairRotation) -> tuple[str, bool]:
-    """Return the JSON that the browser keeps, and whether the counts are too many for it and left out."""
-    is_cut = int(np.count_nonzero(rotation.to_arrays()[1])) > MAX_COPIED
-    kept = FairRotation(rotation.n, rotation.k, rotation.start) if is_cut else rotation
-    return kept.to_json(), is_cut
+def clean(visit: Visit) -> str:
+    """Drop the counts out of range, and return a sentence that says so."""
+    dropped = len(visit.rotation.out_of_range)
+    visit.rotation.clean()
+    visit.batch = ""
+    return f"Dropped the counts out of range: {dropped:,}."
+
+
+def reset(visit: Visit, n: Any, k: Any, start: Any, seed: str | None) -> Visit:
+    """Return a visit without counts, which keeps the one before if that has any; raise what ``new_rotation`` does."""
+    rotation = new_rotation(n, k, start, seed)
+    if not visit.rotation.to_arrays()[1].any():  # a second press of Reset
+        return Visit(rotation, before=visit.before)
+    visit.before = None
+    return Visit(rotation, before=visit)
+
+
+def browser_copy(visit: Visit) -> tuple[str, bool, str]:
+    """Return what the browser keeps: JSON, whether the counts are too many and left out, and the batch."""
+    rotation = visit.rotation
+    if int(np.count_nonzero(rotation.to_arrays()[1])) > MAX_COPIED:
+        return FairRotation(rotation.n, rotation.k, rotation.start).to_json(), True, ""
+    return rotation.to_json(), False, visit.batch
+
+
+def restore(saved: Any) -> tuple[Visit, bool]:
+    """Return a visit from the browser's copy, which may be anything, and whether its counts were left out."""
+    visit = Visit(FairRotation(*DEFAULTS))
+    with suppress(ValueError, TypeError):  # no copy, or a damaged one
+        text, is_lost, batch = saved
+        load(visit, text)
+        visit.batch = batch if isinstance(batch, str) else ""
+        return visit, bool(is_lost)
+    return visit, False
 
 
 def read_file(path: str | Path | None) -> str:

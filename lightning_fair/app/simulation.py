@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightning_fair.common.arrays import Floats
+from lightning_fair.control import law
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.weights import class_weights
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
+from lightning_fair.schedules import as_schedule
 
 CLASSES = 4
 BATCH_SIZE = 256
@@ -30,6 +32,7 @@ class Trace:
         trained: Trained mix ``r`` of the controller, shape ``(batches, 4)``.
         weights: Importance weight ``q / p`` of each class, shape ``(batches, 4)``.
         unsteered: Expected class mix without feedback, shape ``(batches, 4)``.
+        alpha_limit: Gain from which on training refuses the settings, because the class mix oscillates.
     """
 
     first_batch: int
@@ -37,6 +40,7 @@ class Trace:
     trained: Floats
     weights: Floats
     unsteered: Floats
+    alpha_limit: float
 
 
 def survival(imbalance: float, is_reversed: bool = False) -> Floats:
@@ -67,6 +71,7 @@ def simulate(
     classes, with a uniform target. A sample of class ``i`` is lost with probability ``1 - survival(imbalance)[i]``, as
     in a pipeline with a filter or a failing sensor. The sampler learns only which samples were trained on. Rarer
     classes have higher losses. Every 60 batches the stream is reversed: the most frequent class becomes the rarest.
+    Unlike in training, alpha may be too high to be stable.
 
     Args:
         imbalance: Samples of the most frequent class for each sample of the rarest, at least 1.
@@ -77,7 +82,7 @@ def simulate(
         reversals: Number of reversals so far, at least 0. The last 180 batches are returned.
 
     Raises:
-        ValueError: If a setting is out of range, or alpha is too high to be stable.
+        ValueError: If a setting is out of range.
 
     Example:
         >>> trace = simulate(imbalance=4.0)
@@ -86,13 +91,17 @@ def simulate(
     """
     if not imbalance >= 1:
         raise ValueError(f"imbalance must be at least 1, got {imbalance}.")
-    controller = _controller(alpha, max_weight, horizon, lambda2)
+    # The gain is set below, behind the check that it is stable.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the feedback is off at a largest weight of 1, as the page says
+        controller = FeedbackController(CLASSES, alpha=0.0, lambda2=lambda2, max_weight=max_weight, horizon=horizon)
     first_shown = max(0, reversals + 1 - _SHOWN_SPANS)
     # The simulation begins one span before, with a new controller, so the cost does not grow with the reversals.
     spans = range(max(0, first_shown - 1), reversals + 1)
     sampler = FeedbackBatchSampler(
         np.arange(_ITEMS) % CLASSES, BATCH_SIZE, steps_per_epoch=SPAN * len(spans), controller=controller, seed=0
     )
+    controller.alpha = as_schedule(alpha)
     arrived, trained, weights, unsteered = (np.empty((len(sampler), CLASSES)) for _ in range(4))
     rng = np.random.default_rng(0)
     for step, _ in enumerate(sampler):
@@ -106,18 +115,5 @@ def simulate(
         weights[step] = class_weights(controller.q, draw.probs)
         unsteered[step] = controller.q * kept / (controller.q * kept).sum()
     shown = slice((first_shown - spans[0]) * SPAN, None)
-    return Trace(first_shown * SPAN, arrived[shown], trained[shown], weights[shown], unsteered[shown])
-
-
-def _controller(alpha: float, max_weight: float, horizon: float, lambda2: float) -> FeedbackController:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the feedback is off at a largest weight of 1, as the page says
-            return FeedbackController(CLASSES, alpha=alpha, lambda2=lambda2, max_weight=max_weight, horizon=horizon)
-    except ValueError as error:
-        if "oscillates" not in str(error):
-            raise
-        raise ValueError(  # the controller's message names arguments that are not settings here
-            f"Alpha {alpha:g} is too high for horizon {horizon:g} and loss feedback {lambda2:g}, the class mix "
-            "oscillates: lower alpha or the loss feedback, or raise the horizon."
-        ) from error
+    alpha_limit = (2.0 * horizon - 1.0) / (1.0 + law.max_z(1 / CLASSES) * lambda2)
+    return Trace(first_shown * SPAN, arrived[shown], trained[shown], weights[shown], unsteered[shown], alpha_limit)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_fair.app.session import MAX_COPIED
+from lightning_fair.app.session import LARGEST_K, MAX_COPIED
 from lightning_fair.rotation.serialization import LARGEST_COUNT, LARGEST_NUMBER, dump
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -93,8 +93,10 @@ class Visitor:
     Each action that changes the counts returns when the browser has its new copy of them.
     """
 
-    def __init__(self, browser, address, width=1280, height=1000):
-        self.context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
+    def __init__(self, browser, address, width=1280, height=1000, context=None):
+        self.context = context or browser.new_context(
+            viewport={"width": width, "height": height}, accept_downloads=True
+        )
         self.page = self.context.new_page()
         self.page.set_default_timeout(60_000)
         self.requests, self.errors, self.downloads = [], [], []
@@ -137,11 +139,14 @@ class Visitor:
     def expect_bars(self, bars):
         """Expect these bars of the histogram: how many numbers have each count."""
         for count, numbers in bars.items():
-            bar = self.locator("#histogram [aria-roledescription=bar]").and_(
+            bar = self.locator(".histogram:visible [aria-roledescription=bar]").and_(
                 self.page.locator(f'[aria-label="count: {count}; numbers with that count: {numbers}"]')
             )
             expect(bar).to_have_count(1)
-        expect(self.locator("#histogram [aria-roledescription=bar]")).to_have_count(len(bars))
+        expect(self.locator(".histogram:visible [aria-roledescription=bar]")).to_have_count(len(bars))
+
+    def expect_batch(self, batch):
+        expect(self.locator("#batch textarea")).to_have_value(", ".join(map(str, batch)))
 
     def expect_message(self, pattern, selector="#message"):
         expect(self.locator(f"{selector} .notice")).to_have_text(re.compile(pattern))
@@ -150,12 +155,12 @@ class Visitor:
         for name, value in (("n", n), ("k", k), ("start", start)):
             expect(self.locator(f"#{name} input")).to_have_value(str(value))
 
-    def generate(self):
-        """Draw a batch that differs from the one before, and return it."""
+    def generate(self, field=None):
+        """Draw a batch that differs from the one before, by Enter in the field if one is named, and return it."""
         batch = self.locator("#batch textarea")
         before = batch.input_value()
         with self.change():
-            self.page.click("#generate")
+            self.page.press(f"#{field} input", "Enter") if field else self.page.click("#generate")
         expect(batch).not_to_have_value(before)
         return [int(number) for number in batch.input_value().split(", ")]
 
@@ -210,7 +215,7 @@ def count_batches(batches, numbers=range(1, 11)):
 
 
 def test_batches_are_fair_and_counted(visitor):
-    batches = [visitor.generate() for _ in range(4)]
+    batches = [visitor.generate(field) for field in (None, "n", "k", "start")]
     assert all(len(set(batch)) == 3 for batch in batches)
     assert max(count_batches(batches[:3]).values()) == 1
     visitor.expect_counts(count_batches(batches))
@@ -236,6 +241,63 @@ def test_reload_keeps_counts(visitor):
     visitor.reload()
     visitor.expect_inputs(7, 2, 3)
     visitor.expect_counts(count_batches([batch], range(3, 10)))
+    visitor.expect_batch(batch)
+
+
+def test_batch_is_shown_with_its_counts(visitor, chromium, address):
+    """Each tab shows the batch of its own counts, and after a reload both of the tab that changed last."""
+    batches = [visitor.generate()]
+    other = Visitor(chromium, address, context=visitor.context)
+    other.expect_batch(batches[0])
+    batches.append(other.generate())
+    visitor.expect_batch(batches[0])
+    visitor.expect_counts(count_batches(batches[:1]))
+    visitor.reload()
+    visitor.expect_batch(batches[1])
+    visitor.expect_counts(count_batches(batches))
+    for change in (
+        lambda: visitor.enter(n=4),
+        lambda: visitor.page.click("#clean"),
+        lambda: visitor.load_text('{"1": 3}'),
+    ):
+        change()
+        visitor.expect_batch([])
+        visitor.generate()
+
+
+def test_reset_is_undone(visitor):
+    visitor.enter(n=7, k=2)
+    undo, batch = visitor.locator("#undo"), visitor.generate()
+    expect(undo).to_be_disabled()
+    for seed in ("", "7"):  # the second reset is undone, not the first
+        visitor.reset(seed)
+        visitor.expect_message("All counts are 0.* Undo reset")
+        visitor.expect_batch([])
+        visitor.enter(k=1)
+        if not seed:
+            batch = visitor.generate()
+    visitor.enter(n=5)
+    visitor.generate()
+    undo.click()
+    visitor.expect_message("The counts from before the reset are back")
+    expect(undo).to_be_disabled()
+    for _ in range(2):
+        visitor.expect_inputs(7, 1, 1)
+        visitor.expect_counts(count_batches([batch], range(1, 8)))
+        visitor.expect_batch(batch)
+        visitor.reload()
+
+
+def test_ticks_of_the_histogram_are_whole(visitor):
+    for n in (1, 2, 3, 4, 5, 10, 30):
+        visitor.enter(k=1)
+        visitor.enter(n=n + 1)
+        visitor.expect_bars({0: n + 1})
+        ticks = (
+            visitor.locator(".histogram:visible .role-axis").last.locator(".role-axis-label text").all_text_contents()
+        )
+        assert len(ticks) > 1
+        assert all(tick.isdigit() for tick in ticks)
 
 
 def test_counts_outlive_the_server(chromium, folder):
@@ -244,10 +306,16 @@ def test_counts_outlive_the_server(chromium, folder):
     with serve(["-m", "lightning_fair.app"], folder, port) as address:
         visitor = Visitor(chromium, address)
         batches = [visitor.generate()]
+    with serve(["-m", "lightning_fair.app"], folder, port):
+        visitor.page.click("#generate")
+        visitor.expect_message("The server no longer has your session: reload the page")
+        visitor.expect_batch(batches[0])
+        visitor.expect_counts(count_batches(batches))
         visitor.page.goto("about:blank")
     with serve(["examples/fair_batch_space/app.py"], folder, port) as address:
         visitor.page.goto(address)
         visitor.expect_counts(count_batches(batches))
+        visitor.expect_batch(batches[0])
         batches.append(visitor.generate())
         visitor.expect_counts(count_batches(batches))
         visitor.close()
@@ -280,11 +348,16 @@ def test_browser_keeps_the_stated_counts(visitor, tmp_path):
     visitor.expect_message("Counts loaded: 100,000")
     with visitor.change():
         visitor.page.click("#generate")
-    expect(visitor.locator("#warning .notice")).to_contain_text("at most 100,000 counts over a reload: use Save")
+    expect(visitor.locator("#warning .notice")).to_contain_text("at most 100,000 counts over a reload: press Save")
+    visitor.enter(start=-LARGEST_NUMBER, n=MAX_COPIED, k=LARGEST_K)
     visitor.load_file(fits)
     visitor.expect_message("Counts loaded: 100,000")
+    batch = visitor.generate()
+    assert len(batch) == LARGEST_K
     visitor.reload()
-    visitor.expect_rows([(-LARGEST_NUMBER, LARGEST_COUNT, "out of range")])
+    visitor.expect_batch(batch)
+    visitor.expect_rows([(-LARGEST_NUMBER, LARGEST_COUNT, "")])
+    visitor.enter(k=3, n=10, start=1)
     visitor.enter(n=7)
     with visitor.change():
         visitor.load_file(too_many)
@@ -357,7 +430,7 @@ def test_counts_out_of_range_are_cleaned(visitor):
     visitor.expect_message("Counts loaded: 10")
     expect(visitor.locator("#clean")).to_be_disabled()
     visitor.enter(n=3)
-    visitor.expect_message(r"outside 1 to 3 are ignored: 4, 5, 6, 7, 8 and 2 more\. Clean counts", "#warning")
+    visitor.expect_message(r"outside 1 to 3 are ignored: 4, 5, 6, 7, 8 and 2 more\. Press Clean counts", "#warning")
     visitor.generate()
     visitor.expect_rows([(1, 2, ""), (2, 2, ""), (3, 2, ""), (4, 1, "out of range")])
     visitor.page.click("#clean")
@@ -543,21 +616,36 @@ def test_feedback_follows_the_sliders(visitor):
     visitor.expect_message(r"Class 0 is the rarest now: 8% of the trained samples, and 7% without", "#feedback-message")
     expect(page.locator(f"#weights {lines}")).to_have_count(4)
     page.get_by_role("spinbutton", name="Alpha").fill("40")
-    visitor.expect_message("^Alpha 40 is too high for horizon 16 and loss feedback 0", "#feedback-message")
-    expect(page.locator(f"#mix {lines}, #weights {lines}")).to_have_count(0)  # none of other settings
+    visitor.expect_message("^Alpha 40 is too high, and training would refuse it: .* from 31 on", "#feedback-message")
+    expect(page.locator(f"#mix {lines}, #weights {lines}")).to_have_count(8)
 
 
-@pytest.mark.parametrize(("width", "height", "name"), [(390, 844, "app-phone"), (1200, 900, "app")])
-def test_page_fits_its_width(chromium, address, tmp_path, width, height, name):
-    """Save pictures in the folder ``SCREENSHOTS`` if it is set: ``SCREENSHOTS=assets`` makes assets/app.png."""
+# What can be touched, by its name, and its smaller side.
+TARGETS = """() => [...document.querySelectorAll("button, textarea, input")].map(part => {
+    const target = ["checkbox", "radio"].includes(part.type) ? part.closest("label") : part
+    const {width, height} = target.getBoundingClientRect()
+    return [part.ariaLabel || target.innerText || part.outerHTML, Math.min(width, height), target.checkVisibility()]
+}).filter(([name, size, isVisible]) => isVisible && size > 0)"""
+
+
+@pytest.mark.parametrize(("width", "height", "name"), [(390, 844, "app-phone"), (1280, 800, "app")])
+def test_page_fits_its_screen(chromium, address, tmp_path, width, height, name):
+    """The table is in view, and no target is smaller than 44 pixels.
+
+    Save pictures in the folder ``SCREENSHOTS`` if it is set: ``SCREENSHOTS=assets`` makes assets/app.png.
+    """
     folder = Path(os.environ.get("SCREENSHOTS", tmp_path))
     visitor = Visitor(chromium, address, width, height)
     page = visitor.page
+    table = visitor.locator("#counts").bounding_box()
+    assert table["y"] < height * 2 / 3 if width < 640 else table["y"] + table["height"] < height
     visitor.enter(n=1_000_000)
     assert page.evaluate("(field => field.scrollWidth <= field.clientWidth)(document.querySelector('#n input'))")
     visitor.enter(n=10, k=4)
     visitor.load_text(json.dumps({1: 3, 2: 2, 3: 2, 4: 1, 5: 2, 6: 1, 7: 2, 8: 4, 9: 2, 10: 1, 11: 2, 12: 3}))
     visitor.expect_message("Counts loaded: 12")
+    assert len(targets := page.evaluate(TARGETS)) > 20
+    assert [target for target in targets if target[1] < 44] == []
     page.get_by_role("button", name="As text").click()
     visitor.generate()
     visitor.expect_message("outside 1 to 10", "#warning")
@@ -567,6 +655,8 @@ def test_page_fits_its_width(chromium, address, tmp_path, width, height, name):
         if suffix:
             page.click("#reverse")
             visitor.expect_message("Class 0 is the rarest now", "#feedback-message")
+            assert len(targets := page.evaluate(TARGETS)) > 15
+            assert [target for target in targets if target[1] < 44] == []
             expect(page.locator("#mix svg.marks")).to_be_visible()
             heads = [head.bounding_box() for head in page.locator(".sliders .head").all()]
             fields = [field.bounding_box() for field in page.locator(".sliders .head input").all()]

@@ -27,27 +27,69 @@ BAD_FIELDS = {
 
 
 @pytest.fixture
-def rotation():
+def visit():
     rotation = FairRotation(6, 2, 1, seed=0)
-    rotation.next_batch()
-    return rotation
+    return session.Visit(rotation, str(rotation.next_batch()))
+
+
+@pytest.fixture
+def rotation(visit):
+    return visit.rotation
 
 
 @pytest.mark.parametrize("name", BAD_FIELDS)
-def test_bad_fields_change_nothing(rotation, name):
+def test_bad_fields_change_nothing(visit, rotation, name):
     fields, message = BAD_FIELDS[name]
-    before = rotation.to_json()
+    before, batch = rotation.to_json(), visit.batch
     with pytest.raises((ValueError, TypeError), match=message):
-        session.enter(rotation, *fields)
+        session.enter(visit, *fields)
     with pytest.raises((ValueError, TypeError), match=message):
         session.new_rotation(*fields, "")
-    assert rotation.to_json() == before
+    assert (rotation.to_json(), visit.batch) == (before, batch)
 
 
-def test_whole_float_fields_are_entered(rotation):
+def test_whole_float_fields_are_entered(visit, rotation):
     counts = rotation.counts
-    session.enter(rotation, 5.0, 3.0, -2)
+    session.enter(visit, 5.0, 3.0, -2)
     assert (rotation.n, rotation.k, rotation.start, rotation.counts) == (5, 3, -2, counts)
+
+
+CHANGES = {
+    "other range": (lambda visit: session.enter(visit, 5, 2, 1), False),
+    "same range": (lambda visit: session.enter(visit, 6, 2, 1.0), True),
+    "load": (lambda visit: session.load(visit, "{}"), False),
+    "clean": (session.clean, False),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_batch_stays_with_its_counts(visit, name):
+    """A batch is kept, over a reload too, until the counts or the range are others than it led to."""
+    change, is_kept = CHANGES[name]
+    batch = visit.batch
+    change(visit)
+    restored, _ = session.restore(session.browser_copy(visit))
+    assert visit.batch == restored.batch == (batch if is_kept else "")
+    assert restored.rotation.to_json() == visit.rotation.to_json()
+
+
+def test_reset_keeps_the_counts_before(visit):
+    """Only those of the last reset that had any: the server's memory is bounded, and a second press loses nothing."""
+    once = session.reset(visit, 5, 1, 1, "")
+    with pytest.raises(ValueError, match="seed must be a whole number"):
+        session.reset(once, 5, 1, 1, "x")
+    twice = session.reset(once, 4, 1, 1, "")
+    assert (once.before, twice.before, twice.batch, twice.rotation.counts) == (visit, visit, "", {})
+    twice.rotation.next_batch()
+    last = session.reset(twice, 4, 1, 1, "")
+    assert last.before is twice
+    assert twice.before is None
+
+
+def test_batch_is_left_out_with_its_counts(visit, monkeypatch):
+    monkeypatch.setattr(session, "MAX_COPIED", 1)
+    restored, is_lost = session.restore(session.browser_copy(visit))
+    assert (restored.batch, restored.rotation.counts, is_lost) == ("", {}, True)
 
 
 @pytest.mark.parametrize("seed", ["-1", "1.5", "x", "<b>", "9" * 21])
@@ -63,47 +105,47 @@ def test_seed_field_determines_the_batches():
 
 
 @pytest.mark.parametrize("name", [*BAD_JSON, *BAD_INPUTS])
-def test_bad_load_changes_nothing(rotation, name):
+def test_bad_load_changes_nothing(visit, rotation, name):
     text, message = (BAD_JSON | BAD_INPUTS)[name]
-    before = rotation.to_json()
+    before, batch = rotation.to_json(), visit.batch
     with pytest.raises((ValueError, TypeError), match=message):
-        session.load(rotation, text)
-    assert rotation.to_json() == before
+        session.load(visit, text)
+    assert (rotation.to_json(), visit.batch) == (before, batch)
 
 
-def test_load_takes_inputs_if_asked(rotation):
+def test_load_takes_inputs_if_asked(visit, rotation):
     text = '{"appearance_counts": {"5": 2, "6": 1}, "N": 4, "k": 2, "start": 5}'
-    assert session.load(rotation, text, counts_only=True) == "Counts loaded: 2."
+    assert session.load(visit, text, counts_only=True) == "Counts loaded: 2."
     assert (rotation.n, rotation.k, rotation.start, rotation.counts) == (6, 2, 1, {5: 2, 6: 1})
     message = "Counts loaded: 2. N = 4, k = 2 and start = 5 are loaded, too."
-    assert session.load(rotation, text) == message
+    assert session.load(visit, text) == message
     assert (rotation.n, rotation.k, rotation.start) == (4, 2, 5)
-    assert session.load(rotation, '{"7": 1}') == "Counts loaded: 1."
+    assert session.load(visit, '{"7": 1}') == "Counts loaded: 1."
     assert (rotation.n, rotation.k, rotation.start, rotation.counts) == (4, 2, 5, {7: 1})
 
 
-def test_load_keeps_the_limits_of_the_page(rotation):
+def test_load_keeps_the_limits_of_the_page(visit, rotation):
     """A file may have ``N`` above the page's limit although a rotation may not; nothing is changed then."""
     before = rotation.to_json()
     with pytest.raises(ValueError, match="N must be at most 1,000,000 on this page"):
-        session.load(rotation, '{"appearance_counts": {"1": 1}, "N": 2000000, "k": 2, "start": 5}')
+        session.load(visit, '{"appearance_counts": {"1": 1}, "N": 2000000, "k": 2, "start": 5}')
     assert rotation.to_json() == before
 
 
 @pytest.mark.slow
-def test_million_counts_load(rotation):
+def test_million_counts_load(visit, rotation):
     """A million counts with the longest numbers and counts fit a file, and one more is refused."""
     first = 1 - LARGEST_NUMBER
     text = dump(dict.fromkeys(range(first, first + MAX_COUNTS), LARGEST_COUNT), (1_000_000, 10_000, -LARGEST_NUMBER))
     assert len(text) <= LARGEST_FILE
-    session.load(rotation, text)
+    session.load(visit, text)
     assert len(rotation.counts) == MAX_COUNTS
     # The earlier app writes every number of its range, with an indent of two spaces.
     old = {"appearance_counts": dict.fromkeys(range(1, MAX_COUNTS + 1), 1), "N": MAX_COUNTS, "k": 3, "start": 1}
-    session.load(rotation, json.dumps(old, indent=2))
+    session.load(visit, json.dumps(old, indent=2))
     assert rotation.n == MAX_COUNTS
     with pytest.raises(ValueError, match=r"must hold at most 1,000,000 counts, got 1,000,001"):
-        session.load(rotation, dump(dict.fromkeys(range(MAX_COUNTS + 1), 1)))
+        session.load(visit, dump(dict.fromkeys(range(MAX_COUNTS + 1), 1)))
 
 
 @pytest.mark.parametrize(
@@ -115,21 +157,21 @@ def test_million_counts_load(rotation):
     ],
     ids=["wide", "deep", "long"],
 )
-def test_junk_is_refused_before_parsing(rotation, junk, monkeypatch):
+def test_junk_is_refused_before_parsing(visit, junk, monkeypatch):
     monkeypatch.setattr(session, "parse", lambda text: pytest.fail("parsed"))
     with pytest.raises(ValueError, match=r"counts of at most 1,000,000 numbers, got more elements"):
-        session.load(rotation, junk)
+        session.load(visit, junk)
 
 
-def test_range_is_fixed_with_a_million_outside(rotation, monkeypatch):
+def test_range_is_fixed_with_a_million_outside(visit, rotation, monkeypatch):
     """With too many counts out of range, the range cannot change until they are dropped; memory stays bounded."""
     monkeypatch.setattr(session, "MAX_COUNTS", 3)
     rotation.load_counts(dict.fromkeys(range(10, 14), 1))
     with pytest.raises(ValueError, match=r"At most 3 numbers out of range .* got 4: press Clean counts"):
-        session.enter(rotation, 7, 2, 1)
-    session.enter(rotation, 6, 2, 1)
+        session.enter(visit, 7, 2, 1)
+    session.enter(visit, 6, 2, 1)
     rotation.clean()
-    session.enter(rotation, 7, 2, 1)
+    session.enter(visit, 7, 2, 1)
 
 
 def test_file_is_read_and_deleted(tmp_path):
