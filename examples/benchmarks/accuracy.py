@@ -41,8 +41,8 @@ ADDED = tuple(f"{name}{images.ADDED}" for name in ("weighted_sampler", "balanced
 STEP = (*MAIN, "class_weights", "drw", "focal")
 GAIN, REPEATS, SQRT = "worst_class_gain_10", "long_tail_64_repeats", "sqrt_to_prior"
 ALL = ("plain", "weighted_sampler", *LOSSES, *PRESETS, REPEATS, GAIN, *CALIBRATION, *ADDED, TRAIN_ADDED)
-FRESH = ("weighted_sampler", REPEATS, "long_tail", "worst_class")
-ON_CIFAR = (*MAIN, "calibrated", REPEATS, GAIN, *ADDED)
+FRESH = ("plain", "weighted_sampler", "balanced", REPEATS, "long_tail", "worst_class")
+ON_CIFAR = (*MAIN, "balanced", "calibrated", REPEATS, GAIN, *ADDED)
 POWERS = tuple(f"{images.POWER}{t:g}" for t in (0.0, 0.25, 0.5, 0.75, 1.0))
 
 
