@@ -61,7 +61,7 @@ def _images(data: str, title: str, methods: Sequence[str], *, seeds: int | range
 
 def _repeats(data: str, title: str, *, seeds: int, minutes: float) -> Trial:
     trial = _images(data, f"repeats: {title}", (*POWERS, SQRT), seeds=seeds, minutes=minutes)
-    return replace(trial, rows=images.repeat_rows, compared=())
+    return replace(trial, rows=images.repeat_rows, baseline=f"{images.POWER}0.5")
 
 
 def _tabular(title: str, noise: float, methods: Sequence[str]) -> Trial:

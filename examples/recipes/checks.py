@@ -50,7 +50,7 @@ def check_config(cfg: DictConfig) -> None:
 
 def _check_keys(cfg: DictConfig) -> None:
     """Refuse keys that were added with ``+`` and that nothing reads; a class checks the names of its own arguments."""
-    unread = [key for key in cfg if key not in Train.__dataclass_fields__]
+    unread = [key for key in cfg if key not in (*Train.__dataclass_fields__, "hydra")]
     unread += [f"baseline.{key}" for key in cfg.get("baseline") or {} if key not in ("sampler", "loss", "adjust")]
     unread += [f"fair.{key}" for key in cfg.get("fair") or {} if "_target_" not in cfg.fair and "baseline" in cfg]
     for group in ("callbacks", "logger", "model"):

@@ -116,7 +116,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self._withdrawn: deque[Draw] = deque()  # in the order of their numbers; they are drawn again first
         self._drawn: Ints = np.zeros_like(self.class_counts)  # including the withdrawn draws
         self.epoch, self.exhausted = 0, False
-        self._epoch_start = self._num_landed  # a controller that other data were drawn with has landed draws
+        self._num_drawn = 0  # batches of this epoch that were drawn, without those that were withdrawn
         self._has_begun = False  # whether this epoch has been iterated over
         self._keeps_in_flight = False  # whether the next iteration leaves draws in flight
 
@@ -168,14 +168,9 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         return np.asarray(np.divide(self.trained, sizes, out=np.full(sizes.size, np.nan), where=sizes > 0))
 
     @property
-    def _num_landed(self) -> int:
-        """Number of draws that were reported, to the sampler or to its controller, and are not in flight any more."""
-        return self.controller.draws - len(self.controller.in_flight) - len(self._withdrawn)
-
-    @property
     def _position(self) -> int:
-        """Number of batches of this epoch that were reported; negative until those of an earlier iteration were."""
-        return self._num_landed - self._epoch_start
+        """Number of batches of this epoch that were reported; 0 until those of an earlier iteration were."""
+        return max(self._num_drawn - len(self.controller.in_flight), 0)
 
     def __len__(self) -> int:
         return self.steps_per_epoch
@@ -187,17 +182,15 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     def iter_with_ids(self) -> Iterator[tuple[int, list[int]]]:
         """Iterate over the same batches, each with the number of its draw."""
         if not self._keeps_in_flight:  # they are of an abandoned iteration
-            self._epoch_start += len(self.controller.in_flight)
+            self._num_drawn = self._position
             self.controller.forget_in_flight()
-        num_drawn = self._position + len(self.controller.in_flight)
-        if self._has_begun or num_drawn >= self.steps_per_epoch:
+        if self._has_begun or self._num_drawn >= self.steps_per_epoch:
             self.end_epoch()
-            num_drawn = 0
         self._has_begun, self._keeps_in_flight, self.exhausted = True, False, False
         if not self.has_compared_ranks:
             self.has_compared_ranks = check_ranks(self.rank, self._world_size_given, self.rank_facts)
         self.controller.epoch = self.epoch
-        for _ in range(self.steps_per_epoch - num_drawn):
+        for _ in range(self.steps_per_epoch - self._num_drawn):
             draw = self._next_draw()
             yield draw.draw_id, draw.indices
         self.exhausted = True
@@ -229,6 +222,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         return (draw for draw in reversed(self.controller.in_flight) if isinstance(draw, BatchDraw))
 
     def _next_draw(self) -> BatchDraw:
+        self._num_drawn += 1
         if not self._withdrawn:
             draw = self._draw(self.controller.plan_draw())
             self.controller.record_draw(draw)
@@ -270,7 +264,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
     def end_epoch(self) -> None:
         """End the epoch, whether or not all of its batches were used."""
-        self.epoch, self._epoch_start, self._has_begun = self.epoch + 1, self._num_landed, False
+        self.epoch, self._num_drawn, self._has_begun = self.epoch + 1, 0, False
 
     def abandon_epoch(self) -> None:
         """End an epoch that was cut off in the middle: the next iteration begins a new one."""
@@ -282,16 +276,15 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self.controller.reset()
         self._pools.drawn = self._drawn = np.zeros_like(self.class_counts)
         self._withdrawn.clear()
-        self.epoch, self._epoch_start, self._has_begun = 0, 0, False
+        self.epoch, self._num_drawn, self._has_begun = 0, 0, False
 
     def start_iteration(self, epoch: int, *, within_epoch: bool, keep_delivered: bool) -> None:  # noqa: ARG002
         """Withdraw the draws in flight, except delivered ones to keep, and end the epoch unless within it."""
         self.withdraw(undelivered_only=within_epoch and keep_delivered)
         if not within_epoch:
             self.abandon_epoch()
-        elif self._position + len(self.controller.in_flight) >= self.steps_per_epoch:
-            # Another iteration within an epoch, whose length another, longer loader determines.
-            self._epoch_start = self._num_landed + len(self.controller.in_flight)
+        elif self._num_drawn >= self.steps_per_epoch:
+            self._num_drawn = 0  # another iteration within an epoch, whose length another, longer loader determines
 
     def withdraw(self, *, undelivered_only: bool = False) -> None:
         """Withdraw the draws in flight. The next iteration makes them first, and continues the epoch.
@@ -305,6 +298,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         if undelivered_only and not self.num_undelivered:
             self._keeps_in_flight = bool(self.controller.in_flight)
         else:
+            self._num_drawn = self._position
             first, draws = self.controller.oldest_ahead, self.controller.withdraw()
             if isinstance(first, BatchDraw):
                 self._pools.drawn = self._drawn = first.drawn_before
@@ -321,7 +315,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             "batch_size": self.batch_size,
             "global_batch_size": self.global_batch_size,
             "epoch": self.epoch,
-            "position": max(self._position, 0),
+            "position": self._position,
             "drawn": torch.from_numpy((self._drawn if first is None else first.drawn_before).copy()),
             "controller": self.controller.state_dict(),
             "withdrawn": [draw.state_dict() for draw in self._withdrawn],
@@ -344,7 +338,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self._withdrawn = deque([*self.controller.withdraw(), *map(Draw.from_state_dict, state["withdrawn"])])
         if state["global_batch_size"] != self.global_batch_size:
             self._withdrawn.clear()
-        self._epoch_start = self._num_landed - state["position"]
+        self._num_drawn = state["position"]
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Refuse a state that ``restore`` would refuse."""

@@ -235,6 +235,15 @@ def test_captured_state_continues_plain_loop(stop):
     assert other.capture()["position"] == 4
 
 
+def test_other_batches_do_not_shorten_epoch():
+    """Batches that are reported to the controller, but were not drawn, are none of the epoch."""
+    sampler = make(steps=4)
+    for _ in range(3):
+        sampler.controller.step_update([0, 1, 1])
+    assert sum(1 for _ in plain_loop(sampler, 6)) == 6
+    assert (sampler.epoch, sampler.capture()["position"]) == (1, 2)
+
+
 @pytest.mark.parametrize("stop", [0, 1, 5, 8, 9])
 def test_captured_state_continues_exactly(stop):
     settings = {"steps": 9, "feedback_delay": 3, "lambda2": 0.5, "seed": 5}
