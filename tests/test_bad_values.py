@@ -22,6 +22,7 @@ from lightning_fair import (
     FeedbackBatchSampler,
     FeedbackController,
     ImportanceWeightedMixin,
+    RandomStates,
     effective_sample_size,
     importance_weights,
     logit_adjustment,
@@ -280,6 +281,7 @@ TABLE = {
             "test": (*DATA_SET, DataLoader(DATA)),
         },
     ),
+    "RandomStates": (RandomStates, {}, {}),
     "ImportanceWeightedMixin": (
         set_fair_sampling,
         {"fair_sampling": True},
