@@ -51,10 +51,10 @@ def _first(table: Table) -> dict[str, float]:
 def _panel(axes: Axes, table: Table) -> None:
     best = max(np.mean([run[BALANCED] for run in runs.values()]) for runs in table.values())
     far = {row: runs for row, runs in table.items() if np.mean([run[BALANCED] for run in runs.values()]) < best - FAR}
-    for place, (row, runs) in enumerate(far.items()):
+    left_out = []
+    for row, runs in far.items():
         means = [np.mean([run[metric] for run in runs.values()]) for metric in (BALANCED, WORST)]
-        text = f"{row.replace('_', ' ')}: {means[0]:.3f}, {means[1]:.2f}"
-        axes.text(0.02, 0.02 + GAP * place, text, transform=axes.transAxes, fontsize=8, color=OTHERS)
+        left_out.append(f"{row.replace('_', ' ')} {means[0]:.3f}, {means[1]:.2f}")
     table = {row: runs for row, runs in table.items() if row not in far}
     values = [
         np.array([[run[metric] for metric in (BALANCED, WORST)] for run in runs.values()]) for runs in table.values()
@@ -64,7 +64,7 @@ def _panel(axes: Axes, table: Table) -> None:
     colors = [OFFSETS if "offsets" in row else OURS if row in PLUGIN else OTHERS for row in table]
     for (x, y), (dx, dy), color in zip(means, deviations, colors, strict=True):
         axes.errorbar(x, y, xerr=dx, yerr=dy, fmt="o", markersize=5, color=color, elinewidth=0.6, alpha=0.9)
-    axes.set_xlabel(BALANCED)
+    axes.set_xlabel("\n".join([BALANCED, f"left out: {'; '.join(left_out)}"] if left_out else [BALANCED]), loc="left")
     axes.set_ylabel(f"recall of the {WORST}")
     axes.spines[["top", "right"]].set_visible(False)
     _label(axes, list(table), means, colors)
