@@ -237,7 +237,7 @@ def test_deficit_shrinks_by_its_factor(q, horizon, share, max_weight):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(law, "check_gain", lambda *settings: None)
         controller = FeedbackController(q.size, q, alpha=gain, horizon=horizon, max_weight=max_weight)
-    displace(controller, 1e-7)
+    displace(controller, 1e-8)
     factor = 1.0 - (1.0 + (1.0 - sum(reference.floor(q.tolist(), max_weight))) * gain) / horizon
     before = controller.deficits
     without_noise(controller)
