@@ -21,7 +21,7 @@ def unchain(loader: Any) -> Any:
     # Two steps: from the chain to the iterator over its arguments, and from there to their tuple or list.
     arguments: Any = loader
     for _ in range(2):
-        parts = gc.get_referents(arguments)
+        parts = [part for part in gc.get_referents(arguments) if not isinstance(part, type)]  # without its own
         if len(parts) != 1:  # it has begun
             return loader
         arguments = parts[0]
