@@ -164,7 +164,9 @@ class Classifier(ImportanceWeightedMixin, L.LightningModule):
     def _log_metrics(self, stage: str, prog_bar: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """Log and return the recall of each class and the accuracy of the epoch."""
         recall, accuracy = self.recall.compute(), self.accuracy.compute()
-        self.errors[stage] = (recall * (1.0 - recall) / self.recall.counts).sqrt().cpu()  # binomial
+        counts = self.recall.counts
+        expected = (recall * counts + 1.0) / (counts + 2.0)  # so that a recall of 0 or 1 is not free of error
+        self.errors[stage] = (expected * (1.0 - expected) / counts).sqrt().cpu()  # binomial
         self.recall.reset()
         self.accuracy.reset()
         self.log_dict(
