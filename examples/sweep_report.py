@@ -1,6 +1,7 @@
-"""Print the table of a sweep again and save its picture, from the results in its folder.
+r"""Print the table of a sweep again and save its picture, from the results in its folder.
 
-python examples/train.py -m fair.alpha=2,8,24 fair.max_weight=3,10,30         # ends with both
+python examples/train.py -m experiment=drift data.cycles=4 data.buffer_size=8 data.max_reuse=16 \
+  fair.alpha=2,8,24 fair.max_weight=2,5,50                                      # ends with both
 python examples/sweep_report.py outputs/sweeps/DATE                            # again
 python examples/sweep_report.py outputs/sweeps/DATE --metrics worst_class_recall recovery --out FOLDER
 """

@@ -1,4 +1,4 @@
-"""Train a classifier on long-tailed data, with the plugin or without, and print a report.
+r"""Train a classifier on long-tailed data, with the plugin or without, and print a report.
 
 python examples/train.py                     # digits, 100 to 2 of a class
 python examples/train.py fair=off            # the same run without the plugin
@@ -6,7 +6,8 @@ python examples/train.py experiment=mnist    # data.root=DIR if DIR/MNIST/raw/ h
 python examples/train.py experiment=drift    # a stream whose long tail is reversed; also cifar10_lt, cifar100_lt
 python examples/train.py experiment=arrays data.path=FILE.npz model.num_classes=7    # your own images
 python examples/train.py baseline=drw        # a common method, to compare with
-python examples/train.py -m fair.alpha=2,8   # a sweep, which ends with a table and a picture
+python examples/train.py -m experiment=drift data.cycles=4 data.buffer_size=8 data.max_reuse=16 \
+  fair.alpha=2,8,24 fair.max_weight=2,5,50   # a sweep, which ends with a table and a picture
 python examples/train.py --help              # the choices; --cfg job shows all settings
 """
 

@@ -29,6 +29,7 @@ class ClassRecall(MulticlassRecall):
 
     Attributes:
         counts: Samples of each class in the last ``compute``, shape ``(K,)``.
+        right: Those of them that were right.
 
     Example:
         >>> ClassRecall(3)(torch.tensor([0, 1, 2]), torch.tensor([0, 0, 2]))
@@ -42,7 +43,20 @@ class ClassRecall(MulticlassRecall):
         """Return the recalls over all updates."""
         true_positives, _, _, false_negatives = self._final_state()
         self.counts = true_positives + false_negatives
+        self.right = true_positives
         return true_positives / self.counts
+
+    def standard_error(self) -> torch.Tensor:
+        """Return the binomial errors of the last ``compute``, shape ``(K,)``; a recall of 0 or 1 is not free of error.
+
+        Example:
+            >>> metric = ClassRecall(2)
+            >>> recall = metric(torch.tensor([0, 0, 0, 0]), torch.tensor([0, 0, 1, 1]))
+            >>> recall, metric.standard_error()
+            (tensor([1., 0.]), tensor([0.3062, 0.3062]))
+        """
+        expected = (self.right + 1) / (self.counts + 2)
+        return torch.sqrt(expected * (1.0 - expected) / self.counts)
 
 
 class Classifier(ImportanceWeightedMixin, L.LightningModule):
@@ -164,7 +178,7 @@ class Classifier(ImportanceWeightedMixin, L.LightningModule):
     def _log_metrics(self, stage: str, prog_bar: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """Log and return the recall of each class and the accuracy of the epoch."""
         recall, accuracy = self.recall.compute(), self.accuracy.compute()
-        self.errors[stage] = (recall * (1.0 - recall) / self.recall.counts).sqrt().cpu()  # binomial
+        self.errors[stage] = self.recall.standard_error().cpu()
         self.recall.reset()
         self.accuracy.reset()
         self.log_dict(

@@ -84,8 +84,10 @@ PARTIAL: dict[str, Callable[..., Any]] = {
 }
 # Arguments that other parts of the config set: the groups `callbacks` and `logger`, and the classifier.
 EXCLUDED = {"trainer": ["callbacks", "logger", "plugins"], "sgd": ["lr", "weight_decay"]}
-# Beginnings of settings that do not change what is trained: neither in the name of a run nor in TensorBoard's HParams.
-SILENT = ("callbacks", "ckpt_path", "data.root", "logger", "output_dir", "threads", "trainer.accel", "trainer.enable_")
+# Settings that do not change what is trained: neither in the name of a run nor in TensorBoard's HParams.
+_SILENT = re.compile(
+    r"[+~]*(callbacks|ckpt_path|data\.root|logger|output_dir|threads|trainer\.(accelerator|enable_\w+))([.@=]|$)"
+)
 
 
 @functools.cache
@@ -110,8 +112,17 @@ def schemas() -> dict[str, Any]:
 
 def has_optuna() -> bool:
     """Return whether Hydra's Optuna sweeper is installed."""
+    return _has_plugin("hydra_optuna_sweeper")
+
+
+def has_joblib() -> bool:
+    """Return whether Hydra's joblib launcher is installed."""
+    return _has_plugin("hydra_joblib_launcher")
+
+
+def _has_plugin(name: str) -> bool:
     try:
-        return importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is not None
+        return importlib.util.find_spec(f"hydra_plugins.{name}") is not None
     except ModuleNotFoundError:  # no plugin at all
         return False
 
@@ -176,11 +187,21 @@ def name_of(overrides: Sequence[str]) -> str:
         >>> name_of(["threads=1", "trainer.max_epochs=20", "fair.alpha=2", "data.path=my data/x.npz"])
         'fair.alpha=2,trainer.max_epochs=20,data.path=my-data-x.npz'
     """
-    said = [override for override in overrides if not override.startswith(SILENT)]
+    said = [override for override in overrides if not is_silent(override)]
     said.sort(key=lambda override: not override.lstrip("+~").startswith(("fair", "baseline")))
     words = [re.sub(r"[^\w.=,+-]+", "-", override, flags=re.ASCII)[:60] for override in said]
     name = textwrap.shorten(" ".join(words), 100, placeholder=" and-more", break_on_hyphens=False)
     return name.replace(" ", ",").rstrip(".")
+
+
+def is_silent(override: str) -> bool:
+    """Return whether a setting does not change what is trained.
+
+    Example:
+        >>> is_silent("++threads=2"), is_silent("~logger"), is_silent("loggerx=1")
+        (True, True, False)
+    """
+    return _SILENT.match(override) is not None
 
 
 def register() -> None:
@@ -195,6 +216,8 @@ def register() -> None:
     store = ConfigStore.instance()
     for name, schema in schemas().items():
         store.store(group="schema", name=name, node=schema)
+    # Placeholders for a missing sweeper and launcher, so that the callbacks can say which package to install.
     if not has_optuna():
-        # A placeholder for the missing sweeper, so that `hparams_search=optuna` can say which package to install.
         store.store(group="hydra/sweeper", name="optuna", node={"_target_": "optuna"})
+    if not has_joblib():
+        store.store(group="hydra/launcher", name="joblib", node={"_target_": "joblib", "n_jobs": -1})

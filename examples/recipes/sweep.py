@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import json
 import logging
 import math
 import os
 import re
-import shlex
-import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +21,12 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from recipes.configs import has_optuna, register
+from recipes.configs import has_joblib, has_optuna, register
+from recipes.interrupt import command_with
 from recipes.report import METRICS, Report
 from recipes.sweep_chart import PANELS, chart
 from recipes.sweep_table import (
@@ -98,7 +98,8 @@ def train_and_record(train: Callable[[DictConfig], Report], cfg: DictConfig) -> 
     per_class = {"recall": report.recall, "images": report.images, "drawn": report.drawn}
     result = {name: dict(zip(report.classes, values.tolist(), strict=True)) for name, values in per_class.items()}
     numbers = {"metrics": report.metrics(), "errors": report.errors, "seconds": time.perf_counter() - start}
-    _write(path, {"status": "done", "overrides": _overrides(), **numbers, **result})
+    identity = {"overrides": list(HydraConfig.get().overrides.task), "config": _digest(cfg)}
+    _write(path, {"status": "done", **identity, **numbers, **result})
     return report
 
 
@@ -111,8 +112,9 @@ def run_in_sweep(train: Callable[[DictConfig], Report], cfg: DictConfig) -> floa
     register()  # a process of a parallel launcher has no resolvers yet
     folder = Path(HydraConfig.get().runtime.output_dir)
     earlier = read_json(folder / REPORT) or {}
-    if earlier.get("status") == "done" and earlier.get("overrides") == _overrides():
-        metrics = {name: math.nan if value is None else value for name, value in earlier["metrics"].items()}
+    known = earlier.get("metrics") or {}
+    if earlier.get("status") == "done" and earlier.get("config") == _digest(cfg) and set(METRICS) <= set(known):
+        metrics = {name: math.nan if value is None else value for name, value in known.items()}
         print("Finished before: ", end="")
     else:
         for log_file in folder.rglob("events.out.tfevents.*"):  # of the interrupted run
@@ -129,8 +131,9 @@ def run_in_sweep(train: Callable[[DictConfig], Report], cfg: DictConfig) -> floa
     return number
 
 
-def _overrides() -> list[str]:
-    return list(HydraConfig.get().overrides.task)
+def _digest(cfg: DictConfig) -> str:
+    """Return a hash of all settings, which tells whether those on the command line or in ``conf/`` have changed."""
+    return hashlib.sha256(OmegaConf.to_yaml(cfg).encode()).hexdigest()[:16]  # not resolved: paths are left out
 
 
 def _is_search(hydra: Any) -> bool:
@@ -209,7 +212,8 @@ def _print(sweep: Sweep, out: Path, files: list[str]) -> None:
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _FILE_WIDTH
-    console.print("", rich_table(sweep, console))
+    if (sweep.runs["status"] != "unfinished").any():
+        console.print("", rich_table(sweep, console))
     # Plain print below, because rich would break long lines.
     for run in rows_of(sweep.bad):
         print(f"{run.status}: run {run.run}, {run.error}")
@@ -235,11 +239,17 @@ class SweepReport(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
         """Refuse a folder that holds runs of another command, before anything is written."""
         folder = Path(config.hydra.sweep.dir)
-        command = {"overrides": list(config.hydra.overrides.task), "search": _is_search(config.hydra)}
+        if not has_joblib() and config.hydra.runtime.choices.get("hydra/launcher") == "joblib":
+            raise SystemExit(
+                'hydra/launcher=joblib needs Hydra\'s joblib launcher: pip install "lightning-fair[parallel]", '
+                'or from a clone: pip install -e ".[parallel]".'
+            )
+        search = {"search": _is_search(config.hydra), "sweeper": _of_sweeper(config.hydra.overrides.hydra)}
+        command = {"overrides": list(config.hydra.overrides.task), **search}
         if runs := run_folders(folder):
             earlier = read_json(folder / COMMAND)
             if earlier != command:
-                of = f" of `-m {' '.join(earlier['overrides'])}`" if earlier else ""
+                of = f" of `-m {' '.join(earlier['overrides'] + earlier.get('sweeper', []))}`" if earlier else ""
                 raise SystemExit(
                     f"hydra.sweep.dir must be a folder without runs, or with those of the same command, and {folder} "
                     f"holds {len(runs)} runs{of}. Name another folder."
@@ -267,8 +277,18 @@ class SweepReport(Callback):
 def _summarize_rest(folder: Path) -> None:
     if run_folders(folder):
         summarize(folder)
-        arguments = [argument for argument in sys.argv if not argument.startswith("hydra.sweep.dir=")]
-        print(f"\nTo continue: python {shlex.join([*arguments, f'hydra.sweep.dir={_relative(folder)}'])}")
+        print(f"\nTo continue: {command_with('hydra.sweep.dir', folder)}")
+
+
+def _of_sweeper(overrides: Sequence[str]) -> list[str]:
+    """Return Hydra's own settings that change what is swept; a continued search may have more trials."""
+    more = ("n_trials", "n_jobs", "max_batch_size")
+    said = [override.lstrip("+~") for override in overrides]
+    return [
+        word
+        for word in said
+        if re.match(r"hydra[./]sweeper\b", word) and word.partition("=")[0].rpartition(".")[2] not in more
+    ]
 
 
 class NeedsOptuna(Callback):

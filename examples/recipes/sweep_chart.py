@@ -71,7 +71,8 @@ def _panel(axes: Axes, sweep: Sweep, keys: Sequence[str], metric: str) -> None:
         _annotate(axes, cells, mean, colors, norm, metric)
     axes.set(xlabel=x, ylabel=y, facecolor="#f0f0f0")
     title = METRICS[metric] + (", test" if metric.endswith(("recall", "accuracy")) and "val" not in metric else "")
-    title += "\nwithin the noise" if sweep.within_noise(metric) else "\n"
+    is_unknown = len(sweep.groups()) > 1 and np.isnan(sweep.noise(metric))
+    title += "\nwithin the noise" if sweep.within_noise(metric) else "\nnoise unknown" if is_unknown else "\n"
     axes.set_title(title, loc="left", fontsize=9)
     axes.figure.colorbar(colored, ax=axes)
 
@@ -111,7 +112,7 @@ def _caption(sweep: Sweep, keys: Sequence[str]) -> str:
     )
     if len(sweep.bad):
         text += f" {len(sweep.bad)} of {len(sweep.runs)} runs have no result."
-    return text + " Bright is good; no color scale is narrower than the noise."
+    return text + " Bright is good; no color scale is narrower than the noise, where it is known."
 
 
 def _plain(value: str) -> str:

@@ -78,23 +78,34 @@ class Sweep:
         return "val_balanced_accuracy" if validated else "balanced_accuracy"
 
     def noise(self, metric: str) -> float:
+        """Return ``noise_and_source(metric)[0]``."""
+        return self.noise_and_source(metric)[0]
+
+    def noise_and_source(self, metric: str) -> tuple[float, str]:
         """Return the range of the groups' means that chance alone exceeds in 5 % of all sweeps; NaN if it is not known.
 
         This is Tukey's range. The standard error is that of the repeats: what remains of the metric after a mean for
         each group and one for each seed. Without repeats it is the binomial error of the accuracies, which lacks what
-        another seed of the training changes.
+        another seed of the training changes. The second value says which it is; it is empty for NaN.
         """
         groups = [group.set_index([*self.seeds, "run"][: len(self.seeds) or 1])[metric] for _, group in self.groups()]
         grid = pd.DataFrame([group for group in groups if group.index.is_unique]).dropna().to_numpy(dtype=float)
         if self.seeds and min(grid.shape) > 1:
             residuals = grid - grid.mean(0) - grid.mean(1, keepdims=True) + grid.mean()
             freedom = (grid.shape[0] - 1) * (grid.shape[1] - 1)
-            error = np.sqrt((residuals**2).sum() / freedom / grid.shape[1])
+            error, source = np.sqrt((residuals**2).sum() / freedom / grid.shape[1]), self._repeats
         else:
-            errors = self.runs.get(f"error/{metric}", pd.Series(dtype=float)).dropna()
-            freedom, error = np.inf, np.sqrt((errors**2).mean())
+            errors = [group[f"error/{metric}"].dropna() for _, group in self.groups() if f"error/{metric}" in group]
+            squares = [(values**2).mean() / len(values) for values in errors if len(values)]  # of a group's mean
+            freedom, error = np.inf, np.sqrt(np.mean(squares)) if squares else np.nan
+            source = f"the binomial error of the {'validation' if metric.startswith('val') else 'test set'}"
         number = sum(bool(group.notna().any()) for group in groups)
-        return float(error * _tukey(number, freedom)) if number > 1 else float("nan")
+        noise = float(error * _tukey(number, freedom)) if number > 1 else float("nan")
+        return noise, "" if np.isnan(noise) else source
+
+    @property
+    def _repeats(self) -> str:
+        return f"{' and '.join(self.seeds)} as repeats"
 
     def range(self, metric: str) -> float:
         """Return the largest difference between the means of two groups; NaN without results."""
@@ -109,16 +120,17 @@ class Sweep:
         """Return which metrics differ by no more than chance, how that is known, and how to learn more."""
         if sum((group["status"] == "done").any() for _, group in self.groups()) < 2:
             return ""
-        repeats = f"{' and '.join(self.seeds)} as repeats" if self.seeds else "the binomial error of the test set alone"
+        sources = list(dict.fromkeys(filter(None, (self.noise_and_source(name)[1] for name in METRICS))))
         within = [
             f"{METRICS[name]} (range {self.range(name):.{DIGITS[name]}f}, noise {self.noise(name):.{DIGITS[name]}f})"
             for name in METRICS
             if self.within_noise(name)
         ]
         text = f"Within the noise: {', '.join(within)}. " if within else ""
-        text += f"The noise is Tukey's range at 5 %, from {repeats}. "
-        if not self.seeds:
-            return text + "What another seed changes is not known: add seed=1,2,3."
+        text += f"The noise is Tukey's range at 5 %, from {' and '.join(sources)}. " if sources else ""
+        if self._repeats not in sources:
+            why = "no two settings have two finished seeds in common" if self.seeds else "add seed=1,2,3"
+            return f"{text}What another seed changes is not known: {why}."
         return text + ("More seeds show smaller differences." if within else "")
 
     def table(self) -> pd.DataFrame:

@@ -27,7 +27,7 @@ from lightning_fair.dataloaders.label_scan import find_loader_labels
 from lightning_fair.integration.presets import PRESETS
 from lightning_fair.integration.training_length import TrainingLength
 from recipes.checks import baseline_names, check_config, check_feedback, check_model, check_schedules
-from recipes.configs import SILENT
+from recipes.configs import is_silent
 from recipes.drift import drift_stream
 from recipes.recovery import Recovery
 from recipes.report import Best, Report, make_report
@@ -135,7 +135,7 @@ def hparams(cfg: DictConfig) -> dict[str, float | str | bool]:
         8.0
     """
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    said = [override.lstrip("+~") for override in overrides if not override.startswith(SILENT)]
+    said = [override.lstrip("+~") for override in overrides if not is_silent(override)]
     command_line = dict(override.partition("=")[::2] for override in said)
     values = {key: _hparam(cfg, key, command_line.get(key)) for key in (*HPARAMS, *command_line)}
     # Of the config, because a program that composes several runs has a command line of its own.

@@ -50,3 +50,12 @@ def test_recall_without_samples_is_nan():
     for predicted, labels in (([0, 1], [0, 0]), ([2, 3, 3], [2, 2, 2])):
         recall.update(torch.tensor(predicted), torch.tensor(labels))
     torch.testing.assert_close(recall.compute(), torch.tensor([1 / 2, torch.nan, 1 / 3, torch.nan]), equal_nan=True)
+
+
+def test_recall_of_one_has_an_error():
+    """As (k + 1) / (n + 2) has; a class without samples has none."""
+    recall = ClassRecall(3)
+    recall.update(torch.tensor([0] * 8), torch.tensor([0] * 4 + [1] * 4))
+    assert recall.compute()[:2].tolist() == [1.0, 0.0]
+    error = (5 / 6 * 1 / 6 / 4) ** 0.5
+    torch.testing.assert_close(recall.standard_error(), torch.tensor([error, error, torch.nan]), equal_nan=True)

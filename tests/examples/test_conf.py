@@ -237,6 +237,8 @@ def test_run_names():
     assert len(name) <= 100
     assert configs.name_of(["fair.max_weight=1."]) == "fair.max_weight=1"
     assert configs.name_of(["ckpt_path=a", "threads=1", "trainer.enable_progress_bar=false"]) == ""
+    assert configs.name_of(["++threads=2", "+ckpt_path=a", "~logger", "logger@x=csv"]) == ""
+    assert configs.name_of(["loggerx=1", "+data.rootx=2", "thread=3"]) == "loggerx=1,+data.rootx=2,thread=3"
     assert configs.run_name() == ""
 
 

@@ -14,6 +14,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 from recipe_helpers import ROOT, process_settings_restored, run_script
 from recipes import configs, training
 from recipes.interrupt import Interruption, resume_command
@@ -73,6 +75,56 @@ def test_saves_before_no_validation(interrupt, tmp_path):
     assert step_of(tmp_path / "checkpoints" / "interrupted.ckpt") == 2
 
 
+# No step is the last of a window, none but the last of an epoch, and a validation after each.
+@pytest.mark.parametrize(
+    ("settings", "saved"),
+    [
+        (["trainer.limit_train_batches=1"], 2),
+        pytest.param(["trainer.accumulate_grad_batches=100"], 2, marks=pytest.mark.slow),
+        pytest.param(["trainer.val_check_interval=1", "trainer.check_val_every_n_epoch=1"], 18, marks=pytest.mark.slow),
+    ],
+)
+def test_saves_at_end_of_epoch(interrupt, tmp_path, settings, saved):
+    assert "interrupted.ckpt" in interrupt(1, overrides=settings)
+    assert step_of(tmp_path / "checkpoints" / "interrupted.ckpt") == saved
+
+
+@pytest.mark.slow
+def test_end_of_epoch_resumes(interrupt, tmp_path):
+    """The network is that of the whole run, bit for bit."""
+    settings = ["trainer.max_epochs=4", "trainer.accumulate_grad_batches=100", *SHORT]
+    interrupt(1, overrides=settings)
+    ends = []
+    for path in ("null", f"'{tmp_path}/checkpoints/interrupted.ckpt'"):
+        folder = tmp_path / str(len(ends))
+        training.train(compose("train", overrides=[f"output_dir={folder}", *settings, f"ckpt_path={path}"]))
+        ends.append(torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])
+    assert all(torch.equal(one, other) for one, other in zip(*(end.values() for end in ends), strict=True))
+
+
+def interruption():
+    trainer = {"fast_dev_run": False, "barebones": False, "enable_checkpointing": None}
+    return Interruption(OmegaConf.create({"trainer": trainer, "output_dir": "out", "ckpt_path": None}))
+
+
+def test_end_before_the_checkpoint_is_told(capsys):
+    callback = interruption()
+    for callback.is_asked in (False, True):
+        callback.on_train_end()
+    assert capsys.readouterr().out.count("The training ended before Ctrl-C could interrupt it") == 1
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.default_int_handler])
+def test_ignored_ctrl_c_stays_ignored(handler):
+    """As in a background run of a shell."""
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        interruption().setup(L.Trainer(accelerator="cpu", logger=False), None, "fit")
+        assert (signal.getsignal(signal.SIGINT) is signal.SIG_IGN) == (handler is signal.SIG_IGN)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
 def test_second_ctrl_c_ends_at_once(interrupt, tmp_path):
     """With the newest checkpoint; the message names none if there is none."""
@@ -96,11 +148,14 @@ def test_no_checkpoint_is_told(interrupt, tmp_path, off):
 
 def test_command_is_that_of_the_run(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    typed = ["python", "examples/train.py", "fair.target_probs={0: 0.5}", "ckpt_path=old.ckpt", "fair=off"]
-    monkeypatch.setattr(sys, "orig_argv", typed)
+    typed = ["python", "examples/train.py", "fair.target_probs={0: 0.5}", "fair=off"]
+    monkeypatch.setattr(sys, "orig_argv", [*typed, "ckpt_path=a", "+ckpt_path=b", "++ckpt_path=c"])
     command = resume_command(tmp_path / "runs" / "last.ckpt")
-    assert shlex.split(command) == [*typed[:3], "fair=off", "ckpt_path=runs/last.ckpt"]
-    assert shlex.split(resume_command("it's a=b/x.ckpt"))[-1] == r"ckpt_path='it\'s a=b/x.ckpt'"
+    assert shlex.split(command) == [*typed, "ckpt_path=runs/last.ckpt"]
+    parser = OverridesParser.create()
+    for path in ("it's a=b/x.ckpt", "outputs/ä/x.ckpt", "a,b/(x)"):
+        word = shlex.split(resume_command(path))[-1]
+        assert parser.parse_override(word).value() == path
 
 
 @pytest.mark.slow
@@ -122,7 +177,7 @@ def test_printed_command_resumes(tmp_path):
     assert done.returncode == 0, done.stderr
     whole, resumed = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "cut =1"))
     for report in (whole, resumed):
-        del report["seconds"], report["overrides"]
+        del report["seconds"], report["overrides"], report["config"]
     assert resumed == whole
     ends = [
         torch.load(max((tmp_path / name).rglob("last*.ckpt"), key=os.path.getmtime)) for name in ("whole", "cut =1")

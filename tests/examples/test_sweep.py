@@ -1,9 +1,9 @@
 """Sweeps: runs write results, failed runs do not stop the others, and TensorBoard's HParams tab compares them."""
 
-import importlib.util
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -12,6 +12,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -27,13 +28,6 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_g
 
 FAST = ("trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "trainer.accelerator=cpu")
 QUIET = ("trainer.enable_progress_bar=false", "trainer.enable_checkpointing=false", "callbacks=none")
-
-
-def has_joblib():
-    try:
-        return importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is not None
-    except ModuleNotFoundError:  # no plugin at all
-        return False
 
 
 needs_optuna = pytest.mark.skipif(not configs.has_optuna(), reason='the extra "optuna" is not installed')
@@ -125,6 +119,67 @@ def test_finished_run_is_not_repeated(config, tmp_path, capsys):
     sweep.run_in_sweep(train, config("fair.alpha=5", mode="MULTIRUN"))
     assert trained == [4, 5, 5]
     assert not logs.exists()
+
+
+@pytest.mark.parametrize("change", ["metric", "conf"])
+def test_finished_run_is_repeated_after_a_change(config, tmp_path, change):
+    """Of the metrics that a report has, or of a file in ``conf/``."""
+    trained = []
+
+    def train(cfg):
+        trained.append(cfg)
+        return report()
+
+    sweep.run_in_sweep(train, config(mode="MULTIRUN"))
+    cfg = config(mode="MULTIRUN")
+    if change == "conf":
+        cfg.fair.alpha = 3
+    else:
+        written = json.loads((tmp_path / "report.json").read_text())
+        del written["metrics"]["recovery"]
+        (tmp_path / "report.json").write_text(json.dumps(written))
+    assert sweep.run_in_sweep(train, cfg) == 0.5
+    assert len(trained) == 2
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """Start a sweep with Hydra's own settings."""
+    monkeypatch.setattr(sweep.atexit, "register", lambda *_: None)
+
+    def started(*overrides, choices=()):
+        hydra = {"sweep": {"dir": str(tmp_path)}, "overrides": {"task": ["a=1"], "hydra": list(overrides)}}
+        cfg = OmegaConf.create({"hydra": {**hydra, "runtime": {"choices": dict(choices)}}})
+        sweep.SweepReport().on_multirun_start(cfg)
+
+    return started
+
+
+def test_other_sweeper_settings_are_refused(start, tmp_path):
+    """More trials are not, nor another folder."""
+    start("hydra.sweeper.params={a: 1}", "hydra.sweeper.n_trials=2", "hydra.mode=MULTIRUN")
+    save_sweep(tmp_path, [("a=1", None)])
+    start("hydra.sweeper.params={a: 1}", "hydra.sweeper.n_trials=3", f"hydra.sweep.dir={tmp_path}")
+    with pytest.raises(SystemExit, match=r"holds 1 runs of `-m a=1 hydra\.sweeper\.params=\{a: 1\}`"):
+        start("hydra.sweeper.params={a: 2}")
+
+
+def test_launcher_names_missing_extra(start, monkeypatch):
+    monkeypatch.setattr(sweep, "has_joblib", lambda: False)
+    with pytest.raises(SystemExit, match=r"joblib launcher: pip install .*lightning-fair\[parallel\]"):
+        start(choices={"hydra/launcher": "joblib"})
+
+
+def test_continuing_command_is_that_of_the_sweep(tmp_path, monkeypatch, capsys):
+    """With the folder in Hydra's quotes and the shell's."""
+    monkeypatch.chdir(tmp_path)
+    typed = ["python3", "examples/train.py", "-m", "a=1,2"]
+    monkeypatch.setattr(sys, "orig_argv", [*typed, "++hydra.sweep.dir=old"])
+    for folder in ("a,b", "(x)", "a=b", "ä", "a b", "plain"):
+        sweep._summarize_rest(save_sweep(tmp_path / folder, [("a=1", None)]))
+        *words, last = shlex.split(capsys.readouterr().out.partition("To continue: ")[2])
+        assert words == typed
+        assert OverridesParser.create().parse_override(last).value() == folder
 
 
 def fail(cfg):
@@ -308,7 +363,7 @@ def test_interrupted_sweep_is_continued(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not has_joblib(), reason='the extra "parallel" is not installed')
+@pytest.mark.skipif(not configs.has_joblib(), reason='the extra "parallel" is not installed')
 def test_sweep_in_processes(tmp_path):
     command = ("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "baseline=drw", "seed=1,2")
     done = run_script("train.py", tmp_path, *command, *QUIET, "logger=none", "trainer.max_epochs=2")
@@ -326,7 +381,7 @@ def test_interrupted_sweep_has_table(tmp_path, runs):
         "from omegaconf import OmegaConf",
         "from recipes.sweep import SweepReport",
         "from sweep_helpers import save_sweep",
-        "hydra = {'sweep': {'dir': 'broken'}, 'overrides': {'task': []}, 'runtime': {'choices': {}}}",
+        "hydra = {'sweep': {'dir': 'broken'}, 'overrides': {'task': [], 'hydra': []}, 'runtime': {'choices': {}}}",
         "SweepReport().on_multirun_start(OmegaConf.create({'hydra': hydra}))",
         f"save_sweep(Path('broken'), [(run, None) for run in {runs}])",
         "raise ValueError('No trials are completed yet.')",
@@ -344,7 +399,8 @@ def test_interrupted_sweep_has_table(tmp_path, runs):
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1
     assert ("unfinished: run 1" in done.stdout) == bool(runs)
-    assert ("To continue: python -c hydra.sweep.dir=broken" in done.stdout) == bool(runs)
+    assert "Sweep of" not in done.stdout  # no table without a result
+    assert (" hydra.sweep.dir=broken\n" in done.stdout) == ("To continue: " in done.stdout) == bool(runs)
     assert (tmp_path / "broken" / "sweep.csv").exists() == bool(runs)
 
 
@@ -353,7 +409,7 @@ def test_single_run_fails(tmp_path):
     done = run_script("train.py", tmp_path, "experiment=digits", *FAST, *QUIET, "fair.alpha=100")
     assert done.returncode == 1
     error, *hint = done.stderr.strip().splitlines()[-3:]
-    assert error.startswith("ValueError, in fair: alpha * lambda1 must be below")
+    assert error.startswith("ValueError: alpha * lambda1 must be below")
     assert "HYDRA_FULL_ERROR=1" in hint[-1]
     assert "Traceback" not in done.stderr
 

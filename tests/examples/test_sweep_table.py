@@ -13,7 +13,7 @@ from recipes.sweep_table import markdown, read_sweep, rich_table
 from rich.console import Console
 from sweep_helpers import grid, result, save_sweep
 
-LEGEND = "Bright is good; no color scale is narrower than the noise."
+LEGEND = "Bright is good; no color scale is narrower than the noise, where it is known."
 FAILURE = {"status": "failed", "error": "RuntimeError: boom", "seconds": 1.0}
 
 
@@ -213,13 +213,42 @@ def test_noise_of_single_runs_is_binomial(tmp_path):
     assert np.isnan(swept.noise("largest_weight"))
     assert swept.verdict() == (
         "Within the noise: balanced accuracy (range 0.030, noise 0.055). The noise is Tukey's range at 5 %, from the "
-        "binomial error of the test set alone. What another seed changes is not known: add seed=1,2,3."
+        "binomial error of the test set. What another seed changes is not known: add seed=1,2,3."
     )
-    panel = chart(swept).axes[0]
+    panel, unknown = chart(swept, ["balanced_accuracy", "largest_weight"]).axes[:2]
+    assert unknown.get_title(loc="left") == "largest weight\nnoise unknown"
     assert panel.get_title(loc="left") == "balanced accuracy, test\nwithin the noise"
     low, high = panel.images[0].get_clim()
     assert high - low == pytest.approx(swept.noise("balanced_accuracy"))
     assert (low + high) / 2 == pytest.approx(0.815)
+
+
+def test_noise_of_the_validation(tmp_path):
+    """Its source is named, and none if no run has an error."""
+    for errors, source in (
+        (
+            {"balanced_accuracy": 0.02, "val_balanced_accuracy": 0.03},
+            "of the test set and the binomial error of the val",
+        ),
+        ({}, None),
+    ):
+        runs = [(f"x={x}", {**result(x / 2, val_balanced_accuracy=x / 2), "errors": errors}) for x in (0, 1)]
+        swept = read_sweep(save_sweep(tmp_path / str(len(errors)), runs))
+        assert (source or "What another") in swept.verdict()
+        assert ("binomial" in swept.verdict()) == bool(source)
+        assert swept.noise_and_source("largest_weight")[1] == ""
+
+
+def test_noise_without_common_seeds(tmp_path):
+    """The binomial error of the means of two runs and of one."""
+    runs = [(f"x={x} seed={s}", {**result(0.8), "errors": {"balanced_accuracy": 0.02}}) for x in (0, 1) for s in (1, 2)]
+    swept = read_sweep(save_sweep(tmp_path, [*runs[:3], (runs[3][0], FAILURE)]))
+    error = np.sqrt((0.02**2 / 2 + 0.02**2) / 2)
+    assert swept.noise("balanced_accuracy") == pytest.approx(error * 1.96 * np.sqrt(2), rel=1e-3)
+    assert swept.verdict().endswith(
+        "from the binomial error of the test set. What another seed changes is not known: no two settings have two "
+        "finished seeds in common."
+    )
 
 
 def test_ties_are_named(tmp_path):
@@ -251,7 +280,7 @@ def test_heat_map_has_number_in_each_cell(tmp_path):
     ticks, cells, title, caption = texts(chart(read_sweep(grid(tmp_path))))
     assert ticks == ["8", "24", "1e-6", "1e-3", "1e-2"]
     assert cells == ["0.510", "0.610", "0.520", "0.620", "0.530", "0.630"]
-    assert (title, caption) == ("balanced accuracy, test\n", "One run each.")
+    assert (title, caption) == ("balanced accuracy, test\nnoise unknown", "One run each.")
 
 
 def test_heat_map_over_seeds(tmp_path):
@@ -307,7 +336,9 @@ def test_no_result_no_picture(tmp_path, capsys):
     (save_sweep(tmp_path, [("a=1", None), ("a=2", None)]) / "sweep.png").write_bytes(b"old")
     sweep.summarize(tmp_path)
     assert not (tmp_path / "sweep.png").exists()
-    assert "unfinished: run 1" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "unfinished: run 1" in printed
+    assert "Sweep of" not in printed
 
 
 @pytest.mark.parametrize("seeds", [(1,), (1, 2)])
