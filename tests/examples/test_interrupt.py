@@ -35,6 +35,14 @@ class CtrlC(L.Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.fixture(autouse=True)
+def sigint_counts():
+    """A shell lets what it starts in the background ignore SIGINT: pytest, and what that starts."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
 @pytest.fixture
 def interrupt(tmp_path, capsys):
     """Return a function that trains, presses Ctrl-C, and returns what was printed."""
