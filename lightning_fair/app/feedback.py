@@ -14,6 +14,7 @@ from lightning_fair.common.arrays import Floats
 from lightning_fair.common.checks import check_number
 
 _LAST = 20  # batches
+_STEADY = 1e-6  # range of a weight that stays as it is
 # Okabe and Ito's colors, which readers with color blindness can tell apart.
 _COLORS = {"class 0": "#0072b2", "class 1": "#e69f00", "class 2": "#009e73", "class 3": "#cc79a7"}
 
@@ -84,11 +85,16 @@ def _summary(trace: Trace, alpha: float) -> Any:
         last = trace.arrived[-_LAST:]
         low, high = np.nanmin(last, axis=0), np.nanmax(last, axis=0)
         widest = int((high - low).argmax())
+        shown = (
+            f"In the last {_LAST} batches class {widest} had {low[widest]:.0%} to {high[widest]:.0%} of the trained "
+            f"samples, target {1 / CLASSES:.0%}."
+        )
+        if np.ptp(trace.weights[-_LAST:], axis=0).max() < _STEADY:
+            shown = "It does not here, because the feedback has nothing to correct or its largest weight is 1."
         return notice(
             f"Alpha {alpha:g} is too high, and training would refuse it: at this horizon and loss feedback the class "
-            f"mix oscillates from {trace.alpha_limit:.3g} on. In the last {_LAST} batches class {widest} had "
-            f"{low[widest]:.0%} to {high[widest]:.0%} of the trained samples, target {1 / CLASSES:.0%}. Lower alpha or "
-            "the loss feedback, or raise the horizon.",
+            f"mix can oscillate from {trace.alpha_limit:.3g} on. {shown} Lower alpha or the loss feedback, or raise "
+            "the horizon.",
             "warn",
         )
     rarest = int(trace.unsteered[-1].argmin())

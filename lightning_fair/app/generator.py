@@ -22,7 +22,6 @@ _LOW_TOP = 5  # of the histogram's axis for low bars
 _STORAGE_KEY = "lightning-fair-rotation"  # also the key of the encryption: a new one at each start would lose the copy
 _SESSION_LOST = "The server no longer has your session: reload the page to bring it back from your browser."
 _COPY_CUT = f"Your browser keeps at most {session.MAX_COPIED:,} counts over a reload: press Save for a file."
-_COPY_LOST = "The counts were too many for your browser to keep, so all are 0: press Load ... for a saved file."
 _SMALL: dict[str, Any] = {"size": "sm", "min_width": 90}
 # One event at a time: two clicks of a visitor change one rotation, and JSON of 32 MB takes hundreds of MB of memory.
 _IN_TURN: dict[str, Any] = QUIET | {"concurrency_id": "rotations", "concurrency_limit": 1}
@@ -188,8 +187,8 @@ class Generator:
 
     def _restore(self, saved: Any) -> Update:
         """Return the updates of a new or reloaded page; ``saved`` is from the browser and may be anything."""
-        visit, is_lost = session.restore(saved)
-        message = {self.message: notice(_COPY_LOST if is_lost else "", "warn")}
+        visit, warning = session.restore(saved)
+        message = {self.message: notice(warning, "warn")}
         return self._show(visit, "Number") | self._fields(visit) | {self.visit: visit} | message
 
     def _generate(self, visit: session.Visit) -> Update:
@@ -200,14 +199,13 @@ class Generator:
         return {self.message: notice(session.clean(visit))}
 
     def _reset(self, visit: session.Visit, *fields: Any) -> Update:
-        message = "All counts are 0. Until you reload the page, Undo reset brings back those before."
+        message = "All counts are 0. Until you reload the page, Undo reset exchanges them for those before."
         return {self.visit: session.reset(visit, *fields), self.message: notice(message)}
 
     def _undo(self, visit: session.Visit) -> Update:
-        if visit.before is None:
-            raise ValueError("No reset can be undone: press Reset first.")
-        message = "The counts from before the reset are back."
-        return self._fields(visit.before) | {self.visit: visit.before, self.message: notice(message)}
+        visit = session.undo(visit)
+        message = "The counts from before and after the reset are exchanged: press Undo reset again to change back."
+        return self._fields(visit) | {self.visit: visit, self.message: notice(message)}
 
     def _load_file(self, visit: session.Visit, path: str | None, counts_only: bool) -> Update:
         return self._load_text(visit, session.read_file(path), counts_only)

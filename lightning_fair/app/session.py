@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +22,8 @@ MAX_COPIED = 100_000  # counts in the browser's copy: at most 4.7 of the 5 milli
 TABLE_ROWS = 1_000
 DEFAULTS = (10, 3, 1)
 _MAX_BARS = 16
+COPY_LOST = "The counts were too many for your browser to keep, so all are 0: press Load ... for a saved file."
+COPY_DAMAGED = "The copy in your browser cannot be read, so all counts are 0: press Load ... for a saved file."
 ORDERS = {"Number": 0, "Least used": 1, "Most used": -1}  # factor of the counts that the table is sorted by
 
 
@@ -33,7 +34,7 @@ class Visit:
     Attributes:
         rotation: Range and counts.
         batch: Text of the last batch, while the counts and the range are those that it led to; else empty.
-        before: What the last reset has replaced.
+        before: What the last reset, or its undo, has replaced.
     """
 
     rotation: FairRotation
@@ -129,6 +130,15 @@ def reset(visit: Visit, n: Any, k: Any, start: Any, seed: str | None) -> Visit:
     return Visit(rotation, before=visit)
 
 
+def undo(visit: Visit) -> Visit:
+    """Return the visit before the last reset, which keeps the given one for the next undo; raise if none was reset."""
+    if visit.before is None:
+        raise ValueError("No reset can be undone: press Reset first.")
+    before, visit.before = visit.before, None
+    before.before = visit
+    return before
+
+
 def browser_copy(visit: Visit) -> tuple[str, bool, str]:
     """Return what the browser keeps: JSON, whether the counts are too many and left out, and the batch."""
     rotation = visit.rotation
@@ -137,15 +147,18 @@ def browser_copy(visit: Visit) -> tuple[str, bool, str]:
     return rotation.to_json(), False, visit.batch
 
 
-def restore(saved: Any) -> tuple[Visit, bool]:
-    """Return a visit from the browser's copy, which may be anything, and whether its counts were left out."""
+def restore(saved: Any) -> tuple[Visit, str]:
+    """Return a visit from the browser's copy, which may be anything, and a warning if it has none of the counts."""
     visit = Visit(FairRotation(*DEFAULTS))
-    with suppress(ValueError, TypeError):  # no copy, or a damaged one
+    if saved is None:
+        return visit, ""
+    try:
         text, is_lost, batch = saved
         load(visit, text)
-        visit.batch = batch if isinstance(batch, str) else ""
-        return visit, bool(is_lost)
-    return visit, False
+    except (ValueError, TypeError):
+        return visit, COPY_DAMAGED
+    visit.batch = batch if isinstance(batch, str) else ""
+    return visit, COPY_LOST if is_lost else ""
 
 
 def read_file(path: str | Path | None) -> str:

@@ -115,5 +115,5 @@ def simulate(
         weights[step] = class_weights(controller.q, draw.probs)
         unsteered[step] = controller.q * kept / (controller.q * kept).sum()
     shown = slice((first_shown - spans[0]) * SPAN, None)
-    alpha_limit = (2.0 * horizon - 1.0) / (1.0 + law.max_z(1 / CLASSES) * lambda2)
+    alpha_limit = law.largest_gain(controller.lambda1, lambda2, horizon, 1 / CLASSES)
     return Trace(first_shown * SPAN, arrived[shown], trained[shown], weights[shown], unsteered[shown], alpha_limit)

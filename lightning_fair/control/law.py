@@ -218,6 +218,17 @@ def max_z(min_target: float) -> float:
     return min(_MAX_Z_FROM_MEAN, math.sqrt((1.0 - min_target) / min_target))
 
 
+def largest_gain(lambda1: float, lambda2: float, horizon: float, min_target: float) -> float:
+    """Return the ``alpha`` from which on the loop is unstable; infinity if it has no feedback.
+
+    Example:
+        >>> largest_gain(1.0, 0.5, horizon=16.0, min_target=0.5)
+        20.666666666666668
+    """
+    weight = lambda1 and lambda1 + max_z(min_target) * lambda2
+    return (2.0 * horizon - 1.0) / weight if weight else math.inf
+
+
 def check_gain(max_alpha: float, lambda1: float, lambda2: float, horizon: float, min_target: float) -> None:
     """Check that the loop is stable: ``alpha * (lambda1 + max_z * lambda2) < 2 * H - 1``.
 
@@ -227,14 +238,15 @@ def check_gain(max_alpha: float, lambda1: float, lambda2: float, horizon: float,
     Raises:
         ValueError: If it is not.
     """
-    z = max_z(min_target)
-    weight = lambda1 and lambda1 + z * lambda2
-    gain, limit = max_alpha * weight, 2.0 * horizon - 1.0
-    if gain >= limit:
+    largest = largest_gain(lambda1, lambda2, horizon, min_target)
+    if max_alpha >= largest:
+        z, limit = max_z(min_target), 2.0 * horizon - 1.0
+        weight = limit / largest
+        gain = max_alpha * weight
         name = f"(lambda1 + {z:.3g} * lambda2)" if lambda2 else "lambda1"
         raise ValueError(
             f"alpha * {name} must be below 2 * horizon - 1 = {limit:g}, or the class mix oscillates; "
             f"got {max_alpha:g} * {weight:g} = {gain:g}. The largest stable alpha is just below "
-            f"{limit / weight:g} (no overshoot up to {(horizon - 1) / weight:g}); "
+            f"{largest:g} (no overshoot up to {(horizon - 1) / weight:g}); "
             f"or set horizon above {(gain + 1) / 2:g} batches."
         )

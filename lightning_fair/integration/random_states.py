@@ -43,8 +43,9 @@ class RandomStates(Callback):
       within an epoch, other random numbers. Augmentation in the main process (``num_workers=0``) or in the training
       step is exact.
     - What was drawn in a step that an exception has cut.
-    - What is drawn in a validation, and in hooks at the end of an epoch or the beginning of the next one, if Lightning
-      skips them on resume because the checkpoint was saved after the batch before them.
+    - What is drawn in a validation (except the seeds that its loaders take), and in hooks at the end of an epoch or the
+      beginning of the next one, if Lightning skips them on resume because the checkpoint was saved after the batch
+      before them.
     - The position in a stream, which restarts.
 
     Example:

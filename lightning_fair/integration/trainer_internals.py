@@ -8,6 +8,7 @@ from copy import copy
 from inspect import signature, unwrap
 from typing import TYPE_CHECKING, Any
 
+from torch.random import fork_rng
 from torch.utils.data import DistributedSampler
 
 from lightning_fair.control.draw_source import DrawSource
@@ -147,13 +148,19 @@ def restore_randomness(patches: ExitStack, trainer: L.Trainer, restore: Callable
     """Let a resumed fit that starts call ``restore`` where the uninterrupted one was when the checkpoint was saved.
 
     That is after all hooks and loaders of the start, and before the first ones of the epoch. An epoch that begins then
-    needs its iterator once more, because Lightning has made it before, and it takes a seed from torch.
+    needs its iterator once more, because Lightning has made it before, and it takes a seed from torch. So do those of a
+    validation: they are made if it was due after the batch of the checkpoint, and not because Lightning counts it.
     """
-    fit_loop, epoch_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    fit_loop, epoch_loop, val_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_loop.val_loop
     begin_fit, begin_epoch = fit_loop.on_advance_start, epoch_loop.on_run_start
+    count_validation, skips_validation = val_loop.increment_progress_to_evaluation_end, _skips_validation(trainer)
 
     def restore_first() -> None:
         restore()
+        if skips_validation:
+            val_loop.setup_data()
+            for loader in val_loop._combined_loader.flattened:  # type: ignore[union-attr]
+                iter(loader)
         begin_fit()
 
     def begin_with_new_iterator(fetcher: Any) -> None:
@@ -165,9 +172,24 @@ def restore_randomness(patches: ExitStack, trainer: L.Trainer, restore: Callable
         is_plain = fetcher.length is not None and not any(hasattr(part, "state_dict") for part in loader.flattened)
         if is_new_epoch and is_plain and loader._iterator is before:
             iter(fetcher)
+        _patch_method(patches, val_loop, "increment_progress_to_evaluation_end", count_without_drawing)
+
+    def count_without_drawing() -> None:
+        patches.close()
+        with fork_rng([]):
+            count_validation()
 
     _patch_method(patches, fit_loop, "on_advance_start", restore_first)
     _patch_method(patches, epoch_loop, "on_run_start", begin_with_new_iterator)
+
+
+def _skips_validation(trainer: L.Trainer) -> bool:
+    """Return whether a resumed fit that starts skips a validation, due after the batch that its checkpoint followed."""
+    epochs, batches = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress.current
+    completed, epochs.completed = epochs.completed, epochs.ready - 1  # on resume, the last batch completes its epoch
+    is_due = is_validation_due(trainer)
+    epochs.completed = completed
+    return is_due and batches.completed < batches.ready  # else the checkpoint was saved after it
 
 
 def _find_loader(loaders: Any, key: str | int | None, combined_loader: Any) -> tuple[int, Any]:

@@ -94,22 +94,23 @@ def find_moving(controller: FeedbackController) -> Moving:
 
 
 def of_independent_draws(source: DrawSource) -> dict[str, float]:
-    """Return what independent draws at the target would give, beside which the trained mix can be judged.
+    """Return what as many independent draws at the target would give, beside which the trained mix can be judged.
 
-    The trained mix of batches of ``B`` samples over all ranks would have the standard deviation
-    ``sqrt(q (1 - q) / (B (2 horizon - 1)))``. ``distance`` is its mean distance from the target. ``low`` and ``high``
-    are one standard deviation below and above the largest target; with more than 20 classes, of the trained mix over
-    its target, for the smallest.
+    The trained mix begins at the target. After many batches of ``B`` samples over all ranks it would have the standard
+    deviation ``sqrt(q (1 - q) / (B (2 horizon - 1)))``, and after ``n`` batches ``sqrt(1 - (1 - 1 / horizon)^(2 n))``
+    times as much. ``distance`` is its mean distance from the target. ``low`` and ``high`` are one standard deviation
+    below and above the largest target; with more than 20 classes, of the trained mix over its target, for the smallest.
     """
     controller, q = source.controller, source.controller.q
-    deviation = np.sqrt(q * (1.0 - q) / (source.global_batch_size * (2.0 * controller.horizon - 1.0)))
-    center, reach = float(q.max()), float(deviation[q.argmax()])
+    begun = 1.0 - (1.0 - 1.0 / controller.horizon) ** (2 * controller.draws)
+    deviation = np.sqrt(begun * q * (1.0 - q) / (source.global_batch_size * (2.0 * controller.horizon - 1.0)))
+    center, reach, highest = float(q.max()), float(deviation[q.argmax()]), 1.0
     if q.size > MAX_NAMED_CLASSES:
-        center, reach = 1.0, float((deviation[q > 0] / q[q > 0]).max())
+        center, reach, highest = 1.0, float((deviation[q > 0] / q[q > 0]).max()), math.inf
     return {
         "distance": float(deviation.sum()) / math.sqrt(2.0 * math.pi),  # the mean of |x| is sqrt(2 / pi) deviations
         "low": max(center - reach, 0.0),
-        "high": center + reach,
+        "high": min(center + reach, highest),
     }
 
 

@@ -38,11 +38,12 @@ def make_charts(
     """
     by_name, range_of = num_classes <= MAX_NAMED_CLASSES, "" if num_classes <= MAX_NAMED_CLASSES else ", least to most"
     mix, group = ("Trained mix", "trained_mix") if by_name else ("Trained mix over target", "over_target")
+    band = "of the largest target" if by_name else "of the smallest target"
     charts: Charts = {
         "Is the mix where it should be?": {
             "Distance from the target; of independent draws": ("fair/distance", "fair_independent/distance"),
             **({f"Mix that arrives{range_of}": ("fair_class/arriving/",)} if arriving else {}),
-            f"{mix}; band of independent draws": (
+            f"{mix}; band of independent draws {band}": (
                 f"fair_class/{group}/",
                 "fair_independent/low",
                 "fair_independent/high",

@@ -86,10 +86,30 @@ def test_reset_keeps_the_counts_before(visit):
     assert twice.before is None
 
 
+def test_undo_exchanges_the_visits(visit):
+    """What was drawn or loaded since the reset comes back with a second undo, and no third visit is kept."""
+    later = session.reset(visit, 5, 1, 1, "")
+    session.load(later, '{"2": 7}')
+    back = session.undo(later)
+    assert (back, back.before, later.before) == (visit, later, None)
+    assert session.undo(back).rotation.counts == {2: 7}
+    assert visit.before is None
+    with pytest.raises(ValueError, match="No reset can be undone"):
+        session.undo(visit)
+
+
 def test_batch_is_left_out_with_its_counts(visit, monkeypatch):
     monkeypatch.setattr(session, "MAX_COPIED", 1)
-    restored, is_lost = session.restore(session.browser_copy(visit))
-    assert (restored.batch, restored.rotation.counts, is_lost) == ("", {}, True)
+    restored, warning = session.restore(session.browser_copy(visit))
+    assert (restored.batch, restored.rotation.counts, warning) == ("", {}, session.COPY_LOST)
+
+
+@pytest.mark.parametrize("copy", ["x", 3, {}, ["{}", False], ["{}", False, "", 3], ['{"1": -1}', False, ""]], ids=str)
+def test_damaged_copy_is_told(copy):
+    """The copy in the browser can be anything; a damaged one gives the default rotation, and a new visitor has none."""
+    visit, warning = session.restore(copy)
+    assert (visit.rotation.counts, warning) == ({}, session.COPY_DAMAGED)
+    assert session.restore(None)[1] == ""
 
 
 @pytest.mark.parametrize("seed", ["-1", "1.5", "x", "<b>", "9" * 21])

@@ -64,3 +64,16 @@ def test_high_gain_oscillates():
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         simulate(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "swings"), [((8, 40, 10, 16, 0), True), ((1, 40, 10, 16, 0), False), ((8, 40, 1, 16, 0), False)]
+)
+def test_page_says_what_oscillates(settings, swings):
+    """Too high a gain does no harm if nothing is to be corrected, or if a largest weight of 1 forbids it."""
+    pytest.importorskip("gradio")
+    from lightning_fair.app.feedback import _summary
+
+    text = _summary(simulate(*settings), alpha=settings[1])["value"]
+    assert "training would refuse it" in text
+    assert ("of the trained samples" in text, "It does not here" in text) == (swings, not swings)

@@ -46,7 +46,19 @@ class Noisy(Plain):
         torch.randn(1)
 
 
-def run(folder, saves="step", ckpt=None, *, fair=True, states=True, validates=True, of_loader=None, seed=1, **settings):
+def run(
+    folder,
+    saves="step",
+    ckpt=None,
+    *,
+    fair=True,
+    states=True,
+    validates=True,
+    val_shuffles=True,
+    of_loader=None,
+    seed=1,
+    **settings,
+):
     """Return the module and the metrics at the end."""
     L.seed_everything(seed, verbose=False)
     module = Noisy()
@@ -54,7 +66,7 @@ def run(folder, saves="step", ckpt=None, *, fair=True, states=True, validates=Tr
     callbacks = [RandomStates()] * states + [FairSampling(feedback_delay=5, seed=0)] * fair
     saving = ModelCheckpoint(folder, "{step}", save_top_k=-1, **SAVES[saves])
     train = loader(Augmented(COUNTS), **(of_loader or {}))
-    loaders = [train, loader(Augmented((4, 4, 4)))] if validates else train
+    loaders = [train, loader(Augmented((4, 4, 4)), shuffle=val_shuffles)] if validates else train
     fitted = trainer(*callbacks, saving, max_epochs=3, enable_checkpointing=True, **settings)
     fitted.fit(module, *(loaders if validates else [loaders]), ckpt_path=ckpt)
     return module, fitted.callback_metrics
@@ -84,6 +96,19 @@ def test_resume_after_last_batch(tmp_path, monkeypatch):
     monkeypatch.delattr(Noisy, "on_train_epoch_start")
     whole = run(tmp_path / "whole", validates=False)
     assert_same(run(tmp_path / "rest", ckpt=tmp_path / "whole" / "step=10.ckpt", validates=False, seed=2), whole)
+
+
+@pytest.mark.parametrize("settings", [{"check_val_every_n_epoch": 2}, {"val_check_interval": 2}, {}], ids=str)
+def test_skipped_validation_takes_its_seeds(tmp_path, monkeypatch, settings):
+    """Those of its loader if it was due after the last batch of an epoch, and none if it was not."""
+    monkeypatch.delattr(Noisy, "on_train_epoch_start")
+    monkeypatch.setattr(Augmented, "__getitem__", Indexed.__getitem__)
+    monkeypatch.setitem(SAVES, "step", {"every_n_train_steps": 5})
+    settings = {"val_shuffles": False, **settings}
+    whole, _ = run(tmp_path / "whole", **settings)
+    for step in (5, 10):
+        rest, _ = run(tmp_path / f"{step}", ckpt=tmp_path / "whole" / f"step={step}.ckpt", seed=2, **settings)
+        assert_same((rest, {}), (whole, {}))  # without the metrics of the skipped validation
 
 
 def test_plain_loader_resumes_between_epochs(tmp_path):
