@@ -33,7 +33,8 @@ def main(cfg: DictConfig) -> None:
     given = list(HydraConfig.get().overrides.task)
     methods = choose_methods(given)
     seeds = (cfg.seed,) if any(value.startswith("seed=") for value in given) else SEEDS
-    runs = {name: [_config(values, seed, seeds, cfg.output_dir) for seed in seeds] for name, values in methods.items()}
+    folder = cfg.output_dir
+    runs = {name: [_config(values, seed, seeds, folder) for seed in seeds] for name, values in methods.items()}
     failed = check(runs)
     reports: dict[str, list[Report]] = {}
     names = [name for name in runs if name not in failed]
@@ -55,9 +56,9 @@ def main(cfg: DictConfig) -> None:
                 comparison(reports, title=f"Recall of each class in the test, seed {', '.join(map(str, seeds))}")
             )
             print(notes(list(reports), given, len(seeds)))
-    if training.tensorboard_dir(cfg):
+    if training.tensorboard_dir(runs["without"][0]):
         print(f"\nCharts of seed {seeds[0]}, in a browser at http://localhost:6006:")
-        print(f"    tensorboard --logdir {training.quoted(os.path.relpath(cfg.output_dir))}")
+        print(f"    tensorboard --logdir {training.quoted(os.path.relpath(folder))}")
         print("Tab Scalars: val/balanced_accuracy. Tab Custom Scalars: the mix of the batches.")
 
 
