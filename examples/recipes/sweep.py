@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
@@ -92,15 +92,20 @@ def train_and_record(train: Callable[[DictConfig], Report], cfg: DictConfig) -> 
             (folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
             log.error(f"This run failed, and the sweep goes on: {text} (traceback.txt in {_relative(folder)})")
             return None
-        if isinstance(error, _OF_SETTINGS):
-            raise SettingsError(text) from error
-        raise
+        raise_error(error)
     per_class = {"recall": report.recall, "images": report.images, "drawn": report.drawn}
     result = {name: dict(zip(report.classes, values.tolist(), strict=True)) for name, values in per_class.items()}
     numbers = {"metrics": report.metrics(), "errors": report.errors, "seconds": time.perf_counter() - start}
     identity = {"overrides": list(HydraConfig.get().overrides.task), "config": _digest(cfg)}
     _write(path, {"status": "done", **identity, **numbers, **result})
     return report
+
+
+def raise_error(error: Exception) -> NoReturn:
+    """Raise an error of a setting as a :class:`SettingsError`, and any other as it is."""
+    if isinstance(error, _OF_SETTINGS):
+        raise SettingsError(error_text(error)) from error
+    raise error
 
 
 def run_in_sweep(train: Callable[[DictConfig], Report], cfg: DictConfig) -> float | None:

@@ -54,6 +54,34 @@ def train(cfg: DictConfig, *extra_callbacks: L.Callback) -> Report:
         ValueError: If a value is out of range.
         InstantiationException: Hydra's wrapper of an error in a constructor; it names the group of the config.
     """
+    data, model, fair = prepare(cfg)
+    callbacks = [*(instantiate(callback) for callback in (cfg.callbacks or {}).values() if callback), *extra_callbacks]
+    callbacks.append(RandomStates())
+    if cfg.trainer.enable_progress_bar is False:
+        # Lightning refuses a progress bar together with this setting.
+        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
+    recovery = next((callback for callback in callbacks if isinstance(callback, Recovery)), None)
+    if recovery:
+        drift_stream(data)
+    loggers = [instantiate(logger) for logger in (cfg.logger or {}).values()]
+    callbacks = [fair, *callbacks] if fair else callbacks
+    trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False, _convert_="all")
+    trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path)
+    # Read before the test overwrites it. A validation on the test set does not count as one.
+    validated = None if data.val_set is data.test_set else trainer.callback_metrics.get("val/balanced_accuracy")
+    trainer.test(model, datamodule=data, verbose=False)
+    report = _report(model, data, fair, None if validated is None else float(validated), recovery)
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            _log_hparams(logger, hparams(cfg), report.metrics())
+    return report
+
+
+def prepare(cfg: DictConfig) -> tuple[Any, Any, FairSampling | None]:
+    """Return data, model and plugin of a run. It raises the errors of :func:`train`, and writes nothing.
+
+    The plugin is None with ``fair=off``.
+    """
     check_config(cfg)
     _quiet()
     if cfg.threads:
@@ -75,26 +103,7 @@ def train(cfg: DictConfig, *extra_callbacks: L.Callback) -> Report:
         fair.settings.make_sampler(labels, data.batch_size, dataset=data.train_set, total_batches=length)
     check_feedback(data, fair)
     check_schedules(cfg, fair)
-    callbacks = [*(instantiate(callback) for callback in (cfg.callbacks or {}).values() if callback), *extra_callbacks]
-    callbacks.append(RandomStates())
-    if cfg.trainer.enable_progress_bar is False:
-        # Lightning refuses a progress bar together with this setting.
-        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
-    recovery = next((callback for callback in callbacks if isinstance(callback, Recovery)), None)
-    if recovery:
-        drift_stream(data)
-    loggers = [instantiate(logger) for logger in (cfg.logger or {}).values()]
-    callbacks = [fair, *callbacks] if fair else callbacks
-    trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False, _convert_="all")
-    trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path)
-    # Read before the test overwrites it. A validation on the test set does not count as one.
-    validated = None if data.val_set is data.test_set else trainer.callback_metrics.get("val/balanced_accuracy")
-    trainer.test(model, datamodule=data, verbose=False)
-    report = _report(model, data, fair, None if validated is None else float(validated), recovery)
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            _log_hparams(logger, hparams(cfg), report.metrics())
-    return report
+    return data, model, fair
 
 
 def show(report: Report, cfg: DictConfig) -> None:
