@@ -56,7 +56,7 @@ class ClassRecall(MulticlassRecall):
             (tensor([1., 0.]), tensor([0.3062, 0.3062]))
         """
         expected = (self.right + 1) / (self.counts + 2)
-        return torch.sqrt(expected * (1.0 - expected) / self.counts)
+        return torch.sqrt(expected * (1.0 - expected) / self.counts).where(self.counts > 0, torch.nan)
 
 
 class Classifier(ImportanceWeightedMixin, L.LightningModule):
