@@ -180,7 +180,9 @@ def train(
     elif install == "mixin":
         module.fair_sampling = fair
     callbacks: list[L.Callback] = [fair] if install == "callback" else []
-    callbacks += [RandomStates()] if noisy else []
+    if noisy:
+        torch.manual_seed(settings.get("max_epochs", 0) + int(os.environ.get("LOCAL_RANK", 0)))
+        callbacks.append(RandomStates())
     if keep:
         # The first saves before the end of an epoch is counted, the second after it.
         settings_of_both: dict[str, Any] = {"save_top_k": -1, "auto_insert_metric_name": False}
