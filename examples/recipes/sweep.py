@@ -254,10 +254,10 @@ class SweepReport(Callback):
         if runs := run_folders(folder):
             earlier = read_json(folder / COMMAND)
             if earlier != command:
-                of = f" of `-m {' '.join(earlier['overrides'] + earlier.get('sweeper', []))}`" if earlier else ""
+                whose = f" of `-m {' '.join(earlier['overrides'] + earlier.get('sweeper', []))}`" if earlier else ""
                 raise SystemExit(
                     f"hydra.sweep.dir must be a folder without runs, or with those of the same command, and {folder} "
-                    f"holds {len(runs)} runs{of}. Name another folder."
+                    f"holds {len(runs)} runs{whose}. Name another folder."
                 )
             print(f"The sweep in {_relative(folder)} is continued; its finished runs are not repeated.")
         folder.mkdir(parents=True, exist_ok=True)
