@@ -181,7 +181,8 @@ def train(
         module.fair_sampling = fair
     callbacks: list[L.Callback] = [fair] if install == "callback" else []
     if noisy:
-        torch.manual_seed(settings.get("max_epochs", 0) + int(os.environ.get("LOCAL_RANK", 0)))
+        os.environ.pop("PL_GLOBAL_SEED", None)  # of an earlier test: Lightning would give it to every rank
+        torch.manual_seed(int(os.environ.get("LOCAL_RANK", 0)))
         callbacks.append(RandomStates())
     if keep:
         # The first saves before the end of an epoch is counted, the second after it.
