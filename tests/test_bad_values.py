@@ -226,6 +226,7 @@ TABLE = {
             "max_reuse": (*COUNT, *NONE),
             "reads_per_sample": (*COUNT, *NONE),
             "label_fn": ("x", 3, [], {}, True),
+            "class_names": NAMES,
             "return_weights": (*FLAG, *NONE),
             "seed": (*INTEGER, *NONE, -1),
         },

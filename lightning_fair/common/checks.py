@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any
@@ -141,6 +141,12 @@ def check_names(name: str, values: Any) -> list[str]:
     if not names or len(set(names)) < len(names):  # classes of one name would share their tags
         raise ValueError(f"{name} must be a list with a different name for each class, got {show(values)}.")
     return names
+
+
+def check_number_of_names(names: Sequence[str] | None, num_classes: int | None) -> None:
+    """Refuse ``class_names`` that do not name every class; nothing is compared with None."""
+    if names is not None and num_classes is not None and len(names) != num_classes:
+        raise ValueError(f"class_names must name every class: got {len(names)} names for {num_classes} classes.")
 
 
 def check_type(name: str, value: Any, kinds: Any, words: str) -> None:

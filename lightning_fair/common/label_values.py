@@ -228,9 +228,9 @@ def _number_values(y: NDArray[Any]) -> tuple[Ints, list[Any] | None]:
     """Return the number of each value in sorted order, and these values; None if they are whole numbers themselves."""
     items = y.tolist()
     values = _distinct(items)
-    missing = [value for value in values if _is_missing(value)]
+    missing = [value for value in values if is_missing(value)]
     if missing:
-        _refuse_missing(np.fromiter(map(_is_missing, items), bool, len(items)))
+        _refuse_missing(np.fromiter(map(is_missing, items), bool, len(items)))
     for value in values:
         # Each object would be a class of its own.
         if isinstance(value, Tensor) or getattr(type(value), "__hash__", None) is object.__hash__:
@@ -257,7 +257,8 @@ def _distinct(items: list[Any]) -> list[Any]:
         raise ValueError(f"labels must be hashable values such as numbers or strings: {error}. {_TAGS}.") from error
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
+    """Return whether a value is None, NaN, or a missing value of pandas."""
     # The missing values of pandas have no truth value.
     return (
         value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value)

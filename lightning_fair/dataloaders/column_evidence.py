@@ -126,6 +126,11 @@ class ColumnEvidence:
         is_constant = self._first is not None and self._seen.size > self._first.size
         return 0.0 if self.part is None or is_constant else self.part
 
+    def holds(self, class_names: Sequence[str]) -> bool:
+        """Return whether the column has held the name of each class that was drawn."""
+        known = np.flatnonzero(self._known).tolist()
+        return bool(class_names) and all(self._codes.get(class_names[c]) == self._values[c] for c in known)
+
     def describe(self, max_values: int, class_names: Sequence[str] | None = None) -> str:
         """Return the classes of each value, for example ``0, 2 -> 1; 1 -> 0`` (class -> value)."""
         names = {code: name for name, code in self._codes.items()}

@@ -283,7 +283,7 @@ class LabelCheck:
         )
 
     def _warn_of_numbers(self, name: str) -> None:
-        if self.were_numbered:
+        if self.were_numbered or self._columns[name].holds(self.names or ()):
             return
         shown = self._columns[name].describe(_MAX_SHOWN, self.names)
         self._warn(

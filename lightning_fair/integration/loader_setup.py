@@ -267,10 +267,11 @@ def _make_stream_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> 
     run.settings.check_stream_mixes(run.settings.reference)
     run.sampler, run.tracker, run.min_delay = None, _find_tracker(run, trainer, loader.dataset), None
     if run.label_check is None:
-        has_function = loader.dataset.label_fn is not None  # type: ignore[attr-defined]
-        num_classes = run.tracker.controller.num_classes
+        stream, num_classes = run.tracker.stream, run.tracker.controller.num_classes
+        names = stream.classes if len(stream.classes or ()) == num_classes else None
+        has_function = stream.label_fn is not None
         run.label_check = LabelCheck(
-            num_classes, are_groups=has_function, inform=run.announce_groups, warn=rank_zero_warn
+            num_classes, names=names, are_groups=has_function, inform=run.announce_groups, warn=rank_zero_warn
         )
         _warn_of_single_class(run.tracker, run.noun)
     on_start = partial(_start_drawing, run, trainer, loader)

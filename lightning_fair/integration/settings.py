@@ -15,7 +15,16 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from lightning_fair.common.arrays import to_plain
-from lightning_fair.common.checks import RULES, check, check_choice, check_names, check_number, check_text, show
+from lightning_fair.common.checks import (
+    RULES,
+    check,
+    check_choice,
+    check_names,
+    check_number,
+    check_number_of_names,
+    check_text,
+    show,
+)
 from lightning_fair.common.class_mix import TRAINING_TARGETS, check_kind, check_mix
 from lightning_fair.common.labels import Labels, class_names, to_class_labels
 from lightning_fair.control import law
@@ -224,15 +233,15 @@ class FairSettings:
 
     def make_controller(self, stream: FairStream) -> FeedbackController:
         """Return the controller for a stream, which may name its classes."""
-        num_classes = self._known_num_classes or len(class_names(stream) or ())
+        num_classes = self.stated_classes or len(stream.classes or ())
         if not num_classes:
             raise ValueError(
-                "A stream does not show how many classes it has. Set FairSampling(num_classes=...), or make the "
-                "FairStream with a controller."
+                "A stream does not show how many classes it has. Set FairSampling(num_classes=...) or "
+                "FairStream(class_names=[...]), or make the FairStream with a controller."
             )
         target = "uniform" if is_auto(self.target_probs) else self.target_probs
         self.check_stream_mixes(target, self.reference)
-        return self._make_controller(num_classes, target, names=class_names(stream) or (), batch_size=stream.batch_size)
+        return self._make_controller(num_classes, target, names=stream.classes or (), batch_size=stream.batch_size)
 
     @staticmethod
     def check_stream_mixes(*mixes: Target | Shift) -> None:
@@ -253,7 +262,7 @@ class FairSettings:
         *,
         batch_size: int,
     ) -> FeedbackController:
-        self._check_names(num_classes)
+        check_number_of_names(self.class_names, num_classes)
         settings = {name: getattr(self, name) for name in (*_LAW, *_OBJECTIVE)}
         # A target may use any of the names, and the values of the labels; those of the settings come first.
         vocabularies, counts = (names, values or (), self.class_names or ()), Counter(names)
@@ -276,10 +285,6 @@ class FairSettings:
         vectors = (end for end in ends if not isinstance(end, (str, Mapping, NoneType)))
         return self.num_classes or next((len(end) for end in vectors), None)  # type: ignore[arg-type]
 
-    def _check_names(self, K: int | None) -> None:
-        if self.class_names is not None and K is not None and len(self.class_names) != K:
-            raise ValueError(f"class_names must name every class: got {len(self.class_names)} names for {K} classes.")
-
     def _check_law(self) -> None:
         """Check the law as far as the number of classes and the target are known without the data."""
         for end in target_endpoints(self.target_probs):
@@ -287,7 +292,7 @@ class FairSettings:
         _check_mix("reference", self.reference)
         alpha, K, horizon = as_schedule(self.alpha), self._known_num_classes, self.horizon
         check_min_prob(self.min_prob, K or 1)
-        self._check_names(K)
+        check_number_of_names(self.class_names, K)
         # A name stands for a target of any length. The names of classes may be those of the data.
         ends = [end for end in target_endpoints(self.target_probs) if isinstance(end, str) or (K and not _names(end))]
         ends = [end for end in ends if not (isinstance(end, str) and end in TRAINING_TARGETS)]

@@ -16,7 +16,7 @@ from lightning_fair.control.draw import Draw
 from lightning_fair.control.law import apply_floor, mixture_floor
 from lightning_fair.sampling.systematic import DrawRandomness, systematic_counts
 from lightning_fair.streaming.buffers import ClassBuffers, cap_mix
-from lightning_fair.streaming.samples import copy_data, owns_memory, stream_labels
+from lightning_fair.streaming.samples import copy_data, number_names, owns_memory, stream_labels
 from lightning_fair.streaming.worker_balancing import WorkerBalancing, WorkerTarget
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class StreamIteration:
         self._stream, self._source = stream, source
         self._controller, self._buffers = controller, buffers
         self._in_flight, self._balancing = in_flight, balancing
+        self._class_numbers = number_names(stream.classes or ())
         self._wanted = set(np.flatnonzero(controller.wanted).tolist())
         # While they are sorted into the buffers, samples are held in addition to the buffers' own: at most a tenth.
         self._max_unsorted = min(stream.batch_size, max(len(self._wanted) * stream.buffer_size // 10, 1))
@@ -105,7 +106,7 @@ class StreamIteration:
         samples, num_classes = list(islice(self._source, number)), self._controller.num_classes
         if not samples:
             return np.zeros(num_classes, dtype=np.int64)
-        labels = stream_labels(samples, num_classes, self._stream.label_fn)
+        labels = stream_labels(samples, num_classes, self._stream.label_fn, self._class_numbers)
         if not owns_memory(samples[0]):
             samples = list(map(copy_data, samples))
         by_class: dict[int, list[Any]] = {}

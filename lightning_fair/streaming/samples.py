@@ -3,30 +3,49 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
 
+from lightning_fair.common.checks import show
+from lightning_fair.common.label_values import is_missing, label_array
+from lightning_fair.common.labels import class_names
 from lightning_fair.common.sample_labels import LABEL_KEYS, extract_labels
 
+_REMEDY = "Pass FairStream(label_fn=<function from a sample to its class>)"
+_MAX_SHOWN = 20  # names in a message
 
-def stream_labels(samples: Sequence[Any], num_classes: int, label_fn: Callable[[Any], Any] | None = None) -> list[int]:
+
+def stream_labels(
+    samples: Sequence[Any],
+    num_classes: int,
+    label_fn: Callable[[Any], Any] | None = None,
+    numbers: Mapping[str, int] | None = None,
+) -> list[int]:
     """Return the class of each sample of a stream.
+
+    Whole numbers, of any type and in arrays of one value, are class numbers; the class of a row with a single 1 and
+    else 0 is its column. Any other label is looked up by its name.
 
     Args:
         samples: Samples of one kind, at least one.
         num_classes: Number of classes ``K``.
         label_fn: Takes a sample and returns its class; see :class:`~lightning_fair.FairStream` for the default.
+        numbers: Class number of each name; None if nothing names the classes.
 
     Raises:
-        TypeError: If a class is not one integer.
-        ValueError: If a class is not in ``[0, K)``.
+        TypeError: If a sample has no label, or no label that can be a class or a name.
+        ValueError: If a class is not in ``[0, K)``, a name is unknown, or a label is not one class.
 
     Example:
-        >>> stream_labels([("a cat", 1), ("a dog", torch.tensor(0))], num_classes=2)
+        >>> stream_labels([("a cat", 1), ("a dog", torch.tensor(0.0))], num_classes=2)
         [1, 0]
+        >>> stream_labels([{"text": "meow", "label": "cat"}], num_classes=2, numbers={"cat": 0, "dog": 1})
+        [0]
     """
     first = samples[0]
     if label_fn:
@@ -35,16 +54,16 @@ def stream_labels(samples: Sequence[Any], num_classes: int, label_fn: Callable[[
         values = [sample[1] for sample in samples]
     else:
         values = [extract_labels(sample) for sample in samples]
-    labels: list[int] = []
+        if any(value is None for value in values):
+            raise TypeError(
+                "The class of a stream's sample is its second element, or stands under a key "
+                f"{' or '.join(map(repr, LABEL_KEYS))}; got a {type(first).__name__} without it{_keys(first)}. "
+                f"{_REMEDY}."
+            )
     try:
-        for value in values:
-            labels.append(operator.index(value))
-    except TypeError as error:
-        raise TypeError(
-            "The class of a stream's sample is its second element, or stands under a key "
-            f"{' or '.join(map(repr, LABEL_KEYS))}, and is one integer; got {value!r} in a {type(first).__name__}. "
-            "Pass FairStream(label_fn=<function from a sample to its class>)."
-        ) from error
+        labels = list(map(operator.index, values))
+    except TypeError:
+        labels = [_class_number(value, numbers or {}) for value in values]
     if min(labels) < 0 or max(labels) >= num_classes:
         label = next(y for y in labels if not 0 <= y < num_classes)
         remedy = f"Set num_classes={max(labels) + 1} or more"
@@ -55,6 +74,72 @@ def stream_labels(samples: Sequence[Any], num_classes: int, label_fn: Callable[[
             "FairStream(label_fn=<function from a sample to its class>)."
         )
     return labels
+
+
+def _class_number(value: Any, numbers: Mapping[str, int]) -> int:
+    with suppress(TypeError):
+        return operator.index(value)
+    if hasattr(value, "shape") or isinstance(value, list) or (isinstance(value, tuple) and not numbers):
+        value = _one_value(value)
+    if is_missing(value):
+        raise ValueError(
+            "labels must be one class per sample, but a sample of the stream has none (None or NaN). Leave such "
+            f"samples out of the source, or give them a class. {_REMEDY}."
+        )
+    if isinstance(value, (int, float)) and value == np.floor(value) and abs(value) < 2.0**63:
+        return int(value)
+    if isinstance(value, float) and not numbers:
+        raise ValueError(
+            f"labels must be whole numbers or names, got {value} in the stream. To balance intervals of a number, pass "
+            "FairStream(label_fn=...) with a function such as lambda sample: np.digitize(sample[1], edges)."
+        )
+    name = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    if name in numbers:
+        return numbers[name]
+    if numbers:
+        known = ", ".join(map(repr, list(numbers)[:_MAX_SHOWN])) + (", ..." if len(numbers) > _MAX_SHOWN else "")
+        raise ValueError(
+            f"labels must be class numbers or names of classes, got {show(value)} in the stream; the classes are "
+            f"{known}. Name it in FairStream(class_names=[...]), or leave such samples out of the source."
+        )
+    raise TypeError(
+        f"labels must be class numbers or names of classes, got {show(value)} in a stream that names no classes. Pass "
+        "FairStream(class_names=[...]) with the name of each class, in the order of their numbers, or "
+        "FairStream(label_fn=<function from a sample to its class>)."
+    )
+
+
+def _one_value(value: Any) -> Any:
+    """Return the only value of an array, or the column of a one-hot row."""
+    if getattr(value, "size", None) == 1 or (isinstance(value, torch.Tensor) and value.numel() == 1):
+        return value.item()
+    try:
+        return label_array([value]).tolist()[0]
+    except ValueError as error:
+        raise ValueError(f"{error} In a stream, {_REMEDY[0].lower()}{_REMEDY[1:]}.") from None
+
+
+def _keys(sample: Any) -> str:
+    return f" (keys {', '.join(map(repr, sample))})" if isinstance(sample, Mapping) else ""
+
+
+def source_classes(source: Any, label_fn: Callable[[Any], Any] | None = None) -> list[str] | None:
+    """Return the names of the classes of a source: its ``classes``, or those of the label among its ``features``.
+
+    None if it has none. Hugging Face data sets have ``features``; with a ``label_fn``, the label is not known.
+    """
+    names = class_names(source)
+    features = getattr(source, "features", None)
+    if names is None and label_fn is None and isinstance(features, Mapping):
+        key = next((key for key in LABEL_KEYS if key in features), None)
+        names = getattr(features.get(key), "names", None)
+    return names
+
+
+def number_names(names: Sequence[str]) -> dict[str, int]:
+    """Return the class number of each name; a name of several classes has none."""
+    counts = Counter(names)
+    return {name: number for number, name in enumerate(names) if counts[name] == 1}
 
 
 def owns_memory(sample: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count, islice
 from types import NoneType
 from typing import Any
@@ -12,13 +12,13 @@ import torch
 from numpy.typing import ArrayLike
 from torch.utils.data import IterableDataset, get_worker_info
 
-from lightning_fair.common.checks import check, check_type, show
+from lightning_fair.common.checks import check, check_names, check_number_of_names, check_type, show
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.weights import class_weights
 from lightning_fair.streaming.buffers import ClassBuffers
 from lightning_fair.streaming.iteration import StreamDraw, StreamIteration
 from lightning_fair.streaming.missing_classes import MissingClassLogger
-from lightning_fair.streaming.samples import add_weight
+from lightning_fair.streaming.samples import add_weight, source_classes
 from lightning_fair.streaming.shared_state import SharedState
 from lightning_fair.streaming.worker_balancing import WorkerBalancing
 
@@ -80,6 +80,8 @@ class FairStream(IterableDataset[Any]):
             frequent classes and shorten the epoch to the source's length divided by ``reads_per_sample``.
         label_fn: Takes a sample and returns its class. Default: the second element of a pair, or the value under a
             usual key of a mapping (``"label"``, ``"target"``, ``"y"``).
+        class_names: Name of each class, in the order of the class numbers. A label that is no whole number, such as a
+            string, is looked up among them. None: the source's ``classes``, or the names in its ``features``, if any.
         return_weights: Add the importance weight ``reference[y] / p[y]``, at most the controller's ``max_weight``,
             float32, to each sample: ``(x, y)`` becomes ``(x, y, w)``, and a mapping has it under ``"weight"``.
         seed: Seed of the draws, at least 0.
@@ -90,9 +92,10 @@ class FairStream(IterableDataset[Any]):
         brings_controller: Whether a controller was passed to the constructor.
 
     Raises:
-        ValueError: If a number is out of range; during iteration, if a label is not in ``[0, K)``.
+        ValueError: If a number is out of range, or ``class_names`` does not name every class; during iteration, if a
+            label is not in ``[0, K)``, not one class, or no name of a class.
         TypeError: If an argument is of another type, or the source is not iterable; during iteration, if a sample
-            has no label that is one integer.
+            has no label, or one that is no class number where nothing names the classes.
 
     Example:
         >>> source = [(float(i), int(i % 100 == 99)) for i in range(800)]
@@ -112,6 +115,7 @@ class FairStream(IterableDataset[Any]):
         max_reuse: int = 64,
         reads_per_sample: int = 1,
         label_fn: Callable[[Any], Any] | None = None,
+        class_names: Sequence[str] | None = None,
         return_weights: bool = False,
         seed: int = 0,
     ) -> None:
@@ -132,6 +136,7 @@ class FairStream(IterableDataset[Any]):
                 f"buffer_size * max_reuse must be at least batch_size, got {buffer_size} * {max_reuse} < {batch_size}: "
                 "a batch could not be filled while the stream sends a single class. Increase buffer_size or max_reuse."
             )
+        self.class_names = None if class_names is None else check_names("class_names", class_names)
         self.label_fn, self.return_weights = label_fn, check("return_weights", return_weights)
         self.rank, self.world_size = 0, 1
         self.brings_controller = controller is not None
@@ -150,9 +155,9 @@ class FairStream(IterableDataset[Any]):
         return self._controller
 
     @property
-    def classes(self) -> Any:
-        """The source's names of the classes; None if it has none."""
-        return getattr(self.source, "classes", None)
+    def classes(self) -> list[str] | None:
+        """Names of the classes: ``class_names``, or those of the source; None if it has none."""
+        return self.class_names or source_classes(self.source, self.label_fn)
 
     def __len__(self) -> int:
         """Approximate number of samples that an iteration yields on this rank, if the source has a length."""
@@ -165,6 +170,7 @@ class FairStream(IterableDataset[Any]):
     def bind(self, controller: FeedbackController) -> None:
         """Follow this controller from now on, with empty buffers."""
         check_type("controller", controller, FeedbackController, "a FeedbackController")
+        check_number_of_names(self.class_names, controller.num_classes)
         controller.bind_batch(self.batch_size * self.world_size)
         self._controller = controller
         self._buffers: ClassBuffers | None = None

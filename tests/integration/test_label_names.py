@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import Logger
-from lightning_helpers import BATCH, Indexed, Weighted, fit, loader
+from lightning_helpers import BATCH, Indexed, Weighted, fit, loader, warnings_about
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_fair import FairDataModule, FairSampling, FairStream, schedules
@@ -159,6 +159,27 @@ def test_stream_names_classes():
     stream = FairStream([(0.0, 0)] * 8, batch_size=4)
     settings = FairSettings(target_probs={"b": 0.7}, num_classes=2, class_names=["a", "b"])
     np.testing.assert_allclose(settings.make_controller(stream).q, [0.3, 0.7])
+
+
+def test_names_in_a_stream():
+    """A stream whose labels are strings: names in TensorBoard and in the target, and batches that are verified."""
+
+    class Numbering(Weighted):
+        def training_step(self, batch, batch_idx):
+            x, names = batch
+            self.drawn = getattr(self, "drawn", []) + list(names)
+            return self.reduce(self.losses(x, torch.tensor([NAMES.index(name) for name in names])))
+
+    stream = FairStream([(torch.zeros(4), NAMES[y]) for y in Y], batch_size=BATCH, class_names=NAMES)
+    module, logger, callback = Numbering(), InMemory(), FairSampling(target_probs={"dog": 0.1})
+    with warnings_about("") as messages:
+        fit(module, DataLoader(stream, batch_size=BATCH), callback, logger=logger, log_every_n_steps=1)
+    assert logger.tags == set(NAMES)
+    assert module.drawn.count("dog") / len(module.drawn) == pytest.approx(0.1, abs=0.02)
+    assert callback._run.label_check.column == "batch[1]"
+    assert not [message for message in messages if "class" in message]
+    with pytest.raises(ValueError, match="target_probs names class 'emu'; the classes are 'ant', 'bee', 'cat', 'dog'"):
+        fit(Weighted(), DataLoader(stream, batch_size=BATCH), FairSampling(target_probs={"emu": 0.1}))
 
 
 def test_stated_number_of_classes():
