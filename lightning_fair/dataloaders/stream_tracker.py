@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_fair.common.arrays import Floats, Ints, to_arrays, to_tensors
+from lightning_fair.common.distributed import gather_from_ranks
 from lightning_fair.common.saved_states import array, check_state, check_version, counts, integer
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import Draw
 from lightning_fair.control.rank_facts import controller_facts
 from lightning_fair.streaming.iteration import StreamDraw
 from lightning_fair.streaming.missing_classes import MissingClassLogger
+from lightning_fair.streaming.one_pass import compare_ranks, own_checksums, take_verdict
 from lightning_fair.streaming.stream import FairStream
 
 _STATE_VERSION = 1
@@ -36,6 +39,7 @@ class StreamTracker:
 
     def __init__(self, stream: FairStream, rank: int = 0, world_size: int = 1) -> None:
         self.rank, self.world_size = rank, world_size
+        self._has_compared_ranks = False
         self.follow(stream)
         self._clear()
 
@@ -86,12 +90,23 @@ class StreamTracker:
             controller.next_probs()  # moves the target to this step's
         controller.report(draw.counts if counts is None else counts, loss_sums, loss_counts)
         self.stream.share()
+        self._check_one_pass()
         rate = 1.0 / controller.horizon
         self._arriving = (1.0 - rate) * self._arriving + rate * draw.arrived
         self.class_counts += draw.arrived
         self.handed_out += draw.counts
         if not self.rank and not draw.ended:
             self._missing.update(draw.draw_id, draw.available, controller.target_at(draw.progress))
+
+    def _check_one_pass(self) -> None:
+        """Warn once if workers or ranks read the same samples. Every rank takes part at its first report."""
+        table = self.stream.first_samples
+        found = [take_verdict(table)]
+        if self.world_size > 1 and not self._has_compared_ranks:
+            self._has_compared_ranks = True
+            found.append(compare_ranks(gather_from_ranks(own_checksums(table))))
+        for warning in filter(None, found if self.rank == 0 else ()):
+            warnings.warn(warning, stacklevel=2)
 
     def clip_counts(self, counts: NDArray[Any], draw: Draw) -> NDArray[Any]:
         """Return the counts, scaled down to the number of drawn samples: the classes on other ranks are not known."""

@@ -70,6 +70,7 @@ class StreamIteration:
         self._stream, self._source = stream, source
         self._controller, self._buffers = controller, buffers
         self._in_flight, self._balancing = in_flight, balancing
+        self._one_pass = stream.one_pass_check()
         self._class_numbers = number_names(stream.classes or ())
         self._wanted = set(np.flatnonzero(controller.wanted).tolist())
         # While they are sorted into the buffers, samples are held in addition to the buffers' own: at most a tenth.
@@ -104,6 +105,8 @@ class StreamIteration:
     def _read_into_buffers(self, number: int) -> Ints:
         """Read up to ``number`` samples; return how many of each class were read."""
         samples, num_classes = list(islice(self._source, number)), self._controller.num_classes
+        if self._one_pass and not self._one_pass.is_done:
+            self._one_pass.add(samples)
         if not samples:
             return np.zeros(num_classes, dtype=np.int64)
         labels = stream_labels(samples, num_classes, self._stream.label_fn, self._class_numbers)

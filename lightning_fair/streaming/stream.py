@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count, islice
 from types import NoneType
@@ -18,6 +19,7 @@ from lightning_fair.control.weights import class_weights
 from lightning_fair.streaming.buffers import ClassBuffers
 from lightning_fair.streaming.iteration import StreamDraw, StreamIteration
 from lightning_fair.streaming.missing_classes import MissingClassLogger
+from lightning_fair.streaming.one_pass import OnePassCheck, take_verdict
 from lightning_fair.streaming.samples import add_weight, source_classes
 from lightning_fair.streaming.shared_state import SharedState
 from lightning_fair.streaming.worker_balancing import WorkerBalancing
@@ -177,6 +179,7 @@ class FairStream(IterableDataset[Any]):
         self._shared = SharedState(controller.num_classes)
         table_shape = WorkerBalancing.table_shape(controller.num_classes)
         self._balancing_table = torch.zeros(table_shape, dtype=torch.float64).share_memory_()  # type: ignore[no-untyped-call]
+        self.first_samples = OnePassCheck.new_table()
         self.share()
 
     def set_epoch(self, epoch: int) -> None:
@@ -203,6 +206,8 @@ class FairStream(IterableDataset[Any]):
             if not draw.ended:
                 log = balancing is None or balancing.is_first
                 missing.update(draw.draw_id, draw.available, controller.target_at(draw.progress), log=log)
+            if warning := take_verdict(self.first_samples):
+                warnings.warn(warning, stacklevel=2)
             yield samples
 
     def batches(self, *, in_flight: bool = False) -> Iterator[tuple[StreamDraw, list[Any]]]:
@@ -218,10 +223,21 @@ class FairStream(IterableDataset[Any]):
         info = get_worker_info()
         if not info or not 1 < info.num_workers <= len(self._balancing_table):
             return None
-        # One number for all workers of an iteration on one rank.
-        iteration = float((info.seed - info.id) % 2**32 + 2**32 * (self.rank + 1))
-        table = self._balancing_table.numpy()
+        table, iteration = self._balancing_table.numpy(), self._iteration_number(info)
         return WorkerBalancing(table, info.id, info.num_workers, iteration, self.controller.horizon)
+
+    def _iteration_number(self, info: Any) -> float:
+        """Return a number that all workers of an iteration on one rank have."""
+        return float((info.seed - info.id) % 2**32 + 2**32 * (self.rank + 1))
+
+    def one_pass_check(self) -> OnePassCheck | None:
+        """Return the comparison with the samples of other workers and ranks; None if the source is dealt out."""
+        info = get_worker_info()
+        has_others = self.world_size > 1 or (info is not None and info.num_workers > 1)
+        if not (has_others and isinstance(self.source, IterableDataset)):
+            return None
+        worker, iteration = (info.id, self._iteration_number(info)) if info else (0, 1.0)
+        return OnePassCheck(self.first_samples.numpy(), worker, iteration)
 
     def _batches(self, in_flight: bool, balancing: WorkerBalancing | None) -> Iterator[tuple[StreamDraw, list[Any]]]:
         info = get_worker_info()
