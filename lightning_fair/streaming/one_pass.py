@@ -19,11 +19,11 @@ _MIN_COMPARED, _MIN_DISTINCT, _MIN_SHARED = 16, 0.9, 0.5
 _HEADER = 2  # columns before the checksums: the iteration, and how many checksums follow
 _UNKNOWN, _FOUND, _TOLD = 0.0, 1.0, 2.0
 
-REMEDY = (
-    "Let the source give each worker and each rank samples of its own, for example in its __iter__: "
-    "info = torch.utils.data.get_worker_info(); samples = itertools.islice(samples, info.id, None, info.num_workers). "
-    "A source that is no IterableDataset, such as FairStream(list(samples)), is dealt out."
+_REMEDY = "Let the source give each {} samples of its own, for example in its __iter__: {}."
+_OF_WORKERS = (
+    "info = torch.utils.data.get_worker_info(); samples = itertools.islice(samples, info.id, None, info.num_workers)"
 )
+_OF_RANKS = "samples = itertools.islice(samples, rank, None, world_size), with the rank of its process"
 
 
 class OnePassCheck:
@@ -81,7 +81,8 @@ def take_verdict(table: torch.Tensor) -> str | None:
     worker, other, shared, total = verdict[1:5].astype(int).tolist()
     return (
         f"Workers {min(worker, other)} and {max(worker, other)} of a FairStream read the same samples: {shared} of the "
-        f"first {total} are in both, so each sample comes once from every such worker. {REMEDY}"
+        f"first {total} are in both, so each sample comes once from every such worker. "
+        f"{_REMEDY.format('worker', _OF_WORKERS)}"
     )
 
 
@@ -91,7 +92,8 @@ def compare_ranks(ranks: Sequence[list[int]]) -> str | None:
         if shared := num_shared(ranks[one], ranks[two]):
             return (
                 f"Ranks {one} and {two} read the same samples: {shared} of the first {len(ranks[two])} of a FairStream "
-                f"are on both, so each sample comes once from every such rank. {REMEDY}"
+                f"are on both, so each sample comes once from every such rank. "
+                f"{_REMEDY.format('rank', _OF_RANKS)}"
             )
     return None
 
