@@ -7,13 +7,22 @@ converts bytes to float, "rows of a tensor" yields `x[i], int(y[i])`, and "in me
 cost. For comparison, a shuffle buffer as large as all class buffers: a list in which each new sample replaces a random
 one, about the cheapest buffer that Python can have. Processor time, which other programs disturb less than wall time.
 
+Decoded: JPEG images of 256 x 256 pixels, decoded, resized to 224 x 224 and normalized, and tensors in memory, without
+workers and with two: fair and bare through the same DataLoader, in turns, by the clock and by processor time (that of
+the workers included).
+
 Memory: the samples alive at once, in the buffers and in the current batch, relative to the limit K * buffer_size.
 Recovery: batches after each turn of a 99:1 stream until the trained mix stays within 2 % of the target.
+Growth: memory, open files and shared memory after 1,000, 10,000 and 100,000 batches, of one process, of the way
+that batches go in a fit and of two workers that stay (a fifth of the batches), and of two new workers in each epoch (a
+hundredth), with losses fed back.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import os
 import random
 import resource
 import sys
@@ -33,10 +42,12 @@ from benchmarks.systems import machine, markdown
 from numpy.typing import NDArray
 from overhead import quartiles
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from lightning_fair import FairStream, FeedbackController
+from lightning_fair.dataloaders.fair_loader import make_stream_fair
+from lightning_fair.dataloaders.stream_tracker import StreamTracker
 
 ITEMS, SIDE = 2000, 28
 SMALL = ((10, 64, 32), (2, 64, 32))  # classes, buffer and batch of `experiment=drift`
@@ -45,14 +56,15 @@ Make = Callable[[int], torch.Tensor]
 
 
 class Stream(IterableDataset[Sample]):
-    """Yields samples of ``make`` with these labels."""
+    """Yields samples of ``make`` with these labels, and gives each worker its shard."""
 
     def __init__(self, make: Make, labels: NDArray[np.int64]) -> None:
         self.make, self.labels = make, labels.tolist()
 
     def __iter__(self) -> Iterator[Sample]:
-        make = self.make
-        for i, y in enumerate(self.labels):
+        make, info = self.make, get_worker_info()
+        first, step = (info.id, info.num_workers) if info else (0, 1)
+        for i, y in zip(range(first, len(self.labels), step), self.labels[first::step], strict=True):
             yield make(i % ITEMS), y
 
 
@@ -116,6 +128,133 @@ def long_tail(size: int, num_classes: int, imbalance: float = 100.0) -> NDArray[
     """Return labels whose class shares fall geometrically, the first ``imbalance`` times the last."""
     shares = imbalance ** -np.linspace(0.0, 1.0, num_classes)
     return np.random.default_rng(0).choice(num_classes, size, p=shares / shares.sum())
+
+
+def decoded(size: int) -> Callable[[int], torch.Tensor]:
+    """Return a function that decodes one of some JPEG images, resizes it to 224 x 224 pixels and normalizes it."""
+    from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
+    from torchvision.transforms import v2
+
+    rng = torch.Generator().manual_seed(0)
+    small = torch.rand(size, 3, 16, 16, generator=rng)  # smooth images, of about the size in bytes of photographs
+    images = F.interpolate(small, (256, 256), mode="bicubic").clamp_(0, 1).mul_(255).to(torch.uint8)
+    records = [encode_jpeg(image, quality=90) for image in images]
+    transform = v2.Compose(
+        [
+            v2.Resize((224, 224)),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
+    )
+    return lambda i: transform(decode_jpeg(records[i % size], ImageReadMode.RGB))
+
+
+def processor_time() -> float:
+    """Return the processor time of this process and of all workers that have ended, in seconds."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def side_by_side(
+    bare: IterableDataset[Sample], num_classes: int, batch: int, buffer_size: int, workers: int, rounds: int, name: str
+) -> NDArray[np.float64]:
+    """Return clock and processor time of a sample in microseconds, bare and fair, shape ``(rounds, 2, 2)``."""
+    times = np.zeros((rounds, 2, 2))
+    for turn in tqdm(range(rounds), desc=name, leave=False):
+        for which in (0, 1) if turn % 2 else (1, 0):
+            controller = FeedbackController(num_classes)
+            stream = FairStream(bare, controller, batch_size=batch, buffer_size=buffer_size) if which else bare
+            start, samples = np.array([time.perf_counter(), processor_time()]), 0
+            for x, _ in DataLoader(stream, batch_size=batch, num_workers=workers):
+                samples += len(x)
+            times[turn, which] = (np.array([time.perf_counter(), processor_time()]) - start) / samples * 1e6
+    return times
+
+
+def decoded_table(rounds: int, samples: int, num_classes: int = 10, batch: int = 64, buffer_size: int = 32) -> str:
+    """Return the table of decoded samples and of tensors in memory, side by side with the bare stream."""
+    in_memory = [torch.rand(SIDE, SIDE) for _ in range(ITEMS)]
+    rows = []
+    for name, make, size in (
+        ("decoded", decoded(64), samples // 10),
+        ("tensors in memory", lambda i: in_memory[i], samples),
+    ):
+        for workers in (0, 2):
+            labels = long_tail(size, num_classes)
+            times = side_by_side(
+                Stream(make, labels), num_classes, batch, buffer_size, workers, rounds, f"{name}, {workers} workers"
+            )
+            ratio = times[:, 0] / times[:, 1]
+            bare = np.median(times[:, 0], axis=0)
+            cells = [f"{bare[0]:.1f}", quartiles(ratio[:, 0], ".2f"), f"{bare[1]:.1f}", quartiles(ratio[:, 1], ".2f")]
+            rows.append([name, str(workers), *cells])
+    header = (
+        "samples",
+        "workers",
+        "bare, µs by the clock",
+        "ratio",
+        "bare, µs of processor",
+        "ratio of processor time",
+    )
+    return markdown(header, rows)
+
+
+def resources(workers: Sequence[Any] = ()) -> tuple[float, int, int]:
+    """Return the resident MiB, open files, and mapped pieces of shared memory, of this process and its workers."""
+    processes = [Path("/proc/self"), *(Path(f"/proc/{worker.pid}") for worker in workers)]
+    pages = sum(int((process / "statm").read_text().split()[1]) for process in processes)
+    files = sum(len(os.listdir(process / "fd")) for process in processes)
+    shared = sum((process / "maps").read_text().count("/dev/shm") for process in processes)
+    return pages * resource.getpagesize() / 2**20, files, shared
+
+
+def growth(
+    batches: int, marks: Sequence[int], epoch: int, workers: int = 0, *, persistent: bool = False, in_fit: bool = False
+) -> list[tuple[float, int, int]]:
+    """Return what ``resources`` returns after each of some numbers of batches of a stream, with losses fed back.
+
+    An epoch has ``epoch`` batches of 16 samples of ten classes. With ``in_fit``, batches and draws go the way that they
+    go in a fit.
+    """
+    labels = long_tail(16 * epoch, 10, imbalance=4.0)  # so that all buffers are full early
+    source = Stream(lambda i: torch.full((16,), float(i)), labels)
+    stream = FairStream(source, FeedbackController(10, lambda2=0.2), batch_size=16, buffer_size=64)
+    loader: Any = DataLoader(stream, batch_size=16, num_workers=workers, persistent_workers=persistent)
+    loader, tracker = make_stream_fair(loader) if in_fit else loader, StreamTracker(stream)
+    done, seen = 0, []
+    with tqdm(total=batches, leave=False) as bar:
+        while done < batches:
+            tracker.start_iteration(done // epoch, within_epoch=False, keep_delivered=False)
+            iterator = iter(loader)
+            for x, y in iterator:
+                if in_fit:
+                    counts = y.bincount(minlength=10).numpy()
+                    sums = y.bincount(x[:, 0], minlength=10).double().numpy()
+                    tracker.report(loader.pop_pending().draw, counts, sums, counts)
+                else:
+                    stream.step_update(y, x[:, 0])
+                done += 1
+                bar.update()
+                if done in marks:
+                    gc.collect()
+                    running = iterator._batches if in_fit else iterator
+                    seen.append(resources(getattr(running, "_workers", ())))
+    return seen
+
+
+def growth_table(batches: int) -> str:
+    """Return the table of memory, open files and shared memory."""
+    rows = []
+    for name, total, epoch, settings in (
+        ("one process", batches, batches, {}),
+        ("one process, as in a fit", batches // 5, 500, {"in_fit": True}),
+        ("two workers that stay, as in a fit", batches // 5, 500, {"workers": 2, "persistent": True, "in_fit": True}),
+        ("two new workers in each epoch", batches // 100, 25, {"workers": 2}),
+    ):
+        marks = sorted({max(total // 100, 1), max(total // 10, 1), total})
+        for mark, (memory, files, shared) in zip(marks, growth(total, marks, epoch, **settings), strict=True):
+            rows.append([name, f"{mark:,}", f"{memory:.1f}", str(files), str(shared)])
+    return markdown(("stream", "batches", "resident, MiB", "open files", "pieces of shared memory"), rows)
 
 
 def time_of(dataset: IterableDataset[Any], batch: int) -> float:
@@ -212,8 +351,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--turns", type=int, default=11, help="turns of the stream that alternates between 99:1 and 1:99 (default: 11)"
     )
     parser.add_argument("--seeds", type=int, default=5, help="number of such streams (default: 5)")
+    parser.add_argument("--batches", type=int, default=100_000, help="batches of the growth (default: 100,000)")
+    parser.add_argument("--only", choices=["decoded", "growth", "others"], help="measure this part alone")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
+    if args.only in (None, "decoded"):
+        table = decoded_table(args.rounds, args.samples)
+        print(f"\n{machine()}; {args.rounds} rounds of {args.samples // 10} and {args.samples} samples\n\n{table}")
+    if args.only in (None, "growth"):
+        print(f"\nOf the process and its workers:\n\n{growth_table(args.batches)}")
+    if args.only in (None, "others"):
+        measure_others(args)
+
+
+def measure_others(args: argparse.Namespace) -> None:
+    """Print the throughput of small samples, the memory, and the recovery."""
     most, limit, grown = memory()
     small = [(K, buffer, batch, *memory(28, K, buffer, batch)[:2]) for K, buffer, batch in SMALL]
     table = []

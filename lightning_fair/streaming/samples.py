@@ -116,7 +116,10 @@ def _one_value(value: Any) -> Any:
     try:
         return label_array([value]).tolist()[0]
     except ValueError as error:
-        raise ValueError(f"{error} In a stream, {_REMEDY[0].lower()}{_REMEDY[1:]}.") from None
+        raise ValueError(
+            f"{error} Let the source yield single samples and not batches; to choose one label, "
+            f"{_REMEDY[0].lower()}{_REMEDY[1:]}."
+        ) from None
 
 
 def _keys(sample: Any) -> str:

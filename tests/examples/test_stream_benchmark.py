@@ -1,5 +1,6 @@
 """The stream's benchmark, and the bounds on memory that it measures."""
 
+import gc
 import importlib
 import sys
 from pathlib import Path
@@ -43,10 +44,32 @@ def test_recovery_is_measured_from_each_turn(benchmark):
     assert benchmark.recovery(turns=3, batch=64, seed=0, turn_size=3200) == [0, 0]
 
 
+@pytest.mark.parametrize("in_fit", [False, True])
+def test_nothing_grows(benchmark, in_fit, monkeypatch):
+    """In the middle of the ninth epoch there are no more objects, open files and shared memory than in the third."""
+    original = benchmark.resources
+    monkeypatch.setattr(benchmark, "resources", lambda *workers: (len(gc.get_objects()), *original(*workers)[1:]))
+    (early, *before), (late, *after) = benchmark.growth(510, [150, 510], 60, in_fit=in_fit)
+    assert after == before
+    assert late <= early + 60  # batches that leave one object each would add 360
+
+
+@pytest.mark.slow
+def test_nothing_grows_in_workers(benchmark):
+    """Neither with workers that stay, nor in a process that starts new ones for each epoch."""
+    for settings in ({"persistent": True, "in_fit": True}, {}):
+        (_, *before), (_, *after) = benchmark.growth(150, [50, 150], 40, 2, **settings)
+        # Those of the batches on their way differ; batches that leave one each would add 100.
+        assert max(late - early for early, late in zip(before, after, strict=True)) <= 50
+
+
 @pytest.mark.slow
 def test_tables_are_printed(benchmark, capsys):
-    benchmark.main(["--rounds", "1", "--samples", "300", "--turns", "2", "--seeds", "1"])
+    pytest.importorskip("torchvision", reason="torchvision is not installed")
+    benchmark.main(["--rounds", "1", "--samples", "300", "--turns", "2", "--seeds", "1", "--batches", "300"])
     printed = capsys.readouterr().out
+    assert printed.count("| decoded |") == 2
+    assert printed.count("| two workers that stay, as in a fit |") == 3
     for name in benchmark.sources():
         assert printed.count(f"| {name} |") == 3
     assert "Recovery after 1 turns of a 99:1 stream" in printed
