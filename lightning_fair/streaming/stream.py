@@ -68,8 +68,9 @@ class FairStream(IterableDataset[Any]):
 
     Args:
         source: An ``IterableDataset``, or any iterable of samples. An ``IterableDataset`` has to give each worker and
-            each rank its own shard, as torch requires; a warning says if the first samples of two are the same. Of any other iterable, rank ``r`` of ``R`` takes every ``R``-th
-            sample, beginning with number ``r``, and its workers split these in the same way.
+            each rank its own shard, as torch requires; a warning says if the first samples of two are the same. Of any
+            other iterable, rank ``r`` of ``R`` takes every ``R``-th sample, beginning with number ``r``, and its
+            workers split these in the same way.
         controller: The controller. None: :class:`~lightning_fair.FairSampling` creates one.
         batch_size: Samples in a batch on each rank, at least 1.
         buffer_size: Largest number of samples held of a class with a target in each process that iterates, at least
