@@ -247,9 +247,9 @@ def growth_table(batches: int) -> str:
     rows = []
     for name, total, epoch, settings in (
         ("one process", batches, batches, {}),
-        ("one process, as in a fit", batches // 5, 500, {"in_fit": True}),
-        ("two workers that stay, as in a fit", batches // 5, 500, {"workers": 2, "persistent": True, "in_fit": True}),
-        ("two new workers in each epoch", batches // 100, 25, {"workers": 2}),
+        ("one process, as in a fit", batches // 5, 600, {"in_fit": True}),
+        ("two workers that stay, as in a fit", batches // 5, 600, {"workers": 2, "persistent": True, "in_fit": True}),
+        ("two new workers in each epoch", batches // 100, 30, {"workers": 2}),
     ):
         marks = sorted({max(total // 100, 1), max(total // 10, 1), total})
         for mark, (memory, files, shared) in zip(marks, growth(total, marks, epoch, **settings), strict=True):
