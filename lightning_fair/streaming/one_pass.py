@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -86,12 +85,12 @@ def take_verdict(table: torch.Tensor) -> str | None:
     )
 
 
-def compare_ranks(ranks: Sequence[list[int]]) -> str | None:
-    """Return a warning if two ranks read the same samples, given what ``own_checksums`` returned on each; else None."""
-    for one, two in combinations(range(len(ranks)), 2):
-        if shared := num_shared(ranks[one], ranks[two]):
+def compare_ranks(ranks: Mapping[int, list[int]]) -> str | None:
+    """Return a warning if a rank reads the samples of rank 0, given what ``own_checksums`` returned on each."""
+    for rank in sorted(ranks)[1:]:
+        if shared := num_shared(ranks[0], ranks[rank]):
             return (
-                f"Ranks {one} and {two} read the same samples: {shared} of the first {len(ranks[two])} of a FairStream "
+                f"Ranks 0 and {rank} read the same samples: {shared} of the first {len(ranks[rank])} of a FairStream "
                 f"are on both, so each sample comes once from every such rank. "
                 f"{_REMEDY.format('rank', _OF_RANKS)}"
             )

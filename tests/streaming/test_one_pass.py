@@ -104,8 +104,10 @@ def test_ranks_with_the_same_samples(shared, monkeypatch):
     calls = []
 
     def gather(value):
-        calls.append(value)
-        return [value, value if shared else [number + 1 for number in value]]
+        rank, sums = value
+        calls.append(sums)
+        # The first two processes have the same share of the samples.
+        return [value, value, (1 - rank, sums if shared else [number + 1 for number in sums])]
 
     monkeypatch.setattr(tracker_module, "gather_from_ranks", gather)
     with warnings_about(SAME) as messages:
