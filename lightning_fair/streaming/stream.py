@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count, islice
 from types import NoneType
@@ -142,6 +143,7 @@ class FairStream(IterableDataset[Any]):
         self.class_names = None if class_names is None else check_names("class_names", class_names)
         self.label_fn, self.return_weights = label_fn, check("return_weights", return_weights)
         self.rank, self.world_size = 0, 1
+        self._num_checked: Counter[int] = Counter()  # of each worker, its iterations
         self.brings_controller = controller is not None
         self._controller: FeedbackController | None = None
         if controller is not None:
@@ -237,7 +239,9 @@ class FairStream(IterableDataset[Any]):
         has_others = self.world_size > 1 or (info is not None and info.num_workers > 1)
         if not (has_others and isinstance(self.source, IterableDataset)):
             return None
-        worker, iteration = (info.id, self._iteration_number(info)) if info else (0, 1.0)
+        worker, seed = (info.id, self._iteration_number(info)) if info else (0, 0.0)
+        self._num_checked[worker] += 1  # workers that stay keep their seed, and may get other shards each time
+        iteration = float(hash((seed, self._num_checked[worker])) % 2**52 + 1)
         return OnePassCheck(self.first_samples.numpy(), worker, iteration)
 
     def _batches(self, in_flight: bool, balancing: WorkerBalancing | None) -> Iterator[tuple[StreamDraw, list[Any]]]:

@@ -1,5 +1,6 @@
 """A source that gives every worker, or every rank, the same samples is noticed."""
 
+from collections import Counter
 from itertools import islice
 
 import numpy as np
@@ -85,6 +86,28 @@ def test_no_false_alarm(source):
     with warnings_about(SAME) as messages:
         for _ in in_turns(made(source), 3, samples=True):
             pass
+    assert messages == []
+
+
+class Exchanged(Unsharded):
+    """In each iteration the workers exchange their shards."""
+
+    def __init__(self):
+        super().__init__()
+        self.iterations = Counter()
+
+    def __iter__(self):
+        info = stream_runs.get_worker_info()
+        self.iterations[info.id] += 1
+        return islice(self.samples(), (info.id + self.iterations[info.id]) % 2, None, 2)
+
+
+def test_iterations_are_told_apart():
+    """A worker may read what another one has read in the last iteration; persistent workers keep their seed."""
+    stream = made(Exchanged())
+    with warnings_about(SAME) as messages:
+        for _ in range(3):
+            assert len(list(in_turns(stream, 2, samples=True))) > 20
     assert messages == []
 
 
