@@ -104,10 +104,10 @@ class Exchanged(Unsharded):
 
 def test_iterations_are_told_apart():
     """A worker may read what another one has read in the last iteration; persistent workers keep their seed."""
-    stream = made(Exchanged())
+    stream = made(Exchanged(), buffer_size=64)  # worker 0 is compared before worker 1 begins
     with warnings_about(SAME) as messages:
         for _ in range(3):
-            assert len(list(in_turns(stream, 2, samples=True))) > 20
+            assert len(list(in_turns(stream, 2, samples=True))) > 15
     assert messages == []
 
 
