@@ -149,25 +149,42 @@ def decoded(size: int) -> Callable[[int], torch.Tensor]:
     return lambda i: transform(decode_jpeg(records[i % size], ImageReadMode.RGB))
 
 
-def processor_time() -> float:
-    """Return the processor time of this process and of all workers that have ended, in seconds."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+def clock() -> NDArray[np.float64]:
+    """Return the time of the clock, and the processor time of this process and of workers that have ended, in seconds."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return np.array([time.perf_counter(), time.process_time() + ended.ru_utime + ended.ru_stime])
+
+
+def time_in_turns(loaders: Sequence[DataLoader[Any]]) -> NDArray[np.float64]:
+    """Return what each loader adds to ``clock``, shape ``(loaders, 2)``; their batches are read in turns."""
+    spent, iterators, running = np.zeros((len(loaders), 2)), [None] * len(loaders), list(range(len(loaders)))
+    while running:
+        for which in list(running):
+            start = clock()
+            iterator = iterators[which] = iterators[which] or iter(loaders[which])
+            if next(iterator, None) is None:
+                iterator = iterators[which] = None  # its workers end
+                running.remove(which)
+            spent[which] += clock() - start
+    return spent
 
 
 def side_by_side(
     bare: IterableDataset[Sample], num_classes: int, batch: int, buffer_size: int, workers: int, rounds: int, name: str
 ) -> NDArray[np.float64]:
-    """Return clock and processor time of a sample in microseconds, bare and fair, shape ``(rounds, 2, 2)``."""
+    """Return the seconds of ``clock``, bare and fair, shape ``(rounds, 2, 2)``.
+
+    Without workers the batches of both are read in turns, because the time of a page of memory depends on what was
+    freed before. Workers would work during the other's turn, so there whole epochs are.
+    """
     times = np.zeros((rounds, 2, 2))
     for turn in tqdm(range(rounds), desc=name, leave=False):
-        for which in (0, 1) if turn % 2 else (1, 0):
-            controller = FeedbackController(num_classes)
-            stream = FairStream(bare, controller, batch_size=batch, buffer_size=buffer_size) if which else bare
-            start, samples = np.array([time.perf_counter(), processor_time()]), 0
-            for x, _ in DataLoader(stream, batch_size=batch, num_workers=workers):
-                samples += len(x)
-            times[turn, which] = (np.array([time.perf_counter(), processor_time()]) - start) / samples * 1e6
+        fair = FairStream(bare, FeedbackController(num_classes), batch_size=batch, buffer_size=buffer_size)
+        loaders = [DataLoader(stream, batch_size=batch, num_workers=workers) for stream in (bare, fair)]
+        order = (0, 1) if turn % 2 else (1, 0)
+        groups = [[which] for which in order] if workers else [list(order)]
+        for group in groups:
+            times[turn, group] = time_in_turns([loaders[which] for which in group])
     return times
 
 
@@ -185,7 +202,7 @@ def decoded_table(rounds: int, samples: int, num_classes: int = 10, batch: int =
                 Stream(make, labels), num_classes, batch, buffer_size, workers, rounds, f"{name}, {workers} workers"
             )
             ratio = times[:, 0] / times[:, 1]
-            bare = np.median(times[:, 0], axis=0)
+            bare = np.median(times[:, 0], axis=0) / size * 1e6
             cells = [f"{bare[0]:.1f}", quartiles(ratio[:, 0], ".2f"), f"{bare[1]:.1f}", quartiles(ratio[:, 1], ".2f")]
             rows.append([name, str(workers), *cells])
     header = (
@@ -310,8 +327,8 @@ def memory(
     *,
     max_reuse: int = 64,
     loader: bool = False,
-) -> tuple[int, int, float]:
-    """Return the largest number of samples alive at once, the limit of the buffers, and the bytes the process grew by.
+) -> tuple[int, int]:
+    """Return the largest number of samples alive at once, and the limit of the buffers.
 
     With ``loader=True`` the stream is read through torch's DataLoader, which yields the samples themselves.
     """
@@ -319,11 +336,18 @@ def memory(
     alive = Alive(side)
     source, controller = Stream(alive, labels), FeedbackController(num_classes)
     stream = FairStream(source, controller, batch_size=batch, buffer_size=buffer_size, max_reuse=max_reuse)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in DataLoader(stream, batch_size=batch, collate_fn=list) if loader else stream.batches():
         pass
-    grown = 1024.0 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-    return alive.most, num_classes * buffer_size, grown
+    return alive.most, num_classes * buffer_size
+
+
+def grown(side: int = 96, num_classes: int = 10, buffer_size: int = 256, batch: int = 16) -> float:
+    """Return the most MiB by which a process grows while it reads a stream of images, which nothing counts."""
+    labels = np.random.default_rng(0).integers(0, num_classes, 4 * num_classes * buffer_size)
+    source = Stream(lambda _: torch.ones(3, side, side), labels)
+    stream = FairStream(source, FeedbackController(num_classes), batch_size=batch, buffer_size=buffer_size)
+    before = resources()[0]
+    return max(resources()[0] - before for _ in stream.batches())
 
 
 def recovery(turns: int, batch: int, seed: int, turn_size: int = 12_800) -> list[int]:
@@ -366,8 +390,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def measure_others(args: argparse.Namespace) -> None:
     """Print the throughput of small samples, the memory, and the recovery."""
-    most, limit, grown = memory()
-    small = [(K, buffer, batch, *memory(28, K, buffer, batch)[:2]) for K, buffer, batch in SMALL]
+    grown_mib = grown()
+    most, limit = memory()
+    small = [(K, buffer, batch, *memory(28, K, buffer, batch)) for K, buffer, batch in SMALL]
     table = []
     for name, make in sources().items():
         for K, batch in ((10, 128), (2, 128), (10, 64)):
@@ -391,11 +416,11 @@ def measure_others(args: argparse.Namespace) -> None:
             ("samples", "K", "batch", "bare, µs", "added, µs", "throughput, ratio", "ratio of a shuffle buffer"), table
         )
     )
-    limit_bytes = limit * 3 * 96 * 96 * 4
+    limit_mib = limit * 3 * 96 * 96 * 4 / 2**20
     print(
         f"\nMemory, K = 10, buffer_size 256, batch 16, images of 3 x 96 x 96: at most {most} samples alive at once, "
         f"the current batch included;\nlimit {limit}; ratio {most / limit:.3f}. The process grew by "
-        f"{grown / 2**20:.0f} MiB, the allocator's overhead included; the limit is {limit_bytes / 2**20:.0f} MiB."
+        f"{grown_mib:.0f} MiB; the limit is {limit_mib:.0f} MiB; ratio {grown_mib / limit_mib:.2f}."
     )
     for K, buffer, batch, alive, held in small:
         print(f"K = {K}, buffer_size {buffer}, batch {batch}: {alive} alive, limit {held}, and {batch} in the batch.")

@@ -23,7 +23,7 @@ def benchmark(monkeypatch):
 
 def test_samples_alive_are_bounded(benchmark):
     """The samples alive at once exceed the buffers' limit by at most a tenth."""
-    most, limit, _ = benchmark.memory(side=8)
+    most, limit = benchmark.memory(side=8)
     assert limit == 2560
     assert 0.95 * limit < most < 1.1 * limit
 
@@ -35,7 +35,7 @@ def test_samples_alive_are_bounded(benchmark):
 )
 def test_batch_and_a_tenth_are_held_in_addition(benchmark, num_classes, buffer, batch, reuse, loader):
     """In addition to the buffers the current batch and a tenth of the limit are alive; first `experiment=drift`."""
-    most, limit, _ = benchmark.memory(4, num_classes, buffer, batch, max_reuse=reuse, loader=loader)
+    most, limit = benchmark.memory(4, num_classes, buffer, batch, max_reuse=reuse, loader=loader)
     assert limit == num_classes * buffer
     assert 0.9 * limit < most <= limit + batch + max(0.1 * limit, 1)
 
