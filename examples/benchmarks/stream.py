@@ -31,6 +31,7 @@ import weakref
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -150,20 +151,22 @@ def decoded(size: int) -> Callable[[int], torch.Tensor]:
 
 
 def clock() -> NDArray[np.float64]:
-    """Return the time of the clock, and the processor time of this process and of workers that have ended, in seconds."""
+    """Return the time of the clock, and the processor time of this process and of ended workers, in seconds."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     return np.array([time.perf_counter(), time.process_time() + ended.ru_utime + ended.ru_stime])
 
 
 def time_in_turns(loaders: Sequence[DataLoader[Any]]) -> NDArray[np.float64]:
     """Return what each loader adds to ``clock``, shape ``(loaders, 2)``; their batches are read in turns."""
-    spent, iterators, running = np.zeros((len(loaders), 2)), [None] * len(loaders), list(range(len(loaders)))
+    spent, running = np.zeros((len(loaders), 2)), list(range(len(loaders)))
+    iterators: list[Any] = [None] * len(loaders)
     while running:
         for which in list(running):
             start = clock()
-            iterator = iterators[which] = iterators[which] or iter(loaders[which])
-            if next(iterator, None) is None:
-                iterator = iterators[which] = None  # its workers end
+            if iterators[which] is None:
+                iterators[which] = iter(loaders[which])
+            if next(iterators[which], None) is None:
+                iterators[which] = None  # its workers end
                 running.remove(which)
             spent[which] += clock() - start
     return spent
@@ -216,13 +219,17 @@ def decoded_table(rounds: int, samples: int, num_classes: int = 10, batch: int =
     return markdown(header, rows)
 
 
+def resident(process: Path = Path("/proc/self")) -> float:
+    """Return the MiB of a process that are in memory."""
+    return int((process / "statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
 def resources(workers: Sequence[Any] = ()) -> tuple[float, int, int]:
     """Return the resident MiB, open files, and mapped pieces of shared memory, of this process and its workers."""
     processes = [Path("/proc/self"), *(Path(f"/proc/{worker.pid}") for worker in workers)]
-    pages = sum(int((process / "statm").read_text().split()[1]) for process in processes)
     files = sum(len(os.listdir(process / "fd")) for process in processes)
     shared = sum((process / "maps").read_text().count("/dev/shm") for process in processes)
-    return pages * resource.getpagesize() / 2**20, files, shared
+    return sum(map(resident, processes)), files, shared
 
 
 def growth(
@@ -342,12 +349,14 @@ def memory(
 
 
 def grown(side: int = 96, num_classes: int = 10, buffer_size: int = 256, batch: int = 16) -> float:
-    """Return the most MiB by which a process grows while it reads a stream of images, which nothing counts."""
+    """Return the MiB by which a process has grown at the end of a stream of images, which nothing counts."""
     labels = np.random.default_rng(0).integers(0, num_classes, 4 * num_classes * buffer_size)
     source = Stream(lambda _: torch.ones(3, side, side), labels)
     stream = FairStream(source, FeedbackController(num_classes), batch_size=batch, buffer_size=buffer_size)
-    before = resources()[0]
-    return max(resources()[0] - before for _ in stream.batches())
+    batches, before = stream.batches(), resident()
+    for _ in islice(batches, len(labels) // batch - 1):  # after the last one the buffers are freed
+        pass
+    return resident() - before
 
 
 def recovery(turns: int, batch: int, seed: int, turn_size: int = 12_800) -> list[int]:
