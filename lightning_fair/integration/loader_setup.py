@@ -19,7 +19,8 @@ from lightning_fair.dataloaders import checks
 from lightning_fair.dataloaders.fair_loader import make_fair, make_stream_fair
 from lightning_fair.dataloaders.label_check import LabelCheck
 from lightning_fair.dataloaders.label_groups import describe_groups
-from lightning_fair.dataloaders.samplers import SUBSET, draws_as, ignored_sampler, samples_per_class
+from lightning_fair.dataloaders.rank_steps import RankSteps
+from lightning_fair.dataloaders.samplers import SUBSET, draws_as, ignored_sampler, length_of, samples_per_class
 from lightning_fair.dataloaders.stream_tracker import StreamTracker
 from lightning_fair.dataloaders.wrappers import loader_inside, unchain, wrong_choice
 from lightning_fair.integration.run import Run
@@ -52,6 +53,8 @@ def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[An
         run.restore_source()
         run.loader = fair
         _name_classes(run, inner.dataset)
+    if run.tracker is not None and trainer.world_size > 1:
+        fair.rank_steps = RankSteps(length_of(fair), rank_zero_info)
     return run.loader  # type: ignore[return-value]
 
 

@@ -1,0 +1,68 @@
+"""Streams whose ranks do not have equally many batches: every epoch ends on all ranks together."""
+
+import os
+
+import pytest
+from rank_runs import Ranks
+from uneven_runs import BATCH, Iterable, Shard, SizedShard, one_sized, train_unevenly
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="The processes are started and ended as POSIX does."),
+]
+
+
+@pytest.fixture(scope="module")
+def two():
+    ranks = Ranks(2)
+    yield lambda *args, **settings: ranks(train_unevenly_on, args=args, patience=40.0, **settings)
+    ranks.end()
+
+
+def train_unevenly_on(args, **settings):
+    return train_unevenly(settings.pop("world_size"), *args, **settings)
+
+
+@pytest.mark.parametrize(
+    ("source", "size", "settings", "batches", "ended"),
+    [
+        (Shard, (13, 10), {}, 10, 1),
+        (Shard, (10, 13), {}, 10, 0),
+        (Shard, (13, 10), {"loaded": {"num_workers": 2}}, 10, 1),
+        (Shard, (10, 13), {"loaded": {"num_workers": 2, "persistent_workers": True}}, 10, 0),
+        (Shard, (5, 3), {"loaded": {"drop_last": True}, "validated": True}, 3, 1),
+        (Shard, (13, 10), {"limit_train_batches": 5}, 5, None),
+        (Shard, (10, 10), {}, 10, None),
+        (SizedShard, (13, 10), {}, 10, None),  # Lightning asks for the length, and stops there
+        (one_sized, (13, 10), {}, 10, 1),
+        (SizedShard, (13, 10), {"second": True}, 10, None),
+        (Iterable, 10 * BATCH + 1, {}, 5, 1),
+    ],
+    ids=str,
+)
+def test_epochs_end_together(source, size, settings, batches, ended, two):
+    """Every epoch ends with the rank that ends first, what others have left is not counted, and one line says so."""
+    runs = two(source, size, **settings)
+    line = f"the stream of rank {ended} ended after {batches} batches, so the epoch ends on all ranks."
+    for rank, run in enumerate(runs):
+        assert run.failure is None
+        assert run.epochs == [batches] * 2
+        assert (run.draws, run.handed_out) == (2 * batches, 2 * batches * BATCH)
+        assert [line in each for each in run.lines] == [True, True] * (rank == 0 and ended is not None)
+
+
+@pytest.mark.parametrize("source", [Shard, SizedShard])
+def test_rank_without_samples(source, two):
+    """An empty shard is an error on every rank, not an epoch without steps."""
+    for run in two(source, (3, 0)):
+        assert "The stream has no batch on rank 1, and some on other ranks" in str(run.failure)
+        assert sum(run.epochs) == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_source_that_fails_on_one_rank(workers, two):
+    """The error of one rank's source is an error on all of them."""
+    first, second = two(Shard, (5, 5), 1, loaded={"num_workers": workers})
+    assert "OSError" in second.failure
+    assert "RuntimeError: The stream of rank 1 failed: OSError: " in first.failure
+    assert "the disk is gone" in first.failure
