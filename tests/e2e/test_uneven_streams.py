@@ -1,26 +1,15 @@
 """Streams whose ranks do not have equally many batches: every epoch ends on all ranks together."""
 
 import os
+from functools import partial
 
 import pytest
-from rank_runs import Ranks
 from uneven_runs import BATCH, Iterable, Shard, SizedShard, one_sized, train_unevenly
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not hasattr(os, "fork"), reason="The processes are started and ended as POSIX does."),
 ]
-
-
-@pytest.fixture(scope="module")
-def two():
-    ranks = Ranks(2)
-    yield lambda *args, **settings: ranks(train_unevenly_on, args=args, patience=40.0, **settings)
-    ranks.end()
-
-
-def train_unevenly_on(args, **settings):
-    return train_unevenly(settings.pop("world_size"), *args, **settings)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +31,7 @@ def train_unevenly_on(args, **settings):
 )
 def test_epochs_end_together(source, size, settings, batches, ended, two):
     """Every epoch ends with the rank that ends first, what others have left is not counted, and one line says so."""
-    runs = two(source, size, **settings)
+    runs = two(train_unevenly, source=source, sizes=size, **settings)
     line = f"the stream of rank {ended} ended after {batches} batches, so the epoch ends on all ranks."
     for rank, run in enumerate(runs):
         assert run.failure is None
@@ -54,7 +43,7 @@ def test_epochs_end_together(source, size, settings, batches, ended, two):
 @pytest.mark.parametrize("source", [Shard, SizedShard])
 def test_rank_without_samples(source, two):
     """An empty shard is an error on every rank, not an epoch without steps."""
-    for run in two(source, (3, 0)):
+    for run in two(train_unevenly, source=source, sizes=(3, 0)):
         assert "The stream has no batch on rank 1, and some on other ranks" in str(run.failure)
         assert sum(run.epochs) == 0
 
@@ -62,7 +51,7 @@ def test_rank_without_samples(source, two):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_source_that_fails_on_one_rank(workers, two):
     """The error of one rank's source is an error on all of them."""
-    first, second = two(Shard, (5, 5), 1, loaded={"num_workers": workers})
+    first, second = two(train_unevenly, source=partial(Shard, fails=1), sizes=(5, 5), loaded={"num_workers": workers})
     assert "OSError" in second.failure
     assert "RuntimeError: The stream of rank 1 failed: OSError: " in first.failure
     assert "the disk is gone" in first.failure

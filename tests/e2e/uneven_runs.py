@@ -91,15 +91,15 @@ class Lines(logging.Handler):
 def train_unevenly(
     world_size: int,
     source: Callable[..., Any],
-    *sizes: Any,
+    sizes: Any,
     loaded: dict[str, Any] | None = None,
     second: bool = False,
     validated: bool = False,
     **settings: Any,
 ) -> Uneven:
-    """Train for two epochs on the stream of ``source(*sizes)``; with ``second``, there is a second training loader."""
+    """Train for two epochs on the stream of ``source(sizes)``; with ``second``, there is a second training loader."""
     module, fair, handler, log = Counting(), FairSampling(num_classes=4), Lines(), rank_zero.log
-    stream = DataLoader(FairStream(source(*sizes), batch_size=BATCH), batch_size=BATCH, **loaded or {})
+    stream = DataLoader(FairStream(source(sizes), batch_size=BATCH), batch_size=BATCH, **loaded or {})
     data: Any = stream
     if second:
         fair = FairSampling(num_classes=4, dataloader=0)
