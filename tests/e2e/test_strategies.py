@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import rank_runs
 import torch
-from rank_runs import QUIET, Ranks, model_parallel, resume, train
+from rank_runs import QUIET, model_parallel, resume, train
 from test_ranks import as_sets, assert_agree, global_batches
 
 from lightning_fair import FairSampling
