@@ -1,9 +1,9 @@
 """Measure what a draw costs on one of many ranks: `python examples/benchmarks/ranks.py`.
 
 The ranks are simulated in one process: each has a sampler of its own, with its number and the number of ranks, and no
-process group. The table has the time of a draw on the last rank, from the request of the batch to its report, over two
-passes of the data; the bytes of the sum over the ranks in each step; the bytes that a rank sends when the ranks compare
-themselves, as an epoch begins; and the memory of the rank's sampler with the labels.
+process group. The table has the processor time of a draw on the last rank, from the request of the batch to its
+report, over two passes of the data; the bytes of the sum over the ranks in each step; the bytes that a rank sends when
+the ranks compare themselves, as an epoch begins; and the memory of the rank's sampler with the labels.
 
 Below the table stands a check: the shares of all ranks together are the batches of one process with the batch size of
 all ranks. It makes one sampler after the other, with `--checked` samples.
@@ -62,7 +62,7 @@ class Cost:
     """Costs of a rank.
 
     Attributes:
-        times: Time of each draw, in microseconds.
+        times: Processor time of each draw, in microseconds.
         sum_bytes: Bytes of the sum over the ranks in each step.
         facts_bytes: Bytes that a rank sends to be compared with the others.
         memory: Memory of the sampler after its first draws, in MiB.
@@ -86,9 +86,9 @@ def measure(labels: NDArray[Any], num_classes: int, ranks: int) -> Cost:
     batches = draws(sampler, times.size + 1)
     next(batches)
     for at in range(times.size):
-        begin = time.perf_counter_ns()
+        begin = time.process_time_ns()
         next(batches)
-        times[at] = (time.perf_counter_ns() - begin) / 1e3
+        times[at] = (time.process_time_ns() - begin) / 1e3
     sums = StepCorrection(sampler.controller, torch.device("cpu"), FairSampling().settings).finish()
     facts = {name: str(value) for name, value in sampler.rank_facts().items()}
     return Cost(times, sums.nbytes, len(pickle.dumps(facts)), memory)
@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     f"{cost.memory:.1f}",
                 ]
             )
-    print(f"\n{machine()}; {args.samples:,} samples, batch {BATCH} on each rank; draw: median (quartiles)\n")
+    print(f"\n{machine()}; {args.samples:,} samples, batch {BATCH} on each rank; processor time, median (quartiles)\n")
     head = ("K", "ranks", "batch of all", "draw, µs", "mean", "longest")
     print(markdown((*head, "bytes of the sum", "bytes compared", "memory, MiB"), rows))
     print()
