@@ -45,15 +45,12 @@ class RankSteps:
         """
         nothing = object()
         for number in count():
-            error, batch = None, nothing
             try:
                 batch = next(batches, nothing)
-            except Exception as failure:
-                error = failure
-            obstacle = f"{type(error).__name__}: {error}" if error else _END if batch is nothing else None
-            if obstacles := gather_obstacles(obstacle):
-                if error:
-                    raise error
+            except Exception as error:
+                gather_obstacles(f"{type(error).__name__}: {error}")  # the other ranks raise an error too
+                raise
+            if obstacles := gather_obstacles(_END if batch is nothing else None):
                 self._explain(obstacles, number, goes_on=goes_on)
                 return
             yield batch

@@ -4,7 +4,7 @@ import os
 from functools import partial
 
 import pytest
-from uneven_runs import BATCH, Iterable, Shard, SizedShard, one_sized, train_unevenly
+from uneven_runs import BATCH, Iterable, Shard, SizedShard, agree_in_own_group, one_sized, train_unevenly
 
 pytestmark = [
     pytest.mark.slow,
@@ -48,10 +48,13 @@ def test_rank_without_samples(source, two):
         assert sum(run.epochs) == 0
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_source_that_fails_on_one_rank(workers, two):
+def test_source_that_fails_on_one_rank(two):
     """The error of one rank's source is an error on all of them."""
-    first, second = two(train_unevenly, source=partial(Shard, fails=1), sizes=(5, 5), loaded={"num_workers": workers})
-    assert "OSError" in second.failure
-    assert "RuntimeError: The stream of rank 1 failed: OSError: " in first.failure
-    assert "the disk is gone" in first.failure
+    first, second = two(train_unevenly, source=partial(Shard, fails=1), sizes=(5, 5))
+    assert second.failure == "OSError: the disk is gone"
+    assert first.failure == "RuntimeError: The stream of rank 1 failed: OSError: the disk is gone"
+
+
+def test_group_without_gpu(two):
+    """If the process group works on GPUs alone, the ranks agree in one of their own, which is made once."""
+    assert two(agree_in_own_group) == [(True, [[], [None, "x"]])] * 2

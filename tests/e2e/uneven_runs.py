@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from lightning_helpers import Indexed, Plain, fit, loader
 from lightning_utilities.core import rank_zero
@@ -14,6 +15,7 @@ from rank_runs import this_rank
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lightning_fair import FairSampling, FairStream
+from lightning_fair.common import distributed
 
 BATCH = 4
 Sample = tuple[torch.Tensor, int, int]
@@ -119,3 +121,15 @@ def train_unevenly(
         log.removeHandler(handler)
     result.epochs, result.lines = getattr(module, "epochs", []), handler.lines
     return result
+
+
+def agree_in_own_group(world_size: int) -> tuple[bool, list[list[str | None]]]:
+    """Exchange obstacles as with a backend that needs a GPU; return whether the group is a new one, and the answers."""
+    fit(Plain(), loader(), devices=world_size, strategy="ddp", max_steps=1)  # starts the process group
+    distributed._host_group.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed.dist, "get_backend", lambda group: "nccl")
+        answers = [distributed.gather_obstacles(obstacle) for obstacle in (None, "x" if this_rank() else None)]
+        is_new = distributed._host_group(distributed.dist.group.WORLD) is not distributed.dist.group.WORLD
+    distributed._host_group.cache_clear()
+    return is_new, answers
