@@ -65,9 +65,10 @@ class RankSteps:
             return
         if not number and not goes_on:
             _check_not_empty(ended)
+        more = "more " if goes_on else ""  # those before a resume are not counted
         self._inform(
-            f"FairSampling: the stream of {_list_ranks(ended)} ended after {number} batches, so the epoch ends on all "
-            "ranks. What the other ranks have left of it is not trained on."
+            f"FairSampling: the stream of {_list_ranks(ended)} ended after {number} {more}batches, so the epoch ends on "
+            "all ranks. What the other ranks have left of it is not trained on."
         )
 
 
