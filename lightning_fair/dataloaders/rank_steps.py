@@ -67,8 +67,8 @@ class RankSteps:
             _check_not_empty(ended)
         more = "more " if goes_on else ""  # those before a resume are not counted
         self._inform(
-            f"FairSampling: the stream of {_list_ranks(ended)} ended after {number} {more}batches, so the epoch ends on "
-            "all ranks. What the other ranks have left of it is not trained on."
+            f"FairSampling: the stream of {_list_ranks(ended)} ended after {number} {more}batches, so the epoch ends "
+            "on all ranks. What the other ranks have left of it is not trained on."
         )
 
 

@@ -49,14 +49,12 @@ def test_two_nodes(tmp_path):
     assert np.allclose(*(np.frombuffer(run.params[-1], np.float32) for run in (runs[0], alone)), atol=1e-5)
 
 
-model_parallel_test = pytest.mark.skipif(
-    not hasattr(torch.distributed, "fsdp") or torch.__version__ < "2.6", reason="This torch has no fully_shard."
-)
+needs_fully_shard = pytest.mark.skipif(torch.__version__ < "2.6", reason="This torch has no public fully_shard.")
 WEIGHTS = {**QUIET, "lambda2": 0.3, "feedback_delay": 1}
 LOGITS = {**WEIGHTS, "correction": "logits", "reference": "uniform"}
 
 
-@model_parallel_test
+@needs_fully_shard
 @pytest.mark.parametrize(
     ("settings", "mixin"),
     [(WEIGHTS, True), (LOGITS, True), ({**LOGITS, "logits": "net"}, False)],
@@ -75,7 +73,7 @@ def test_sharded_model(settings, mixin, two):
             np.testing.assert_allclose(np.frombuffer(params, "f4"), np.frombuffer(others, "f4"), rtol=1e-5, atol=1e-6)
 
 
-@model_parallel_test
+@needs_fully_shard
 def test_resume_of_sharded_model(two, tmp_path):
     """A run that is resumed from a checkpoint within an epoch goes on as it was."""
     same = {"strategy": model_parallel, "loaded": {"counts": SMALL}, "max_epochs": 2, "fair": FairSampling(**WEIGHTS)}
@@ -85,7 +83,7 @@ def test_resume_of_sharded_model(two, tmp_path):
             assert getattr(resumed, what) == getattr(run, what)[3:], what
 
 
-@model_parallel_test
+@needs_fully_shard
 def test_ranks_of_one_layer(two):
     """Ranks that compute one layer together, by tensor parallelism, have the same batch: that of one process."""
     settings = {"fair": FairSampling(**WEIGHTS), "loaded": {"counts": SMALL, "batch_size": 8}, "max_epochs": 2}
