@@ -34,6 +34,11 @@ class RankSteps:
         self.length: int | None = None if None in lengths else min(lengths)
         if any(lengths):
             _check_not_empty([rank for rank, batches in enumerate(lengths) if batches == 0])
+        if self.length is not None and self.length < max(lengths):
+            rank = lengths.index(self.length)
+            inform(
+                f"FairSampling: the stream of rank {rank} has {self.length} batches, so every epoch has at most these."
+            )
 
     def in_step(self, batches: Iterator[Any], *, goes_on: bool = False) -> Iterator[Any]:
         """Yield the batches as long as every rank has one; ``goes_on`` says that this epoch had batches before.

@@ -56,7 +56,10 @@ def test_epoch_that_goes_on_may_have_nothing_left(steps):
 
 
 def test_length_is_the_smallest(steps):
-    assert steps(4, 7, length=5)[0].length == 4
+    both, lines = steps(4, 7, length=5)
+    assert both.length == 4
+    assert lines == ["FairSampling: the stream of rank 1 has 4 batches, so every epoch has at most these."]
     assert steps(4, 7)[0].length is None
+    assert steps(4, 4, length=4)[1] == []
     with pytest.raises(ValueError, match="no batch on ranks 0, 2"):
         steps(4, 0, length=0)
