@@ -8,7 +8,6 @@ import pytest
 import torch
 from lightning.pytorch.loggers.logger import Logger
 from lightning_helpers import Weighted, fit, in_any_order, trainer
-from rank_runs import Ranks
 from stream_runs import TARGET, Adjusting, Files, Sums, Watching, mixed, train_on_stream, turning
 from torch.utils.data import DataLoader
 
@@ -231,13 +230,9 @@ def test_clipped_mass_of_a_short_stream_is_logged():
 
 
 @pytest.mark.slow
-def test_two_ranks_agree_on_trained_mix():
+def test_two_ranks_agree_on_trained_mix(two):
     """Each rank reads its shard, and the controllers are equal bit for bit."""
-    ranks = Ranks(2)
-    try:
-        first, second = ranks(train_on_stream)
-    finally:
-        ranks.end()
+    first, second = two(train_on_stream)
     assert isinstance(first, Sums)
     assert first.wrong == second.wrong == 0
     assert not first.items & second.items
