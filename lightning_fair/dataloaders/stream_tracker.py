@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,15 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_fair.common.arrays import Floats, Ints, to_arrays, to_tensors
-from lightning_fair.common.saved_states import array, check_state, check_version, counts, integer
+from lightning_fair.common.distributed import gather_from_ranks
+from lightning_fair.common.saved_states import array, check_state, check_version, counts, integer, of_type
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import Draw
 from lightning_fair.control.rank_facts import controller_facts
 from lightning_fair.streaming.iteration import StreamDraw
 from lightning_fair.streaming.missing_classes import MissingClassLogger
+from lightning_fair.streaming.positions import RankPosition, Start, position_spec
 from lightning_fair.streaming.stream import FairStream
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2
+_log = logging.getLogger("lightning_fair")
 
 
 class StreamTracker:
@@ -29,6 +33,10 @@ class StreamTracker:
         stream: The stream, with a controller.
         rank: This process's rank.
         world_size: Number of processes.
+
+    Attributes:
+        num_processes: Number of processes that read the stream on each rank: the workers of its loader, or 1.
+        first_worker: Worker from which the loader has to take the first batch of the iteration.
     """
 
     prior = None  # the class mix of a stream is not known in advance
@@ -36,6 +44,7 @@ class StreamTracker:
 
     def __init__(self, stream: FairStream, rank: int = 0, world_size: int = 1) -> None:
         self.rank, self.world_size = rank, world_size
+        self.num_processes, self.first_worker = 1, 0
         self.follow(stream)
         self._clear()
 
@@ -45,6 +54,8 @@ class StreamTracker:
         self.handed_out: Ints = np.zeros(K, dtype=np.int64)  # samples in these batches
         self._arriving: Floats = np.zeros(K)
         self._missing = MissingClassLogger(self.controller)
+        self._position: RankPosition | None = None  # in the epoch, after the batches that were trained on
+        self._num_saved_ranks = 1  # of the checkpoint that the position is from
 
     def follow(self, stream: FairStream) -> None:
         """Follow another stream from now on."""
@@ -86,6 +97,9 @@ class StreamTracker:
             controller.next_probs()  # moves the target to this step's
         controller.report(draw.counts if counts is None else counts, loss_sums, loss_counts)
         self.stream.share()
+        if self._position is not None:
+            self._position.follow(draw)
+        draw.position = None  # it can hold a copy of the buffers
         rate = 1.0 / controller.horizon
         self._arriving = (1.0 - rate) * self._arriving + rate * draw.arrived
         self.class_counts += draw.arrived
@@ -99,27 +113,75 @@ class StreamTracker:
         return scaled
 
     def start_iteration(self, epoch: int, *, within_epoch: bool, keep_delivered: bool) -> None:  # noqa: ARG002
-        """Set the epoch of the next iteration, which starts from the beginning of the source."""
+        """Set the epoch of the next iteration, and where it begins.
+
+        Within an epoch it continues after the batches that were trained on, if that is possible, else at the beginning
+        of the source.
+        """
         self.stream.set_epoch(epoch)
         self.stream.share()
+        self.first_worker, position = 0, None
+        if within_epoch and self._position is not None and self._position.workers and self._can_continue():
+            position, self.first_worker = self._position.copy(), self._position.next_worker
+        if position is None:
+            controller = self.controller
+            start = Start(controller.draws, controller.progress, controller.trained_mix)
+            self._position = RankPosition(self.num_processes, start)
+        assert self._position is not None
+        self.stream.begin(self._position.start, position)
+
+    def _can_continue(self) -> bool:
+        """Return whether the next iteration can continue at the position, and log what is lost."""
+        position = self._position
+        assert position is not None
+        reason = ""
+        if self._num_saved_ranks != self.world_size:
+            reason = f"the checkpoint has the positions of {self._num_saved_ranks} ranks, and this run has "
+            reason += f"{self.world_size}"
+        elif position.num_workers != self.num_processes:
+            reason = f"its position is that of {position.num_workers} processes on each rank, and the loader has "
+            reason += f"{self.num_processes}"
+        elif not position.can_continue:
+            reason = position.problem or "its source has no state_dict() and load_state_dict()"
+        if reason:
+            self._say(f"The stream starts at the beginning of its source within the epoch: {reason}.")
+            return False
+        num_unused = 0 if self.stream.save_buffers and position.has_buffers else position.num_unused
+        remark = ""
+        if num_unused:
+            remark = f" {num_unused} samples that waited in the buffers of this rank are left out"
+            remark += ": they were read and in no batch. FairStream(save_buffers=True) keeps them."
+        elif position.num_workers > 1 and self.controller.feeds_train_losses:
+            remark = " Losses reach its workers at other times, so its batches can differ from those of the first run."
+        self._say(f"The stream continues within the epoch.{remark}")
+        return True
+
+    def _say(self, message: str) -> None:
+        if not self.rank:
+            _log.warning(message)
 
     def end_epoch(self) -> None:
-        """Do nothing: the epochs of a stream are those of the Trainer."""
+        """Forget the position: the next epoch begins at the beginning of the source."""
+        self._position = None
+        self.stream.begin(None)
 
     def abandon_epoch(self) -> None:
-        """Do nothing: a stream always starts from its beginning."""
+        """Do the same for an epoch that was interrupted."""
+        self.end_epoch()
 
     def reset(self) -> None:
         """Forget every draw; the settings stay."""
         self.controller.reset()
         self.stream.share()
         self._clear()
+        self.stream.begin(None)
 
     def capture(self) -> dict[str, Any]:
-        """Return the state: the controller's, and the counts. Streams are not resumable, so it has no position."""
+        """Return the state: the controller's, the counts, and the positions of all ranks. Every rank has to call it."""
+        positions = gather_from_ranks(None if self._position is None else self._position.state_dict())
         arrays = {"arriving": self._arriving, "class_counts": self.class_counts, "handed_out": self.handed_out}
         state = {"stream_version": _STATE_VERSION, "controller": self.controller.state_dict()}
-        return state | to_tensors(arrays)
+        return {**state, "positions": positions, **to_tensors(arrays)}
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Refuse a state that ``restore`` would refuse."""
@@ -128,11 +190,15 @@ class StreamTracker:
         )
         K = self.controller.num_classes
         vectors = {"arriving": array(K, low=0.0), "class_counts": counts(K), "handed_out": counts(K)}
-        spec = {"stream_version": integer(), "controller": self.controller.check_state, **vectors}
+        positions = {"positions": [of_type(Mapping, type(None))]}
+        spec = {"stream_version": integer(), "controller": self.controller.check_state, **positions, **vectors}
         check_state("stream's", state, spec)
+        for position in state["positions"]:
+            if position is not None:
+                check_state("stream's", position, position_spec(K), "positions")
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over a state that ``capture`` returned. The stream starts from the beginning of its source.
+        """Take over a state that ``capture`` returned. Within the epoch, the next iteration continues at its position.
 
         Raises:
             ValueError: If the state has another version, or is not a stream's, or the controller refuses it. Nothing is
@@ -143,4 +209,9 @@ class StreamTracker:
         arrays = to_arrays(state)
         self._arriving, self.class_counts = arrays["arriving"], arrays["class_counts"]
         self.handed_out = arrays["handed_out"]
+        positions = state["positions"]
+        position = positions[min(self.rank, len(positions) - 1)] if positions else None
+        self._position = None if position is None else RankPosition.from_state_dict(position)
+        self._num_saved_ranks = len(positions)
         self.stream.share()
+        self.stream.begin(None)

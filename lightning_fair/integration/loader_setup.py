@@ -143,6 +143,8 @@ def _start_drawing(run: Run, trainer: L.Trainer, users_loader: Any) -> bool:
     run.begin_at(*training_time(trainer))
     keep = bool(run.loader.pending_batches)
     run.source.start_iteration(trainer.current_epoch, within_epoch=within_epoch, keep_delivered=keep)
+    if run.tracker is not None:
+        run.loader.begin_at_worker(run.tracker.first_worker, within_epoch=within_epoch)
     return within_epoch
 
 
@@ -266,6 +268,7 @@ def _make_stream_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> 
             raise ValueError(f"{name} is for data sets with a length, and this one is a stream: {remedy}.")
     run.settings.check_stream_mixes(run.settings.reference)
     run.sampler, run.tracker, run.min_delay = None, _find_tracker(run, trainer, loader.dataset), None
+    run.tracker.num_processes = max(loader.num_workers, 1)
     if run.label_check is None:
         has_function = loader.dataset.label_fn is not None  # type: ignore[attr-defined]
         num_classes = run.tracker.controller.num_classes
