@@ -121,19 +121,18 @@ class StreamTracker:
         self.stream.set_epoch(epoch)
         self.stream.share()
         self.first_worker, position = 0, None
-        if within_epoch and self._position is not None and self._position.workers and self._can_continue():
-            position, self.first_worker = self._position.copy(), self._position.next_worker
-        if position is None:
+        saved = self._position if within_epoch else None
+        if saved is not None and saved.epoch == epoch and saved.workers and self._can_continue(saved):
+            position, self.first_worker = saved.copy(), saved.next_worker
+        else:
             controller = self.controller
             start = Start(controller.draws, controller.progress, controller.trained_mix)
-            self._position = RankPosition(self.num_processes, start)
-        assert self._position is not None
-        self.stream.begin(self._position.start, position)
+            saved = RankPosition(self.num_processes, start, epoch)
+        self._position = saved
+        self.stream.begin(saved.start, position)
 
-    def _can_continue(self) -> bool:
+    def _can_continue(self, position: RankPosition) -> bool:
         """Return whether the next iteration can continue at the position, and log what is lost."""
-        position = self._position
-        assert position is not None
         reason = ""
         if self._num_saved_ranks != self.world_size:
             reason = f"the checkpoint has the positions of {self._num_saved_ranks} ranks, and this run has "

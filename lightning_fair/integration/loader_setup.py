@@ -140,9 +140,10 @@ def _start_drawing(run: Run, trainer: L.Trainer, users_loader: Any) -> bool:
                     run.loader.replace_sampler(run.sampler, run.label_check)
                     run.restore_source()
                     _name_classes(run, loader_inside(users_loader).dataset)
-    run.begin_at(*training_time(trainer))
+    epoch, position, step = training_time(trainer)
+    run.begin_at(epoch, position, step)
     keep = bool(run.loader.pending_batches)
-    run.source.start_iteration(trainer.current_epoch, within_epoch=within_epoch, keep_delivered=keep)
+    run.source.start_iteration(epoch, within_epoch=within_epoch, keep_delivered=keep)
     if run.tracker is not None:
         run.loader.begin_at_worker(run.tracker.first_worker, within_epoch=within_epoch)
     return within_epoch

@@ -53,12 +53,16 @@ def can_be_weighted(pl_module: L.LightningModule) -> bool:
 
 def is_within_epoch(trainer: L.Trainer) -> bool:
     """Return whether the current training epoch has begun and has not ended."""
-    return bool(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    # A loader without a length is asked for a batch before Lightning ends the epoch of a checkpoint of its last batch.
+    return bool(progress.current.ready) and not progress.is_last_batch
 
 
 def training_time(trainer: L.Trainer) -> tuple[int, int, int]:
     """Return the number of the epoch, the batches of this epoch so far, and those of all epochs so far."""
-    progress = trainer.fit_loop.epoch_loop.batch_progress
+    progress, epochs = trainer.fit_loop.epoch_loop.batch_progress, trainer.fit_loop.epoch_progress.current
+    if progress.current.ready and progress.is_last_batch and epochs.processed < epochs.ready:
+        return trainer.current_epoch + 1, 0, progress.total.ready  # see `is_within_epoch`
     return trainer.current_epoch, progress.current.ready, progress.total.ready
 
 

@@ -130,6 +130,7 @@ class RankPosition:
     Attributes:
         num_workers: Number of workers, 1 without workers.
         start: State from which the iteration began.
+        epoch: Number of its epoch.
         next_worker: Worker whose draw is next.
         workers: The position of each worker with a draw that was trained on.
         problem: Why a source has no position; empty if it has one.
@@ -137,6 +138,7 @@ class RankPosition:
 
     num_workers: int
     start: Start
+    epoch: int = 0
     next_worker: int = 0
     workers: dict[int, WorkerPosition] = field(default_factory=dict)
     problem: str = ""
@@ -190,6 +192,7 @@ class RankPosition:
         """Return it as tensors and plain numbers."""
         return {
             "num_workers": self.num_workers,
+            "epoch": self.epoch,
             "next_worker": self.next_worker,
             "start": to_tensors(self.start._asdict()),
             "workers": [{"worker": i, **worker.state_dict()} for i, worker in sorted(self.workers.items())],
@@ -200,6 +203,7 @@ class RankPosition:
         """Return the position whose ``state_dict`` is given, which fits the ``position_spec``."""
         return RankPosition(
             num_workers=state["num_workers"],
+            epoch=state["epoch"],
             next_worker=state["next_worker"],
             start=Start(**to_arrays(state["start"])),
             workers={worker["worker"]: WorkerPosition.from_state_dict(worker) for worker in state["workers"]},
@@ -213,5 +217,5 @@ def position_spec(num_classes: int) -> dict[str, Any]:
     worker = {"worker": integer(), "ended": integer(0, 1), "num_unused": integer(), "source": packed}
     log = {"buffers": packed, "reads": counts, "sizes": counts}
     labels = array(None, dtype=torch.int64, low=0, high=num_classes - 1)
-    numbers = {"num_workers": integer(1), "next_worker": integer(), "start": start}
+    numbers = {"num_workers": integer(1), "epoch": integer(), "next_worker": integer(), "start": start}
     return {**numbers, "workers": [{**worker, **start, **log, "labels": labels}]}

@@ -36,7 +36,7 @@ class Counting(IterableDataset):
     """
 
     def __init__(self, ends: dict[int, int] | None = None) -> None:
-        self.ends, self.position, self.epoch = ends or {}, 0, 0
+        self.ends, self.first, self.position, self.epoch = ends or {}, 0, 0, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -45,16 +45,15 @@ class Counting(IterableDataset):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         order = np.random.default_rng(self.epoch).permutation(SIZE)[worker::workers][: self.ends.get(worker)]
-        for place in range(self.position, len(order)):
-            self.position = place + 1
-            yield sample(int(order[place]))
-        self.position = 0
+        first, self.first = self.first, 0
+        for self.position in range(first + 1, len(order) + 1):
+            yield sample(int(order[self.position - 1]))
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.position = state["position"]
+        self.first = self.position = state["position"]
 
 
 def hugging_face(folder: Path) -> Any:
@@ -134,7 +133,9 @@ class Trained:
 def train(source: Any, workers: int, state: Any = None, *, loader: type = DataLoader, **settings: Any) -> Trained:
     """Train an epoch with new objects, from the beginning or within it, with a checkpoint after each batch."""
     law = {"horizon": 16.0, "alpha": 4.0}
-    stream = FairStream(source, FeedbackController(4, TARGET, **law), batch_size=BATCH, **{"buffer_size": 6, **settings})
+    stream = FairStream(
+        source, FeedbackController(4, TARGET, **law), batch_size=BATCH, **{"buffer_size": 6, **settings}
+    )
     tracker = StreamTracker(stream)
     tracker.num_processes = max(workers, 1)
     if state is not None:
