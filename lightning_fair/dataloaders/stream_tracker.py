@@ -55,6 +55,7 @@ class StreamTracker:
         self._arriving: Floats = np.zeros(K)
         self._missing = MissingClassLogger(self.controller)
         self._position: RankPosition | None = None  # in the epoch, after the batches that were trained on
+        self._has_told = False  # that the position is not saved
         self._num_saved_ranks = 1  # of the checkpoint that the position is from
 
     def follow(self, stream: FairStream) -> None:
@@ -141,7 +142,7 @@ class StreamTracker:
             reason = f"its position is that of {position.num_workers} processes on each rank, and the loader has "
             reason += f"{self.num_processes}"
         elif not position.can_continue:
-            reason = position.problem or "its source has no state_dict() and load_state_dict()"
+            reason = "its position is not saved"
         if reason:
             self._say(f"The stream starts at the beginning of its source within the epoch: {reason}.")
             return False
@@ -177,6 +178,10 @@ class StreamTracker:
 
     def capture(self) -> dict[str, Any]:
         """Return the state: the controller's, the counts, and the positions of all ranks. Every rank has to call it."""
+        problem = "" if self._position is None else self._position.problem
+        if problem and not self._has_told:
+            self._say(f"The position in the stream is not saved: {problem} A resumed run starts the source anew.")
+            self._has_told = True
         positions = gather_from_ranks(None if self._position is None else self._position.state_dict())
         arrays = {"arriving": self._arriving, "class_counts": self.class_counts, "handed_out": self.handed_out}
         state = {"stream_version": _STATE_VERSION, "controller": self.controller.state_dict()}

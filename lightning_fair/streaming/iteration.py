@@ -251,7 +251,7 @@ def _pack_state(source: SourceReader) -> tuple[bytes | None, str]:
     """Return the packed position of a source; if it has none, None and the reason."""
     state = source.state_dict()
     if state is None:
-        return None, "it has no state_dict() and load_state_dict()"
+        return None, "its source has no state_dict() and load_state_dict()."
     try:
         return pack(state, "The state of a stream's source"), ""
     except TypeError as error:

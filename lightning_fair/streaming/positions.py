@@ -164,7 +164,7 @@ class RankPosition:
         Raises:
             ValueError: If the number of workers is another one.
         """
-        if num_workers != self.num_workers:
+        if self.workers and num_workers != self.num_workers:
             raise ValueError(
                 f"The position of the stream is that of {self.num_workers} processes, and this loader has "
                 f"{num_workers}: the shares of the source are others. Resume with num_workers={self.num_workers} "

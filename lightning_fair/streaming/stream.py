@@ -210,7 +210,10 @@ class FairStream(IterableDataset[Any]):
         """
         if self._iteration is not None:
             return self._iteration.rank_position().state_dict()
-        position = self._begun_at or self._position or RankPosition(1, Start(0, 0.0, self.controller.q))
+        position = self._begun_at or self._position
+        if position is None:
+            controller = self._shared.copy_controller(self.controller)
+            position = RankPosition(1, Start(controller.draws, controller.progress, controller.trained_mix))
         return position.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -275,13 +278,12 @@ class FairStream(IterableDataset[Any]):
             controller.forget_in_flight()  # of an abandoned iteration
         else:
             controller = self._shared.copy_controller(self.controller)
-        resumed, first = (
-            None if position is None else position.of_worker(worker, num_workers),
-            controller.draws + worker,
-        )
-        if resumed is not None:
-            controller.rewind(controller.moment._replace(**resumed.start._asdict()))
-            first = controller.draws + num_workers - 1
+        resumed, first = None, controller.draws + worker
+        if position is not None:
+            resumed = position.of_worker(worker, num_workers)
+            start = position.start if resumed is None else resumed.start
+            controller.rewind(controller.moment._replace(**start._asdict()))
+            first = start.draws + (worker if resumed is None else num_workers - 1)
         shard = Shard(worker, num_workers, self.rank, self.world_size)
         iteration = StreamIteration(
             self, controller, shard, self._shared.epoch, in_flight=in_flight, balancing=balancing, resumed=resumed
