@@ -227,6 +227,7 @@ TABLE = {
             "reads_per_sample": (*COUNT, *NONE),
             "label_fn": ("x", 3, [], {}, True),
             "return_weights": (*FLAG, *NONE),
+            "save_buffers": (*FLAG, *NONE),
             "seed": (*INTEGER, *NONE, -1),
         },
     ),
@@ -416,7 +417,7 @@ INTERNAL = {
         "restore",
         "check_state",
     },
-    "FairStream": {"batches"},
+    "FairStream": {"batches", "begin", "load_state_dict"},
     "FairSampling": {"is_installed_in"},
     "schedules.Schedule": {"value_at"},
 }

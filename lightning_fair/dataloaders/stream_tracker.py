@@ -146,14 +146,18 @@ class StreamTracker:
         if reason:
             self._say(f"The stream starts at the beginning of its source within the epoch: {reason}.")
             return False
-        num_unused = 0 if self.stream.save_buffers and position.has_buffers else position.num_unused
-        remark = ""
-        if num_unused:
-            remark = f" {num_unused} samples that waited in the buffers of this rank are left out"
-            remark += ": they were read and in no batch. FairStream(save_buffers=True) keeps them."
-        elif position.num_workers > 1 and self.controller.feeds_train_losses:
-            remark = " Losses reach its workers at other times, so its batches can differ from those of the first run."
-        self._say(f"The stream continues within the epoch.{remark}")
+        remarks = []
+        if position.num_unused and not (self.stream.save_buffers and position.has_buffers):
+            remarks.append(
+                f" {position.num_unused} samples that waited in the buffers of this rank were read, and are left "
+                "out. FairStream(save_buffers=True) keeps them."
+            )
+        controller = self.controller
+        if position.num_workers > 1 and (controller.feeds_train_losses or controller.objective.feedback != "train"):
+            remarks.append(" Losses or validations reach its workers at other times, so its batches can differ.")
+        if num_balancing := sum(worker.balances for worker in position.workers.values()):
+            remarks.append(f" {num_balancing} workers balanced each other and begin to do so anew: their draws differ.")
+        self._say(f"The stream continues within the epoch.{''.join(remarks)}")
         return True
 
     def _say(self, message: str) -> None:

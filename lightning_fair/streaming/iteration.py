@@ -136,7 +136,7 @@ class StreamIteration:
         newest = self.position(with_buffers=self._stream.save_buffers)
         result = RankPosition(newest.num_workers, newest.start)
         result.workers[newest.worker] = WorkerPosition(
-            newest.start, newest.source, self._ended, newest.num_unused, newest.buffers
+            newest.start, newest.source, self._ended, newest.num_unused, buffers=newest.buffers
         )
         return result
 

@@ -66,6 +66,7 @@ class WorkerPosition:
         source: Packed position of the source after the newest draw; None if it has none.
         ended: Whether the source had ended.
         num_unused: Samples in the buffers that had never been handed out.
+        balances: Whether the worker drew for others, or left classes to them.
         buffers: Packed buffers, and the position of the source, after an earlier draw; None if they are not saved.
         reads: Number of samples read for each draw since, oldest first.
         labels: Class of each sample of each draw since.
@@ -75,6 +76,7 @@ class WorkerPosition:
     source: bytes | None = None
     ended: bool = False
     num_unused: int = 0
+    balances: bool = False
     buffers: bytes | None = None
     reads: list[int] = field(default_factory=list)
     labels: list[Ints] = field(default_factory=list)
@@ -87,7 +89,7 @@ class WorkerPosition:
     def follow(self, position: DrawPosition, draw: StreamDraw) -> None:
         """Move on to the next draw that was trained on."""
         self.source, self.ended, self.start = position.source, draw.ended, position.start
-        self.num_unused = position.num_unused
+        self.num_unused, self.balances = position.num_unused, draw.weight_scale is not None
         if position.buffers is not None:
             self.buffers, self.reads, self.labels = position.buffers, [], []
         elif self.buffers is not None:
@@ -102,6 +104,7 @@ class WorkerPosition:
             "source": as_tensor(self.source),
             "ended": int(self.ended),
             "num_unused": self.num_unused,
+            "balances": int(self.balances),
             "buffers": as_tensor(self.buffers),
             "reads": torch.tensor(self.reads, dtype=torch.int64),
             "sizes": torch.tensor(sizes, dtype=torch.int64),
@@ -116,6 +119,7 @@ class WorkerPosition:
             source=as_bytes(state["source"]),
             ended=bool(state["ended"]),
             num_unused=state["num_unused"],
+            balances=bool(state["balances"]),
             start=Start(**to_arrays({name: state[name] for name in Start._fields})),
             buffers=as_bytes(state["buffers"]),
             reads=arrays["reads"].tolist(),
@@ -214,7 +218,13 @@ def position_spec(num_classes: int) -> dict[str, Any]:
     """Return what the state of a :class:`RankPosition` has to be; see :mod:`~lightning_fair.common.saved_states`."""
     start = {"draws": integer(), "progress": number(0.0, 1.0), "trained_mix": corrected_mix(num_classes)}
     packed, counts = optional(array(None, dtype=torch.uint8)), array(None, dtype=torch.int64, low=0, high=LARGEST)
-    worker = {"worker": integer(), "ended": integer(0, 1), "num_unused": integer(), "source": packed}
+    worker = {
+        "worker": integer(),
+        "ended": integer(0, 1),
+        "balances": integer(0, 1),
+        "num_unused": integer(),
+        "source": packed,
+    }
     log = {"buffers": packed, "reads": counts, "sizes": counts}
     labels = array(None, dtype=torch.int64, low=0, high=num_classes - 1)
     numbers = {"num_workers": integer(1), "epoch": integer(), "next_worker": integer(), "start": start}

@@ -66,8 +66,20 @@ class FairStream(IterableDataset[Any]):
     only if no worker has it.
 
     **Limits.** A rare class can have at most the share ``reads_per_sample * max_reuse * (share in the source)`` of the
-    batches. Streams are not resumable: a resumed run has the controller's state, and starts with empty buffers from the
-    beginning of its source.
+    batches. Every iteration begins with empty buffers.
+
+    **Resuming.** A checkpoint of :class:`~lightning_fair.FairSampling` has the position of every worker on every rank,
+    after the batches that were trained on, whatever class the loader has. On the same number of ranks and workers a
+    resumed run continues there if the source can: if the source, or its iterator, has ``state_dict()`` and
+    ``load_state_dict()`` (Hugging Face streams, ``torchdata.nodes``, your own class), is a list or another sequence, or
+    is a ``StreamingDataset`` of litdata or mosaicml-streaming, whose samples before the position are read once more.
+    Else it starts at the beginning of its source; a line in the log says so.
+
+    By default the buffers are empty then: the samples that waited in them are left out, and the log has their number.
+    With ``save_buffers`` they come from the checkpoint, and the batches that follow are those of the run that was not
+    stopped, bit for bit, unless workers balance each other, or losses or validations are fed back to workers, which
+    get them at other times. In a loop of your own save the states of the controller and of the loader, a
+    ``StatefulDataLoader`` of torchdata; without workers ``stream.state_dict()`` will do.
 
     Args:
         source: An ``IterableDataset``, or any iterable of samples. An ``IterableDataset`` has to give each worker and
@@ -87,6 +99,11 @@ class FairStream(IterableDataset[Any]):
             usual key of a mapping (``"label"``, ``"target"``, ``"y"``).
         return_weights: Add the importance weight ``reference[y] / p[y]``, at most the controller's ``max_weight``,
             float32, to each sample: ``(x, y)`` becomes ``(x, y, w)``, and a mapping has it under ``"weight"``.
+        save_buffers: Whether checkpoints hold the samples in the buffers: tensors, NumPy arrays, numbers, strings, and
+            tuples, lists and dicts of them. Each process that reads copies its buffers into a block of bytes whenever
+            it has handed out as many samples as they hold. The main process keeps one block for each worker, the newest
+            one that was trained on, besides those that travel with prefetched batches; a checkpoint holds those of all
+            ranks.
         seed: Seed of the draws, at least 0.
 
     Attributes:
@@ -97,7 +114,7 @@ class FairStream(IterableDataset[Any]):
     Raises:
         ValueError: If a number is out of range; during iteration, if a label is not in ``[0, K)``.
         TypeError: If an argument is of another type, or the source is not iterable; during iteration, if a sample
-            has no label that is one integer.
+            has no label that is one integer, or ``save_buffers`` is set and a sample has a part of another type.
 
     Example:
         >>> source = [(float(i), int(i % 100 == 99)) for i in range(800)]

@@ -79,7 +79,7 @@ def test_buffers_are_left_out_and_counted(workers, log):
         log()
         rest = train(Counting(), workers, whole.states[cut], **once)
         (message,) = log()
-        said = int(re.search(r"(\d+) samples that waited in the buffers", message)[1])
+        said = int(re.search(r"(\d+) samples that waited in the buffers of this rank were read", message)[1])
         assert said == num_read - len(first)
         items = first + rest.items
         assert len(items) == len(set(items)) == SIZE - said
