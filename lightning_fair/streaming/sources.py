@@ -12,6 +12,10 @@ import torch
 from torch.utils.data import IterableDataset, IterDataPipe
 from torch.utils.data.graph_settings import apply_random_seed, apply_sharding
 
+# The parameters of state_dict in data sets whose state is about all workers together.
+_OF_LITDATA = ("num_samples_yielded", "num_workers", "batch_size")
+_OF_MOSAICML = ("num_samples", "from_beginning")
+
 
 class Shard(NamedTuple):
     """The part of a source that one process reads.
@@ -125,6 +129,12 @@ class SourceReader:
         return {"num_read": self.num_read, **states}
 
 
+def continue_epoch(source: Any, epoch: int) -> None:
+    """Let a source that counts its epochs by itself (mosaicml-streaming) continue in this one, before workers start."""
+    if _parameters(source) == _OF_MOSAICML:
+        source.load_state_dict({**source.state_dict(0, True), "epoch": epoch, "sample_in_epoch": 0})
+
+
 class _Once(Iterable[Any]):
     """An iterable whose iterator has been made already."""
 
@@ -141,9 +151,12 @@ def _has_state(source: Any) -> bool:
 
 
 def _asks_for_count(source: Any) -> bool:
-    names = ("num_samples_yielded", "num_workers", "batch_size"), ("num_samples", "from_beginning")
+    return _parameters(source) in (_OF_LITDATA, _OF_MOSAICML)
+
+
+def _parameters(source: Any) -> tuple[str, ...]:
     method = getattr(source, "state_dict", None)
-    return callable(method) and tuple(inspect.signature(method).parameters) in names
+    return tuple(inspect.signature(method).parameters) if callable(method) else ()
 
 
 def _can_call(method: Callable[..., Any] | None) -> bool:

@@ -22,7 +22,7 @@ from lightning_fair.streaming.missing_classes import MissingClassLogger
 from lightning_fair.streaming.positions import RankPosition, Start, position_spec
 from lightning_fair.streaming.samples import add_weight
 from lightning_fair.streaming.shared_state import SharedState
-from lightning_fair.streaming.sources import Shard
+from lightning_fair.streaming.sources import Shard, continue_epoch
 from lightning_fair.streaming.worker_balancing import WorkerBalancing
 
 _log = logging.getLogger("lightning_fair")
@@ -219,6 +219,8 @@ class FairStream(IterableDataset[Any]):
         """
         self._shared.begin(start)
         self._position = position
+        if position is not None:
+            continue_epoch(self.source, position.epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of this process in its iteration, as tensors and plain numbers, after the newest batch.

@@ -142,7 +142,7 @@ def fair_stream(source: Any, controller: FeedbackController | None, **settings: 
     return FairStream(source, controller, batch_size=BATCH, **{"buffer_size": 6, **settings})
 
 
-def train(source: Any, workers: int, state: Any = None, **settings: Any) -> Trained:
+def train(source: Any, workers: int, state: Any = None, *, epoch: int = 0, **settings: Any) -> Trained:
     """Train an epoch with new objects, from the beginning or within it, with a checkpoint after each batch."""
     stream = fair_stream(source, FeedbackController(4, TARGET, **LAW), **settings)
     tracker = StreamTracker(stream)
@@ -150,7 +150,7 @@ def train(source: Any, workers: int, state: Any = None, **settings: Any) -> Trai
     if state is not None:
         tracker.restore(state)
     fair: Any = make_stream_fair(DataLoader(stream, batch_size=BATCH, num_workers=workers))
-    tracker.start_iteration(0, within_epoch=state is not None, keep_delivered=False)
+    tracker.start_iteration(epoch, within_epoch=state is not None, keep_delivered=False)
     fair.begin_at_worker(tracker.first_worker, within_epoch=state is not None)
     run = Trained(states=[tracker.capture()])
     for batch in fair:

@@ -66,6 +66,16 @@ def test_cut_after_every_batch(name, workers, tmp_path):
         assert rest.mixes == whole.mixes[cut:]
 
 
+def test_own_epochs_of_a_source_continue(tmp_path):
+    """mosaicml-streaming counts its epochs, and a new process begins with the first one."""
+    pytest.importorskip("streaming.base")
+    source = SOURCES["streaming"](tmp_path)
+    first, second = (train(source, 0, epoch=epoch, save_buffers=True) for epoch in range(2))
+    assert first.items != second.items
+    rest = train(SOURCES["streaming"](tmp_path), 0, second.states[4], epoch=1, save_buffers=True)
+    assert rest.batches == second.batches[4:]
+
+
 @pytest.mark.parametrize("workers", WORKERS)
 def test_buffers_are_left_out_and_counted(workers, log):
     """Without save_buffers no sample is read twice or left out, but those that waited in the buffers at the cut."""
