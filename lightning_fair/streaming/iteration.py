@@ -17,7 +17,7 @@ from lightning_fair.streaming.buffers import ClassBuffers, cap_mix
 from lightning_fair.streaming.packing import pack, unpack
 from lightning_fair.streaming.positions import DrawPosition, RankPosition, Start, WorkerPosition
 from lightning_fair.streaming.samples import copy_data, owns_memory, stream_labels
-from lightning_fair.streaming.sources import Shard, SourceReader
+from lightning_fair.streaming.sources import Shard, SourceReader, waits_for_workers
 from lightning_fair.streaming.worker_balancing import WorkerBalancing, WorkerTarget
 
 if TYPE_CHECKING:
@@ -101,14 +101,12 @@ class StreamIteration:
         """Continue the source, and with saved buffers repeat what has changed these since, without the law."""
         self._source_state, self._ended = position.source, position.ended
         if not self._stream.save_buffers or position.buffers is None:
-            if not self._ended:
-                self._open(position.source)
+            self._reopen(position.source)
             return
         saved = unpack(position.buffers)
         self.buffers.restore(saved["samples"])
         self._read, self._handed_out, self._ended = saved["read"], saved["handed_out"], saved["ended"]
-        if not self._ended:
-            self._open(saved["source"])
+        self._reopen(saved["source"])
         for number, labels in zip(position.reads, position.labels, strict=True):
             while number > 0 and (counts := self._read_into_buffers(min(self._max_unsorted, number))).any():
                 self._read += int(counts.sum())
@@ -116,6 +114,13 @@ class StreamIteration:
             self.buffers.take(np.bincount(labels, minlength=self._controller.num_classes))
             self._handed_out += labels.size
         self._ended = position.ended
+
+    def _reopen(self, state: bytes | None) -> None:
+        if not self._ended:
+            self._open(state)
+        elif waits_for_workers(self._stream.source):
+            self._open(state)
+            self._source.read(1)  # there is none, but the other workers wait for it
 
     def position(self, *, with_buffers: bool) -> DrawPosition:
         """Return where the worker is, after its newest draw."""

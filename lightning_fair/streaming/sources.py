@@ -131,8 +131,13 @@ class SourceReader:
 
 def continue_epoch(source: Any, epoch: int) -> None:
     """Let a source that counts its epochs by itself (mosaicml-streaming) continue in this one, before workers start."""
-    if _parameters(source) == _OF_MOSAICML:
+    if waits_for_workers(source):
         source.load_state_dict({**source.state_dict(0, True), "epoch": epoch, "sample_in_epoch": 0})
+
+
+def waits_for_workers(source: Any) -> bool:
+    """Return whether the workers of a source wait until each of them has begun to read (mosaicml-streaming)."""
+    return _parameters(source) == _OF_MOSAICML
 
 
 class _Once(Iterable[Any]):
