@@ -17,7 +17,7 @@ from lightning_fair.control.draw import Draw
 from lightning_fair.control.rank_facts import controller_facts
 from lightning_fair.streaming.iteration import StreamDraw
 from lightning_fair.streaming.missing_classes import MissingClassLogger
-from lightning_fair.streaming.positions import RankPosition, Start, position_spec
+from lightning_fair.streaming.positions import RankPosition, Start, check_position
 from lightning_fair.streaming.stream import FairStream
 
 _STATE_VERSION = 2
@@ -203,7 +203,7 @@ class StreamTracker:
         check_state("stream's", state, spec)
         for position in state["positions"]:
             if position is not None:
-                check_state("stream's", position, position_spec(K), "positions")
+                check_position(position, K)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over a state that ``capture`` returned. Within the epoch, the next iteration continues at its position.

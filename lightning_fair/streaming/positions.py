@@ -11,7 +11,16 @@ import numpy as np
 import torch
 
 from lightning_fair.common.arrays import Floats, Ints, to_arrays, to_tensors
-from lightning_fair.common.saved_states import LARGEST, array, corrected_mix, integer, number, optional
+from lightning_fair.common.saved_states import (
+    LARGEST,
+    array,
+    check_state,
+    corrected_mix,
+    describe_damage,
+    integer,
+    number,
+    optional,
+)
 from lightning_fair.streaming.packing import as_bytes, as_tensor
 
 if TYPE_CHECKING:
@@ -204,7 +213,7 @@ class RankPosition:
 
     @staticmethod
     def from_state_dict(state: Mapping[str, Any]) -> RankPosition:
-        """Return the position whose ``state_dict`` is given, which fits the ``position_spec``."""
+        """Return the position whose ``state_dict`` is given, which ``check_position`` has accepted."""
         return RankPosition(
             num_workers=state["num_workers"],
             epoch=state["epoch"],
@@ -212,6 +221,19 @@ class RankPosition:
             start=Start(**to_arrays(state["start"])),
             workers={worker["worker"]: WorkerPosition.from_state_dict(worker) for worker in state["workers"]},
         )
+
+
+def check_position(state: Any, num_classes: int) -> None:
+    """Refuse the state of a :class:`RankPosition` that has a value that no position can have.
+
+    Raises:
+        ValueError: If it has one. The message names the key.
+    """
+    check_state("stream's", state, position_spec(num_classes), "positions")
+    for worker in state["workers"]:
+        sizes = worker["sizes"]
+        if len(worker["reads"]) != len(sizes) or sizes.sum() != len(worker["labels"]):
+            raise ValueError(describe_damage("stream's", "positions.workers has a record that is cut off"))
 
 
 def position_spec(num_classes: int) -> dict[str, Any]:

@@ -14,12 +14,11 @@ from numpy.typing import ArrayLike
 from torch.utils.data import IterableDataset, get_worker_info
 
 from lightning_fair.common.checks import check, check_type, show
-from lightning_fair.common.saved_states import check_state
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.weights import class_weights
 from lightning_fair.streaming.iteration import StreamDraw, StreamIteration
 from lightning_fair.streaming.missing_classes import MissingClassLogger
-from lightning_fair.streaming.positions import RankPosition, Start, position_spec
+from lightning_fair.streaming.positions import RankPosition, Start, check_position
 from lightning_fair.streaming.samples import add_weight
 from lightning_fair.streaming.shared_state import SharedState
 from lightning_fair.streaming.sources import Shard, continue_epoch
@@ -244,7 +243,7 @@ class FairStream(IterableDataset[Any]):
             ValueError: If the state is damaged, or of another number of classes; during iteration, if the number of
                 workers is another one.
         """
-        check_state("stream's", state, position_spec(self.controller.num_classes))
+        check_position(state, self.controller.num_classes)
         self._position = RankPosition.from_state_dict(state)
         if not self._position.can_continue:
             _log.warning("The stream starts at the beginning of its source, whose position was not saved.")

@@ -9,7 +9,6 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from rank_runs import Ranks
 from stream_resume_runs import (
     LABELS,
     LAW,
@@ -17,7 +16,6 @@ from stream_resume_runs import (
     SOURCES,
     TARGET,
     Counting,
-    cut_on_ranks,
     fair_stream,
     fit_stream,
     piped,
@@ -143,22 +141,6 @@ def test_fit_continues(settings, tmp_path):
         assert all(map(torch.equal, rest.state_dict().values(), whole.state_dict().values()))
 
 
-@pytest.mark.slow
-def test_ranks_continue(tmp_path):
-    """Each of two ranks with two workers continues its own shard."""
-    ranks = Ranks(2)
-    try:
-        results = ranks(cut_on_ranks, folder=tmp_path)
-    finally:
-        ranks.end()
-    seen = []
-    for whole, rest in results:
-        assert len(whole) == 5
-        assert rest == whole[3:]
-        seen.append({item for *_, items in whole for item in items})
-    assert not seen[0] & seen[1]
-
-
 @pytest.mark.parametrize("workers", WORKERS)
 def test_stateful_loader_continues_without_a_trainer(workers):
     """torchdata's StatefulDataLoader saves the position of each worker by its own protocol."""
@@ -245,6 +227,11 @@ def test_damaged_position_raises():
     for key, value, match in (
         ("num_workers", 0, "positions.num_workers must be an integer"),
         ("workers", [{}], r"positions.workers\[0\] has no"),
+        (
+            "workers",
+            [{**states[2]["positions"][0]["workers"][0], "reads": torch.zeros(9, dtype=torch.int64)}],
+            "cut off",
+        ),
     ):
         damaged = {**states[2], "positions": [{**states[2]["positions"][0], key: value}]}
         with pytest.raises(ValueError, match=match):
