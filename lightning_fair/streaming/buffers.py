@@ -79,7 +79,7 @@ class ClassBuffers:
         self.num_unused += number * (uses == 0)
 
     def capture(self) -> list[list[list[Any]]]:
-        """Return the samples held, for each class and number of uses, the oldest first."""
+        """Return the samples held, of each class and number of uses, the oldest first, in lists that are not copied."""
         return [[levels.get(uses, []) for uses in range(max(levels, default=-1) + 1)] for levels in self._levels]
 
     def restore(self, captured: list[list[list[Any]]]) -> None:
