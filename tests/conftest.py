@@ -1,5 +1,6 @@
 import importlib
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -19,6 +20,14 @@ settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def sigint_counts():
+    """A shell lets what it starts in the background ignore SIGINT: pytest, and what that starts."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture

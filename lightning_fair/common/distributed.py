@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -25,13 +26,33 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def gather_from_ranks(value: Any) -> list[Any]:
+def gather_from_ranks(value: Any, group: Any = None) -> list[Any]:
     """Return the picklable ``value`` of each rank. Every rank has to call it equally often."""
     if count_ranks() == 1:
         return [value]
     ranks: list[Any] = [None] * count_ranks()
-    dist.all_gather_object(ranks, value)
+    dist.all_gather_object(ranks, value, group=group)
     return ranks
+
+
+def gather_obstacles(obstacle: str | None) -> list[str | None]:
+    """Return what keeps each rank from going on, shape ``(ranks,)``; an empty list if nothing keeps any of them.
+
+    Every rank has to call it equally often. If all go on it costs one sum of one number, on the CPU, so that no rank
+    waits for its GPU.
+    """
+    num_obstacles = torch.tensor(int(obstacle is not None))
+    group = None
+    if count_ranks() > 1:
+        group = _host_group(dist.group.WORLD)
+        dist.all_reduce(num_obstacles, group=group)
+    return gather_from_ranks(obstacle, group) if num_obstacles else []
+
+
+@lru_cache(maxsize=1)  # a group has a connection from each rank to others, so there is one only
+def _host_group(world: Any) -> Any:
+    """Return a group of all ranks that works on the CPU."""
+    return world if dist.get_backend(world) == "gloo" else dist.new_group(backend="gloo")
 
 
 def check_ranks(rank: int, world_size: int | None, facts: Callable[[], Mapping[str, object]]) -> bool:
@@ -82,8 +103,8 @@ def check_same_on_all_ranks(facts: Mapping[str, object], error: Exception | None
             raise ValueError(
                 f"The ranks have to draw the same batches, but they differ in {'; '.join(differences[:3])}. Give every "
                 "rank the same settings, and the same samples in the same order: it trains on its share of each batch. "
-                "If each rank reads samples of its own, make them an IterableDataset inside a FairStream, and set "
-                "Trainer(limit_train_batches=...) to the batches that all of them have."
+                "If each rank reads samples of its own, make them an IterableDataset inside a FairStream, whose epochs "
+                "end on all ranks together."
             ) from error
         for rank, (_, failure) in enumerate(ranks):
             if failure and error is None:

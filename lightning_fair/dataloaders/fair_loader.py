@@ -16,6 +16,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 from lightning_fair.control.draw import Draw, max_remembered
 from lightning_fair.dataloaders.checks import can_reorder, check_loader, num_prefetched
 from lightning_fair.dataloaders.label_check import LabelCheck
+from lightning_fair.dataloaders.rank_steps import RankSteps
 from lightning_fair.dataloaders.samplers import repeats_batches
 from lightning_fair.dataloaders.tagging import Tagged, tagged_batches
 from lightning_fair.dataloaders.wrappers import loader_inside, replace_loader
@@ -46,13 +47,19 @@ class FairLoader:
     label_check: LabelCheck  # compares the labels of each batch with the drawn ones
     restart: bool  # set it to start the running iteration again at its next batch
     first_worker: int  # of a stream, the one whose batch is the first of the iteration
+    rank_steps: RankSteps | None  # ends the epochs of a stream on all ranks together; None with one rank
 
     def __iter__(self) -> Iterator[Any]:
         return _FairIterator(self, super().__iter__)  # type: ignore[misc]
 
     def __len__(self) -> int:
-        # The user's class may have no length, or take it from an attribute of its own batch sampler.
-        return super().__len__() if self.fair_sampler is None else len(self.fair_sampler)  # type: ignore[misc]
+        if self.fair_sampler is not None:  # the user's class may take it from an attribute of its own batch sampler
+            return len(self.fair_sampler)
+        if self.rank_steps is None:
+            return super().__len__()  # type: ignore[misc,no-any-return]
+        if self.rank_steps.length is None:
+            raise TypeError("The stream has no length on one of the ranks.")
+        return self.rank_steps.length
 
     def replace_sampler(self, sampler: FeedbackBatchSampler, label_check: LabelCheck) -> None:
         """Take the batches of the next epochs from another sampler, because the labels have changed."""
@@ -73,7 +80,7 @@ class FairLoader:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[type, bool], dict[str, Any]]:
         # The class was made at run time. A copy has no part in a fit, and no workers yet.
-        of_fit = dict.fromkeys(("on_start", "_iterator") if isinstance(self, DataLoader) else ("on_start",))
+        of_fit = dict.fromkeys(("on_start", "rank_steps", *["_iterator"] * isinstance(self, DataLoader)))
         return _new_loader, (type(self).__bases__[1], "state_dict" in vars(type(self))), {**vars(self), **of_fit}
 
     def pop_pending(self) -> DeliveredBatch | None:
@@ -131,7 +138,8 @@ class _FairIterator:
             vars(holder).update(dict.fromkeys(_kept_iterators(holder), renewed))
         # An iterator takes a seed from torch, as it has done before if the epoch goes on after a resume.
         with tagged_batches(self._inner, loader.first_worker), torch.random.fork_rng([], enabled=goes_on):
-            return self._start()
+            batches = self._start()
+        return batches if loader.rank_steps is None else loader.rank_steps.in_step(batches, goes_on=goes_on)
 
     def _deliver(self, draw_id: int | None) -> Draw:
         """Return the record of the draw with this number; None: of the oldest one that has not been delivered."""
@@ -264,8 +272,9 @@ def _fair_copy(loader: Any, settings: dict[str, Any], own: dict[str, Any]) -> Da
     fair_kind = _fair_kind(type(loader), hasattr(loader, "state_dict"))
     # A loop without the callback takes none.
     pending: deque[DeliveredBatch] = deque(maxlen=max_remembered(own["label_check"].num_classes))
-    state = {"pending_batches": pending, "restart": False, "inner": None, "keeps_iterator": False, "first_worker": 0}
-    return _copy_loader(loader, fair_kind, {**settings, **state, **own})
+    state = {"pending_batches": pending, "restart": False, "inner": None, "keeps_iterator": False}
+    of_stream = {"first_worker": 0, "rank_steps": None}
+    return _copy_loader(loader, fair_kind, {**settings, **state, **of_stream, **own})
 
 
 def _fair_kind(kind: type, is_stateful: bool) -> type:

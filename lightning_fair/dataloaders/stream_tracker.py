@@ -186,7 +186,9 @@ class StreamTracker:
         if problem and not self._has_told:
             self._say(f"The position in the stream is not saved: {problem} A resumed run starts the source anew.")
             self._has_told = True
-        positions = gather_from_ranks(None if self._position is None else self._position.state_dict())
+        # Processes that share a model's parts have the same data, and the same rank.
+        of_rank = dict(gather_from_ranks((self.rank, self._position and self._position.state_dict())))
+        positions = [of_rank[rank] for rank in sorted(of_rank)]
         arrays = {"arriving": self._arriving, "class_counts": self.class_counts, "handed_out": self.handed_out}
         state = {"stream_version": _STATE_VERSION, "controller": self.controller.state_dict()}
         return {**state, "positions": positions, **to_tensors(arrays)}

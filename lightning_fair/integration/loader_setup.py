@@ -19,13 +19,14 @@ from lightning_fair.dataloaders import checks
 from lightning_fair.dataloaders.fair_loader import make_fair, make_stream_fair
 from lightning_fair.dataloaders.label_check import LabelCheck
 from lightning_fair.dataloaders.label_groups import describe_groups
-from lightning_fair.dataloaders.samplers import SUBSET, draws_as, ignored_sampler, samples_per_class
+from lightning_fair.dataloaders.rank_steps import RankSteps
+from lightning_fair.dataloaders.samplers import SUBSET, draws_as, ignored_sampler, length_of, samples_per_class
 from lightning_fair.dataloaders.stream_tracker import StreamTracker
 from lightning_fair.dataloaders.wrappers import loader_inside, unchain, wrong_choice
 from lightning_fair.integration.run import Run
 from lightning_fair.integration.settings import FairSettings
 from lightning_fair.integration.step_checks import StepChecks
-from lightning_fair.integration.trainer_internals import is_within_epoch, steps_per_epoch, training_time
+from lightning_fair.integration.trainer_internals import data_rank, is_within_epoch, steps_per_epoch, training_time
 from lightning_fair.integration.training_length import describe_target
 from lightning_fair.monitoring.weight_statistics import RunTotals
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
@@ -52,6 +53,8 @@ def make_loader_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[An
         run.restore_source()
         run.loader = fair
         _name_classes(run, inner.dataset)
+    if run.tracker is not None and trainer.world_size > 1:
+        fair.rank_steps = RankSteps(length_of(fair), rank_zero_info)
     return run.loader  # type: ignore[return-value]
 
 
@@ -153,7 +156,8 @@ def _update_sampler(run: Run, trainer: L.Trainer | None, users_loader: Any) -> b
     """Keep the run's sampler if the loader has the same data as before, else make a new one and return True."""
     settings, sampler, loader = run.settings, run.sampler, loader_inside(users_loader)
     labels, size = run.find_labels(loader), checks.batch_size(loader)
-    steps = settings.steps_per_epoch or steps_per_epoch(users_loader, 1 if trainer is None else trainer.world_size)
+    rank, world_size = (0, 1) if trainer is None else data_rank(trainer)
+    steps = settings.steps_per_epoch or steps_per_epoch(users_loader, world_size)
     has_same_labels = sampler is not None and np.array_equal(labels.numbers, sampler.labels)
     if sampler is not None and has_same_labels and sampler.batch_size == size:
         sampler.steps_per_epoch = steps
@@ -164,7 +168,7 @@ def _update_sampler(run: Run, trainer: L.Trainer | None, users_loader: Any) -> b
     run.total_batches = run.count_batches(steps)
     options: dict[str, Any] = {"total_batches": run.total_batches}
     if trainer is not None:
-        options |= {"rank": trainer.global_rank, "world_size": trainer.world_size, "seed": run.seed}
+        options |= {"rank": rank, "world_size": world_size, "seed": run.seed}
     run.flush_reports()
     # During a fit, a change of the labels does not end the schedules.
     previous = sampler if run.loader is not None and sampler is not None and sampler.batch_size == size else None
@@ -292,7 +296,7 @@ def _find_tracker(run: Run, trainer: L.Trainer, stream: Any) -> StreamTracker:
     _warn_of_stream_settings(run.settings, stream)
     if not stream.brings_controller:
         stream.bind(run.settings.make_controller(stream))
-    return StreamTracker(stream, trainer.global_rank, trainer.world_size)
+    return StreamTracker(stream, *data_rank(trainer))
 
 
 def _warn_of_stream_settings(settings: FairSettings, stream: FairStream) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_fair.common.arrays import to_arrays
-from lightning_fair.common.distributed import sum_over_ranks
+from lightning_fair.common.distributed import count_ranks, sum_over_ranks
 from lightning_fair.common.label_values import ClassLabels
 from lightning_fair.common.labels import look_up_labels
 from lightning_fair.common.saved_states import (
@@ -158,7 +158,11 @@ class Run:
             sums = self.step_correction.finish(trained=trained)
         elif not (trained and current.as_drawn and self.source.world_size == 1):
             sums = torch.from_numpy(np.bincount(current.labels, minlength=draw.counts.size) * trained).to(device)
-        self.unreported.append((draw, None if sums is None else copy_to_host(sum_over_ranks(sums))))
+        if sums is not None:
+            sums = sum_over_ranks(sums)
+            if (copies := count_ranks() // self.source.world_size) > 1:  # ranks with the same share
+                sums = sums / copies
+        self.unreported.append((draw, None if sums is None else copy_to_host(sums)))
         self.flush_reports(keep=self.steps_on_device)
         return draw if trained else None
 

@@ -57,6 +57,15 @@ def is_within_epoch(trainer: L.Trainer) -> bool:
     return bool(trainer.fit_loop.epoch_loop.batch_progress.current.ready) and not _has_ended(trainer)
 
 
+def data_rank(trainer: L.Trainer) -> tuple[int, int]:
+    """Return the number of this rank's share of the batches, and the number of shares.
+
+    Ranks that compute the same layers together, by tensor parallelism, have one share.
+    """
+    split = trainer.distributed_sampler_kwargs
+    return (trainer.global_rank, trainer.world_size) if split is None else (split["rank"], split["num_replicas"])
+
+
 def training_time(trainer: L.Trainer) -> tuple[int, int, int]:
     """Return the number of the epoch, the batches of this epoch so far, and those of all epochs so far."""
     progress = trainer.fit_loop.epoch_loop.batch_progress

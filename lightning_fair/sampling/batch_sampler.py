@@ -348,7 +348,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     def rank_facts(self) -> dict[str, Any]:
         """See :class:`~lightning_fair.control.draw_source.DrawSource`."""
         # The causes first: the error names the first ones only.
-        steps = {"steps_per_epoch": self.steps_per_epoch, "epoch": self.epoch}
+        steps = {"steps_per_epoch": self.steps_per_epoch, "epoch": self.epoch, "version of NumPy": np.__version__}
         sizes = {"batch_size": self.batch_size, **self._fingerprint, **steps}
         return {**sizes, "samples trained on": describe(self.trained), **controller_facts(self.controller)}
 

@@ -7,7 +7,8 @@ import numpy as np
 from lightning_fair.common.arrays import Floats, Ints
 from lightning_fair.common.class_counts import ClassCounts
 
-_BLOCK, _MAX_SHUFFLED = 64, 2**18  # most draws, and samples, whose random numbers are generated at once
+_BLOCK = 64  # draws whose random numbers are generated at once
+_LARGE = 2**12  # the shuffle of a larger batch is generated alone, to save memory
 
 
 def systematic_counts(probs: Floats, size: int, order: Ints, start: float) -> ClassCounts:
@@ -50,10 +51,11 @@ def systematic_counts(probs: Floats, size: int, order: Ints, start: float) -> Cl
 class DrawRandomness:
     """The random numbers of each draw, a function of the seed and the number of the draw alone.
 
-    They are generated for a block of 64 draws at once, or fewer if the batch is large, because for a single draw a new
-    generator and an order of 1,000 classes would each take a fifth of its time. The draws of a block share the order of
-    the classes: it only decides which classes tend to be rounded up together. Each draw has its own start and its own
-    shuffle, so the distribution of a single draw is the same as with an order of its own.
+    They are generated for a block of 64 draws at once, because for a single draw a new generator and an order of 1,000
+    classes would each take a fifth of its time. The draws of a block share the order of the classes: it only decides
+    which classes tend to be rounded up together. Each draw has its own start and its own shuffle, so the distribution
+    of a single draw is the same as with an order of its own. Order and start do not depend on the length of the
+    shuffle, which is a rank's batch: with any number of ranks, the batch of all has the same class counts.
 
     Args:
         seed: Seed, at least 0.
@@ -68,16 +70,20 @@ class DrawRandomness:
 
     def __init__(self, seed: int, num_classes: int, size: int) -> None:
         self._seed, self._num_classes, self._size = seed, num_classes, size
-        self._block_size = min(_BLOCK, max(_MAX_SHUFFLED // size, 1))
         self._block = -1
 
     def __call__(self, draw_id: int) -> tuple[Ints, float, Ints]:
         """Return the order of the classes and the start for :func:`systematic_counts`, and a shuffle of the batch."""
-        block, place = divmod(draw_id, self._block_size)
+        block, place = divmod(draw_id, _BLOCK)
+        is_large = self._size > _LARGE
         if block != self._block:
             rng = np.random.default_rng([self._seed, block])
             self._order: Ints = rng.permutation(self._num_classes)
-            self._starts: list[float] = ((rng.integers(0, 2**32, self._block_size) + 0.5) / 2**32).tolist()
-            self._shuffles: Ints = rng.random((self._block_size, self._size)).argsort(axis=1)
+            self._starts: list[float] = ((rng.integers(0, 2**32, _BLOCK) + 0.5) / 2**32).tolist()
+            self._shuffles: Ints = rng.random((_BLOCK, 0 if is_large else self._size)).argsort(axis=1)
             self._block = block
-        return self._order, self._starts[place], self._shuffles[place]
+        if is_large:
+            shuffle = np.random.default_rng([self._seed, draw_id, 0, 1]).permutation(self._size)
+        else:
+            shuffle = self._shuffles[place]
+        return self._order, self._starts[place], shuffle

@@ -87,7 +87,8 @@ def test_copy_keeps_every_setting(settings):
     theirs = loader(**settings)
     before = dict(vars(theirs))
     mine = fair(theirs)
-    own = {"pending_batches", "on_start", "restart", "label_check", "fair_sampler", "inner", "keeps_iterator"}
+    of_fit = {"pending_batches", "on_start", "restart", "label_check", "rank_steps"}
+    own = {*of_fit, "fair_sampler", "inner", "keeps_iterator"}
     for name, value in vars(theirs).items():
         assert value is before[name]
         assert name in ("batch_sampler", "_iterator") or vars(mine)[name] is value

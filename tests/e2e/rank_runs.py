@@ -28,6 +28,7 @@ import pytest
 import torch
 import torch.distributed
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning_helpers import TARGET, Indexed, Plain, Step, Weighted, fit, loader
 from loader_runs import Bulk, Prefetcher
 from torch.nn import functional as F
@@ -92,6 +93,11 @@ def exact(value: Any) -> Any:
     return [exact(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    """Return a parameter whose parts may be on several ranks."""
+    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+
+
 class _Watched:
     """Writes a ``Run``. Lightning calls a module's hooks after those of all callbacks."""
 
@@ -108,11 +114,25 @@ class _Watched:
         self.run.references.append(draw.reference.copy())
         self.sums.clear()
 
+    def configure_model(self) -> None:
+        """Shard the layer, if the strategy is Lightning's model parallel one; Lightning may call it twice."""
+        if self.device_mesh is None or hasattr(self.net.weight, "full_tensor"):
+            return
+        from torch.distributed.fsdp import fully_shard  # torch 2.6
+        from torch.distributed.tensor import Replicate
+        from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+        data, tensor = self.device_mesh["data_parallel"], self.device_mesh["tensor_parallel"]
+        if tensor.size() > 1:
+            parallelize_module(self.net, tensor, ColwiseParallel(output_layouts=Replicate()))
+        if data.size() > 1:
+            fully_shard(self.net, mesh=data)
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         callback = find_callback(self.trainer)
         self.run.states.append(exact(callback.sampler.capture()))
         self.run.trained_mixes.append(callback.controller.trained_mix.copy())
-        self.run.params.append(b"".join(p.detach().numpy().tobytes() for p in self.parameters()))
+        self.run.params.append(b"".join(whole(p).detach().numpy().tobytes() for p in self.parameters()))
         self.run.all_reduces.append(list(self.sums))
         self.run.epochs += [0] * (self.trainer.current_epoch + 1 - len(self.run.epochs))
         self.run.epochs[self.trainer.current_epoch] += 1
@@ -158,7 +178,8 @@ def train(
     noisy: bool = False,
     fair: FairSampling | None = None,
     install: str = "callback",
-    strategy: str = "ddp",
+    strategy: str | Callable[[], Any] = "ddp",
+    num_nodes: int = 1,
     loaded: dict[str, Any] | None = None,
     make_loader: Callable[..., Any] = data,
     keep: Path | None = None,
@@ -191,7 +212,10 @@ def train(
             ModelCheckpoint(keep, "step{step}", every_n_train_steps=1, **settings_of_both),
             ModelCheckpoint(keep, "epoch{epoch}", every_n_epochs=1, **settings_of_both),
         ]
-    several = {"devices": world_size, "strategy": strategy} if world_size > 1 else {}
+    several: dict[str, Any] = {}
+    if world_size > 1:
+        several = {"devices": world_size // num_nodes, "num_nodes": num_nodes}
+        several["strategy"] = strategy() if callable(strategy) else strategy
     with pytest.MonkeyPatch.context() as patch:
         all_reduce = torch.distributed.all_reduce
 
@@ -458,11 +482,13 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def start(*arguments: str, pass_fds: Sequence[int] = (), **environment: str) -> subprocess.Popen:
-    """Run this file in a process group of its own, so that ``end`` also ends its children."""
+def start(
+    *arguments: str, pass_fds: Sequence[int] = (), run: Sequence[str] = (), **environment: str
+) -> subprocess.Popen:
+    """Run this file, or ``run`` it in another way, in a process group of its own, so that ``end`` ends its children."""
     # Not `multiprocessing.Process`: below one, the workers of a loader take five seconds to end.
     return subprocess.Popen(
-        [sys.executable, __file__, *arguments],
+        [sys.executable, *run, __file__, *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment},
         pass_fds=pass_fds,
         start_new_session=True,
@@ -498,6 +524,17 @@ def launch(folder: str, *strategies: str) -> None:
     for name in strategies:
         (Path(folder) / name).mkdir(exist_ok=True)
         train(world_size=2, strategy=name, out=Path(folder) / name, max_epochs=2)
+
+
+def train_on_node(folder: str, world_size: str) -> None:
+    """Train in a process that torchrun has started on one of two nodes."""
+    signal.alarm(int(PATIENCE))
+    train(world_size=int(world_size), num_nodes=2, out=Path(folder), max_epochs=2)
+
+
+def model_parallel(tensor_parallel_size: int = 1) -> ModelParallelStrategy:
+    """Return Lightning's strategy for two processes, each with half of every parameter."""
+    return ModelParallelStrategy(2 // tensor_parallel_size, tensor_parallel_size)
 
 
 if __name__ == "__main__":

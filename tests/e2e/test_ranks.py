@@ -46,13 +46,6 @@ SMALL = (24, 12, 8, 5)  # 7 batches: few enough to resume from each
 
 
 @pytest.fixture(scope="module")
-def two():
-    ranks = Ranks(2)
-    yield ranks
-    ranks.end()
-
-
-@pytest.fixture(scope="module")
 def four():
     ranks = Ranks(4)
     yield ranks

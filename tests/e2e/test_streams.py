@@ -8,7 +8,6 @@ import pytest
 import torch
 from lightning.pytorch.loggers.logger import Logger
 from lightning_helpers import Weighted, fit, in_any_order
-from rank_runs import Ranks
 from stream_resume_runs import cut_on_ranks
 from stream_runs import TARGET, Adjusting, Files, Sums, Watching, mixed, train_on_stream, turning
 from torch.utils.data import DataLoader
@@ -219,18 +218,11 @@ def test_clipped_mass_of_a_short_stream_is_logged():
     assert fair.largest_weight <= 10.0
 
 
-@pytest.fixture(scope="module")
-def two_ranks():
-    ranks = Ranks(2)
-    yield ranks
-    ranks.end()
-
-
 @pytest.mark.slow
-def test_ranks_continue(two_ranks, tmp_path):
+def test_ranks_continue(two, tmp_path):
     """A run that is cut goes on with the batches of the uncut one, on each of two ranks with two workers."""
     seen = []
-    for whole, rest in two_ranks(cut_on_ranks, folder=tmp_path):
+    for whole, rest in two(cut_on_ranks, folder=tmp_path):
         assert len(whole) == 5
         assert rest == whole[3:]
         seen.append({item for *_, items in whole for item in items})
@@ -238,9 +230,9 @@ def test_ranks_continue(two_ranks, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_ranks_agree_on_trained_mix(two_ranks):
+def test_two_ranks_agree_on_trained_mix(two):
     """Each rank reads its shard, and the controllers are equal bit for bit."""
-    first, second = two_ranks(train_on_stream)
+    first, second = two(train_on_stream)
     assert isinstance(first, Sums)
     assert first.wrong == second.wrong == 0
     assert not first.items & second.items

@@ -10,7 +10,6 @@ import torch
 from feedback_runs import SaveEverywhere, train
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_helpers import WORKERS, trainer, warnings_about
-from rank_runs import Ranks
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
@@ -65,13 +64,6 @@ def test_model_checkpoint(tmp_path):
 
 
 # -- ranks -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def two():
-    ranks = Ranks(2)
-    yield ranks
-    ranks.end()
 
 
 @pytest.mark.slow

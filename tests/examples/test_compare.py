@@ -128,6 +128,7 @@ def test_help_is_its_own(runs):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("sigint_counts")
 def test_interrupt_prints_the_finished_methods(tmp_path):
     """Ctrl-C in the second training; the first one stands in the table."""
     command = [sys.executable, "-u", str(ROOT / "examples/compare.py"), *FAST, "seed=1", "logger=none"]

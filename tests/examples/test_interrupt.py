@@ -20,6 +20,8 @@ from recipe_helpers import ROOT, process_settings_restored, run_script
 from recipes import configs, training
 from recipes.interrupt import Interruption, resume_command
 
+pytestmark = pytest.mark.usefixtures("sigint_counts")
+
 SHORT = ["trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "logger=none"]
 
 
@@ -33,14 +35,6 @@ class CtrlC(L.Callback):
         self.seen += 1
         if self.seen in self.steps:
             os.kill(os.getpid(), signal.SIGINT)
-
-
-@pytest.fixture(autouse=True)
-def sigint_counts():
-    """A shell lets what it starts in the background ignore SIGINT: pytest, and what that starts."""
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture

@@ -311,6 +311,11 @@ def test_report_of_one_rank_is_warned_about(recwarn):
     assert ["4 samples" in str(warning.message) for warning in recwarn] == [True]
 
 
+def test_ranks_compare_numpy():
+    """Another version may draw other random numbers."""
+    assert FeedbackBatchSampler([0, 1], 2).rank_facts()["version of NumPy"] == np.__version__
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_draw_batch_of_one_process(world_size):
     alone = make(batch_size=12)
