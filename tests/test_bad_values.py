@@ -228,6 +228,7 @@ TABLE = {
             "label_fn": ("x", 3, [], {}, True),
             "class_names": NAMES,
             "return_weights": (*FLAG, *NONE),
+            "save_buffers": (*FLAG, *NONE),
             "seed": (*INTEGER, *NONE, -1),
         },
     ),
@@ -417,7 +418,7 @@ INTERNAL = {
         "restore",
         "check_state",
     },
-    "FairStream": {"batches"},
+    "FairStream": {"batches", "begin", "load_state_dict"},
     "FairSampling": {"is_installed_in"},
     "schedules.Schedule": {"value_at"},
 }

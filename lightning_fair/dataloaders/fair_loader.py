@@ -46,6 +46,7 @@ class FairLoader:
     on_start: Callable[[], bool] | None  # called before the first batch is drawn; returns whether an epoch goes on
     label_check: LabelCheck  # compares the labels of each batch with the drawn ones
     restart: bool  # set it to start the running iteration again at its next batch
+    first_worker: int  # of a stream, the one whose batch is the first of the iteration
     rank_steps: RankSteps | None  # ends the epochs of a stream on all ranks together; None with one rank
 
     def __iter__(self) -> Iterator[Any]:
@@ -67,6 +68,15 @@ class FairLoader:
         vars(inner).update({_sampler_place(inner): sampler, "_iterator": None})
         label_check.can_reorder = self.label_check.can_reorder
         self.fair_sampler, self.label_check = sampler, label_check
+
+    def begin_at_worker(self, worker: int, *, within_epoch: bool) -> None:
+        """Let the next iteration over a stream take its first batch from this worker.
+
+        Workers that run already have their numbers, and do not see where the stream continues: they start again.
+        """
+        if within_epoch or worker != self.first_worker:
+            vars(self)["_iterator"] = None
+        self.first_worker = worker
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[type, bool], dict[str, Any]]:
         # The class was made at run time. A copy has no part in a fit, and no workers yet.
@@ -127,7 +137,7 @@ class _FairIterator:
             renewed = _RenewedIterator(self._inner, is_endless=loader.keeps_iterator)
             vars(holder).update(dict.fromkeys(_kept_iterators(holder), renewed))
         # An iterator takes a seed from torch, as it has done before if the epoch goes on after a resume.
-        with tagged_batches(self._inner), torch.random.fork_rng([], enabled=goes_on):
+        with tagged_batches(self._inner, loader.first_worker), torch.random.fork_rng([], enabled=goes_on):
             batches = self._start()
         return batches if loader.rank_steps is None else loader.rank_steps.in_step(batches, goes_on=goes_on)
 
@@ -262,8 +272,9 @@ def _fair_copy(loader: Any, settings: dict[str, Any], own: dict[str, Any]) -> Da
     fair_kind = _fair_kind(type(loader), hasattr(loader, "state_dict"))
     # A loop without the callback takes none.
     pending: deque[DeliveredBatch] = deque(maxlen=max_remembered(own["label_check"].num_classes))
-    state = {"pending_batches": pending, "restart": False, "inner": None, "keeps_iterator": False, "rank_steps": None}
-    return _copy_loader(loader, fair_kind, {**settings, **state, **own})
+    state = {"pending_batches": pending, "restart": False, "inner": None, "keeps_iterator": False}
+    of_stream = {"first_worker": 0, "rank_steps": None}
+    return _copy_loader(loader, fair_kind, {**settings, **state, **of_stream, **own})
 
 
 def _fair_kind(kind: type, is_stateful: bool) -> type:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -11,16 +12,18 @@ from numpy.typing import NDArray
 
 from lightning_fair.common.arrays import Floats, Ints, to_arrays, to_tensors
 from lightning_fair.common.distributed import gather_from_ranks
-from lightning_fair.common.saved_states import array, check_state, check_version, counts, integer
+from lightning_fair.common.saved_states import array, check_state, check_version, counts, integer, of_type
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import Draw
 from lightning_fair.control.rank_facts import controller_facts
 from lightning_fair.streaming.iteration import StreamDraw
 from lightning_fair.streaming.missing_classes import MissingClassLogger
 from lightning_fair.streaming.one_pass import compare_ranks, own_checksums, take_verdict
+from lightning_fair.streaming.positions import RankPosition, Start, check_position
 from lightning_fair.streaming.stream import FairStream
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2
+_log = logging.getLogger("lightning_fair")
 
 
 class StreamTracker:
@@ -32,6 +35,10 @@ class StreamTracker:
         stream: The stream, with a controller.
         rank: This process's rank.
         world_size: Number of processes.
+
+    Attributes:
+        num_processes: Number of processes that read the stream on each rank: the workers of its loader, or 1.
+        first_worker: Worker from which the loader has to take the first batch of the iteration.
     """
 
     prior = None  # the class mix of a stream is not known in advance
@@ -40,6 +47,7 @@ class StreamTracker:
     def __init__(self, stream: FairStream, rank: int = 0, world_size: int = 1) -> None:
         self.rank, self.world_size = rank, world_size
         self._has_compared_ranks = False
+        self.num_processes, self.first_worker = 1, 0
         self.follow(stream)
         self._clear()
 
@@ -49,6 +57,9 @@ class StreamTracker:
         self.handed_out: Ints = np.zeros(K, dtype=np.int64)  # samples in these batches
         self._arriving: Floats = np.zeros(K)
         self._missing = MissingClassLogger(self.controller)
+        self._position: RankPosition | None = None  # in the epoch, after the batches that were trained on
+        self._has_told = False  # that the position is not saved
+        self._num_saved_ranks = 1  # of the checkpoint that the position is from
 
     def follow(self, stream: FairStream) -> None:
         """Follow another stream from now on."""
@@ -90,6 +101,9 @@ class StreamTracker:
             controller.next_probs()  # moves the target to this step's
         controller.report(draw.counts if counts is None else counts, loss_sums, loss_counts)
         self.stream.share()
+        if self._position is not None:
+            self._position.follow(draw)
+        draw.position = None  # it can hold a copy of the buffers
         self._check_one_pass()
         rate = 1.0 / controller.horizon
         self._arriving = (1.0 - rate) * self._arriving + rate * draw.arrived
@@ -115,27 +129,84 @@ class StreamTracker:
         return scaled
 
     def start_iteration(self, epoch: int, *, within_epoch: bool, keep_delivered: bool) -> None:  # noqa: ARG002
-        """Set the epoch of the next iteration, which starts from the beginning of the source."""
+        """Set the epoch of the next iteration, and where it begins.
+
+        Within an epoch it continues after the batches that were trained on, if that is possible, else at the beginning
+        of the source.
+        """
         self.stream.set_epoch(epoch)
         self.stream.share()
+        self.first_worker, position = 0, None
+        saved = self._position if within_epoch else None
+        if saved is not None and saved.epoch == epoch and saved.workers and self._can_continue(saved):
+            position, self.first_worker = saved.copy(), saved.next_worker
+        else:
+            controller = self.controller
+            start = Start(controller.draws, controller.progress, controller.trained_mix)
+            saved = RankPosition(self.num_processes, start, epoch)
+        self._position = saved
+        self.stream.begin(saved.start, position)
+
+    def _can_continue(self, position: RankPosition) -> bool:
+        """Return whether the next iteration can continue at the position, and log what is lost."""
+        reason = ""
+        if self._num_saved_ranks != self.world_size:
+            reason = f"the checkpoint has the positions of {self._num_saved_ranks} ranks, and this run has "
+            reason += f"{self.world_size}"
+        elif position.num_workers != self.num_processes:
+            reason = f"its position is that of {position.num_workers} processes on each rank, and the loader has "
+            reason += f"{self.num_processes}"
+        elif not position.can_continue:
+            reason = "its position is not saved"
+        if reason:
+            self._say(f"The stream starts at the beginning of its source within the epoch: {reason}.")
+            return False
+        remarks = []
+        if position.num_unused and not (self.stream.save_buffers and position.has_buffers):
+            remarks.append(
+                f" {position.num_unused} samples that waited in the buffers of this rank were read, and are left "
+                "out. FairStream(save_buffers=True) keeps them."
+            )
+        controller = self.controller
+        if position.num_workers > 1 and (controller.feeds_train_losses or controller.objective.feedback != "train"):
+            remarks.append(" Losses or validations reach its workers at other times, so its batches can differ.")
+        if num_balancing := sum(worker.balances for worker in position.workers.values()):
+            remarks.append(f" {num_balancing} workers balanced each other and begin to do so anew: their draws differ.")
+        self._say(f"The stream continues within the epoch.{''.join(remarks)}")
+        return True
+
+    def _say(self, message: str) -> None:
+        if not self.rank:
+            _log.warning(message)
 
     def end_epoch(self) -> None:
-        """Do nothing: the epochs of a stream are those of the Trainer."""
+        """Forget the position: the next epoch begins at the beginning of the source."""
+        self._position = None
+        self.stream.begin(None)
 
     def abandon_epoch(self) -> None:
-        """Do nothing: a stream always starts from its beginning."""
+        """Do the same for an epoch that was interrupted."""
+        self.end_epoch()
 
     def reset(self) -> None:
         """Forget every draw; the settings stay."""
         self.controller.reset()
         self.stream.share()
         self._clear()
+        self.stream.begin(None)
 
     def capture(self) -> dict[str, Any]:
-        """Return the state: the controller's, and the counts. Streams are not resumable, so it has no position."""
+        """Return the state: the controller's, the counts, and the positions of all ranks. Every rank has to call it."""
+        problem = "" if self._position is None else self._position.problem
+        if problem and not self._has_told:
+            self._say(f"The position in the stream is not saved: {problem} A resumed run starts the source anew.")
+            self._has_told = True
+        # Processes that share a model's parts have the same data, and the same rank.
+        of_rank = dict(gather_from_ranks((self.rank, self._position and self._position.state_dict())))
+        positions = [of_rank[rank] for rank in sorted(of_rank)]
         arrays = {"arriving": self._arriving, "class_counts": self.class_counts, "handed_out": self.handed_out}
         state = {"stream_version": _STATE_VERSION, "controller": self.controller.state_dict()}
-        return state | to_tensors(arrays)
+        return {**state, "positions": positions, **to_tensors(arrays)}
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Refuse a state that ``restore`` would refuse."""
@@ -144,11 +215,15 @@ class StreamTracker:
         )
         K = self.controller.num_classes
         vectors = {"arriving": array(K, low=0.0), "class_counts": counts(K), "handed_out": counts(K)}
-        spec = {"stream_version": integer(), "controller": self.controller.check_state, **vectors}
+        positions = {"positions": [of_type(Mapping, type(None))]}
+        spec = {"stream_version": integer(), "controller": self.controller.check_state, **positions, **vectors}
         check_state("stream's", state, spec)
+        for position in state["positions"]:
+            if position is not None:
+                check_position(position, K)
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over a state that ``capture`` returned. The stream starts from the beginning of its source.
+        """Take over a state that ``capture`` returned. Within the epoch, the next iteration continues at its position.
 
         Raises:
             ValueError: If the state has another version, or is not a stream's, or the controller refuses it. Nothing is
@@ -159,4 +234,9 @@ class StreamTracker:
         arrays = to_arrays(state)
         self._arriving, self.class_counts = arrays["arriving"], arrays["class_counts"]
         self.handed_out = arrays["handed_out"]
+        positions = state["positions"]
+        position = positions[min(self.rank, len(positions) - 1)] if positions else None
+        self._position = None if position is None else RankPosition.from_state_dict(position)
+        self._num_saved_ranks = len(positions)
         self.stream.share()
+        self.stream.begin(None)

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data._utils import worker as torch_worker
 
 from lightning_fair.dataloaders.checks import is_stream, keeps_order
 from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
@@ -21,17 +22,22 @@ class Tagged(NamedTuple):
 
 
 @contextmanager
-def tagged_batches(loader: Any) -> Iterator[None]:
+def tagged_batches(loader: Any, first_worker: int = 0) -> Iterator[None]:
     """Make the loader's iterators that are created in this context yield tagged batches, if tags are needed.
 
     A map-style data set needs tags only if batches can change their order in the workers. A stream is drawn in the
     workers, so its tags are the records themselves. Outside of the context the loader has its own settings.
+
+    A loader takes the first batch from its worker 0. The workers of a stream that continues within an epoch exchange
+    their numbers so that this one is ``first_worker``.
     """
     settings = loader.__dict__
     changed: dict[str, Any] = {}
     if is_stream(loader):
         stream = _TaggedStream(loader.dataset, loader.drop_last)
         changed = {"dataset": stream, "batch_sampler": None, "batch_size": None}
+        if first_worker:
+            changed["worker_init_fn"] = partial(_act_as_other_worker, first_worker, loader.worker_init_fn)
     elif not keeps_order(loader):
         place = "sampler" if loader.batch_sampler is None else "batch_sampler"
         changed = {"dataset": _TaggedDataset(loader.dataset), place: _TaggedSampler(settings[place])}
@@ -96,9 +102,31 @@ class _TaggedStream(_Proxy, IterableDataset[Tagged]):
 
     def __iter__(self) -> Iterator[Tagged]:
         (drop_last,) = self._settings
-        for draw, samples in self._dataset.batches():
+        for draw, samples in self._dataset.batches(with_positions=True):
             if not drop_last or len(samples) == self._dataset.batch_size:
                 yield Tagged(draw, samples)
+
+    def __getattr__(self, name: str) -> Any:
+        # A stateful loader would save the position of each worker with each batch, as of the draw.
+        if name in ("state_dict", "load_state_dict"):
+            raise AttributeError(name)
+        return super().__getattr__(name)
+
+
+def _act_as_other_worker(first_worker: int, users_init: Callable[[int], None] | None, worker: int) -> None:
+    """Give a worker the number of another one, by which it selects its shard and its random numbers.
+
+    It is the loader's ``worker_init_fn``, which is called before anything asks for the number. torch keeps it in one
+    variable of the worker's process, which ``get_worker_info`` returns.
+    """
+    info: Any = get_worker_info()
+    number = (worker + first_worker) % info.num_workers
+    seed = info.seed - info.id + number
+    torch_worker._worker_info = torch_worker.WorkerInfo(
+        id=number, num_workers=info.num_workers, seed=seed, dataset=info.dataset
+    )
+    if users_init is not None:
+        users_init(number)
 
 
 def _collate_tagged(collate_fn: Callable[[Any], Any], samples: Tagged) -> Tagged:

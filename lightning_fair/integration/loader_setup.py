@@ -143,9 +143,12 @@ def _start_drawing(run: Run, trainer: L.Trainer, users_loader: Any) -> bool:
                     run.loader.replace_sampler(run.sampler, run.label_check)
                     run.restore_source()
                     _name_classes(run, loader_inside(users_loader).dataset)
-    run.begin_at(*training_time(trainer))
+    epoch, position, step = training_time(trainer)
+    run.begin_at(epoch, position, step)
     keep = bool(run.loader.pending_batches)
-    run.source.start_iteration(trainer.current_epoch, within_epoch=within_epoch, keep_delivered=keep)
+    run.source.start_iteration(epoch, within_epoch=within_epoch, keep_delivered=keep)
+    if run.tracker is not None:
+        run.loader.begin_at_worker(run.tracker.first_worker, within_epoch=within_epoch)
     return within_epoch
 
 
@@ -270,6 +273,7 @@ def _make_stream_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> 
             raise ValueError(f"{name} is for data sets with a length, and this one is a stream: {remedy}.")
     run.settings.check_stream_mixes(run.settings.reference)
     run.sampler, run.tracker, run.min_delay = None, _find_tracker(run, trainer, loader.dataset), None
+    run.tracker.num_processes = max(loader.num_workers, 1)
     if run.label_check is None:
         stream, num_classes = run.tracker.stream, run.tracker.controller.num_classes
         names = stream.classes if len(stream.classes or ()) == num_classes else None

@@ -46,7 +46,7 @@ class RandomStates(Callback):
     - What is drawn in a validation (except the seeds that its loaders take), and in hooks at the end of an epoch or the
       beginning of the next one, if Lightning skips them on resume because the checkpoint was saved after the batch
       before them.
-    - The position in a stream, which restarts.
+    - What a stream's source draws, unless its own state has it; :class:`~lightning_fair.FairStream` continues the rest.
 
     Example:
         >>> import lightning.pytorch as L  # or: import pytorch_lightning as L

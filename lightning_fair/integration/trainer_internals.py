@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import copy
@@ -53,7 +54,7 @@ def can_be_weighted(pl_module: L.LightningModule) -> bool:
 
 def is_within_epoch(trainer: L.Trainer) -> bool:
     """Return whether the current training epoch has begun and has not ended."""
-    return bool(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+    return bool(trainer.fit_loop.epoch_loop.batch_progress.current.ready) and not _has_ended(trainer)
 
 
 def data_rank(trainer: L.Trainer) -> tuple[int, int]:
@@ -68,7 +69,20 @@ def data_rank(trainer: L.Trainer) -> tuple[int, int]:
 def training_time(trainer: L.Trainer) -> tuple[int, int, int]:
     """Return the number of the epoch, the batches of this epoch so far, and those of all epochs so far."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
+    if _has_ended(trainer):
+        return trainer.fit_loop.epoch_progress.current.ready, 0, progress.total.ready
     return trainer.current_epoch, progress.current.ready, progress.total.ready
+
+
+def _has_ended(trainer: L.Trainer) -> bool:
+    """Return whether the last batch of the epoch has been trained on.
+
+    A loader without a length is asked for a batch before Lightning ends the epoch of a checkpoint of its last batch.
+    """
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+    current, length = progress.current, trainer.num_training_batches
+    is_last = progress.is_last_batch if length == math.inf else current.ready >= length
+    return bool(current.ready) and current.ready == current.processed and is_last
 
 
 def should_log(trainer: L.Trainer) -> bool:

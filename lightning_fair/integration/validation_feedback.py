@@ -137,6 +137,8 @@ class ValidationFeedback:
             self._controller.report_validation(values, higher_is_better=self._is_rate)
         except ValueError as error:
             raise ValueError(f"FairSampling(feedback={self._name!r}): {error}") from None
+        if self._run.tracker is not None:
+            self._run.tracker.stream.share()  # the next batch may follow it, as it does after a resume
         self._has_reported = True
 
     def _sum_over_ranks(self, values: Floats) -> Floats:

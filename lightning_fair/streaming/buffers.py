@@ -23,6 +23,8 @@ class ClassBuffers:
 
     Attributes:
         available: Number of samples of each class that can be handed out, repeats included, int64, shape ``(K,)``.
+        num_held: Number of samples held.
+        num_unused: Number of those that have never been handed out.
 
     Example:
         >>> buffers = ClassBuffers(num_classes=2, limit=2, max_reuse=2)
@@ -36,6 +38,7 @@ class ClassBuffers:
         # For each class, the samples by number of uses, the oldest first; a level without samples has no entry.
         self._levels: list[dict[int, list[Any]]] = [{} for _ in range(num_classes)]
         self.available: Ints = np.zeros(num_classes, dtype=np.int64)
+        self.num_held = self.num_unused = 0
 
     def add(self, by_class: Mapping[int, list[Any]]) -> None:
         """Hold these samples of each class, given from oldest to newest; of more than the limit, the newest."""
@@ -47,7 +50,9 @@ class ClassBuffers:
                 dropped = _pop_oldest(levels, uses, excess)
                 self.available[label] -= len(dropped) * (self._max_reuse - uses)
                 excess -= len(dropped)
+                self._count(-len(dropped), uses)
             levels.setdefault(0, []).extend(new)
+            self._count(len(new), 0)
             self.available[label] += len(new) * self._max_reuse
 
     def take(self, counts: Ints) -> list[Any]:
@@ -62,9 +67,30 @@ class ClassBuffers:
                 samples = _pop_oldest(levels, uses, count)
                 taken += samples
                 count -= len(samples)
+                self._count(-len(samples), uses)
                 if uses + 1 < self._max_reuse:
                     levels.setdefault(uses + 1, []).extend(samples)
+                    self._count(len(samples), uses + 1)
         return taken
+
+    def _count(self, number: int, uses: int) -> None:
+        """Count samples that come, or go if the number is negative, and have been used ``uses`` times."""
+        self.num_held += number
+        self.num_unused += number * (uses == 0)
+
+    def capture(self) -> list[list[list[Any]]]:
+        """Return the samples held, of each class and number of uses, the oldest first, in lists that are not copied."""
+        return [[levels.get(uses, []) for uses in range(max(levels, default=-1) + 1)] for levels in self._levels]
+
+    def restore(self, captured: list[list[list[Any]]]) -> None:
+        """Hold the samples that ``capture`` returned in place of all others."""
+        self._levels = [{uses: part for uses, part in enumerate(levels) if part} for levels in captured]
+        self.available[:] = 0
+        self.num_held = self.num_unused = 0
+        for label, levels in enumerate(self._levels):
+            for uses, samples in levels.items():
+                self.available[label] += len(samples) * (self._max_reuse - uses)
+                self._count(len(samples), uses)
 
 
 def _pop_oldest(levels: dict[int, list[Any]], uses: int, count: int) -> list[Any]:

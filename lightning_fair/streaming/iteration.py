@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,11 +14,16 @@ from lightning_fair.control.draw import Draw
 from lightning_fair.control.law import apply_floor, mixture_floor
 from lightning_fair.sampling.systematic import DrawRandomness, systematic_counts
 from lightning_fair.streaming.buffers import ClassBuffers, cap_mix
+from lightning_fair.streaming.packing import pack, unpack
+from lightning_fair.streaming.positions import DrawPosition, RankPosition, Start, WorkerPosition
 from lightning_fair.streaming.samples import copy_data, number_names, owns_memory, stream_labels
+from lightning_fair.streaming.sources import Shard, SourceReader, waits_for_workers
 from lightning_fair.streaming.worker_balancing import WorkerBalancing, WorkerTarget
 
 if TYPE_CHECKING:
     from lightning_fair.streaming.stream import FairStream
+
+_REMEDY = "Let the source yield plain samples, and convert them in the loader's collate_fn."
 
 
 @dataclass(eq=False)
@@ -34,6 +37,7 @@ class StreamDraw(Draw):
         available: Whether this process, or another worker of the iteration, had a sample of each class, shape ``(K,)``.
         weight_scale: Factor of the weights of each class if the workers balance each other, shape ``(K,)``; see
             :class:`~lightning_fair.streaming.worker_balancing.WorkerTarget`. None stands for one.
+        position: Where the worker is after the draw; None if nobody follows it.
     """
 
     labels: Ints
@@ -41,6 +45,7 @@ class StreamDraw(Draw):
     ended: bool
     available: NDArray[np.bool_]
     weight_scale: Floats | None
+    position: DrawPosition | None = None
 
     @property
     def weight_reference(self) -> Floats:
@@ -52,23 +57,25 @@ class StreamIteration:
     """Reads a source into class buffers, and draws batches from them with the settings of a stream.
 
     The controller gives the class mix of each draw and records the draw. With ``in_flight`` the draw stays in flight
-    until it is reported; otherwise it counts as trained on at once. The number of the worker selects the random
-    numbers. ``balancing`` is the link to the other workers; None if there are none.
+    until it is reported; otherwise it counts as trained on at once. The number of the worker, in its ``shard``, selects
+    the random numbers. ``balancing`` is the link to the other workers; None if there are none. An iteration begins at
+    the beginning of the source, with empty buffers, or where the worker was at the ``resumed`` position.
     """
 
     def __init__(
         self,
         stream: FairStream,
-        source: Iterator[Any],
         controller: FeedbackController,
-        buffers: ClassBuffers,
-        worker: int,
+        shard: Shard,
+        epoch: int | None,
         *,
         in_flight: bool,
         balancing: WorkerBalancing | None,
+        resumed: WorkerPosition | None = None,
     ) -> None:
-        self._stream, self._source = stream, source
-        self._controller, self._buffers = controller, buffers
+        self._stream, self._shard, self._epoch = stream, shard, epoch
+        self._controller = controller
+        self.buffers = ClassBuffers(controller.num_classes, stream.buffer_size, stream.max_reuse)
         self._in_flight, self._balancing = in_flight, balancing
         self._one_pass = stream.one_pass_check()
         self._class_numbers = number_names(stream.classes or ())
@@ -77,8 +84,81 @@ class StreamIteration:
         self._max_unsorted = min(stream.batch_size, max(len(self._wanted) * stream.buffer_size // 10, 1))
         self._read = self._handed_out = 0
         self._ended = False
-        seed = int(np.random.SeedSequence([stream.seed, stream.rank, worker]).generate_state(1)[0])
+        self._since_saved: int | None = None  # samples handed out since a draw carried the buffers
+        self._source_state: bytes | None = None
+        self._problem = ""
+        seed = int(np.random.SeedSequence([stream.seed, stream.rank, shard.worker]).generate_state(1)[0])
         self._randomness = DrawRandomness(seed, controller.num_classes, stream.batch_size)
+        if resumed is None:
+            self._open(None)
+        else:
+            self._resume(resumed)
+
+    def _open(self, state: bytes | None) -> None:
+        of_source = None if state is None else unpack(state)
+        stream = self._stream
+        self._source = SourceReader(stream.source, self._shard, epoch=self._epoch, seed=stream.seed, state=of_source)
+
+    def _resume(self, position: WorkerPosition) -> None:
+        """Continue the source, and with saved buffers repeat what has changed these since, without the law."""
+        self._source_state, self._ended = position.source, position.ended
+        if not self._stream.save_buffers or position.buffers is None:
+            self._reopen(position.source)
+            return
+        saved = unpack(position.buffers)
+        self.buffers.restore(saved["samples"])
+        self._read, self._handed_out, self._ended = saved["read"], saved["handed_out"], saved["ended"]
+        self._reopen(saved["source"])
+        for number, labels in zip(position.reads, position.labels, strict=True):
+            while number > 0 and (counts := self._read_into_buffers(min(self._max_unsorted, number))).any():
+                self._read += int(counts.sum())
+                number -= int(counts.sum())
+            self.buffers.take(np.bincount(labels, minlength=self._controller.num_classes))
+            self._handed_out += labels.size
+        self._ended = position.ended
+
+    def _reopen(self, state: bytes | None) -> None:
+        if not self._ended:
+            self._open(state)
+        elif waits_for_workers(self._stream.source):
+            self._open(state)
+            self._source.read(1)  # there is none, but the other workers wait for it
+
+    def position(self, *, with_buffers: bool) -> DrawPosition:
+        """Return where the worker is, after its newest draw."""
+        if not self._ended:
+            self._source_state, self._problem = _pack_state(self._source)
+        controller, shard, buffers = self._controller, self._shard, None
+        if with_buffers and not self._problem:
+            counters = {"read": self._read, "handed_out": self._handed_out, "ended": self._ended}
+            state = {"samples": self.buffers.capture(), "source": self._source_state, **counters}
+            buffers = pack(state, "With save_buffers=True the samples of a stream", _REMEDY)
+            self._since_saved = 0
+        start = Start(controller.draws, controller.progress, controller.trained_mix)
+        of_source = self._source_state, self._problem, self.buffers.num_unused
+        return DrawPosition(shard.worker, shard.num_workers, *of_source, start, buffers)
+
+    def rank_position(self) -> RankPosition:
+        """Return where this worker is, after its newest draw, as a rank that has no other."""
+        newest = self.position(with_buffers=self._stream.save_buffers)
+        result = RankPosition(newest.num_workers, newest.start)
+        result.workers[newest.worker] = WorkerPosition(
+            newest.start, newest.source, self._ended, newest.num_unused, buffers=newest.buffers
+        )
+        return result
+
+    @property
+    def logs(self) -> bool:
+        """Whether this worker logs what all of them notice."""
+        return self._balancing is None or self._balancing.is_first
+
+    def follow(self, draw: StreamDraw) -> None:
+        """Let a draw carry the position after it, with the buffers if that costs at most a copy a sample handed out."""
+        since = self._since_saved
+        if since is not None:
+            self._since_saved = since = since + draw.labels.size
+        is_due = since is None or since >= self.buffers.num_held
+        draw.position = self.position(with_buffers=self._stream.save_buffers and is_due)
 
     def read(self) -> tuple[Ints, int]:
         """Read the samples for the next batch; return how many of each class, and the batch size, 0 if none is left."""
@@ -100,11 +180,11 @@ class StreamIteration:
 
     @property
     def _num_available(self) -> int:
-        return int(self._buffers.available[self._controller.q > 0].sum())
+        return int(self.buffers.available[self._controller.q > 0].sum())
 
     def _read_into_buffers(self, number: int) -> Ints:
         """Read up to ``number`` samples; return how many of each class were read."""
-        samples, num_classes = list(islice(self._source, number)), self._controller.num_classes
+        samples, num_classes = self._source.read(number), self._controller.num_classes
         if self._one_pass and not self._one_pass.is_done:
             self._one_pass.add(samples)
         if not samples:
@@ -116,12 +196,12 @@ class StreamIteration:
         for sample, label in zip(samples, labels, strict=True):
             if label in self._wanted:
                 by_class.setdefault(label, []).append(sample)
-        self._buffers.add(by_class)
+        self.buffers.add(by_class)
         return np.asarray(np.bincount(labels, minlength=num_classes))
 
     def draw(self, size: int, arrived: Ints) -> tuple[StreamDraw, list[Any]]:
         """Draw a batch of ``size`` samples; ``arrived`` becomes a part of its record."""
-        controller, stock = self._controller, self._buffers.available
+        controller, stock = self._controller, self.buffers.available
         draw_id, target = controller.draws, self._balancing.target_mix(controller.q) if self._balancing else None
         probs = self._next_probs(size, target)
         available = stock > 0
@@ -151,12 +231,12 @@ class StreamIteration:
             controller.report(counts, draw=draw)
         if target:
             _count_for_mix(target.mix, draw, controller)
-        samples = self._buffers.take(counts)
+        samples = self.buffers.take(counts)
         return draw, [samples[i] for i in shuffle.tolist()]
 
     def _next_probs(self, size: int, target: WorkerTarget | None) -> Floats:
         """Return the class mix of the next draw, limited to the samples that are available."""
-        controller, stock = self._controller, self._buffers.available
+        controller, stock = self._controller, self.buffers.available
         available = stock > 0
         # A missing class has a large deficit, which would leave the other classes with their floor.
         exclude = not available.all() and (available & (controller.q > 0)).any()
@@ -174,6 +254,17 @@ def _count_for_mix(mix: Floats, draw: StreamDraw, controller: FeedbackController
     q, rate = controller.q, 1.0 / controller.horizon
     relative = np.divide(draw.counts / draw.counts.sum() * q, mix, out=q.copy(), where=mix > 0)
     controller.trained_mix = (1.0 - rate) * draw.trained_mix + rate * relative
+
+
+def _pack_state(source: SourceReader) -> tuple[bytes | None, str]:
+    """Return the packed position of a source; if it has none, None and the reason."""
+    state = source.state_dict()
+    if state is None:
+        return None, "its source has no state_dict() and load_state_dict()."
+    try:
+        return pack(state, "The state of a stream's source"), ""
+    except TypeError as error:
+        return None, str(error)
 
 
 def _limit_counts(counts: Ints, stock: Ints) -> Ints:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, count, islice
+from itertools import chain, count
 from types import NoneType
 from typing import Any
 
@@ -17,13 +18,16 @@ from torch.utils.data import IterableDataset, get_worker_info
 from lightning_fair.common.checks import check, check_names, check_number_of_names, check_type, show
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.weights import class_weights
-from lightning_fair.streaming.buffers import ClassBuffers
 from lightning_fair.streaming.iteration import StreamDraw, StreamIteration
 from lightning_fair.streaming.missing_classes import MissingClassLogger
 from lightning_fair.streaming.one_pass import OnePassCheck, take_verdict
+from lightning_fair.streaming.positions import RankPosition, Start, check_position
 from lightning_fair.streaming.samples import add_weight, source_classes
 from lightning_fair.streaming.shared_state import SharedState
+from lightning_fair.streaming.sources import Shard, continue_epoch
 from lightning_fair.streaming.worker_balancing import WorkerBalancing
+
+_log = logging.getLogger("lightning_fair")
 
 
 class FairStream(IterableDataset[Any]):
@@ -64,8 +68,20 @@ class FairStream(IterableDataset[Any]):
     only if no worker has it.
 
     **Limits.** A rare class can have at most the share ``reads_per_sample * max_reuse * (share in the source)`` of the
-    batches. Streams are not resumable: a resumed run has the controller's state, and starts with empty buffers from the
-    beginning of its source.
+    batches. Every iteration begins with empty buffers.
+
+    **Resuming.** A checkpoint of :class:`~lightning_fair.FairSampling` has the position of every worker on every rank,
+    after the batches that were trained on, whatever class the loader has. On the same number of ranks and workers a
+    resumed run continues there if the source can: if the source, or its iterator, has ``state_dict()`` and
+    ``load_state_dict()`` (Hugging Face streams, ``torchdata.nodes``, your own class), is a list or another sequence, or
+    is a ``StreamingDataset`` of litdata or mosaicml-streaming, whose samples before the position are read once more.
+    Else it starts at the beginning of its source; a line in the log says so.
+
+    By default the buffers are empty then: the samples that waited in them are left out, and the log has their number.
+    With ``save_buffers`` they come from the checkpoint, and the batches that follow are those of the run that was not
+    stopped, bit for bit, unless workers balance each other, or losses or validations are fed back to workers, which
+    get them at other times. In a loop of your own save the states of the controller and of the loader, a
+    ``StatefulDataLoader`` of torchdata; without workers ``stream.state_dict()`` will do.
 
     Args:
         source: An ``IterableDataset``, or any iterable of samples. An ``IterableDataset`` has to give each worker and
@@ -88,6 +104,11 @@ class FairStream(IterableDataset[Any]):
             string, is looked up among them. None: the source's ``classes``, or the names in its ``features``, if any.
         return_weights: Add the importance weight ``reference[y] / p[y]``, at most the controller's ``max_weight``,
             float32, to each sample: ``(x, y)`` becomes ``(x, y, w)``, and a mapping has it under ``"weight"``.
+        save_buffers: Whether checkpoints hold the samples in the buffers: tensors, NumPy arrays, numbers, strings, and
+            tuples, lists and dicts of them. Each process that reads copies its buffers into a block of bytes whenever
+            it has handed out as many samples as they hold. The main process keeps one block for each worker, the newest
+            one that was trained on, besides those that travel with prefetched batches; a checkpoint holds those of all
+            ranks.
         seed: Seed of the draws, at least 0.
 
     Attributes:
@@ -99,7 +120,8 @@ class FairStream(IterableDataset[Any]):
         ValueError: If a number is out of range, or ``class_names`` does not name every class; during iteration, if a
             label is not in ``[0, K)``, not one class, or no name of a class.
         TypeError: If an argument is of another type, or the source is not iterable; during iteration, if a sample
-            has no label, or one that is no class number where nothing names the classes.
+            has no label, or one that is no class number where nothing names the classes, or ``save_buffers`` is set and
+            a sample has a part of another type.
 
     Example:
         >>> source = [(float(i), int(i % 100 == 99)) for i in range(800)]
@@ -121,6 +143,7 @@ class FairStream(IterableDataset[Any]):
         label_fn: Callable[[Any], Any] | None = None,
         class_names: Sequence[str] | None = None,
         return_weights: bool = False,
+        save_buffers: bool = False,
         seed: int = 0,
     ) -> None:
         if not hasattr(source, "__iter__") or isinstance(source, (str, bytes, Mapping)):
@@ -142,10 +165,14 @@ class FairStream(IterableDataset[Any]):
             )
         self.class_names = None if class_names is None else check_names("class_names", class_names)
         self.label_fn, self.return_weights = label_fn, check("return_weights", return_weights)
+        self.save_buffers: bool = check("save_buffers", save_buffers)
         self.rank, self.world_size = 0, 1
         self._num_checked: Counter[int] = Counter()  # of each worker, its iterations
         self.brings_controller = controller is not None
         self._controller: FeedbackController | None = None
+        self._position: RankPosition | None = None  # where the next iteration continues; None: at the beginning
+        self._begun_at: RankPosition | None = None  # where the newest iteration began
+        self._iteration: StreamIteration | None = None  # the newest one in this process
         if controller is not None:
             self.bind(controller)
 
@@ -170,15 +197,14 @@ class FairStream(IterableDataset[Any]):
         return len(self.source) // ranks // self.reads_per_sample  # type: ignore[arg-type]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_buffers": None}  # each process has its own
+        return {**self.__dict__, "_iteration": None, "_begun_at": None}  # each process has its own
 
     def bind(self, controller: FeedbackController) -> None:
-        """Follow this controller from now on, with empty buffers."""
+        """Follow this controller from now on."""
         check_type("controller", controller, FeedbackController, "a FeedbackController")
         check_number_of_names(self.class_names, controller.num_classes)
         controller.bind_batch(self.batch_size * self.world_size)
         self._controller = controller
-        self._buffers: ClassBuffers | None = None
         self._shared = SharedState(controller.num_classes)
         table_shape = WorkerBalancing.table_shape(controller.num_classes)
         self._balancing_table = torch.zeros(table_shape, dtype=torch.float64).share_memory_()  # type: ignore[no-untyped-call]
@@ -198,28 +224,67 @@ class FairStream(IterableDataset[Any]):
         """Publish the controller's state to the processes that iterate."""
         self._shared.publish(self.controller)
 
+    def begin(self, start: Start | None, position: RankPosition | None = None) -> None:
+        """Let the next iteration of each process begin with this state, at this position; None: at the beginning.
+
+        Without a state, each process begins with the one that is published when it starts.
+        """
+        self._shared.begin(start)
+        self._position = position
+        if position is not None:
+            continue_epoch(self.source, position.epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position of this process in its iteration, as tensors and plain numbers, after the newest batch.
+
+        With ``save_buffers`` it has a copy of the buffers. The controller's state is not a part of it: save it too.
+        """
+        if self._iteration is not None:
+            return self._iteration.rank_position().state_dict()
+        position = self._begun_at or self._position
+        if position is None:
+            controller = self._shared.copy_controller(self.controller)
+            position = RankPosition(1, Start(controller.draws, controller.progress, controller.trained_mix))
+        return position.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next iteration of this process continue at a position that ``state_dict`` returned.
+
+        A source without a position starts anew. Load the controller's state first.
+
+        Raises:
+            ValueError: If the state is damaged, or of another number of classes; during iteration, if the number of
+                workers is another one.
+        """
+        check_position(state, self.controller.num_classes)
+        self._position = RankPosition.from_state_dict(state)
+        if not self._position.can_continue:
+            _log.warning("The stream starts at the beginning of its source, whose position was not saved.")
+
     def __iter__(self) -> Iterator[Any]:
         """Yield single samples; each run of ``batch_size`` samples is one draw."""
-        return chain.from_iterable(self._logged_batches())
+        return chain.from_iterable(self._logged_batches(self._take_position()))
 
-    def _logged_batches(self) -> Iterator[list[Any]]:
-        controller, balancing = self.controller, self._balancing()
-        missing = MissingClassLogger(controller)
-        for draw, samples in self._batches(get_worker_info() is None, balancing):
+    def _logged_batches(self, position: RankPosition | None = None) -> Iterator[list[Any]]:
+        missing = MissingClassLogger(self.controller)
+        for draw, samples in self._batches(position, in_flight=get_worker_info() is None):
             if not draw.ended:
-                log = balancing is None or balancing.is_first
-                missing.update(draw.draw_id, draw.available, controller.target_at(draw.progress), log=log)
+                log = self._iteration is None or self._iteration.logs
+                missing.update(draw.draw_id, draw.available, self.controller.target_at(draw.progress), log=log)
             if warning := take_verdict(self.first_samples):
                 warnings.warn(warning, stacklevel=2)
             yield samples
 
-    def batches(self, *, in_flight: bool = False) -> Iterator[tuple[StreamDraw, list[Any]]]:
-        """Yield the batches, each as the record of its draw and its samples.
+    def batches(
+        self, *, in_flight: bool = False, with_positions: bool = False
+    ) -> Iterator[tuple[StreamDraw, list[Any]]]:
+        """Return an iterator over the batches, each as the record of its draw and its samples.
 
         With ``in_flight`` the controller itself draws, and each draw stays in flight until it is reported. Otherwise a
-        copy of the controller draws, in which each draw counts as trained on at once.
+        copy of the controller draws, in which each draw counts as trained on at once. ``with_positions``, each record
+        carries the position after its draw.
         """
-        yield from self._batches(in_flight, self._balancing())
+        return self._batches(self._take_position(), in_flight=in_flight, with_positions=with_positions)
 
     def _balancing(self) -> WorkerBalancing | None:
         """Return the link of this worker to the others; None if there are none."""
@@ -244,20 +309,33 @@ class FairStream(IterableDataset[Any]):
         iteration = float(hash((seed, self._num_checked[worker])) % 2**52 + 1)
         return OnePassCheck(self.first_samples.numpy(), worker, iteration)
 
-    def _batches(self, in_flight: bool, balancing: WorkerBalancing | None) -> Iterator[tuple[StreamDraw, list[Any]]]:
-        info = get_worker_info()
+    def _take_position(self) -> RankPosition | None:
+        """Return the position of the iteration that begins, which is for this one alone."""
+        self._begun_at, self._position, self._iteration = self._position, None, None
+        return self._begun_at
+
+    def _batches(
+        self, position: RankPosition | None, *, in_flight: bool, with_positions: bool = False
+    ) -> Iterator[tuple[StreamDraw, list[Any]]]:
+        info, balancing = get_worker_info(), self._balancing()
         worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
         if in_flight:
             controller = self.controller
             controller.forget_in_flight()  # of an abandoned iteration
         else:
             controller = self._shared.copy_controller(self.controller)
-        source = self._open_source(worker, num_workers)
-        buffers = self._buffers or ClassBuffers(controller.num_classes, self.buffer_size, self.max_reuse)
-        self._buffers = None  # two simultaneous iterations share nothing
-        iteration = StreamIteration(self, source, controller, buffers, worker, in_flight=in_flight, balancing=balancing)
+        resumed, first = None, controller.draws + worker
+        if position is not None:
+            resumed = position.of_worker(worker, num_workers)
+            start = position.start if resumed is None else resumed.start
+            controller.rewind(controller.moment._replace(**start._asdict()))
+            first = start.draws + (worker if resumed is None else num_workers - 1)
+        shard = Shard(worker, num_workers, self.rank, self.world_size)
+        iteration = StreamIteration(
+            self, controller, shard, self._shared.epoch, in_flight=in_flight, balancing=balancing, resumed=resumed
+        )
         try:
-            for draw_id in count(controller.draws + worker, num_workers):
+            for draw_id in count(first, num_workers):
                 arrived, size = iteration.read()
                 if not size:
                     return
@@ -265,20 +343,14 @@ class FairStream(IterableDataset[Any]):
                     # The loader takes batches from the workers in turn, so this is the step that gets the batch.
                     controller.draws = draw_id
                     self._shared.pass_feedback_to(controller)
-                yield self._weighted(*iteration.draw(size, arrived))
+                draw, samples = iteration.draw(size, arrived)
+                if with_positions:
+                    iteration.follow(draw)
+                self._iteration = iteration
+                yield self._weighted(draw, samples)
         finally:
-            self._buffers = buffers
             if balancing:
                 balancing.leave()
-
-    def _open_source(self, worker: int, num_workers: int) -> Iterator[Any]:
-        epoch = self._shared.epoch
-        if epoch is not None and hasattr(self.source, "set_epoch"):
-            self.source.set_epoch(epoch)
-        if isinstance(self.source, IterableDataset):
-            return (sample for sample in self.source)  # a generator: `islice` would restart some iterators
-        # The numbers of samples of two ranks differ by at most one, because ranks train in step.
-        return islice(self.source, worker * self.world_size + self.rank, None, num_workers * self.world_size)
 
     def _weighted(self, draw: StreamDraw, samples: list[Any]) -> tuple[StreamDraw, list[Any]]:
         if not self.return_weights:

@@ -87,7 +87,7 @@ def test_copy_keeps_every_setting(settings):
     theirs = loader(**settings)
     before = dict(vars(theirs))
     mine = fair(theirs)
-    of_fit = {"pending_batches", "on_start", "restart", "label_check", "rank_steps"}
+    of_fit = {"pending_batches", "on_start", "restart", "label_check", "rank_steps", "first_worker"}
     own = {*of_fit, "fair_sampler", "inner", "keeps_iterator"}
     for name, value in vars(theirs).items():
         assert value is before[name]

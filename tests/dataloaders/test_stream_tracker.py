@@ -10,7 +10,7 @@ from lightning_fair.dataloaders.stream_tracker import StreamTracker
 
 def test_state_of_other_data_raises():
     tracker = StreamTracker(mixed(8, FeedbackController(4)))
-    with pytest.raises(ValueError, match=r"stream reads state version 1, got None.*not a FairStream"):
+    with pytest.raises(ValueError, match=r"stream reads state version 2, got None.*not a FairStream"):
         tracker.restore({"version": 1})
 
 

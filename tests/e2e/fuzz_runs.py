@@ -205,7 +205,8 @@ class Loaders(L.LightningDataModule):
         settings["persistent_workers"] = workers > 0 and plan.kind == "persistent"
         if plan.kind == STREAM:
             source = Shards(sum(plan.counts))
-            return DataLoader(FairStream(source, batch_size=plan.size, buffer_size=16), plan.size, **settings)
+            stream = FairStream(source, batch_size=plan.size, buffer_size=16, save_buffers=True)
+            return DataLoader(stream, plan.size, **settings)
         if plan.kind == "bulk":
             data = Bulk(plan.counts)
             batches = BatchSampler(RandomSampler(data), plan.size, drop_last=False)
@@ -301,8 +302,11 @@ def faults(plan: Combination) -> list[str]:
         whole = run(plan, plan.workers, save=checkpoint)
         rest = run(plan, plan.resume_workers, resume=checkpoint)
         wrong = _wrong(plan, whole)
-        if plan.kind == STREAM:  # its samples begin anew, and the state of the class mix goes on
+        if plan.kind == STREAM:
             wrong += [f"resumed: {each}" for each in _wrong(plan, rest, first=plan.cut)]
+            # Another number of workers cannot continue, and losses reach workers at other times.
+            if plan.workers == plan.resume_workers and (not plan.workers or plan.feedback == "none"):
+                wrong += _differences("resumed", whole, rest, plan.cut)
             return wrong
         wrong += _differences("resumed", whole, rest, plan.cut)
         if plan.workers:
@@ -321,9 +325,7 @@ def _wrong(plan: Combination, run: Run, first: int = 0) -> list[str]:
     right = {
         "length": len(steps) > 0 and (is_stream or len(steps) == EPOCHS * plan.epoch_length),
         "own draws": all(_is_own(step, is_stream) for step in steps),
-        # A worker counts from the step that was published when it started, so one that starts late has later numbers.
-        "order of the draws": (is_stream and plan.workers > 0)
-        or [draw.draw_id for draw in draws] == [*range(first, first + len(steps))],
+        "order of the draws": [draw.draw_id for draw in draws] == [*range(first, first + len(steps))],
         "gain": all(step.draw.alpha == _gain(plan)(step.draw.draw_id, step.epoch) for step in steps),
         "target": all(step.draw.progress == _progress(plan)(step.draw.draw_id, step.epoch) for step in steps),
         "reference": all(not keeps_reference or np.allclose(draw.reference, _reference(plan, draw)) for draw in draws),

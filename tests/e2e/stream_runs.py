@@ -53,12 +53,19 @@ def interrupted() -> list[int]:
 
 
 class Shards(IterableDataset):
-    """A long-tailed stream of ``(x, y, index)``, which gives each rank and each worker its shard."""
+    """A long-tailed stream of ``(x, y, index)``, which gives each rank and each worker its shard, and can continue."""
 
     classes = "0123"
 
     def __init__(self, size: int) -> None:
         self.labels = np.random.default_rng(0).choice(4, size, p=[0.8, 0.12, 0.05, 0.03]).tolist()
+        self.first = self.position = 0  # samples of the shard before the next iteration, and before the next sample
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.first = self.position = state["position"]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,7 +74,9 @@ class Shards(IterableDataset):
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        for i in range(rank * workers + number, len(self.labels), ranks * workers):
+        first, self.first, step = self.first, 0, ranks * workers
+        for i in range(rank * workers + number + first * step, len(self.labels), step):
+            self.position = i // step + 1
             y = self.labels[i]
             yield torch.tensor([np.sin(i), np.cos(i), float(y == 1), 1.0], dtype=torch.float32), y, i
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers.logger import Logger
-from lightning_helpers import Weighted, fit, in_any_order, trainer
+from lightning_helpers import Weighted, fit, in_any_order
+from stream_resume_runs import cut_on_ranks
 from stream_runs import TARGET, Adjusting, Files, Sums, Watching, mixed, train_on_stream, turning
 from torch.utils.data import DataLoader
 
@@ -161,24 +162,12 @@ def test_stream_among_several_loaders():
     assert len(module.steps) == 50
 
 
-def test_checkpoint_has_controller_not_position(tmp_path):
-    """A resumed run continues with the controller, and starts the stream from its beginning."""
-
-    def run(ckpt=None, **settings):
-        module, callback = Watching(), moving()
-        train = trainer(callback, default_root_dir=tmp_path, **settings)
-        train.fit(module, DataLoader(mixed(400, None, return_weights=True), batch_size=8), ckpt_path=ckpt)
-        return module, callback, train
-
-    _, first, train = run(max_steps=30)
-    train.save_checkpoint(tmp_path / "a.ckpt")
-    seen = first.controller.state_dict()
-    module, second, _ = run(tmp_path / "a.ckpt", max_steps=60, max_epochs=2)
-    assert second.controller.draws == 30 + len(module.steps) > 40
-    assert second.sampler.class_counts.sum() > first.sampler.class_counts.sum()
-    # The first batch of the resumed stream continues from the trained mix.
+def test_restored_tracker_continues_from_trained_mix():
+    module, callback = Watching(), moving()
+    fit(module, DataLoader(mixed(400, None, return_weights=True), batch_size=8), callback, max_steps=30)
+    seen = callback.controller.state_dict()
     tracker = StreamTracker(mixed(80, FeedbackController(4, TARGET, lambda2=0.3, loss_ema_decay=0.0)))
-    tracker.restore(first.sampler.capture())
+    tracker.restore(callback.sampler.capture())
     assert tracker.controller.draws == 30
     draw, _ = next(tracker.stream.batches())
     assert draw.draw_id == 30
@@ -227,6 +216,17 @@ def test_clipped_mass_of_a_short_stream_is_logged():
     np.testing.assert_allclose(mass, np.maximum(0.5 - 10.0 * p, 0).sum(1), atol=1e-9)
     assert (mass > 0.1).mean() > 0.1
     assert fair.largest_weight <= 10.0
+
+
+@pytest.mark.slow
+def test_ranks_continue(two, tmp_path):
+    """A run that is cut goes on with the batches of the uncut one, on each of two ranks with two workers."""
+    seen = []
+    for whole, rest in two(cut_on_ranks, folder=tmp_path):
+        assert len(whole) == 5
+        assert rest == whole[3:]
+        seen.append({item for *_, items in whole for item in items})
+    assert not seen[0] & seen[1]
 
 
 @pytest.mark.slow

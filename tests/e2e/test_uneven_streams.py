@@ -27,7 +27,7 @@ pytestmark = [
         (SizedShard, (13, 10), {"second": True}, 10, "rank 1 has 10"),
         (Iterable, 10 * BATCH + 1, {}, 5, "rank 1 ended after 5"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", None) or str(value),
 )
 def test_epochs_end_together(source, size, settings, batches, line, two):
     """Every epoch ends with the rank that ends first, what others have left is not counted, and one line says so."""

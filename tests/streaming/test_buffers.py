@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from stream_runs import held_samples
 
 from lightning_fair.streaming.buffers import ClassBuffers, cap_mix
+from lightning_fair.streaming.packing import pack, unpack
 
 shares = st.lists(st.floats(0.001, 1.0), min_size=1, max_size=8)
 
@@ -89,3 +90,27 @@ def test_buffer_equals_slow_buffer(limit, reuse, moves):
         assert sorted(held_samples(buffers, 0)) == sorted(item[2] for item in slow.items)
         assert len(held_samples(buffers, 0)) == len(slow.items) <= limit
         assert buffers.available[0] == sum(reuse - item[0] for item in slow.items)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3))
+def test_captured_buffers_go_on(seed, max_reuse):
+    """Buffers that are captured at any time and restored hand out the same samples, and count the same."""
+    rng = np.random.default_rng(seed)
+    one, other = (ClassBuffers(3, 4, max_reuse) for _ in range(2))
+    used = set()
+    for number in range(12):
+        if number == 6:
+            other.restore(unpack(pack(one.capture(), "")))
+        by_class = {label: [(number, label, i) for i in range(rng.integers(4))] for label in range(3)}
+        one.add(by_class)
+        counts = rng.integers(one.available + 1)
+        taken = one.take(counts)
+        if number >= 6:
+            other.add(by_class)
+            assert other.take(counts) == taken
+        used |= set(taken)
+        held = [sample for levels in one.capture() for level in levels for sample in level]
+        assert one.num_held == len(held)
+        assert one.num_unused == len(set(held) - used)
+    assert other.available.tolist() == one.available.tolist()
+    assert (other.num_held, other.num_unused) == (one.num_held, one.num_unused)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lightning_fair import FeedbackController, schedules
+from lightning_fair.streaming.positions import Start
 from lightning_fair.streaming.shared_state import SharedState
 
 
@@ -33,6 +34,18 @@ def test_newer_controller_is_copied_as_it_is():
     copy = shared.copy_controller(controller)
     assert copy.draws == 5
     assert copy.trained_mix.tolist() == controller.trained_mix.tolist()
+
+
+def test_copy_of_an_iteration_begins_where_it_began():
+    """Also in a process that starts after batches of the iteration were reported."""
+    shared, controller = SharedState(2), trained(5)
+    shared.begin(Start(controller.draws, controller.progress, controller.trained_mix))
+    shared.publish(trained(7))
+    copy = shared.copy_controller(trained(0))
+    assert copy.draws == 5
+    assert copy.trained_mix.tolist() == controller.trained_mix.tolist()
+    shared.begin(None)
+    assert shared.copy_controller(trained(0)).draws == 7
 
 
 def test_copy_has_no_draws_in_flight():

@@ -1,0 +1,172 @@
+"""The source of a stream: how a worker opens its shard, and how it continues at a saved position."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, IterDataPipe
+from torch.utils.data.graph_settings import apply_random_seed, apply_sharding
+
+# The parameters of state_dict in data sets whose state is about all workers together.
+_OF_LITDATA = ("num_samples_yielded", "num_workers", "batch_size")
+_OF_MOSAICML = ("num_samples", "from_beginning")
+
+
+class Shard(NamedTuple):
+    """The part of a source that one process reads.
+
+    Attributes:
+        worker: Number of the worker, 0 without workers.
+        num_workers: Number of workers on each rank, 1 without workers.
+        rank: Number of the rank.
+        world_size: Number of ranks.
+    """
+
+    worker: int = 0
+    num_workers: int = 1
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def number(self) -> int:
+        """Number of the shard. The sizes of two ranks' shares differ by at most one, because ranks train in step."""
+        return self.worker * self.world_size + self.rank
+
+    @property
+    def total(self) -> int:
+        """Number of shards."""
+        return self.num_workers * self.world_size
+
+
+class SourceReader:
+    """Reads one worker's shard of a source once, and knows its position in it.
+
+    An ``IterableDataset`` shards itself; a data pipe is told its shard; of another iterable every ``shard.total``-th
+    sample is read. The position is that of
+
+    - the source, or its iterator, or both, if they have ``state_dict()`` and ``load_state_dict()``;
+    - the number of samples read, for a list or another ``Sequence``, and for a source whose ``state_dict`` asks for
+      it (litdata, mosaicml-streaming). Of those the samples before the position are read once more, and left out: their
+      own states are about all workers together, and say nothing of a worker that is ahead of the others.
+
+    Another source has no position: it can only start anew.
+
+    Args:
+        source: The source.
+        shard: The part of it.
+        epoch: Number of the epoch, for a source with ``set_epoch``; None leaves it.
+        seed: Seed of data pipes that shuffle, at least 0; they need the same one in every worker.
+        state: Where to continue, as ``state_dict`` returned it; None starts from the beginning.
+
+    Example:
+        >>> reader = SourceReader("abcdefgh", Shard(worker=1, num_workers=2))
+        >>> reader.read(2), reader.state_dict()
+        (['b', 'd'], {'num_read': 2})
+        >>> SourceReader("abcdefgh", Shard(worker=1, num_workers=2), state=reader.state_dict()).read(3)
+        ['f', 'h']
+    """
+
+    def __init__(
+        self, source: Any, shard: Shard, *, epoch: int | None = None, seed: int = 0, state: Any = None
+    ) -> None:
+        self._source, self.num_read = source, 0 if state is None else int(state["num_read"])
+        if epoch is not None and hasattr(source, "set_epoch"):
+            source.set_epoch(epoch)
+        if isinstance(source, IterDataPipe):
+            # A DataLoader does both, but only for a data pipe that is its data set.
+            apply_sharding(source, shard.total, shard.number)
+            words = np.random.SeedSequence([seed, epoch or 0]).generate_state(1, np.uint64)
+            apply_random_seed(source, torch.Generator().manual_seed(int(words[0]) >> 1))
+        self._keeps_count = isinstance(source, Sequence) or _asks_for_count(source)
+        self._stateful = [source] if _has_state(source) else []
+        states = [] if state is None else state.get("states", [])
+        if states and self._stateful:
+            source.load_state_dict(states[0])
+        iterator: Any = self._iterate(states)
+        if iterator is not source and _has_state(iterator):
+            self._stateful.append(iterator)
+            if len(states) == len(self._stateful):
+                iterator.load_state_dict(states[-1])
+        # The iterator is not asked for an iterator of its own, which would start some of them again.
+        samples = (sample for sample in _Once(iterator))
+        first, step = (0, 1) if isinstance(source, IterableDataset) else (shard.number, shard.total)
+        if self.num_read:
+            first = step - 1 if self._stateful else first + self.num_read * step
+        self._samples: Iterator[Any] = islice(samples, first, None, step) if first or step > 1 else samples
+
+    def _iterate(self, states: list[Any]) -> Iterator[Any]:
+        source = self._source
+        if not states or not getattr(source, "restart_on_stop_iteration", False):
+            return iter(source)
+        # The Loader of torchdata.nodes starts anew if its state is at the end, where this shard simply has ended.
+        source.restart_on_stop_iteration = False
+        try:
+            return iter(source)
+        finally:
+            source.restart_on_stop_iteration = True
+
+    def read(self, number: int) -> list[Any]:
+        """Return the next samples, ``number`` of them or as many as are left."""
+        samples = list(islice(self._samples, number))
+        self.num_read += len(samples)
+        return samples
+
+    @property
+    def has_position(self) -> bool:
+        """Whether reading can continue where it was."""
+        return self._keeps_count or bool(self._stateful)
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Return the position; None if the source has none."""
+        if not self.has_position:
+            return None
+        states = {"states": [part.state_dict() for part in self._stateful]} if self._stateful else {}
+        return {"num_read": self.num_read, **states}
+
+
+def continue_epoch(source: Any, epoch: int) -> None:
+    """Let a source that counts its epochs by itself (mosaicml-streaming) continue in this one, before workers start."""
+    if waits_for_workers(source):
+        source.load_state_dict({**source.state_dict(0, True), "epoch": epoch, "sample_in_epoch": 0})
+
+
+def waits_for_workers(source: Any) -> bool:
+    """Return whether the workers of a source wait until each of them has begun to read (mosaicml-streaming)."""
+    return _parameters(source) == _OF_MOSAICML
+
+
+class _Once(Iterable[Any]):
+    """An iterable whose iterator has been made already."""
+
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        self._iterator = iterator
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._iterator
+
+
+def _has_state(source: Any) -> bool:
+    load = getattr(source, "load_state_dict", None)
+    return callable(load) and _can_call(getattr(source, "state_dict", None))
+
+
+def _asks_for_count(source: Any) -> bool:
+    return _parameters(source) in (_OF_LITDATA, _OF_MOSAICML)
+
+
+def _parameters(source: Any) -> tuple[str, ...]:
+    method = getattr(source, "state_dict", None)
+    return tuple(inspect.signature(method).parameters) if callable(method) else ()
+
+
+def _can_call(method: Callable[..., Any] | None) -> bool:
+    try:
+        inspect.signature(method).bind()  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True
