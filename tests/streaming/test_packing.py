@@ -44,7 +44,11 @@ def test_arrays_come_back():
     assert unpack(pack(OrderedDict(b=1, a=2), "")) == OrderedDict(b=1, a=2)
 
 
-@pytest.mark.parametrize("value", [object(), print, torch.float32, torch.Size([1]), np.array([None]), 1j], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [object(), print, torch.float32, torch.Size([1]), np.array([None]), 1j],
+    ids=lambda value: type(value).__name__,
+)
 def test_other_types_are_refused(value):
     with pytest.raises(TypeError, match=r"A sample must be tensors.*got a \w+.*Convert it\."):
         pack([value], "A sample", "Convert it.")
