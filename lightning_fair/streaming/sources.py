@@ -85,19 +85,30 @@ class SourceReader:
         self._keeps_count = isinstance(source, Sequence) or _asks_for_count(source)
         self._stateful = [source] if _has_state(source) else []
         states = [] if state is None else state.get("states", [])
-        if states and self._stateful:
-            source.load_state_dict(states[0])
-        iterator: Any = self._iterate(states)
-        if iterator is not source and _has_state(iterator):
-            self._stateful.append(iterator)
-            if len(states) == len(self._stateful):
-                iterator.load_state_dict(states[-1])
+        try:
+            iterator = self._open(states)
+        except Exception as error:
+            if not states:
+                raise
+            raise _cannot_continue(error) from error
         # The iterator is not asked for an iterator of its own, which would start some of them again.
         samples = (sample for sample in _Once(iterator))
         first, step = (0, 1) if isinstance(source, IterableDataset) else (shard.number, shard.total)
         if self.num_read:
             first = step - 1 if self._stateful else first + self.num_read * step
         self._samples: Iterator[Any] = islice(samples, first, None, step) if first or step > 1 else samples
+        self._has_loaded = bool(states)  # and has not read since
+
+    def _open(self, states: list[Any]) -> Iterator[Any]:
+        """Return an iterator, which has loaded the states of the source and of its iterator."""
+        if states and self._stateful:
+            self._source.load_state_dict(states[0])
+        iterator = self._iterate(states)
+        if iterator is not self._source and _has_state(iterator):
+            self._stateful.append(iterator)
+            if len(states) == len(self._stateful):
+                iterator.load_state_dict(states[-1])  # type: ignore[attr-defined]
+        return iterator
 
     def _iterate(self, states: list[Any]) -> Iterator[Any]:
         source = self._source
@@ -111,8 +122,19 @@ class SourceReader:
             source.restart_on_stop_iteration = True
 
     def read(self, number: int) -> list[Any]:
-        """Return the next samples, ``number`` of them or as many as are left."""
-        samples = list(islice(self._samples, number))
+        """Return the next samples, ``number`` of them or as many as are left.
+
+        Raises:
+            RuntimeError: If the source cannot continue at its own saved position.
+            Exception: Any other error of the source.
+        """
+        try:
+            samples = list(islice(self._samples, number))
+        except Exception as error:
+            if not self._has_loaded:
+                raise
+            raise _cannot_continue(error) from error
+        self._has_loaded = False
         self.num_read += len(samples)
         return samples
 
@@ -127,6 +149,14 @@ class SourceReader:
             return None
         states = {"states": [part.state_dict() for part in self._stateful]} if self._stateful else {}
         return {"num_read": self.num_read, **states}
+
+
+def _cannot_continue(error: Exception) -> RuntimeError:
+    return RuntimeError(
+        f"The source of the stream cannot continue at the position that it saved: {type(error).__name__}: {error}. "
+        'FairSampling(resume="restart") keeps the model, and starts the stream and the class mix anew. '
+        "A Hugging Face stream with shuffle() can continue without workers (num_workers=0), if it was saved so."
+    )
 
 
 def continue_epoch(source: Any, epoch: int) -> None:

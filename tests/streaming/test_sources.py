@@ -63,3 +63,33 @@ def test_epoch_is_set_before_the_state():
     items = [item for *_, item in reader.read(SIZE)]
     state = {"num_read": 3, "states": [{"position": 3}]}
     assert [item for *_, item in SourceReader(Counting(), Shard(), epoch=4, state=state).read(SIZE)] == items[3:]
+
+
+class Refusing(OfIterator):
+    """A source that cannot read on from its own state."""
+
+    state = None
+
+    def __iter__(self):
+        if self.state is not None:
+            raise IndexError("list index out of range")
+        return iter(range(SIZE))
+
+    def state_dict(self):
+        return {"number": 1}
+
+    def load_state_dict(self, state):
+        self.state = state
+
+
+class LateRefusing(Refusing):
+    def __iter__(self):
+        yield from super().__iter__()
+
+
+@pytest.mark.parametrize("make", [Refusing, LateRefusing])
+def test_source_that_cannot_continue(make):
+    reader = SourceReader(make(), Shard())
+    reader.read(1)
+    with pytest.raises(RuntimeError, match=r'IndexError: list index out of range. FairSampling\(resume="restart"\)'):
+        SourceReader(make(), Shard(), state=reader.state_dict()).read(1)
