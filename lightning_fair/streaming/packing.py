@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 _PLAIN = "tensors, NumPy arrays, numbers, strings, and tuples, lists and dicts of them"
-_HEADER = 8  # bytes that hold the length of the pickle; the data of tensors and arrays come after it
+_HEADER = 8  # bytes that say where the pickle begins; the data of tensors and arrays come before it
 
 
 def pack(value: Any, what: str, remedy: str = "") -> bytes:
@@ -32,11 +32,14 @@ def pack(value: Any, what: str, remedy: str = "") -> bytes:
         >>> unpack(pack([(torch.tensor([1.5, 2.0]), 3)], "a sample"))
         [(tensor([1.5000, 2.0000]), 3)]
     """
-    buffer, data = io.BytesIO(), [b""]
-    _Pickler(buffer, data, what, remedy).dump(value)
-    head = buffer.getvalue()
-    data[0] = len(head).to_bytes(_HEADER, "little") + head
-    return b"".join(data)
+    packed, names = io.BytesIO(bytes(_HEADER)), io.BytesIO()
+    packed.seek(_HEADER)
+    _Pickler(names, packed, what, remedy).dump(value)
+    end = packed.tell()
+    packed.write(names.getbuffer())
+    packed.seek(0)
+    packed.write(end.to_bytes(_HEADER, "little"))
+    return packed.getvalue()
 
 
 def unpack(packed: bytes | bytearray | memoryview) -> Any:
@@ -46,9 +49,9 @@ def unpack(packed: bytes | bytearray | memoryview) -> Any:
         ValueError: If the bytes are damaged, or name a class or a function.
     """
     view = memoryview(packed)
-    end = _HEADER + int.from_bytes(view[:_HEADER], "little")
+    end = int.from_bytes(view[:_HEADER], "little")
     try:
-        return _Unpickler(io.BytesIO(view[_HEADER:end]), view[end:]).load()
+        return _Unpickler(io.BytesIO(view[end:]), view[:end]).load()
     except Exception as error:
         raise ValueError(f"The packed samples or the packed state of a source are damaged: {error}") from error
 
@@ -64,23 +67,22 @@ def as_bytes(tensor: torch.Tensor | None) -> bytes | None:
 
 
 class _Pickler(pickle.Pickler):
-    def __init__(self, buffer: io.BytesIO, data: list[bytes], what: str, remedy: str) -> None:
-        super().__init__(buffer, protocol=4)
-        self._data, self._size = data, 0
-        self._what, self._remedy = what, remedy
+    def __init__(self, names: io.BytesIO, packed: io.BytesIO, what: str, remedy: str) -> None:
+        super().__init__(names, protocol=4)
+        self._packed, self._what, self._remedy = packed, what, remedy
 
     def persistent_id(self, value: Any) -> tuple[str, tuple[int, ...], int, int] | None:
         """Return type, shape, start and length of a tensor or an array, whose data are stored beside the pickle."""
+        data: bytes | memoryview
         if type(value) is torch.Tensor and value.layout is torch.strided and not value.is_quantized:
             flat = value.detach().cpu().contiguous().reshape(-1)
-            kind, data = str(value.dtype), flat.view(torch.uint8).numpy().tobytes()
+            kind, data = str(value.dtype), flat.view(torch.uint8).numpy().data
         elif isinstance(value, (np.ndarray, np.generic)) and not (value.dtype.hasobject or value.dtype.names):
             kind, data = ("" if isinstance(value, np.ndarray) else "scalar ") + value.dtype.str, value.tobytes()
         else:
             return None
-        self._data.append(data)
-        self._size += len(data)
-        return kind, tuple(value.shape), self._size - len(data), len(data)
+        start = self._packed.tell()
+        return kind, tuple(value.shape), start, self._packed.write(data)
 
     def reducer_override(self, value: Any) -> Any:
         """Refuse everything that is not plain."""

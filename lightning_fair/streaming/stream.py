@@ -107,8 +107,9 @@ class FairStream(IterableDataset[Any]):
         save_buffers: Whether checkpoints hold the samples in the buffers: tensors, NumPy arrays, numbers, strings, and
             tuples, lists and dicts of them. Each process that reads copies its buffers into a block of bytes whenever
             it has handed out as many samples as they hold. The main process keeps one block for each worker, the newest
-            one that was trained on, besides those that travel with prefetched batches; a checkpoint holds those of all
-            ranks.
+            one that was trained on, besides those that travel with prefetched batches. So without workers this takes at
+            most three times the memory of the buffers in addition, and with workers twice in each, and once for each
+            worker in the main process. A checkpoint holds the blocks of all ranks.
         seed: Seed of the draws, at least 0.
 
     Attributes:
