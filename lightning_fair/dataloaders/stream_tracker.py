@@ -38,6 +38,8 @@ class StreamTracker:
 
     Attributes:
         num_processes: Number of processes that read the stream on each rank: the workers of its loader, or 1.
+        draws_ahead: Whether the loader makes draws before the batches ahead of them have been trained on.
+        is_alone: Whether the other ranks may not take part any more.
         first_worker: Worker from which the loader has to take the first batch of the iteration.
     """
 
@@ -47,7 +49,8 @@ class StreamTracker:
     def __init__(self, stream: FairStream, rank: int = 0, world_size: int = 1) -> None:
         self.rank, self.world_size = rank, world_size
         self._has_compared_ranks = False
-        self.num_processes, self.first_worker = 1, 0
+        self.num_processes, self.draws_ahead, self.first_worker = 1, False, 0
+        self.is_alone = False
         self.follow(stream)
         self._clear()
 
@@ -57,9 +60,11 @@ class StreamTracker:
         self.handed_out: Ints = np.zeros(K, dtype=np.int64)  # samples in these batches
         self._arriving: Floats = np.zeros(K)
         self._missing = MissingClassLogger(self.controller)
+        self._is_restored = False  # whether no batch has been trained on since the position was loaded
         self._position: RankPosition | None = None  # in the epoch, after the batches that were trained on
         self._has_told = False  # that the position is not saved
-        self._num_saved_ranks = 1  # of the checkpoint that the position is from
+        # Of the checkpoint that the position is from: ranks, and samples in the buffers of all of them.
+        self._num_saved_ranks, self._num_unused = 1, 0
 
     def follow(self, stream: FairStream) -> None:
         """Follow another stream from now on."""
@@ -101,6 +106,7 @@ class StreamTracker:
             controller.next_probs()  # moves the target to this step's
         controller.report(draw.counts if counts is None else counts, loss_sums, loss_counts)
         self.stream.share()
+        self._is_restored = False
         if self._position is not None:
             self._position.follow(draw)
         draw.position = None  # it can hold a copy of the buffers
@@ -136,14 +142,13 @@ class StreamTracker:
         """
         self.stream.set_epoch(epoch)
         self.stream.share()
-        self.first_worker, position = 0, None
-        saved = self._position if within_epoch else None
+        self.first_worker, self.is_alone, position = 0, False, None
+        # Lightning starts a stream anew within an epoch if another training loader has more batches.
+        saved = self._position if within_epoch and self._is_restored else None
         if saved is not None and saved.epoch == epoch and saved.workers and self._can_continue(saved):
             position, self.first_worker = saved.copy(), saved.next_worker
         else:
-            controller = self.controller
-            start = Start(controller.draws, controller.progress, controller.trained_mix)
-            saved = RankPosition(self.num_processes, start, epoch)
+            saved = RankPosition(self.num_processes, Start.of(self.controller), epoch)
         self._position = saved
         self.stream.begin(saved.start, position)
 
@@ -155,21 +160,23 @@ class StreamTracker:
             reason += f"{self.world_size}"
         elif position.num_workers != self.num_processes:
             reason = f"its position is that of {position.num_workers} processes on each rank, and the loader has "
-            reason += f"{self.num_processes}"
+            reason += f"{self.num_processes} (set the same num_workers)"
         elif not position.can_continue:
             reason = "its position is not saved"
         if reason:
             self._say(f"The stream starts at the beginning of its source within the epoch: {reason}.")
             return False
         remarks = []
-        if position.num_unused and not (self.stream.save_buffers and position.has_buffers):
+        if self._num_unused and not (self.stream.save_buffers and position.has_buffers):
             remarks.append(
-                f" {position.num_unused} samples that waited in the buffers of this rank were read, and are left "
-                "out. FairStream(save_buffers=True) keeps them."
+                f" {self._num_unused} samples that waited in the buffers were read, and are left out. "
+                "FairStream(save_buffers=True) keeps them."
             )
         controller = self.controller
-        if position.num_workers > 1 and (controller.feeds_train_losses or controller.objective.feedback != "train"):
-            remarks.append(" Losses or validations reach its workers at other times, so its batches can differ.")
+        if self.draws_ahead and (controller.feeds_train_losses or controller.objective.feedback != "train"):
+            remarks.append(
+                " Losses or validations reach draws that are made ahead at other times, so its batches can differ."
+            )
         if num_balancing := sum(worker.balances for worker in position.workers.values()):
             remarks.append(f" {num_balancing} workers balanced each other and begin to do so anew: their draws differ.")
         self._say(f"The stream continues within the epoch.{''.join(remarks)}")
@@ -196,13 +203,17 @@ class StreamTracker:
         self.stream.begin(None)
 
     def capture(self) -> dict[str, Any]:
-        """Return the state: the controller's, the counts, and the positions of all ranks. Every rank has to call it."""
+        """Return the state: the controller's, the counts, and the positions of all ranks.
+
+        Every rank has to call it, unless one ``is_alone`` after an exception: then it has the position of this one.
+        """
         problem = "" if self._position is None else self._position.problem
         if problem and not self._has_told:
             self._say(f"The position in the stream is not saved: {problem} A resumed run starts the source anew.")
             self._has_told = True
         # Processes that share a model's parts have the same data, and the same rank.
-        of_rank = dict(gather_from_ranks((self.rank, self._position and self._position.state_dict())))
+        own = self.rank, self._position and self._position.state_dict()
+        of_rank = dict([own] if self.is_alone else gather_from_ranks(own))
         positions = [of_rank[rank] for rank in sorted(of_rank)]
         arrays = {"arriving": self._arriving, "class_counts": self.class_counts, "handed_out": self.handed_out}
         state = {"stream_version": _STATE_VERSION, "controller": self.controller.state_dict()}
@@ -237,6 +248,7 @@ class StreamTracker:
         positions = state["positions"]
         position = positions[min(self.rank, len(positions) - 1)] if positions else None
         self._position = None if position is None else RankPosition.from_state_dict(position)
-        self._num_saved_ranks = len(positions)
+        self._num_saved_ranks, self._is_restored = len(positions), True
+        self._num_unused = sum(worker["num_unused"] for each in positions if each for worker in each["workers"])
         self.stream.share()
         self.stream.begin(None)

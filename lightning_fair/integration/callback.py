@@ -266,6 +266,10 @@ class FairSampling(Callback):
         trainer_internals.join_searches(self._patches, trainer, self, begin_search)
         trainer_internals.on_exception(self._patches, trainer, partial(self._detach, pl_module))
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if self._run.tracker is not None:
+            self._run.tracker.is_alone = True  # a callback can save now, without the other ranks
+
     def is_installed_in(self, trainer: L.Trainer | None) -> bool:
         """Return whether a :class:`~lightning_fair.FairDataModule` has given the callback to this Trainer."""
         return self._installed_in is not None and self._installed_in() is trainer

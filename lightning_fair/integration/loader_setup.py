@@ -274,6 +274,8 @@ def _make_stream_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> 
     run.settings.check_stream_mixes(run.settings.reference)
     run.sampler, run.tracker, run.min_delay = None, _find_tracker(run, trainer, loader.dataset), None
     run.tracker.num_processes = max(loader.num_workers, 1)
+    # Lightning fetches one batch ahead if a loader has no length.
+    run.tracker.draws_ahead = loader.num_workers > 0 or length_of(loader) is None
     if run.label_check is None:
         stream, num_classes = run.tracker.stream, run.tracker.controller.num_classes
         names = stream.classes if len(stream.classes or ()) == num_classes else None

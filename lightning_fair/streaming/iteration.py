@@ -106,6 +106,12 @@ class StreamIteration:
             self._reopen(position.source)
             return
         saved = unpack(position.buffers)
+        if saved["settings"] != self._settings:
+            old, new = (", ".join(f"{k}={v}" for k, v in each.items()) for each in (saved["settings"], self._settings))
+            raise ValueError(
+                f"The checkpoint has the buffers of a FairStream with {old}, and this one has {new}. Resume with the "
+                "same settings, or with save_buffers=False, which leaves the samples in the buffers out."
+            )
         self.buffers.restore(saved["samples"])
         self._read, self._handed_out, self._ended = saved["read"], saved["handed_out"], saved["ended"]
         self._reopen(saved["source"])
@@ -116,6 +122,12 @@ class StreamIteration:
             self.buffers.take(np.bincount(labels, minlength=self._controller.num_classes))
             self._handed_out += labels.size
         self._ended = position.ended
+
+    @property
+    def _settings(self) -> dict[str, int]:
+        """The settings that saved buffers depend on."""
+        names = "batch_size", "buffer_size", "max_reuse", "reads_per_sample"
+        return {name: getattr(self._stream, name) for name in names}
 
     def _reopen(self, state: bytes | None) -> None:
         if not self._ended:
@@ -130,11 +142,12 @@ class StreamIteration:
             self._source_state, self._problem = _pack_state(self._source)
         controller, shard, buffers = self._controller, self._shard, None
         if with_buffers and not self._problem:
-            counters = {"read": self._read, "handed_out": self._handed_out, "ended": self._ended}
-            state = {"samples": self.buffers.capture(), "source": self._source_state, **counters}
+            counters: dict[str, Any] = {"read": self._read, "handed_out": self._handed_out, "ended": self._ended}
+            counters |= {"source": self._source_state, "settings": self._settings}
+            state = {"samples": self.buffers.capture(), **counters}
             buffers = pack(state, "With save_buffers=True the samples of a stream", _REMEDY)
             self._since_saved = 0
-        start = Start(controller.draws, controller.progress, controller.trained_mix)
+        start = Start.of(controller)
         of_source = self._source_state, self._problem, self.buffers.num_unused
         return DrawPosition(shard.worker, shard.num_workers, *of_source, start, buffers)
 
@@ -258,9 +271,12 @@ def _count_for_mix(mix: Floats, draw: StreamDraw, controller: FeedbackController
 
 def _pack_state(source: SourceReader) -> tuple[bytes | None, str]:
     """Return the packed position of a source; if it has none, None and the reason."""
-    state = source.state_dict()
+    try:
+        state = source.state_dict()
+    except Exception as error:
+        return None, f"state_dict() of its source raised {type(error).__name__}: {error}."
     if state is None:
-        return None, "its source has no state_dict() and load_state_dict()."
+        return None, "its source has no state_dict() that can be called without arguments, or no load_state_dict()."
     try:
         return pack(state, "The state of a stream's source"), ""
     except TypeError as error:

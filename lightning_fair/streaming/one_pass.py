@@ -20,9 +20,13 @@ _UNKNOWN, _FOUND, _TOLD = 0.0, 1.0, 2.0
 
 _REMEDY = "Let the source give each {} samples of its own, for example in its __iter__: {}."
 _OF_WORKERS = (
-    "info = torch.utils.data.get_worker_info(); samples = itertools.islice(samples, info.id, None, info.num_workers)"
+    "info = torch.utils.data.get_worker_info(); samples = itertools.islice(samples, info.id, None, info.num_workers) "
+    "if info else samples; a data pipe: .sharding_filter()"
 )
-_OF_RANKS = "samples = itertools.islice(samples, rank, None, world_size), with the rank of its process"
+_OF_RANKS = (
+    "samples = itertools.islice(samples, rank, None, world_size), with the rank of its process; a Hugging Face stream: "
+    "datasets.distributed.split_dataset_by_node(stream, rank, world_size)"
+)
 
 
 class OnePassCheck:
@@ -56,7 +60,11 @@ class OnePassCheck:
     def add(self, samples: Sequence[Any]) -> None:
         """Add samples that this worker has read; none: its source has ended."""
         row, own = self._rows[self._worker], self._checksums
-        new = [checksum(sample) for sample in samples[: _NUM_COMPARED - len(own)]]
+        try:
+            new = [checksum(sample) for sample in samples[: _NUM_COMPARED - len(own)]]
+        except Exception:  # of samples whose values cannot be read as bytes
+            self.is_done = True
+            return
         own += new
         row[_HEADER : _HEADER + len(own)] = own
         row[1] = len(own)

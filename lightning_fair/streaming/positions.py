@@ -14,6 +14,7 @@ from lightning_fair.common.arrays import Floats, Ints, to_arrays, to_tensors
 from lightning_fair.common.saved_states import (
     LARGEST,
     array,
+    check_order,
     check_state,
     corrected_mix,
     describe_damage,
@@ -24,6 +25,7 @@ from lightning_fair.common.saved_states import (
 from lightning_fair.streaming.packing import as_bytes, as_tensor
 
 if TYPE_CHECKING:
+    from lightning_fair.control.controller import FeedbackController
     from lightning_fair.streaming.iteration import StreamDraw
 
 
@@ -39,6 +41,15 @@ class Start(NamedTuple):
     draws: int
     progress: float
     trained_mix: Floats
+
+    @staticmethod
+    def of(controller: FeedbackController) -> Start:
+        """Return the state of a controller."""
+        return Start(controller.draws, controller.progress, controller.trained_mix)
+
+    def apply_to(self, controller: FeedbackController) -> None:
+        """Let a controller go on from this state."""
+        controller.rewind(controller.moment._replace(**self._asdict()))
 
 
 class DrawPosition(NamedTuple):
@@ -230,6 +241,8 @@ def check_position(state: Any, num_classes: int) -> None:
         ValueError: If it has one. The message names the key.
     """
     check_state("stream's", state, position_spec(num_classes), "positions")
+    numbers = [worker["worker"] for worker in state["workers"]]
+    check_order("stream's", "worker of positions.workers", numbers, "num_workers - 1", state["num_workers"] - 1)
     for worker in state["workers"]:
         sizes = worker["sizes"]
         if len(worker["reads"]) != len(sizes) or sizes.sum() != len(worker["labels"]):

@@ -93,7 +93,8 @@ def _class_number(value: Any, numbers: Mapping[str, int]) -> int:
             f"labels must be whole numbers or names, got {value} in the stream. To balance intervals of a number, pass "
             "FairStream(label_fn=...) with a function such as lambda sample: np.digitize(sample[1], edges)."
         )
-    name = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    name = value.decode(errors="replace") if isinstance(value, bytes) else value
+    name = name if isinstance(name, str) else str(name)
     if name in numbers:
         return numbers[name]
     if numbers:

@@ -66,7 +66,6 @@ class SharedState:
         values = self._values.numpy()[row]
         # Smaller in a worker that starts later, if nobody reports in the main process.
         if has_begun or values[_STEP] >= own.draws:
-            start = Start(int(values[_STEP]), float(values[_PROGRESS]), self._vectors(row)[2].copy())
-            own.rewind(own.moment._replace(**start._asdict()))
+            Start(int(values[_STEP]), float(values[_PROGRESS]), self._vectors(row)[2].copy()).apply_to(own)
         own.epoch = own.epoch if self.epoch is None else self.epoch
         return own

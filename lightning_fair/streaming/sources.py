@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -50,9 +51,10 @@ class SourceReader:
     sample is read. The position is that of
 
     - the source, or its iterator, or both, if they have ``state_dict()`` and ``load_state_dict()``;
-    - the number of samples read, for a list or another ``Sequence``, and for a source whose ``state_dict`` asks for
-      it (litdata, mosaicml-streaming). Of those the samples before the position are read once more, and left out: their
-      own states are about all workers together, and say nothing of a worker that is ahead of the others.
+    - the number of samples read, for a list or another ``Sequence``, for a source whose ``state_dict`` asks for it
+      (litdata, mosaicml-streaming), and for a Hugging Face stream with a shuffle buffer. Except of a ``Sequence``, the
+      samples before the position are read once more, and left out: the states of the former are about all workers
+      together, and say nothing of a worker that is ahead of the others, and that of the latter has no shuffle buffer.
 
     Another source has no position: it can only start anew.
 
@@ -66,7 +68,7 @@ class SourceReader:
     Example:
         >>> reader = SourceReader("abcdefgh", Shard(worker=1, num_workers=2))
         >>> reader.read(2), reader.state_dict()
-        (['b', 'd'], {'num_read': 2})
+        (['b', 'd'], {'num_read': 2, 'order': None, 'states': []})
         >>> SourceReader("abcdefgh", Shard(worker=1, num_workers=2), state=reader.state_dict()).read(3)
         ['f', 'h']
     """
@@ -82,21 +84,28 @@ class SourceReader:
             apply_sharding(source, shard.total, shard.number)
             words = np.random.SeedSequence([seed, epoch or 0]).generate_state(1, np.uint64)
             apply_random_seed(source, torch.Generator().manual_seed(int(words[0]) >> 1))
-        self._keeps_count = isinstance(source, Sequence) or _asks_for_count(source)
-        self._stateful = [source] if _has_state(source) else []
-        states = [] if state is None else state.get("states", [])
+        self._order = _shuffled_order(source)
+        self._keeps_count = isinstance(source, Sequence) or self._order is not None or _asks_for_count(source)
+        if state is not None and state["order"] != self._order:
+            raise _cannot_continue("it shuffles in another order; give it a seed, as in shuffle(seed=0)")
+        self._stateful = [source] if not self._keeps_count and _has_state(source) else []
+        states = [] if state is None else state["states"]
         try:
             iterator = self._open(states)
         except Exception as error:
             if not states:
                 raise
-            raise _cannot_continue(error) from error
+            raise _cannot_continue(f"{type(error).__name__}: {error}") from error
         # The iterator is not asked for an iterator of its own, which would start some of them again.
         samples = (sample for sample in _Once(iterator))
         first, step = (0, 1) if isinstance(source, IterableDataset) else (shard.number, shard.total)
         if self.num_read:
             first = step - 1 if self._stateful else first + self.num_read * step
-        self._samples: Iterator[Any] = islice(samples, first, None, step) if first or step > 1 else samples
+        self._samples: Iterator[Any]
+        if isinstance(source, Sequence):
+            self._samples = map(source.__getitem__, range(first, len(source), step))
+        else:
+            self._samples = islice(samples, first, None, step) if first or step > 1 else samples
         self._has_loaded = bool(states)  # and has not read since
 
     def _open(self, states: list[Any]) -> Iterator[Any]:
@@ -104,7 +113,7 @@ class SourceReader:
         if states and self._stateful:
             self._source.load_state_dict(states[0])
         iterator = self._iterate(states)
-        if iterator is not self._source and _has_state(iterator):
+        if not self._keeps_count and iterator is not self._source and _has_state(iterator):
             self._stateful.append(iterator)
             if len(states) == len(self._stateful):
                 iterator.load_state_dict(states[-1])  # type: ignore[attr-defined]
@@ -133,7 +142,7 @@ class SourceReader:
         except Exception as error:
             if not self._has_loaded:
                 raise
-            raise _cannot_continue(error) from error
+            raise _cannot_continue(f"{type(error).__name__}: {error}") from error
         self._has_loaded = False
         self.num_read += len(samples)
         return samples
@@ -147,16 +156,28 @@ class SourceReader:
         """Return the position; None if the source has none."""
         if not self.has_position:
             return None
-        states = {"states": [part.state_dict() for part in self._stateful]} if self._stateful else {}
-        return {"num_read": self.num_read, **states}
+        states = [part.state_dict() for part in self._stateful]
+        return {"num_read": self.num_read, "order": self._order, "states": states}
 
 
-def _cannot_continue(error: Exception) -> RuntimeError:
+def _cannot_continue(reason: str) -> RuntimeError:
     return RuntimeError(
-        f"The source of the stream cannot continue at the position that it saved: {type(error).__name__}: {error}. "
-        'FairSampling(resume="restart") keeps the model, and starts the stream and the class mix anew. '
-        "A Hugging Face stream with shuffle() can continue without workers (num_workers=0), if it was saved so."
+        f"The source of the stream cannot continue at the position that it saved: {reason}. "
+        'FairSampling(resume="restart") keeps the model, and starts the stream and the class mix anew.'
     )
+
+
+def _shuffled_order(source: Any) -> int | None:
+    """Return a checksum of the random state of a Hugging Face stream with a shuffle buffer; None for any other source.
+
+    Its own state has no shuffle buffer, and with workers datasets 5.2 cannot load it.
+    """
+    part = getattr(source, "_ex_iterable", None)
+    while part is not None:
+        if "BufferShuffled" in type(part).__name__:
+            return zlib.crc32(repr(part.generator.bit_generator.state).encode())
+        part = getattr(part, "ex_iterable", None)
+    return None
 
 
 def continue_epoch(source: Any, epoch: int) -> None:

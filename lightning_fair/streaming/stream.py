@@ -106,10 +106,11 @@ class FairStream(IterableDataset[Any]):
             float32, to each sample: ``(x, y)`` becomes ``(x, y, w)``, and a mapping has it under ``"weight"``.
         save_buffers: Whether checkpoints hold the samples in the buffers: tensors, NumPy arrays, numbers, strings, and
             tuples, lists and dicts of them. Each process that reads copies its buffers into a block of bytes whenever
-            it has handed out as many samples as they hold. The main process keeps one block for each worker, the newest
-            one that was trained on, besides those that travel with prefetched batches. So without workers this takes at
-            most three times the memory of the buffers in addition, and with workers twice in each, and once for each
-            worker in the main process. A checkpoint holds the blocks of all ranks.
+            it has handed out as many samples as they hold, and at each ``state_dict`` (StatefulDataLoader calls it with
+            each batch: set its ``snapshot_every_n_steps``). The main process keeps one block for each worker, the
+            newest one that was trained on, besides those that travel with prefetched batches. So without workers this
+            takes at most three times the memory of the buffers in addition, and with workers twice in each, and once
+            for each worker in the main process. A checkpoint holds the blocks of all ranks.
         seed: Seed of the draws, at least 0.
 
     Attributes:
@@ -244,8 +245,7 @@ class FairStream(IterableDataset[Any]):
             return self._iteration.rank_position().state_dict()
         position = self._begun_at or self._position
         if position is None:
-            controller = self._shared.copy_controller(self.controller)
-            position = RankPosition(1, Start(controller.draws, controller.progress, controller.trained_mix))
+            position = RankPosition(1, Start.of(self._shared.copy_controller(self.controller)))
         return position.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -261,6 +261,9 @@ class FairStream(IterableDataset[Any]):
         self._position = RankPosition.from_state_dict(state)
         if not self._position.can_continue:
             _log.warning("The stream starts at the beginning of its source, whose position was not saved.")
+        elif self._position.num_unused and not (self.save_buffers and self._position.has_buffers):
+            remark = "samples that waited in the buffers are left out. FairStream(save_buffers=True) keeps them."
+            _log.warning("The stream continues: %d %s", self._position.num_unused, remark)
 
     def __iter__(self) -> Iterator[Any]:
         """Yield single samples; each run of ``batch_size`` samples is one draw."""
@@ -329,7 +332,7 @@ class FairStream(IterableDataset[Any]):
         if position is not None:
             resumed = position.of_worker(worker, num_workers)
             start = position.start if resumed is None else resumed.start
-            controller.rewind(controller.moment._replace(**start._asdict()))
+            start.apply_to(controller)
             first = start.draws + (worker if resumed is None else num_workers - 1)
         shard = Shard(worker, num_workers, self.rank, self.world_size)
         iteration = StreamIteration(

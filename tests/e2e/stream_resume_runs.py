@@ -64,8 +64,11 @@ class Counting(IterableDataset):
 def hugging_face(folder: Path) -> Any:
     from datasets import Dataset
 
-    # Without `shuffle`: datasets 5.2 cannot load the state of a worker then, in torchdata's StatefulDataLoader neither.
     return Dataset.from_dict({"index": list(range(SIZE))}).to_iterable_dataset(num_shards=4).map(_as_sample)
+
+
+def hugging_face_shuffled(folder: Path) -> Any:
+    return hugging_face(folder).shuffle(seed=0, buffer_size=10)
 
 
 def _as_sample(row: dict[str, Any]) -> dict[str, Any]:
@@ -116,6 +119,7 @@ SOURCES: dict[str, Callable[[Path], Any]] = {
     "own class": lambda _: Counting(),
     "list": listed,
     "datasets": hugging_face,
+    "datasets, shuffled": hugging_face_shuffled,
     "torchdata": torchdata_nodes,
     "litdata": litdata,
     "streaming": mosaicml,
@@ -146,7 +150,7 @@ def train(source: Any, workers: int, state: Any = None, *, epoch: int = 0, **set
     """Train an epoch with new objects, from the beginning or within it, with a checkpoint after each batch."""
     stream = fair_stream(source, FeedbackController(4, TARGET, **LAW), **settings)
     tracker = StreamTracker(stream)
-    tracker.num_processes = max(workers, 1)
+    tracker.num_processes, tracker.draws_ahead = max(workers, 1), workers > 0
     if state is not None:
         tracker.restore(state)
     fair: Any = make_stream_fair(DataLoader(stream, batch_size=BATCH, num_workers=workers))
@@ -190,7 +194,8 @@ def fit_stream(
     names = ("num_workers", "persistent_workers")
     options = {name: settings.pop(name) for name in names if name in settings}
     L.seed_everything(0, verbose=False)
-    module, fair = Recording(), FairSampling(target_probs=TARGET, num_classes=4, **LAW)
+    law = {**LAW, "lambda2": settings.pop("lambda2", None)}
+    module, fair = Recording(), FairSampling(target_probs=TARGET, num_classes=4, **law)
     stream = fair_stream(source, None, save_buffers=True)
     callbacks = [fair, *([SaveEach(save)] if save else [])]
     fit(module, loader(stream, batch_size=BATCH, **options), *callbacks, ckpt=resume, **{"max_epochs": 2, **settings})

@@ -53,7 +53,9 @@ def log(caplog):
 def test_cut_after_every_batch(name, workers, tmp_path):
     """With save_buffers the batches that follow are those of the uncut run, and so is the controller."""
     if name not in ("own class", "list"):
-        pytest.importorskip("streaming.base" if name == "streaming" else name)  # `tests/streaming` has its name
+        pytest.importorskip(
+            "streaming.base" if name == "streaming" else name.split(",")[0]
+        )  # `tests/streaming` has its name
     whole = train(SOURCES[name](tmp_path), workers, save_buffers=True)
     assert len(whole.batches) == 10
     assert len(whole.items) == SIZE
@@ -87,13 +89,29 @@ def test_buffers_are_left_out_and_counted(workers, log):
         log()
         rest = train(Counting(), workers, whole.states[cut], **once)
         (message,) = log()
-        said = int(re.search(r"(\d+) samples that waited in the buffers of this rank were read", message)[1])
+        said = int(re.search(r"(\d+) samples that waited in the buffers were read", message)[1])
         assert said == num_read - len(first)
         items = first + rest.items
         assert len(items) == len(set(items)) == SIZE - said
         assert rest.states[-1]["class_counts"].sum() == SIZE or not rest.batches
         num_lost.append(said)
     assert max(num_lost) > 20
+
+
+def test_other_settings_of_buffers_are_refused():
+    """With the remedies in the error, the run continues."""
+    state = train(Counting(), 0, save_buffers=True).states[3]
+    with pytest.raises(ValueError, match=r"buffer_size=6, max_reuse=64, .* save_buffers=False"):
+        train(Counting(), 0, state, save_buffers=True, max_reuse=4)
+    assert train(Counting(), 0, state, max_reuse=4).batches
+
+
+def test_losses_that_reach_draws_made_ahead_are_said(log, tmp_path):
+    """A loader without a length is asked for one batch ahead, and one with workers for more."""
+    fit_stream(Counting(), save=tmp_path, lambda2=0.5, max_epochs=1)
+    log()
+    fit_stream(Counting(), resume=tmp_path / "3.ckpt", lambda2=0.5, max_epochs=1)
+    assert any("Losses or validations reach draws that are made ahead" in line for line in log())
 
 
 @pytest.mark.slow
@@ -193,7 +211,7 @@ class OddState(Counting):
 
 @pytest.mark.parametrize(
     ("source", "reason"),
-    [(Stateless, r"has no state_dict\(\)"), (OddState, r"must be tensors.*, got a builtins\.object")],
+    [(Stateless, r"has no state_dict\(\)"), (OddState, r"must be dense tensors.*, got a builtins\.object")],
 )
 def test_source_without_a_state_starts_anew(source, reason, log):
     whole = train(source(), 0)
@@ -218,7 +236,9 @@ def test_another_number_of_workers_starts_anew(log):
 def test_samples_that_cannot_be_saved_raise():
     """They are refused with the first batch, not hours later in a checkpoint."""
     source = [(torch.zeros(2), y, {"path": os.path, "y": y}) for y in (0, 1) * 20]
-    with pytest.raises(TypeError, match=r"samples of a stream must be tensors.*, got a builtins\.module.*collate_fn"):
+    with pytest.raises(
+        TypeError, match=r"samples of a stream must be dense tensors.*, got a builtins\.module.*collate_fn"
+    ):
         train(source, 0, save_buffers=True)
 
 

@@ -1,6 +1,7 @@
 """Samples as bytes that load without running any code."""
 
 import pickle
+import zlib
 from collections import OrderedDict
 
 import numpy as np
@@ -50,13 +51,45 @@ def test_arrays_come_back():
     ids=lambda value: type(value).__name__,
 )
 def test_other_types_are_refused(value):
-    with pytest.raises(TypeError, match=r"A sample must be tensors.*got a \w+.*Convert it\."):
+    with pytest.raises(TypeError, match=r"A sample must be dense tensors.*got a \w+.*Convert it\."):
         pack([value], "A sample", "Convert it.")
 
 
 def test_bytes_that_name_a_function_are_refused():
     head = pickle.dumps(print)
     with pytest.raises(ValueError, match=r"damaged: they name \w+\.print"):
-        unpack((8).to_bytes(8, "little") + head)
-    with pytest.raises(ValueError, match="damaged"):
-        unpack(pack([torch.zeros(4)], "")[:-3])
+        unpack((12).to_bytes(8, "little") + zlib.crc32(head).to_bytes(4, "little") + head)
+    packed = pack([torch.zeros(4)], "")
+    with pytest.raises(ValueError, match="damaged: their checksum is another one"):
+        unpack(packed[:20] + bytes([packed[20] ^ 1]) + packed[21:])
+
+
+def test_shared_part_is_packed_once():
+    table = torch.arange(1000.0)
+    packed = pack([(table, i) for i in range(50)], "")
+    assert len(packed) < 8000
+    first, *_, last = unpack(packed)
+    assert first[0] is last[0]
+    assert first[0].equal(table)
+
+
+def test_less_common_parts_come_back():
+    z = torch.tensor([1 + 2j])
+    parts = [
+        np.str_(""),
+        np.str_("ab"),
+        np.bytes_(b""),
+        z.conj(),
+        z.conj().imag,
+        np.zeros(0),
+        np.datetime64("2026-11-30"),
+    ]
+    for part, result in zip(parts, unpack(pack(parts, "")), strict=True):
+        assert type(result) is type(part)
+        assert result.dtype == part.dtype
+        assert result.tolist() == part.tolist()
+
+
+def test_masked_array_is_refused():
+    with pytest.raises(TypeError, match=r"got a numpy\.ma"):
+        pack(np.ma.masked_array([1, 2], [0, 1]), "A sample")

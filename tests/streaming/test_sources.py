@@ -61,7 +61,7 @@ def test_epoch_is_set_before_the_state():
     source = Counting()
     reader = SourceReader(source, Shard(), epoch=4)
     items = [item for *_, item in reader.read(SIZE)]
-    state = {"num_read": 3, "states": [{"position": 3}]}
+    state = {"num_read": 3, "order": None, "states": [{"position": 3}]}
     assert [item for *_, item in SourceReader(Counting(), Shard(), epoch=4, state=state).read(SIZE)] == items[3:]
 
 
@@ -93,3 +93,28 @@ def test_source_that_cannot_continue(make):
     reader.read(1)
     with pytest.raises(RuntimeError, match=r'IndexError: list index out of range. FairSampling\(resume="restart"\)'):
         SourceReader(make(), Shard(), state=reader.state_dict()).read(1)
+
+
+def test_list_is_not_read_up_to_the_position():
+    class Counted(list):
+        def __getitem__(self, index):
+            loaded.append(index)
+            return super().__getitem__(index)
+
+    loaded = []
+    SourceReader(Counted(range(8)), Shard(1, 2), state={"num_read": 2, "order": None, "states": []}).read(1)
+    assert loaded == [5]
+
+
+def test_other_order_of_a_shuffle_buffer_is_an_error():
+    """An unseeded shuffle has another order in each process."""
+    rows = pytest.importorskip("datasets").Dataset.from_dict({"label": list(range(SIZE))}).to_iterable_dataset()
+    reader = SourceReader(rows.shuffle(buffer_size=5), Shard())
+    first = reader.read(3)
+    with pytest.raises(RuntimeError, match=r"shuffles in another order; give it a seed, as in shuffle\(seed=0\)"):
+        SourceReader(rows.shuffle(buffer_size=5), Shard(), state=reader.state_dict())
+    seeded = rows.shuffle(seed=0, buffer_size=5)
+    reader = SourceReader(seeded, Shard())
+    first = reader.read(3)
+    rest = SourceReader(seeded.map(dict), Shard(), state=reader.state_dict()).read(SIZE)
+    assert sorted(row["label"] for row in first + rest) == list(range(SIZE))
