@@ -35,7 +35,7 @@ class OnePassCheck:
     Each worker writes the checksums of its first 64 samples into a row of a table in shared memory. If more than half
     of them stand in the row of another worker too, the source gives both the same samples. Nothing is concluded from
     fewer than 16 samples, or if a worker's own samples repeat. Samples that each worker changes at random, such as
-    augmented images, are not recognized.
+    augmented images, or reads in an order of its own, are not recognized.
 
     Args:
         table: What ``new_table`` returned, the same for all workers.

@@ -25,6 +25,7 @@ from stream_resume_runs import (
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_fair import FeedbackController
+from lightning_fair.dataloaders.stream_tracker import StreamTracker
 
 WORKERS = [0, pytest.param(2, marks=pytest.mark.slow)]
 
@@ -204,6 +205,11 @@ class Stateless(IterableDataset):
         return map(sample, range(SIZE))
 
 
+class Abstract(Counting):
+    def state_dict(self):
+        raise NotImplementedError
+
+
 class OddState(Counting):
     def state_dict(self):
         return {"position": object()}
@@ -211,7 +217,11 @@ class OddState(Counting):
 
 @pytest.mark.parametrize(
     ("source", "reason"),
-    [(Stateless, r"has no state_dict\(\)"), (OddState, r"must be dense tensors.*, got a builtins\.object")],
+    [
+        (Stateless, "has no state_dict"),
+        (Abstract, "raised NotImplementedError"),
+        (OddState, r"must be dense tensors.*, got a builtins\.object"),
+    ],
 )
 def test_source_without_a_state_starts_anew(source, reason, log):
     whole = train(source(), 0)
@@ -221,6 +231,19 @@ def test_source_without_a_state_starts_anew(source, reason, log):
     assert log()[0] == "The stream starts at the beginning of its source within the epoch: its position is not saved."
     assert rest.batches[0][0] == 1  # the controller goes on
     assert len(rest.items) == SIZE
+
+
+def test_iteration_that_ended_within_the_epoch_is_not_continued(log):
+    """Lightning starts a stream anew within an epoch if another training loader has more batches."""
+    stream = fair_stream(Counting(), FeedbackController(4, TARGET, **LAW))
+    tracker = StreamTracker(stream)
+    for within_epoch in (False, True):
+        tracker.start_iteration(0, within_epoch=within_epoch, keep_delivered=False)
+        draws = [draw for draw, _ in stream.batches(with_positions=True)]
+        assert len(draws) == 10
+        for draw in draws:
+            tracker.report(draw)
+    assert log() == []
 
 
 @pytest.mark.slow
