@@ -32,7 +32,7 @@ pytestmark = [
 
 def program(heading: str, language: str = "python") -> str:
     """Return the first block of code below a heading."""
-    _, section = PAGE.read_text().split(f"# {heading}\n", 1)
+    _, section = PAGE.read_text().split(f"## {heading}\n", 1)
     return re.findall(rf"^```{language}\n(.*?)^```", section, flags=re.DOTALL | re.MULTILINE)[0]
 
 
