@@ -120,7 +120,7 @@ SOURCES: dict[str, Callable[[Path], Any]] = {
     "list": listed,
     "datasets": hugging_face,
     "datasets, shuffled": hugging_face_shuffled,
-    "torchdata": torchdata_nodes,
+    "torchdata.nodes": torchdata_nodes,
     "litdata": litdata,
     "streaming": mosaicml,
 }
