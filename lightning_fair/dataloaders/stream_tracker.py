@@ -62,7 +62,7 @@ class StreamTracker:
         self._missing = MissingClassLogger(self.controller)
         self._is_restored = False  # whether no batch has been trained on since the position was loaded
         self._position: RankPosition | None = None  # in the epoch, after the batches that were trained on
-        self._has_told = False  # that the position is not saved
+        self._has_said = False  # that the position is not saved
         # Of the checkpoint that the position is from: ranks, and samples in the buffers of all of them.
         self._num_saved_ranks, self._num_unused = 1, 0
 
@@ -121,12 +121,12 @@ class StreamTracker:
     def _check_one_pass(self) -> None:
         """Warn once if workers or ranks read the same samples. Every rank takes part at its first report."""
         table = self.stream.first_samples
-        found = [take_verdict(table)]
+        verdicts = [take_verdict(table)]
         if self.world_size > 1 and not self._has_compared_ranks:
             self._has_compared_ranks = True
             shares = dict(gather_from_ranks((self.rank, own_checksums(table))))  # processes can have the same share
-            found.append(compare_ranks(shares))
-        for warning in filter(None, found if self.rank == 0 else ()):
+            verdicts.append(compare_ranks(shares))
+        for warning in filter(None, verdicts if self.rank == 0 else ()):
             warnings.warn(warning, stacklevel=2)
 
     def clip_counts(self, counts: NDArray[Any], draw: Draw) -> NDArray[Any]:
@@ -208,9 +208,9 @@ class StreamTracker:
         Every rank has to call it, unless one ``is_alone`` after an exception: then it has the position of this one.
         """
         problem = "" if self._position is None else self._position.problem
-        if problem and not self._has_told:
+        if problem and not self._has_said:
             self._say(f"The position in the stream is not saved: {problem} A resumed run starts the source anew.")
-            self._has_told = True
+            self._has_said = True
         # Processes that share a model's parts have the same data, and the same rank.
         own = self.rank, self._position and self._position.state_dict()
         of_rank = dict([own] if self.is_alone else gather_from_ranks(own))

@@ -16,7 +16,7 @@ _MAX_WORKERS, _NUM_COMPARED = 64, 64  # rows of the table, and samples that are 
 # them then, and workers with shards of their own have the same kinds.
 _MIN_COMPARED, _MIN_DISTINCT, _MIN_SHARED = 16, 0.9, 0.5
 _HEADER = 2  # columns before the checksums: the iteration, and how many checksums follow
-_UNKNOWN, _FOUND, _TOLD = 0.0, 1.0, 2.0
+_UNKNOWN, _SHARED, _WARNED = 0.0, 1.0, 2.0
 
 _REMEDY = "Let the source give each {} samples of its own, for example in its __iter__: {}."
 _OF_WORKERS = (
@@ -47,7 +47,7 @@ class OnePassCheck:
         self._verdict, self._rows = table[0], table[1:]
         self._worker, self._iteration = worker, iteration
         self._checksums: list[int] = []
-        self.is_done = worker >= len(self._rows) or self._verdict[0] == _TOLD
+        self.is_done = worker >= len(self._rows) or self._verdict[0] == _WARNED
         if not self.is_done:
             self._rows[worker, :_HEADER] = 0.0  # the row is of an earlier iteration
 
@@ -75,16 +75,16 @@ class OnePassCheck:
             if other != self._worker and (shared := num_shared(_checksums(self._rows[other]), own)):
                 if self._verdict[0] == _UNKNOWN:
                     self._verdict[1:5] = self._worker, other, shared, len(own)
-                    self._verdict[0] = _FOUND
+                    self._verdict[0] = _SHARED
                 return
 
 
 def take_verdict(table: torch.Tensor) -> str | None:
-    """Return a warning if two workers were found to read the same samples, and nobody has been told; else None."""
+    """Return the warning that two workers read the same samples, the first time that it is asked for; else None."""
     verdict = table.numpy()[0]
-    if verdict[0] != _FOUND:
+    if verdict[0] != _SHARED:
         return None
-    verdict[0] = _TOLD
+    verdict[0] = _WARNED
     worker, other, shared, total = verdict[1:5].astype(int).tolist()
     return (
         f"Workers {min(worker, other)} and {max(worker, other)} of a FairStream read the same samples: {shared} of the "

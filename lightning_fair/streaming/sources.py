@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -147,14 +147,9 @@ class SourceReader:
         self.num_read += len(samples)
         return samples
 
-    @property
-    def has_position(self) -> bool:
-        """Whether reading can continue where it was."""
-        return self._keeps_count or bool(self._stateful)
-
     def state_dict(self) -> dict[str, Any] | None:
         """Return the position; None if the source has none."""
-        if not self.has_position:
+        if not (self._keeps_count or self._stateful):
             return None
         states = [part.state_dict() for part in self._stateful]
         return {"num_read": self.num_read, "order": self._order, "states": states}
@@ -188,7 +183,7 @@ def continue_epoch(source: Any, epoch: int) -> None:
 
 def waits_for_workers(source: Any) -> bool:
     """Return whether the workers of a source wait until each of them has begun to read (mosaicml-streaming)."""
-    return _parameters(source) == _OF_MOSAICML
+    return _required(source) == _OF_MOSAICML
 
 
 class _Once(Iterable[Any]):
@@ -202,22 +197,20 @@ class _Once(Iterable[Any]):
 
 
 def _has_state(source: Any) -> bool:
-    load = getattr(source, "load_state_dict", None)
-    return callable(load) and _can_call(getattr(source, "state_dict", None))
+    return _required(source) == ()
 
 
 def _asks_for_count(source: Any) -> bool:
-    return _parameters(source) in (_OF_LITDATA, _OF_MOSAICML)
+    return _required(source) in (_OF_LITDATA, _OF_MOSAICML)
 
 
-def _parameters(source: Any) -> tuple[str, ...]:
-    method = getattr(source, "state_dict", None)
-    return tuple(inspect.signature(method).parameters) if callable(method) else ()
-
-
-def _can_call(method: Callable[..., Any] | None) -> bool:
+def _required(source: Any) -> tuple[str, ...] | None:
+    """Return the arguments that ``state_dict`` has to be given; None if the source has no state."""
+    if not (callable(getattr(source, "state_dict", None)) and callable(getattr(source, "load_state_dict", None))):
+        return None
     try:
-        inspect.signature(method).bind()  # type: ignore[arg-type]
-    except TypeError:
-        return False
-    return True
+        parameters = inspect.signature(source.state_dict).parameters.values()
+    except ValueError:  # of a built-in function
+        return ()
+    variadic = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    return tuple(each.name for each in parameters if each.default is each.empty and each.kind not in variadic)

@@ -71,17 +71,18 @@ class FairStream(IterableDataset[Any]):
     batches. Every iteration begins with empty buffers.
 
     **Resuming.** A checkpoint of :class:`~lightning_fair.FairSampling` has the position of every worker on every rank,
-    after the batches that were trained on, whatever class the loader has. On the same number of ranks and workers a
-    resumed run continues there if the source can: if the source, or its iterator, has ``state_dict()`` and
-    ``load_state_dict()`` (Hugging Face streams, ``torchdata.nodes``, your own class), is a list or another sequence, or
-    is a ``StreamingDataset`` of litdata or mosaicml-streaming, whose samples before the position are read once more.
-    Else it starts at the beginning of its source; a line in the log says so.
+    after the batches that were trained on. On the same number of ranks and workers a resumed run continues there, if
+    the source or its iterator has ``state_dict()`` and ``load_state_dict()`` (Hugging Face streams,
+    ``torchdata.nodes``, your own class), or the source is a list or another sequence. Of a Hugging Face stream with
+    ``shuffle(seed=...)``, and of a ``StreamingDataset`` of litdata or mosaicml-streaming, it reads the samples before
+    the position once more. With any other source it starts at the beginning, and a line in the log says so.
 
     By default the buffers are empty then: the samples that waited in them are left out, and the log has their number.
     With ``save_buffers`` they come from the checkpoint, and the batches that follow are those of the run that was not
-    stopped, bit for bit, unless workers balance each other, or losses or validations are fed back to workers, which
-    get them at other times. In a loop of your own save the states of the controller and of the loader, a
-    ``StatefulDataLoader`` of torchdata; without workers ``stream.state_dict()`` will do.
+    stopped, bit for bit, unless workers balance each other, or losses or validations are fed back to draws that are
+    made ahead (by workers, or because Lightning fetches a batch ahead from a loader without a length). In a loop of
+    your own save the states of the controller and of the loader, a ``StatefulDataLoader`` of torchdata; without workers
+    ``stream.state_dict()`` will do.
 
     Args:
         source: An ``IterableDataset``, or any iterable of samples. An ``IterableDataset`` has to give each worker and
