@@ -1,0 +1,140 @@
+"""The labels of samples that can have several of them, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_fair.common.arrays import Floats, Ints
+
+UNLABELED = "none"  # name of the class of the samples without a label
+
+
+@dataclass(frozen=True, eq=False)
+class LabelSets:
+    """The labels of each sample, stored one after the other; samples without any form the last class.
+
+    Attributes:
+        offsets: Place in ``classes`` at which the labels of each sample begin, and the end of the last one, int64,
+            shape ``(N + 1,)``. Each sample has at least one class.
+        classes: Class numbers of the samples' labels, ascending and distinct within a sample, shape ``(nnz,)``.
+        num_classes: Number of classes ``K``, with that of samples without a label.
+        has_unlabeled: Whether class ``K - 1`` is that of the samples without a label.
+
+    Example:
+        >>> labels = LabelSets.from_lists([[0, 2], [], [1]], num_labels=3)
+        >>> labels.to_dense().astype(int)
+        array([[1, 0, 1, 0],
+               [0, 0, 0, 1],
+               [0, 1, 0, 0]])
+        >>> labels.counts, labels.take([2, 0]).classes.tolist()
+        (array([1, 1, 1, 1]), [1, 0, 2])
+    """
+
+    offsets: Ints
+    classes: NDArray[Any]
+    num_classes: int
+    has_unlabeled: bool = False
+
+    @classmethod
+    def from_pairs(
+        cls, samples: NDArray[Any], classes: NDArray[Any], size: int, num_labels: int, *, with_unlabeled: bool = False
+    ) -> LabelSets:
+        """Return the sets of ``size`` samples, given the sample and the class of each label; repeats count once.
+
+        The class of samples without a label is added if there are any, or ``with_unlabeled``.
+        """
+        keys = np.unique(samples.astype(np.int64) * num_labels + classes)
+        owners, numbers = np.divmod(keys, max(num_labels, 1))
+        (empty,) = (np.bincount(owners, minlength=size) == 0).nonzero()
+        if empty.size:
+            places = owners.searchsorted(empty)
+            owners, numbers = np.insert(owners, places, empty), np.insert(numbers, places, num_labels)
+        has_unlabeled = bool(empty.size) or with_unlabeled
+        offsets = np.zeros(size + 1, np.int64)
+        np.cumsum(np.bincount(owners, minlength=size), out=offsets[1:])
+        K = num_labels + has_unlabeled
+        return cls(offsets, numbers.astype(np.int32 if K < 2**31 else np.int64), K, has_unlabeled)
+
+    @classmethod
+    def from_lists(cls, lists: Sequence[Iterable[int]], num_labels: int, *, with_unlabeled: bool = False) -> LabelSets:
+        """Return the sets of samples whose class numbers in ``[0, num_labels)`` are listed."""
+        rows = [np.fromiter(row, np.int64) for row in lists]
+        samples = np.arange(len(rows)).repeat([row.size for row in rows])
+        classes = np.concatenate([np.zeros(0, np.int64), *rows])
+        return cls.from_pairs(samples, classes, len(rows), num_labels, with_unlabeled=with_unlabeled)
+
+    @classmethod
+    def from_matrix(cls, matrix: NDArray[Any], *, with_unlabeled: bool = False) -> LabelSets:
+        """Return the sets of the rows of a matrix of zeros and ones, shape ``(N, num_labels)``."""
+        samples, classes = matrix.nonzero()
+        return cls.from_pairs(samples, classes, *matrix.shape, with_unlabeled=with_unlabeled)
+
+    @property
+    def size(self) -> int:
+        """Number of samples ``N``."""
+        return self.offsets.size - 1
+
+    def __len__(self) -> int:
+        return self.size
+
+    @property
+    def lengths(self) -> Ints:
+        """Number of classes of each sample, at least 1, int64, shape ``(N,)``."""
+        return np.diff(self.offsets)
+
+    @property
+    def samples(self) -> Ints:
+        """Sample of each of the ``classes``, int64, shape ``(nnz,)``."""
+        return np.arange(self.size).repeat(self.lengths)
+
+    @property
+    def counts(self) -> Ints:
+        """Samples of each class, int64, shape ``(K,)``. Their sum is at least the number of samples."""
+        return np.bincount(self.classes, minlength=self.num_classes).astype(np.int64)
+
+    def cooccurrence(self) -> Ints:
+        """Return the number of samples that have both of two classes, int64, shape ``(K, K)``, symmetric."""
+        K = self.num_classes
+        together: Ints = np.zeros(K * K, np.int64)
+        for step in range(int(self.lengths.max(initial=1))):  # each label with that `step` places further on
+            first = np.arange(self.classes.size - step)
+            same = self.samples[first] == self.samples[first + step]
+            pairs = self.classes[first[same]].astype(np.int64) * K + self.classes[first[same] + step]
+            together += np.bincount(pairs, minlength=K * K)
+        upper = together.reshape(K, K)
+        both: Ints = upper + np.triu(upper, 1).T
+        return both
+
+    def take(self, indices: Any) -> LabelSets:
+        """Return the sets of these samples, in their order; a sample can come several times."""
+        indices = np.asarray(indices, dtype=np.int64)
+        lengths = self.lengths[indices]
+        offsets = np.zeros(indices.size + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        places = np.arange(offsets[-1]) + (self.offsets[indices] - offsets[:-1]).repeat(lengths)
+        return LabelSets(offsets, self.classes[places], self.num_classes, self.has_unlabeled)
+
+    def to_dense(self) -> NDArray[np.bool_]:
+        """Return whether each sample has each class, shape ``(N, K)``."""
+        dense = np.zeros((self.size, self.num_classes), np.bool_)
+        dense[self.samples, self.classes] = True
+        return dense
+
+    def sums(self, values: Floats) -> Floats:
+        """Return the sum of ``values``, shape ``(K,)``, over the classes of each sample, shape ``(N,)``."""
+        sums: Floats = np.add.reduceat(values[self.classes], self.offsets[:-1]) if self.size else np.zeros(0)
+        return sums
+
+    def equals(self, other: Any) -> bool:
+        """Return whether ``other`` are the same labels of the same samples."""
+        return (
+            isinstance(other, LabelSets)
+            and self.num_classes == other.num_classes
+            and np.array_equal(self.offsets, other.offsets)
+            and np.array_equal(self.classes, other.classes)
+        )
