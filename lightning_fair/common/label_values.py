@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from lightning_fair.common.arrays import Ints, to_numpy
 from lightning_fair.common.checks import LARGEST_NUM_CLASSES, check, check_array, check_integer, show
+from lightning_fair.common.label_sets import LabelSets
 
 MASKS = "Of masks, pass one class per image, such as labels=[int(mask.max()) for mask in masks]"
 _TAGS = "Several labels per sample are not supported: pass one of them, for example the rarest of its tags"
@@ -24,13 +25,14 @@ class ClassLabels:
     """The class of each sample of a data set.
 
     Attributes:
-        numbers: Class number of each sample, integers of at least 0, shape ``(N,)``.
+        numbers: Class number of each sample, integers of at least 0, shape ``(N,)``; or the
+            :class:`~lightning_fair.common.label_sets.LabelSets` of samples with several labels.
         names: Name of each class; None if nothing names the classes.
         values: Label of each class in the data; None if the data has the class numbers themselves.
         place: Where the labels are, such as ``"attribute 'targets'"`` or ``"labels="``; None for bare labels.
     """
 
-    numbers: NDArray[Any]
+    numbers: Any  # an integer array or LabelSets
     names: tuple[str, ...] | None = None
     values: tuple[Any, ...] | None = None
     place: str | None = None
@@ -63,6 +65,8 @@ def number_labels(values: Any, num_classes: int | None = None, num_named: int = 
     num_named = check_integer("num_named", num_named, 0)
     if isinstance(values, ClassLabels):
         return values
+    if isinstance(values, LabelSets):
+        return ClassLabels(values)
     y = label_array(values)
     if y.dtype.kind == "b":
         return ClassLabels(y.astype(np.int64), ("False", "True"), (False, True))
