@@ -72,6 +72,8 @@ def number_labels(values: Any, num_classes: int | None = None, num_named: int = 
     num_named = check_integer("num_named", num_named, 0)
     if isinstance(values, ClassLabels):
         return values
+    if isinstance(values, LabelSets):
+        return ClassLabels(values)
     y = label_column(values)
     if isinstance(y, SetColumn):
         return _number_sets(y, num_classes, num_named)

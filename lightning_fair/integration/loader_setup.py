@@ -19,6 +19,7 @@ from lightning_fair.dataloaders import checks
 from lightning_fair.dataloaders.fair_loader import make_fair, make_stream_fair
 from lightning_fair.dataloaders.label_check import LabelCheck
 from lightning_fair.dataloaders.label_groups import describe_groups
+from lightning_fair.dataloaders.label_set_check import LabelSetCheck
 from lightning_fair.dataloaders.rank_steps import RankSteps
 from lightning_fair.dataloaders.samplers import SUBSET, draws_as, ignored_sampler, length_of, samples_per_class
 from lightning_fair.dataloaders.stream_tracker import StreamTracker
@@ -243,15 +244,13 @@ def _make_label_check(run: Run, dataset: Any, *, were_numbered: bool) -> None:
     groups = describe_groups(run.sampler.labels, dataset, run.sampler.class_names) if chosen and not has_sets else None
     if groups:
         run.announce_groups(groups)
-    inform = None if groups else run.announce_groups
-    run.label_check = LabelCheck(
-        num_classes,
-        names=run.sampler.class_names,
-        are_groups=chosen,
-        were_numbered=were_numbered,
-        inform=inform,
-        warn=rank_zero_warn,
-    )
+    options: dict[str, Any] = {"names": run.sampler.class_names, "were_numbered": were_numbered, "warn": rank_zero_warn}
+    if isinstance(run.sampler.labels, LabelSets):
+        options["has_unlabeled"] = run.sampler.labels.has_unlabeled
+        run.label_check = LabelSetCheck(num_classes, **options)
+    else:
+        inform = None if groups else run.announce_groups
+        run.label_check = LabelCheck(num_classes, are_groups=chosen, inform=inform, **options)
     _warn_of_single_class(run.sampler, run.noun)
 
 
