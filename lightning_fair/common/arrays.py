@@ -22,11 +22,11 @@ def to_numpy(values: Any) -> Any:
     return values.float().numpy() if values.dtype is torch.bfloat16 else values.numpy()  # NumPy has no bfloat16
 
 
-def labels_checksum(labels: NDArray[Any]) -> int:
-    """Return a checksum of integers, in parts: they can be a large memory map."""
-    result = 0
-    for first in range(0, labels.size, 2**20):
-        result = zlib.crc32(np.ascontiguousarray(labels[first : first + 2**20], np.int64).data, result)
+def array_checksum(numbers: NDArray[Any], start: int = 0) -> int:
+    """Return a checksum of integers, in parts: they can be a large memory map. A ``start`` continues another one."""
+    result = start
+    for first in range(0, numbers.size, 2**20):
+        result = zlib.crc32(np.ascontiguousarray(numbers[first : first + 2**20], np.int64).data, result)
     return result
 
 

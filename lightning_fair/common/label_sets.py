@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_fair.common.arrays import Floats, Ints
+from lightning_fair.common.arrays import Floats, Ints, array_checksum, to_numpy
+from lightning_fair.common.checks import check_type
 
 UNLABELED = "none"  # name of the class of the samples without a label
 
@@ -110,6 +111,12 @@ class LabelSets:
         both: Ints = upper + np.triu(upper, 1).T
         return both
 
+    def complete_names(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return the names of the classes, with one for samples without a label if only this class has none."""
+        if not self.has_unlabeled or len(names) != self.num_classes - 1:
+            return tuple(names)
+        return (*names, f"({UNLABELED})" if UNLABELED in names else UNLABELED)
+
     def take(self, indices: Any) -> LabelSets:
         """Return the sets of these samples, in their order; a sample can come several times."""
         indices = np.asarray(indices, dtype=np.int64)
@@ -138,3 +145,69 @@ class LabelSets:
             and np.array_equal(self.offsets, other.offsets)
             and np.array_equal(self.classes, other.classes)
         )
+
+
+def name_unlabeled(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the labels, and behind them one for the class of samples without a label."""
+    return (*names, f"({UNLABELED})" if UNLABELED in names else UNLABELED)
+
+
+def labels_checksum(labels: NDArray[Any] | LabelSets) -> int:
+    """Return a checksum of class numbers, one or several a sample."""
+    if isinstance(labels, LabelSets):
+        return array_checksum(labels.offsets, array_checksum(labels.classes))
+    return array_checksum(labels)
+
+
+def same_labels(labels: Any, others: Any) -> bool:
+    """Return whether the samples have the same class numbers."""
+    if isinstance(labels, LabelSets) or isinstance(others, LabelSets):
+        return isinstance(labels, LabelSets) and labels.equals(others)
+    return np.array_equal(labels, others)
+
+
+def check_label_sets(labels: Any, num_classes: int) -> LabelSets:
+    """Return the labels if they are a :class:`LabelSets` of this number of classes.
+
+    Raises:
+        TypeError, ValueError: If they are not.
+    """
+    check_type("label_sets", labels, LabelSets, "the LabelSets of the data, find_labels(dataset).numbers")
+    if labels.num_classes != num_classes:
+        raise ValueError(
+            f"label_sets has {labels.num_classes} classes"
+            f"{', with that of samples without a label' if labels.has_unlabeled else ''}, but num_classes is "
+            f"{num_classes}. Set num_classes={labels.num_classes}."
+        )
+    return labels  # type: ignore[no-any-return]
+
+
+def label_rows(values: Any, kind: LabelSets) -> NDArray[np.bool_]:
+    """Return whether each sample of a batch has each class, shape ``(n, K)``, for labels of this kind of classes.
+
+    Args:
+        values: Zeros and ones, shape ``(n, K)``, or ``(n, K - 1)`` without the class of samples without a label.
+        kind: Labels with the same classes.
+
+    Raises:
+        ValueError: If the shape or a value is wrong, or a sample has no label and no class stands for that.
+    """
+    K = kind.num_classes
+    rows = np.asarray(to_numpy(values))
+    if rows.size == 0:
+        return np.zeros((0, K), np.bool_)
+    widths = (K, K - 1) if kind.has_unlabeled else (K,)
+    if rows.ndim != 2 or rows.shape[1] not in widths or not ((rows == 0) | (rows == 1)).all():
+        raise ValueError(
+            f"labels must be zeros and ones, shape (batch, {' or '.join(map(str, widths))}): whether each sample has "
+            f"each label. Got shape {rows.shape}."
+        )
+    has_label = rows.astype(np.bool_)
+    if rows.shape[1] < K:
+        has_label = np.column_stack([has_label, ~has_label.any(axis=1)])
+    if not has_label.any(axis=1).all():
+        raise ValueError(
+            f"labels: sample {int(has_label.any(axis=1).argmin())} of the batch has no label, and no class stands for "
+            "that. Count samples without a label as a class of their own, or leave them out."
+        )
+    return has_label

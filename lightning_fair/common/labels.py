@@ -8,13 +8,23 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
 
 from lightning_fair.common.checks import check, show
-from lightning_fair.common.label_values import ClassLabels, has_repeats, label_array, number_labels
-from lightning_fair.common.sample_labels import LABEL_KEYS, LabelColumns, choose_column, label_row, sample_place
+from lightning_fair.common.label_columns import has_repeats, label_column, list_column
+from lightning_fair.common.label_set_values import Column, SetColumn, is_frame, join_columns, take_samples
+from lightning_fair.common.label_sets import LabelSets
+from lightning_fair.common.label_values import ClassLabels, number_labels
+from lightning_fair.common.sample_labels import (
+    LABEL_KEYS,
+    LabelColumns,
+    choose_column,
+    label_row,
+    may_be_column,
+    sample_place,
+)
 
 # In this order for parsers of configurations.
 Labels: TypeAlias = Literal["scan"] | Callable[[Any], Any] | int | str | ArrayLike | Sequence[Any] | None
@@ -27,9 +37,9 @@ _REMEDY = (
 
 
 class _Column(NamedTuple):
-    """The labels of a data set as they are stored, shape ``(N,)``, their place, and the names of the classes if any."""
+    """The labels of a data set as they are stored, their place, and the names of the classes if any."""
 
-    values: NDArray[Any]
+    values: Column
     place: str
     names: tuple[str, ...] | None = None
 
@@ -40,9 +50,9 @@ _Places: TypeAlias = Callable[[Any], Iterator[_Place]]  # of a data set
 
 
 def find_labels(dataset: Any, labels: Labels = None, num_classes: int | None = None) -> ClassLabels:
-    """Return the class of every sample of a data set; no sample is loaded.
+    """Return the class, or the classes, of every sample of a data set; no sample is loaded.
 
-    The labels are those in the first of these places that has one class per sample: an attribute ``targets``,
+    The labels are those in the first of these places that has one class per sample, or several: an attribute ``targets``,
     ``labels``, ``y``, ``Y`` or ``_labels``; the method ``get_labels``; the pairs of path and class in ``samples`` or
     ``_samples``; a column ``label``, ``labels``, ``target``, ``targets`` or ``y`` of a Hugging Face data set or a
     ``DataFrame``; the only tensor of a ``TensorDataset`` that can hold classes; the samples of a list. The labels of
@@ -98,10 +108,11 @@ def look_up_labels(dataset: Any, labels: Labels = None, num_classes: int | None 
         column = _look_up(dataset, _usual_places)
         if column is None:
             raise TypeError(_without_labels(dataset))
-        if column.values.dtype.kind == "O" and len(column.values) > 1 and not has_repeats(column.values):
+        values = column.values.values if isinstance(column.values, SetColumn) else column.values
+        if values.dtype.kind == "O" and len(column.values) > 1 and not has_repeats(values):
             raise ValueError(
                 f"labels must be classes, but no two samples of {_kind(dataset)} have the same label, such as "
-                f"{column.values[0]!r}. {_REMEDY}"
+                f"{values[0]!r}. {_REMEDY}"
             )
     elif isinstance(labels, str):
         column = None if labels == "scan" else _look_up(dataset, _places_called(labels))
@@ -114,7 +125,10 @@ def look_up_labels(dataset: Any, labels: Labels = None, num_classes: int | None 
         return None
     num_named = len(column.names or (class_names(dataset) if labels is None else None) or ())
     numbered = number_labels(column.values, num_classes, num_named)
-    return replace(numbered, names=numbered.names or column.names, place=column.place)
+    names = numbered.names or column.names
+    if names and isinstance(numbered.numbers, LabelSets):
+        names = numbered.numbers.complete_names(names)
+    return replace(numbered, names=names, place=column.place)
 
 
 def call_labels(labels: Labels, dataset: Any) -> Any:
@@ -158,7 +172,7 @@ def to_class_labels(source: Any, num_classes: int | None = None) -> ClassLabels:
 
 def _is_dataset(source: Any) -> bool:
     """Return whether ``source`` is a map-style data set, and not labels: a list, an array, a tensor or a column."""
-    if isinstance(source, Dataset) or _is_frame(source):
+    if isinstance(source, Dataset) or is_frame(source):
         return True
     if isinstance(source, (list, tuple, range, Mapping, str, bytes)) or hasattr(source, "__array__"):
         return False
@@ -194,20 +208,19 @@ def _look_up_inner(dataset: Any, places: _Places, in_wrappers: bool) -> _Column 
     indices = getattr(dataset, "indices", None)
     if isinstance(dataset, Subset) or (isinstance(indices, Sized) and len(indices) == len(dataset)):
         column = _look_up(inner, places, in_wrappers)
-        return column and column._replace(values=column.values[np.asarray(indices, dtype=np.int64)])
+        return column and column._replace(values=take_samples(column.values, indices))
     return _look_up(inner, places) if len(inner) == len(dataset) else None
 
 
 def _concatenate(parts: Sequence[_Column]) -> _Column:
-    numeric = all(part.values.dtype.kind in "biuf" for part in parts)
-    values = np.concatenate([part.values if numeric else part.values.astype(object) for part in parts])
+    values = join_columns([part.values for part in parts])
     names = {part.names for part in parts}
     place = " and ".join(dict.fromkeys(part.place for part in parts))
     return _Column(values, place, names.pop() if len(names) == 1 else None)
 
 
-def _one_per_sample(values: Any, dataset: Any, place: str = "") -> NDArray[Any]:
-    y = label_array(values)
+def _one_per_sample(values: Any, dataset: Any, place: str = "") -> Column:
+    y = label_column(values)
     if len(y) != len(dataset):
         raise ValueError(
             f"labels must be one per sample: got {len(y)} for the {len(dataset)} samples of {_kind(dataset)}{place}. "
@@ -257,7 +270,7 @@ def _tensor_at(position: int) -> _Places:
 def _attribute(dataset: Any, name: str) -> Any:
     """Return an attribute that may hold labels; None for a method, a text, or a number."""
     try:
-        values = None if _is_frame(dataset) else getattr(dataset, name, None)
+        values = None if is_frame(dataset) else getattr(dataset, name, None)
     except Exception:  # of a property, which can raise anything
         return None
     return None if callable(values) or isinstance(values, str) or not hasattr(values, "__len__") else values
@@ -265,28 +278,39 @@ def _attribute(dataset: Any, name: str) -> Any:
 
 def _column_called(dataset: Any, name: str) -> Iterator[_Place]:
     """Yield a column of a Hugging Face data set, in the order of its samples, or of a ``DataFrame``."""
-    if _is_frame(dataset):
+    if is_frame(dataset):
         if name in dataset.columns:
             yield f"column {name!r}", dataset[name], None
     elif hasattr(getattr(dataset, "data", None), "column") and name in getattr(dataset, "features", ()):
         values = dataset.data.column(name)  # the rows would be decoded one by one
         if (order := getattr(dataset, "_indices", None)) is not None:
             values = values.take(order.column(0))
-        names = getattr(dataset.features[name], "names", None)
-        yield f"column {name!r}", values, tuple(names) if names else None
+        feature, place = dataset.features[name], f"column {name!r}"
+        names = getattr(feature, "names", None)
+        if inner := getattr(getattr(feature, "feature", None), "names", None):  # lists of classes, of any length
+            names, values = inner, _lists_of(values)
+        yield place, values, tuple(names) if names else None
 
 
 def _only_label_tensor(tensors: Sequence[Tensor]) -> Iterator[_Place]:
-    """Yield the only tensor that can hold labels: whole numbers, or one-hot rows."""
+    """Yield the only tensor that can hold labels: whole numbers, one-hot rows, or other rows of zeros and ones."""
     if len(tensors) < 2:
         return
     columns: dict[int, Any] = {}
     for i, tensor in enumerate(tensors):
         with suppress(ValueError):
-            label_array(tensor[:1])  # most inputs are refused by their first sample, without a copy of all
-            columns[i] = label_array(tensor)
+            # Most inputs are refused by their first sample, without a copy of all.
+            if may_be_column(label_column(tensor[:1]), i) and may_be_column(column := label_column(tensor), i):
+                columns[i] = column
     position = choose_column(columns) if columns else 1  # which is refused, with the reason
     yield f"tensor {position}", columns.get(position, tensors[position]), None
+
+
+def _lists_of(column: Any) -> Any:
+    rows = column.to_numpy(zero_copy_only=False).tolist()
+    with suppress(ValueError):  # which names the place if it is raised there
+        return list_column(rows)
+    return rows
 
 
 def _labels_in_list(samples: Sequence[Any]) -> Iterator[_Place]:
@@ -314,7 +338,7 @@ def _without_labels(dataset: Any) -> str:
 
 def _offers(dataset: Any) -> str:
     """Return a sentence that names the columns or attributes that may be meant."""
-    columns: list[Any] = list(getattr(dataset, "columns" if _is_frame(dataset) else "column_names", []))
+    columns: list[Any] = list(getattr(dataset, "columns" if is_frame(dataset) else "column_names", []))
     fits = [name for name in columns or getattr(dataset, "__dict__", []) if _may_be_labels(dataset, name)]
     listed = ", ".join(map(repr, (columns or fits)[:20]))
     example = f"; for example labels={fits[-1]!r}" if fits else ""
@@ -324,7 +348,7 @@ def _offers(dataset: Any) -> str:
 def _may_be_labels(dataset: Any, name: str) -> bool:
     with suppress(Exception):  # of what is no sequence, or of labels that are refused
         ((_, values, _),) = _places_called(name)(dataset)
-        return len(values) == len(dataset) and has_repeats(label_array(values[:1000]))
+        return len(values) == len(dataset) and has_repeats(label_column(values[:1000]))
     return False
 
 
@@ -337,7 +361,3 @@ def _innermost(dataset: Any) -> Any:
 def _kind(dataset: Any) -> str:
     name = type(dataset).__name__
     return f"{type(dataset).__module__.partition('.')[0]}.{name}" if name == "Dataset" else name
-
-
-def _is_frame(dataset: Any) -> bool:
-    return hasattr(dataset, "columns") and hasattr(dataset, "iloc")

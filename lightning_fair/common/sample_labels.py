@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lightning_fair.common.arrays import to_numpy
-from lightning_fair.common.label_values import MASKS, has_repeats, label_array
+from lightning_fair.common.label_columns import MASKS, has_repeats, label_column, list_column
+from lightning_fair.common.label_set_values import Column, SetColumn, is_constant, same_labels
 
 Key: TypeAlias = str | int | None  # key, attribute or position of the label in a sample; None: the usual place
 
@@ -33,7 +33,7 @@ def label_row(sample: Any, key: Key = None) -> dict[str | int, Any]:
     """Return each element of a sample that may be its label, by key, attribute or position.
 
     Without a ``key`` this is the value of a usual key or attribute. If the sample has none, these are its second
-    element and all elements that are whole numbers or one-hot rows.
+    element and all elements that are whole numbers or one-hot rows, and other rows of zeros and ones but the first.
 
     Raises:
         TypeError: If the sample has no such element.
@@ -54,7 +54,7 @@ def label_row(sample: Any, key: Key = None) -> dict[str | int, Any]:
             f"is a {type(sample).__name__} without one, and without a key or attribute {places}{_contents(sample)}"
         )
     numbers: dict[str | int, Any] = {
-        position: _to_value(value) for position, value in enumerate(sample) if _may_be_label(value)
+        position: _to_value(value) for position, value in enumerate(sample) if _may_be_label(value, position)
     }
     if 1 in numbers:
         return numbers
@@ -86,15 +86,16 @@ class LabelColumns:
             for name, column in self.columns.items():
                 column.append(row[name])
 
-    def agree(self, name: str | int, labels: NDArray[Any]) -> bool:
+    def agree(self, name: str | int, labels: Column) -> bool:
         """Return whether a column has these labels."""
         values = (self.columns or {}).get(name)
+        is_list = isinstance(labels, SetColumn) and labels.num_columns is None  # a few lists can look like a matrix
         try:
-            return values is not None and np.array_equal(label_array(values), labels)
+            return values is not None and same_labels((list_column if is_list else label_column)(values), labels)
         except ValueError:
             return False
 
-    def choose(self) -> tuple[str | int, NDArray[Any]]:
+    def choose(self) -> tuple[str | int, Column]:
         """Return the name and the labels of the only column that can hold them.
 
         Raises:
@@ -103,7 +104,8 @@ class LabelColumns:
         arrays, errors = {}, []
         for name, values in (self.columns or {}).items():
             try:
-                arrays[name] = label_array(values)
+                if may_be_column(column := label_column(values), name):
+                    arrays[name] = column
             except ValueError as error:
                 errors.append(error)
         if errors and not any(map(has_repeats, arrays.values())):
@@ -112,18 +114,30 @@ class LabelColumns:
         return name, arrays[name]
 
 
-def choose_column(columns: Mapping[Any, NDArray[Any]]) -> Any:
+def may_be_column(column: Column, name: str | int) -> bool:
+    """Return whether a column may hold the labels of its samples if nobody has said so.
+
+    Several labels are rows of zeros and ones, but not in the first element, where such rows are features; or any lists,
+    if they are the second element.
+    """
+    return not isinstance(column, SetColumn) or (name not in (0,) and (column.num_columns is not None or name == 1))
+
+
+def choose_column(columns: Mapping[Any, Column]) -> Any:
     """Return the name of the only column that can hold labels.
 
     If there are several, columns whose values all differ, such as an index, or are all the same, such as a weight of
-    1.0, do not count.
+    1.0, do not count, and neither do rows of zeros and ones behind the first element and beside single labels: they can
+    be a mask.
 
     Raises:
         ValueError: If several columns remain, or there are none.
     """
     names = [name for name, values in columns.items() if has_repeats(values)] or list(columns)
     if len(names) > 1:
-        names = [name for name in names if (columns[name] != columns[name][:1]).any()] or names
+        names = [name for name in names if not is_constant(columns[name])] or names
+    single = [name for name in names if not isinstance(columns[name], SetColumn)]
+    names = single if any(name != 0 for name in single) else names
     if len(names) == 1:
         return names[0]
     if not names:
@@ -156,8 +170,8 @@ def _has(sample: Any, name: str) -> bool:
     return hasattr(sample, name) and not callable(getattr(sample, name))
 
 
-def _may_be_label(value: Any) -> bool:
-    """Return whether a value is a whole number, a missing one (NaN), or a one-hot row."""
+def _may_be_label(value: Any, position: int) -> bool:
+    """Return whether a value is a whole number, a missing one (NaN), or a row of zeros and ones; a first one, one-hot."""
     if isinstance(value, int):
         return True
     shape = () if isinstance(value, float) else getattr(value, "shape", None)
@@ -166,11 +180,15 @@ def _may_be_label(value: Any) -> bool:
     array = np.asarray(to_numpy(value))
     if array.dtype.kind not in "biuf" or not 0 < array.size <= _MAX_ROW:
         return False
-    return not (np.floor(array) < array).any() if array.size == 1 else np.count_nonzero(array) == 1 == array.max()
+    if array.size == 1:
+        return not (np.floor(array) < array).any()
+    if position == 0:
+        return np.count_nonzero(array) == 1 == array.max()
+    return bool(((array == 0) | (array == 1)).all())
 
 
 def _to_value(value: Any) -> Any:
-    """Return a label as a number, a string, another hashable value, or a list of the numbers in a row."""
+    """Return a label as a number, a string, another hashable value, or a copy of the numbers in a row."""
     if not hasattr(value, "shape"):
         return value
     array = np.asarray(to_numpy(value))
@@ -178,4 +196,5 @@ def _to_value(value: Any) -> Any:
         return array.item()
     if array.ndim != 1 or array.size > _MAX_ROW:
         raise ValueError(f"has a label of shape {tuple(array.shape)}. {MASKS}")
-    return array.tolist()
+    is_zeros_and_ones = array.dtype.kind in "iuf" and ((array == 0) | (array == 1)).all()
+    return np.array(array, dtype=np.uint8 if is_zeros_and_ones else None)  # less memory for all samples together

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 from lightning_fair.common.arrays import Floats
 from lightning_fair.common.checks import check
 from lightning_fair.common.class_mix import check_shares
+from lightning_fair.common.label_sets import LabelSets, check_label_sets, label_rows
 from lightning_fair.common.label_values import check_labels
 from lightning_fair.control import law
 from lightning_fair.control.controller_state import ControllerState
 from lightning_fair.control.draw import Draw, Report
+from lightning_fair.control.label_draws import label_prior
 from lightning_fair.control.objective import Feedback, FeedbackTo, Objective, validation_scores
 from lightning_fair.control.reports import ReportQueue
 from lightning_fair.control.target import MovingTarget, Target
@@ -70,6 +73,11 @@ class FeedbackController(ControllerState):
         feedback_to: ``"draw"`` or ``"objective"``.
         feedback_gain: Gain of validation scores in the objective, at least 0.
         class_counts: Samples of each class in the data, shape ``(K,)``; needed by ``"prior"`` and ``"sqrt"``.
+        label_sets: The labels of the data, if samples have several. ``q`` and ``r`` are then mixes of labels, and the
+            logits have the class mix of draws that bring ``q`` in the place of ``q``; if no draws bring the target,
+            ``q`` is the nearest mix (see :class:`~lightning_fair.control.label_draws.RestingDraw`), and a warning says
+            so.
+        class_names: Names of the classes, for that warning.
         batch_size: Samples of a batch over all ranks, for the default horizon; a sampler sets it.
         feedback_delay: Batches ``d``, at least 1: feedback on draw ``s`` takes effect at draw ``s + d``. If ``d`` is
             larger than the number of batches that the loader draws ahead, the batches do not depend on that number.
@@ -115,6 +123,8 @@ class FeedbackController(ControllerState):
         feedback_to: FeedbackTo = "draw",
         feedback_gain: float = 3.0,
         class_counts: ArrayLike | None = None,
+        label_sets: LabelSets | None = None,
+        class_names: Sequence[str] | None = None,
         batch_size: int = 64,
         feedback_delay: int = 1,
     ) -> None:
@@ -125,19 +135,30 @@ class FeedbackController(ControllerState):
         self.loss_ema_decay: float = check("loss_ema_decay", loss_ema_decay)
         self.feedback_delay: int = check("feedback_delay", feedback_delay)
         self._horizon: float | None = check("horizon", horizon, optional=True)
+        if label_sets is not None:
+            class_counts, shares = check_label_sets(label_sets, K).counts, label_prior(label_sets)
         class_counts = None if class_counts is None else check_shares(class_counts, K, "class_counts")
-        self._target = MovingTarget(target_probs, K, class_counts, max_weight, min_prob)
+        self.label_kind = None if label_sets is None else label_sets.take([])  # without samples
+        cooccurrence = None if label_sets is None else label_sets.cooccurrence()
+        self._target = MovingTarget(target_probs, K, class_counts, max_weight, min_prob, cooccurrence)
         self.max_weight, self.min_prob = self._target.max_weight, self._target.min_prob
         self.objective = Objective(
             reference,
             K,
-            class_counts,
+            class_counts if label_sets is None else shares,
             feedback=feedback,
             feedback_to=feedback_to,
             gain=feedback_gain,
             lambda2=self.lambda2,
         )
         self.objective.check(self._target, class_counts)
+        if shown := self._target.describe_unreachable(class_names or list(map(str, range(K)))):
+            warnings.warn(
+                f"No draws bring the target, because labels come together; the nearest mix of labels has {shown}. "
+                "FairSampling steers to that one. Give labels that come along with others a larger share, for example "
+                "by target_probs='sqrt'.",
+                stacklevel=2,
+            )
         self.epoch = 0
         self.bind_batch(batch_size)
         self.reset()
@@ -193,7 +214,7 @@ class FeedbackController(ControllerState):
     @property
     def reference(self) -> Floats:
         """Mix that the loss of the next draw stands for, shape ``(K,)``."""
-        return self.objective.mix(self.q)
+        return self.objective.mix(self._target.rest)
 
     @property
     def progress(self) -> float:
@@ -209,6 +230,15 @@ class FeedbackController(ControllerState):
     def target_at(self, progress: float) -> Floats:
         """Return the target at this progress, shape ``(K,)``. The target of a draw is ``target_at(draw.progress)``."""
         return self._target.mix_at(check("progress", progress))
+
+    def rest_at(self, progress: float) -> Floats:
+        """Return the class mix of draws without a deficit; that of the target, unless samples have several labels."""
+        return self._target.rest_at(check("progress", progress))
+
+    @property
+    def labels_per_draw(self) -> float:
+        """Mean number of labels of a drawn sample, without a deficit; 1 unless samples have several labels."""
+        return self._target.labels_per_draw
 
     @property
     def deficits(self) -> Floats:
@@ -268,12 +298,18 @@ class FeedbackController(ControllerState):
         """Report the current batch. Call it once for every batch, in order; for a skipped one with ``labels=[]``.
 
         Args:
-            labels: Class of each sample, integers in ``[0, K)``, shape ``(batch,)``.
-            losses: Unweighted loss of each sample, shape ``(batch,)``. Those that are not finite are left out.
+            labels: Class of each sample, integers in ``[0, K)``, shape ``(batch,)``. If samples have several labels,
+                whether each has each label, zeros and ones, shape ``(batch, K)``, or without the last class if that is
+                the one of samples without a label.
+            losses: Unweighted loss of each sample, shape ``(batch,)``; with several labels also of each sample and
+                label, shape ``(batch, K)``. Those that are not finite are left out.
 
         Raises:
             ValueError: If the labels are not integers in ``[0, K)``, or the shapes differ.
         """
+        if self.label_kind is not None:
+            self.report(*law.label_statistics(label_rows(labels, self.label_kind), losses))
+            return
         self.report(*law.batch_statistics(check_labels(labels, self.num_classes), losses, self.num_classes))
 
     def report(
@@ -347,7 +383,7 @@ class FeedbackController(ControllerState):
     def _logits(self, alpha: float) -> Floats:
         """Return the logits of the next draw before the floor, a new array; override it for another law."""
         weights = self.lambda1, self._draw_lambda2
-        return law.draw_logits(self._target.log_q, self.deficits, self.loss_score, alpha, *weights)
+        return law.draw_logits(self._target.log_rest, self.deficits, self.loss_score, alpha, *weights)
 
     @property
     def _draw_lambda2(self) -> float:

@@ -11,7 +11,10 @@ import numpy as np
 import torch
 
 from lightning_fair.common.arrays import Floats, Ints, to_arrays, to_tensors
+from lightning_fair.common.label_sets import LabelSets
 from lightning_fair.common.saved_states import array, corrected_mix, counts, integer, mix, number
+from lightning_fair.control.label_draws import SampleWeights
+from lightning_fair.control.weights import class_weights, clipped_mass
 
 
 class Moment(NamedTuple):
@@ -33,12 +36,14 @@ class Draw:
     Attributes:
         draw_id: Number of the draw, from 0.
         probs: Class mix ``p`` of the draw, shape ``(K,)``.
-        counts: Class counts of the batch, over all ranks, shape ``(K,)``.
+        counts: Class counts of the batch, over all ranks, shape ``(K,)``. A sample counts for each of its labels.
         trained_mix: The trained mix ``r`` before the draw, shape ``(K,)``.
         alpha: Gain at the draw.
         reference: Mix that the loss of the batch stands for, shape ``(K,)``.
         progress: How far the target had moved, in [0, 1]; 0 for a fixed one.
-        drawn_before: Samples of each class drawn before, int64, shape ``(K,)``; empty for a stream.
+        drawn_before: Places of each class drawn before, int64, shape ``(K,)``; empty for a stream.
+        label_sets: Labels of the samples of the batch of all ranks, if samples have several. They are not saved.
+        sample_weights: Weights of such samples. They are not saved.
         before: State of the controller before the draw. It is not saved.
     """
 
@@ -50,11 +55,18 @@ class Draw:
     reference: Floats
     progress: float = field(default=0.0, kw_only=True)
     drawn_before: Ints = field(default_factory=lambda: np.zeros(0, np.int64), kw_only=True)
+    label_sets: LabelSets | None = field(default=None, kw_only=True)
+    sample_weights: SampleWeights | None = field(default=None, kw_only=True)
     before: Moment | None = field(default=None, kw_only=True)
 
     @property
+    def size(self) -> int:
+        """Number of samples of the batch of all ranks."""
+        return int(self.counts.sum()) if self.label_sets is None else self.label_sets.size
+
+    @property
     def local_size(self) -> int:
-        """Number of samples of the batch on this rank."""
+        """Number of labels of the batch on this rank: of samples, unless they have several."""
         return int(self.counts.sum())
 
     @property
@@ -62,9 +74,23 @@ class Draw:
         """Share of this batch in the mix that the weighted losses of all batches stand for, shape ``(K,)``."""
         return self.reference
 
+    def weigh(self, max_weight: float, exponent: float = 1.0) -> tuple[Floats, Ints, float]:
+        """Return weights of at most ``max_weight``, how many samples of the batch have each, and the clipped mass.
+
+        The weights are those of the classes, or those of the samples if they have several labels. The clipped mass is
+        then estimated from the batch.
+        """
+        p, reference = self.probs, self.weight_reference
+        if self.sample_weights is None or self.label_sets is None:
+            mass = clipped_mass(reference, p, max_weight, exponent=exponent)
+            return class_weights(reference, p, max_weight, exponent=exponent), self.counts, mass
+        weights = self.sample_weights.weigh(self.label_sets, p, reference) ** exponent
+        clipped = np.minimum(weights, max_weight)
+        return clipped, np.ones(self.size, np.int64), float((weights - clipped).mean())
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the record as tensors and plain numbers, without ``before`` and the attributes of subclasses."""
-        names = [each.name for each in fields(Draw) if each.name != "before"]
+        """Return the record as tensors and plain numbers, without what is not saved or of subclasses."""
+        names = [each.name for each in fields(Draw) if each.name not in ("label_sets", "sample_weights", "before")]
         return to_tensors({name: getattr(self, name) for name in names})
 
     @staticmethod

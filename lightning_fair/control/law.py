@@ -2,7 +2,8 @@
 
 Symbols, arrays of shape ``(K,)`` unless stated otherwise:
 
-- ``q``: target class mix; ``inverse_q``: its :func:`reciprocal`; ``log_q``: its logarithm
+- ``q``: target class mix; ``inverse_q``: its :func:`reciprocal`
+- ``log_rest``: logarithm of ``p`` without a deficit: of ``q``, or if samples have several labels of draws that bring it
 - ``r``: trained mix, the exponentially weighted class mix of the batches trained on
 - ``l``: exponentially weighted mean loss of each class, NaN for a class without a loss so far
 - ``z``: standardized ``l``; ``e``: loss score, the exponentially weighted ``z``
@@ -46,9 +47,9 @@ def relative_deficit(r: Floats, q: Floats, inverse_q: Floats) -> Floats:
     return (q - r) * inverse_q
 
 
-def draw_logits(log_q: Floats, deficit: Floats, e: Floats, alpha: float, lambda1: float, lambda2: float) -> Floats:
-    """Return ``log q + alpha * (lambda1 * deficit + lambda2 * e)``; minus infinity for a class with target 0."""
-    logits = log_q + (alpha * lambda1) * deficit
+def draw_logits(log_rest: Floats, deficit: Floats, e: Floats, alpha: float, lambda1: float, lambda2: float) -> Floats:
+    """Return ``log_rest + alpha * (lambda1 * deficit + lambda2 * e)``; minus infinity for a class with target 0."""
+    logits = log_rest + (alpha * lambda1) * deficit
     return logits + (alpha * lambda2) * e if lambda2 else logits
 
 
@@ -143,6 +144,30 @@ def batch_statistics(
     finite = np.isfinite(losses)
     sums = np.bincount(labels[finite], weights=losses[finite], minlength=num_classes)
     return counts, sums, np.bincount(labels[finite], minlength=num_classes)
+
+
+def label_statistics(
+    rows: NDArray[np.bool_], losses: Any
+) -> tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any] | None]:
+    """Return the same of samples with several labels: ``rows[i, k]`` is whether sample ``i`` has label ``k``.
+
+    ``losses`` has one value a sample, which counts for each of its labels, or one for each sample and label. If it
+    lacks the last class, that of samples without a label, such a sample has the mean of its row there.
+    """
+    counts = rows.sum(axis=0)
+    if losses is None:
+        return counts, None, None
+    losses, (n, K) = check_numbers("losses", losses), rows.shape
+    if losses.shape not in ((n,), (n, K), (n, K - 1)):
+        raise ValueError(
+            f"losses must have one value per sample, shape ({n},), or per sample and label, shape ({n}, {K}), got "
+            f"shape {losses.shape}."
+        )
+    losses = losses[:, None] if losses.ndim == 1 else losses
+    if losses.shape[1] == K - 1:
+        losses = np.column_stack([losses, losses.mean(axis=1)])
+    counted = rows & np.isfinite(losses)
+    return counts, np.where(counted, losses, 0.0).sum(axis=0), counted.sum(axis=0)
 
 
 def mean_losses(loss_sums: NDArray[Any], loss_counts: NDArray[Any]) -> Floats:

@@ -39,6 +39,7 @@ class Objective:
 
     Attributes:
         base: The reference without feedback, read-only, shape ``(K,)``; None: the target of the draw.
+        is_prior: Whether the reference is the class mix of the data.
         tilt: Logarithm ``t`` of the factor by which feedback moves the reference, shape ``(K,)``.
         scores: Newest validation score of each class, larger is better, shape ``(K,)``; NaN for a class without one.
     """
@@ -60,6 +61,7 @@ class Objective:
         self.feedback_to: FeedbackTo = check("feedback_to", feedback_to)
         self.gain: float = check("feedback_gain", gain)
         self.lambda2 = lambda2
+        self.is_prior = isinstance(reference, str) and reference == "prior"
         self._num_classes = num_classes
         self.reset()
 

@@ -10,10 +10,11 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lightning_fair.common.arrays import Floats, to_arrays, to_numpy, to_tensors
+from lightning_fair.common.arrays import Floats, Ints, to_arrays, to_numpy, to_tensors
 from lightning_fair.common.checks import check, check_number, show
 from lightning_fair.common.class_mix import SUM_TOLERANCE, check_kind, check_mix, check_shares
 from lightning_fair.common.saved_states import mix, number, optional
+from lightning_fair.control.label_draws import RestingDraw
 from lightning_fair.control.law import mixture_floor, reciprocal
 from lightning_fair.schedules import Shift
 
@@ -37,17 +38,23 @@ Target: TypeAlias = (
     Literal["uniform", "prior", "sqrt"] | AutoTarget | Mapping[_Key, float] | Sequence[float] | ArrayLike | None
 )
 
+_REACHED = 0.1  # a share is that of the target up to this fraction
+_MAX_SHOWN = 5  # classes in a message
 _PATH = np.linspace(0.0, 1.0, 101)  # places on the way of a moving target at which it is checked
 
 
 class MovingTarget:
     """The target of a controller, whose arguments it has. A fixed target is one whose start and end are equal.
 
+    If samples have several labels, ``q`` is the label mix nearest to the target that draws can bring, and ``rest`` the
+    class mix of these draws (see :class:`~lightning_fair.control.label_draws.RestingDraw`); else both are the target.
+
     Attributes:
-        start, end: Target at progress 0 and at progress 1, shape ``(K,)``.
+        start, end: Target at progress 0 and at progress 1, as asked for, shape ``(K,)``.
         progress: How far the target has moved, in [0, 1]; 0 for a fixed one.
         exponent: That of an :class:`AutoTarget`; None for every other target.
-        q: Current target, read-only, shape ``(K,)``; ``log_q`` and ``inverse_q`` are its logarithm and reciprocal.
+        q: Current target, read-only, shape ``(K,)``; ``inverse_q`` is its reciprocal.
+        rest: Class mix of draws that bring ``q``, read-only, shape ``(K,)``; ``log_rest`` is its logarithm.
         smallest: Smallest nonzero target of a class at present.
         floor: Smallest probability of each class, shape ``(K,)``.
     """
@@ -59,17 +66,27 @@ class MovingTarget:
         class_counts: ArrayLike | None,
         max_weight: float,
         min_prob: float,
+        cooccurrence: Ints | None = None,
     ) -> None:
         self.max_weight: float = check("max_weight", max_weight)
         self.min_prob = check_min_prob(min_prob, num_classes)
         self._schedule = target.progress if isinstance(target, Shift) else None
         self.exponent = target.exponent if isinstance(target, AutoTarget) else None
+        self._cooccurrence = cooccurrence  # of the labels; None if each sample has one
         self.start, self.end = (resolve_target(end, num_classes, class_counts) for end in target_endpoints(target))
+        self._find_draws()
         self._check_floor()
         self.reset()
 
+    def _find_draws(self) -> None:
+        self._resting: tuple[RestingDraw, RestingDraw] | None = None
+        if self._cooccurrence is not None:
+            start = RestingDraw(self.start, self._cooccurrence)
+            is_fixed = np.array_equal(self.start, self.end)
+            self._resting = start, start if is_fixed else RestingDraw(self.end, self._cooccurrence)
+
     def _check_floor(self) -> None:
-        ends = np.stack([self.start, self.end])[:, self.wanted]
+        ends = np.stack([self.rest_at(0.0), self.rest_at(1.0)])[:, self.wanted]
         fixed = np.maximum(ends / self.max_weight, self.min_prob).sum(axis=1).max()  # convex on the way between
         if fixed > 1.0 + 1e-9:
             raise ValueError(
@@ -102,8 +119,39 @@ class MovingTarget:
         return min(values), max(values)
 
     def mix_at(self, progress: float) -> Floats:
-        """Return ``(1 - progress) * start + progress * end``, shape ``(K,)``."""
-        return (1.0 - progress) * self.start + progress * self.end
+        """Return ``q`` at this progress: ``(1 - progress) * start + progress * end``, shape ``(K,)``."""
+        start, end = (each.labels for each in self._resting) if self._resting else (self.start, self.end)
+        return (1.0 - progress) * start + progress * end
+
+    def rest_at(self, progress: float) -> Floats:
+        """Return the class mix of draws that bring ``mix_at(progress)``, shape ``(K,)``."""
+        if self._resting is None:
+            return self.mix_at(progress)
+        start, end = (each.mix / each.labels_per_draw for each in self._resting)  # draws for one label
+        rest = (1.0 - progress) * start + progress * end
+        return np.asarray(rest / rest.sum())
+
+    @property
+    def labels_per_draw(self) -> float:
+        """Mean number of labels of a drawn sample at present, without a deficit; 1 unless samples have several."""
+        if self._resting is None:
+            return 1.0
+        start, end = (1.0 / each.labels_per_draw for each in self._resting)  # draws for one label
+        return 1.0 / ((1.0 - self.progress) * start + self.progress * end)
+
+    def describe_unreachable(self, names: Sequence[str]) -> str:
+        """Return which classes have another share than asked for, because labels come together; empty if none has."""
+        for asked, resting in zip((self.start, self.end), self._resting or (), strict=False):
+            excess = np.divide(resting.labels, asked, out=np.ones_like(asked), where=asked > 0) - 1.0
+            furthest = np.argsort(-np.abs(excess))[:_MAX_SHOWN].tolist()
+            shown = [
+                f"{names[c]} {resting.labels[c]:.3g} in place of {asked[c]:.3g}"
+                for c in furthest
+                if abs(excess[c]) > _REACHED
+            ]
+            if shown:
+                return ", ".join(shown)
+        return ""
 
     def progress_at(self, step: int, epoch: int) -> float:
         """Return the progress of a draw, in [0, 1]."""
@@ -111,12 +159,13 @@ class MovingTarget:
 
     def move_to(self, progress: float) -> None:
         """Move the target to ``progress``."""
-        self.progress, self.q = progress, self.mix_at(progress)
+        self.progress, self.q, self.rest = progress, self.mix_at(progress), self.rest_at(progress)
         self.q.setflags(write=False)
+        self.rest.setflags(write=False)
         self.inverse_q, self.smallest = reciprocal(self.q), _smallest(self.q)
         with np.errstate(divide="ignore"):
-            self.log_q: Floats = np.log(self.q)
-        self.floor: Floats = mixture_floor(self.q, self.max_weight, self.min_prob)
+            self.log_rest: Floats = np.log(self.rest)
+        self.floor: Floats = mixture_floor(self.rest, self.max_weight, self.min_prob)
 
     def reset(self) -> None:
         """Move the target to its progress at the first draw."""
@@ -128,6 +177,7 @@ class MovingTarget:
         if not all(mix.any() for mix in kept):
             raise ValueError("Every class with a target lacks samples: there is nothing to draw.")
         self.start, self.end = (mix / mix.sum() for mix in kept)
+        self._find_draws()
         self.reset()
 
     def state_dict(self) -> dict[str, Any]:
@@ -153,6 +203,7 @@ class MovingTarget:
         is_auto = self.exponent is not None and state["exponent"] is not None
         if is_auto and np.array_equal([start > 0, end > 0], [self.start > 0, self.end > 0]):
             self.start, self.end, self.exponent = start, end, state["exponent"]
+            self._find_draws()
             self._check_floor()
         elif not np.allclose([start, end], [self.start, self.end], rtol=0.0, atol=1e-9):
             theirs, ours = describe_mixes(start, end), describe_mixes(self.start, self.end)
@@ -224,7 +275,7 @@ def _from_counts(target: str | AutoTarget, num_classes: int, class_counts: Array
     return check_mix(share / max(share.sum(), 1.0), num_classes, f"the {word} of class_counts")
 
 
-def auto_exponent(class_counts: ArrayLike, num_samples: int, max_repeats: float) -> float:
+def auto_exponent(class_counts: ArrayLike, num_samples: float, max_repeats: float) -> float:
     """Return the exponent of ``target_probs="auto"``: how far the draw goes from the prior, for one training.
 
     It is the smallest ``t`` in [0, 1] such that an item of the rarest class is expected at most ``max_repeats`` times
@@ -254,7 +305,7 @@ def auto_exponent(class_counts: ArrayLike, num_samples: int, max_repeats: float)
     return high
 
 
-def expected_repeats(mix: Floats, class_counts: ArrayLike, num_samples: int) -> Floats:
+def expected_repeats(mix: Floats, class_counts: ArrayLike, num_samples: float) -> Floats:
     """Return how often an item of each class is expected in ``num_samples`` draws, shape ``(K,)``; 0 without items.
 
     Example:

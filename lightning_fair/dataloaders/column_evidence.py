@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lightning_fair.common.arrays import to_arrays, to_tensors
+from lightning_fair.common.arrays import Ints, to_arrays, to_tensors
 from lightning_fair.common.saved_states import array, integer, number, optional
 
 _MIN_SEEN = 16  # values of a column that is called constant
@@ -47,6 +47,15 @@ class ColumnEvidence:
         self._seen: NDArray[Any] = np.zeros(0, dtype=np.int64)  # newest values
         self._first: NDArray[Any] | None = None  # values of the first batch, until a batch has others
 
+    def spec(self) -> dict[str, Any]:
+        """Return what a state has to be."""
+        num_classes = self._known.size
+        chances = dict.fromkeys(("equal", "function", "finer", "part"), optional(number(high=1e-6)))
+        maps = {"_classes": {int: integer(0, num_classes - 1)}, "_codes": {str: integer()}}
+        column = array(None, dtype=torch.int64)
+        of_classes = {"_values": array(num_classes, dtype=torch.int64), "_known": array(num_classes, dtype=torch.bool)}
+        return {**chances, **maps, **of_classes, "_seen": column, "_first": optional(column)}
+
     def state_dict(self) -> dict[str, Any]:
         """Return the evidence as tensors, plain numbers and strings."""
         return to_tensors(deepcopy(vars(self)))  # the evidence grows in place
@@ -60,19 +69,23 @@ class ColumnEvidence:
         if values.dtype.kind == "U":
             self.equal = self.part = None
             values = np.array([self._codes.setdefault(value, len(self._codes)) for value in values.tolist()])
+        shares = self._see(values, drawn)
+        if self.function is not None and values.size == drawn.size:
+            self._update_function(values, drawn, shares)
+        if self.finer is not None and values.size == drawn.size:
+            self._update_finer(values, drawn)
+
+    def _see(self, values: NDArray[Any], drawn: NDArray[Any]) -> NDArray[Any]:
+        """Update ``equal`` and ``part``, and return the logarithm of the share of each value."""
         self._seen = np.concatenate([self._seen, values])[-_MAX_SEEN:]
-        if values.size == drawn.size:
-            shares = _log_shares(self._seen, values)
-            if self.equal is not None:
-                self.equal = self.equal + float(shares.sum()) if np.array_equal(values, drawn) else None
-            if self.function is not None:
-                self._update_function(values, drawn, shares)
-            if self.finer is not None:
-                self._update_finer(values, drawn)
+        shares = _log_shares(self._seen, values)
+        if self.equal is not None and values.size == drawn.size:
+            self.equal = self.equal + float(shares.sum()) if np.array_equal(values, drawn) else None
         if self.part is not None:
             self.part = self.part + _chance_of_part(values, drawn) if is_part_of(values, drawn) else None
         is_repeated = self._first is not None and np.array_equal(values, self._first)
         self._first = values if self._seen.size == values.size or is_repeated else None
+        return shares
 
     def _update_function(self, values: NDArray[Any], drawn: NDArray[Any], log_shares: NDArray[Any]) -> None:
         classes, first = np.unique(drawn, return_index=True)
@@ -144,20 +157,38 @@ class ColumnEvidence:
         return "; ".join(parts) + ("; ..." if self._num_values > max_values else "")
 
 
-def evidence_spec(num_classes: int) -> dict[str, Any]:
-    """Return what the state of a column's evidence has to be."""
-    chances = dict.fromkeys(("equal", "function", "finer", "part"), optional(number(high=1e-6)))
-    maps = {"_classes": {int: integer(0, num_classes - 1)}, "_codes": {str: integer()}}
-    column = array(None, dtype=torch.int64)
-    of_classes = {"_values": array(num_classes, dtype=torch.int64), "_known": array(num_classes, dtype=torch.bool)}
-    return {**chances, **maps, **of_classes, "_seen": column, "_first": optional(column)}
+def describe_counts(values: NDArray[Any], max_shown: int, names: Sequence[str] | None = None) -> str:
+    """Return the samples of each value, or of each column of label sets, for example ``{cat: 3, dog: 5, ...}``."""
+    values = values.nonzero()[1] if values.ndim == 2 else values
+    kinds, counts = (x.tolist() for x in np.unique(values, return_counts=True))
+    pairs = list(zip([names[kind] for kind in kinds] if names else kinds, counts, strict=True))
+    shown = ", ".join(f"{name}: {count}" for name, count in pairs[:max_shown])
+    return f"{{{shown}{', ...' if len(pairs) > max_shown else ''}}}"
+
+
+def is_index(column: NDArray[Any], drawn: NDArray[Any], num_classes: int) -> bool:
+    """Return whether all values differ, although some classes were drawn twice, and are no class numbers."""
+    if column.size < drawn.size or len(np.unique(drawn)) == drawn.size or len(np.unique(column)) < column.size:
+        return False
+    return column.dtype.kind == "U" or bool(column.max() >= num_classes)
 
 
 def is_part_of(values: NDArray[Any], drawn: NDArray[Any]) -> bool:
-    """Return whether ``values`` holds at most as many of each class as were drawn, and nothing else."""
+    """Return whether ``values`` holds at most as many of each class or row as were drawn, and nothing else."""
+    if values.dtype.kind == "U":
+        return False
+    values, drawn = (row_hashes(each) if each.ndim == 2 else each for each in (values, drawn))
     ordered = np.sort(drawn)
     kinds, counts = np.unique(values, return_counts=True)
     return bool((counts <= ordered.searchsorted(kinds, "right") - ordered.searchsorted(kinds, "left")).all())
+
+
+def row_hashes(rows: NDArray[np.bool_]) -> Ints:
+    """Return a number of each row, shape ``(n,)``; columns of zeros at the end do not change it."""
+    limits = np.iinfo(np.int64)
+    factors = np.random.default_rng(0).integers(limits.min, limits.max, rows.shape[1])
+    hashes: Ints = rows.astype(np.int64) @ factors
+    return hashes
 
 
 def _log_shares(seen: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:

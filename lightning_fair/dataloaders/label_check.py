@@ -6,7 +6,7 @@ import math
 import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -16,13 +16,19 @@ from torch import Tensor
 from lightning_fair.common.sample_labels import extract_labels
 from lightning_fair.common.saved_states import check_state, describe_damage, integer, of_type, one_of
 from lightning_fair.dataloaders.batch_columns import as_column, leaves, read_columns
-from lightning_fair.dataloaders.column_evidence import CERTAIN_CHANCE, ColumnEvidence, evidence_spec, is_part_of
+from lightning_fair.dataloaders.column_evidence import (
+    CERTAIN_CHANCE,
+    ColumnEvidence,
+    describe_counts,
+    is_index,
+    is_part_of,
+)
 
 _FIRST_BATCHES = 4  # of each epoch, which are always checked
 _LATER_BATCHES = 64  # one of so many later ones is checked
 _LIKELY_CHANCE = math.log(0.05)  # a column that may hold the labels in another order is followed below this chance
 _MAX_UNDECIDED = 8  # batches that may leave samples out before the check says that it is not certain
-_MAX_SHOWN = 10  # classes in a message
+_MAX_SHOWN = 10  # values in a message
 
 _RELATIONS = ("labels", "renumbered", "groups", "finer")
 _REMEDY = (
@@ -76,6 +82,8 @@ class LabelCheck:
         ('batch[1]', True, False)
     """
 
+    _absent: ClassVar[str] = "column of whole numbers on the CPU, one per sample, except perhaps an index"
+
     def __init__(
         self,
         num_classes: int,
@@ -123,41 +131,48 @@ class LabelCheck:
         return torch.from_numpy(labels.copy()), False  # the user may change the batch in place
 
     def _follow(self, batch: Any, drawn: NDArray[Any]) -> NDArray[Any] | None:
-        values = self._read(batch, drawn.size)
+        values = self._read(batch, len(drawn))
         if values is None:  # for example soft labels in some batches
             self._warn_of_no_column()
-        elif np.array_equal(values, drawn) or (values.dtype.kind == "i" and is_part_of(values, drawn)):
+        elif np.array_equal(values, drawn) or is_part_of(values, drawn):
             return values
         else:
             self._fail(batch, drawn)
         return None
 
     def _compare_again(self, batch: Any, drawn: NDArray[Any]) -> None:
-        values = self._read(batch, drawn.size)
-        if self.column is None or values is None or values.size != drawn.size:
+        values = self._read(batch, len(drawn))
+        if self.column is None or values is None or len(values) != len(drawn):
             return
         if self.relation == "labels":
             fits = np.array_equal(values, drawn)
         else:
-            evidence = self._columns.setdefault(self.column, ColumnEvidence(self.num_classes))
+            evidence = self._columns.setdefault(self.column, self._new_evidence())
             evidence.update(values, drawn)
             fits = (evidence.finer if self.relation == "finer" else evidence.function) is not None
         if not fits:
             self._fail(batch, drawn)
 
     def _read(self, batch: Any, size: int) -> NDArray[Any] | None:
-        return next((as_column(leaf) for name, leaf in leaves(batch, size) if name == self.column), None)
+        return next((self._to_column(leaf) for name, leaf in leaves(batch, size) if name == self.column), None)
+
+    def _new_evidence(self) -> ColumnEvidence:
+        return ColumnEvidence(self.num_classes)
+
+    def _to_column(self, leaf: Any) -> NDArray[Any] | None:
+        """Return the labels that an array or a list of a batch can hold."""
+        return as_column(leaf)
 
     def _compare(self, batch: Any, drawn: NDArray[Any], *, is_new: bool) -> NDArray[Any] | None:
         """Update the evidence of all columns, and decide if it is enough; return labels that are not as drawn."""
-        columns = read_columns(batch, drawn.size, can_be_shorter=self.can_reorder)
-        columns = {name: column for name, column in columns.items() if not self._is_index(column, drawn)}
+        columns = read_columns(batch, len(drawn), self._to_column, can_be_shorter=self.can_reorder)
+        columns = {name: column for name, column in columns.items() if not is_index(column, drawn, self.num_classes)}
         if not columns:
             self._warn_of_no_column()
             return None
         self._num_checked += is_new  # after a resume, a batch may come again
         # A column that appears later was not in every batch.
-        self._columns = self._columns or {name: ColumnEvidence(self.num_classes) for name in columns}
+        self._columns = self._columns or {name: self._new_evidence() for name in columns}
         for name in self._columns.keys() & columns.keys() if is_new else ():
             self._columns[name].update(columns[name], drawn)
         fits = sorted([*self._fits_in_order(), *self._fits_reordered(columns)])
@@ -198,10 +213,8 @@ class LabelCheck:
     ) -> NDArray[Any] | None:
         """Return the labels of a batch without a certain column; None if the drawn labels are the best guess."""
         reordered = {fit.column: columns[fit.column] for fit in fits if fit.relation == "reordered"}
-        if next(iter(columns.values())).size < drawn.size:
-            equal = {
-                fit.column: columns[fit.column] for fit in fits if fit.relation == "labels" and fit.column in columns
-            }
+        if len(next(iter(columns.values()))) < len(drawn):
+            equal = {f.column: columns[f.column] for f in fits if f.relation == "labels" and f.column in columns}
             return self._guess_shorter(batch, equal or reordered, drawn)
         if not reordered or fits[0].relation in ("labels", "renumbered"):
             return None
@@ -210,12 +223,6 @@ class LabelCheck:
             return reordered[self._followed]
         self._warn_of_order(list(reordered))
         return None
-
-    def _is_index(self, column: NDArray[Any], drawn: NDArray[Any]) -> bool:
-        """Return whether all values differ, although some classes were drawn twice, and are no class numbers."""
-        if column.size < drawn.size or len(np.unique(drawn)) == drawn.size or len(np.unique(column)) < column.size:
-            return False
-        return column.dtype.kind == "U" or bool(column.max() >= self.num_classes)
 
     def _accept(self, fit: _Fit) -> None:
         self.column, self.relation = fit.column, "labels" if fit.relation == "reordered" else fit.relation
@@ -237,13 +244,14 @@ class LabelCheck:
             self._followed = name
             return values
         self._warn_of_order(list(candidates))
-        usual = as_column(extract_labels(batch))
-        fits = usual is not None and usual.dtype.kind == "i" and is_part_of(usual, drawn)
-        return usual if fits else values
+        usual = self._to_column(extract_labels(batch))
+        return usual if usual is not None and is_part_of(usual, drawn) else values
 
     def _fail(self, batch: Any, drawn: NDArray[Any]) -> None:
         self._has_failed = True
-        columns = {name: column for name, leaf in leaves(batch, drawn.size) if (column := as_column(leaf)) is not None}
+        parts = [(name, self._to_column(leaf)) for name, leaf in leaves(batch, len(drawn))]
+        held = [f"{name} holds {describe_counts(x, _MAX_SHOWN)}" for name, x in parts if x is not None]
+        shown = "; ".join(held[:4])
         until_now = f" Until now weights and losses followed {self._followed}." if self._followed else ""
         on_purpose = (
             " If you balance groups on purpose that the batch does not show, this is fine: return the group with each "
@@ -251,10 +259,10 @@ class LabelCheck:
             if self.are_groups
             else ""
         )
-        shown = "; ".join(f"{name} holds {_counts(column)}" for name, column in list(columns.items())[:4])
         self._warn(
             "contradiction",
-            f"A batch does not hold the classes that were drawn for it, {_counts(drawn, self.names)} (class: samples): "
+            "A batch does not hold the classes that were drawn for it, "
+            f"{describe_counts(drawn, _MAX_SHOWN, self.names)} (class: samples): "
             f"{shown or 'it holds no column of labels any more'}.{until_now} The class mix that is trained on may be "
             "another one than FairSampling reports. Usual causes: the data set was changed, split or shuffled after "
             "its labels were read; labels= belongs to other data; target_transform changes the classes; the batch "
@@ -265,9 +273,8 @@ class LabelCheck:
         self._warn(
             "no column",
             "FairSampling could not verify that the batches hold the classes that were drawn, because they show no "
-            "column of whole numbers on the CPU, one per sample, except perhaps an index. This is usual for masks, "
-            "tags, soft labels (MixUp, CutMix) and batches without labels. To have the class verified, return it as a "
-            "further element of each sample.",
+            f"{self._absent}. This is usual for masks, tags, soft labels (MixUp, CutMix) and batches without labels. "
+            "To have the class verified, return it as a further element of each sample.",
         )
 
     def _warn_of_order(self, names: list[str]) -> None:
@@ -321,7 +328,7 @@ class LabelCheck:
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Refuse a state that ``load_state_dict`` would refuse."""
         words = {"column": of_type(str, type(None)), "relation": one_of(None, *_RELATIONS)}
-        numbers, evidence = {"num_checked": integer(), "newest": integer(-1)}, {str: evidence_spec(self.num_classes)}
+        numbers, evidence = {"num_checked": integer(), "newest": integer(-1)}, {str: self._new_evidence().spec()}
         check_state("label check's", state, {**words, **numbers, "evidence": evidence})
         if (state["column"] is None) != (state["relation"] is None):
             problem = f"column and relation must both be None or none of them, got {[state[name] for name in words]}"
@@ -336,13 +343,6 @@ class LabelCheck:
         self.check_state(state)
         for name in ("column", "relation", "_num_checked", "_newest"):
             setattr(self, name, state[name.strip("_")])
-        self._columns = {name: ColumnEvidence(self.num_classes) for name in state["evidence"]}
+        self._columns = {name: self._new_evidence() for name in state["evidence"]}
         for name, evidence in self._columns.items():
             evidence.load_state_dict(state["evidence"][name])
-
-
-def _counts(values: NDArray[Any], names: Sequence[str] | None = None) -> str:
-    kinds, counts = (x.tolist() for x in np.unique(values, return_counts=True))
-    pairs = zip([names[kind] for kind in kinds] if names else kinds, counts, strict=True)
-    shown = ", ".join(f"{kind}: {count}" for kind, count in list(pairs)[:_MAX_SHOWN])
-    return f"{{{shown}{', ...' if len(kinds) > _MAX_SHOWN else ''}}}"

@@ -11,14 +11,15 @@ import numpy as np
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
-from lightning_fair.common.arrays import labels_checksum
 from lightning_fair.common.distributed import check_same_on_all_ranks
+from lightning_fair.common.label_sets import LabelSets, labels_checksum, same_labels
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.control.rank_facts import describe
 from lightning_fair.dataloaders import checks
 from lightning_fair.dataloaders.fair_loader import make_fair, make_stream_fair
 from lightning_fair.dataloaders.label_check import LabelCheck
 from lightning_fair.dataloaders.label_groups import describe_groups
+from lightning_fair.dataloaders.label_set_check import LabelSetCheck
 from lightning_fair.dataloaders.rank_steps import RankSteps
 from lightning_fair.dataloaders.samplers import SUBSET, draws_as, ignored_sampler, length_of, samples_per_class
 from lightning_fair.dataloaders.stream_tracker import StreamTracker
@@ -112,7 +113,11 @@ def make_loader_fair_alone(run: Run, loader: Any) -> Any:
 def _name_classes(run: Run, dataset: Any) -> None:
     assert run.source is not None
     label_names = None if run.sampler is None else run.sampler.class_names
-    run.class_names = run.settings.names_for(run.source.controller.num_classes, dataset, label_names)
+    kind = run.source.controller.label_kind
+    has_unlabeled = kind is not None and kind.has_unlabeled
+    run.class_names = run.settings.names_for(
+        run.source.controller.num_classes, dataset, label_names, has_unlabeled=has_unlabeled
+    )
 
 
 def _make_data_set_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[Any]:
@@ -158,7 +163,7 @@ def _update_sampler(run: Run, trainer: L.Trainer | None, users_loader: Any) -> b
     labels, size = run.find_labels(loader), checks.batch_size(loader)
     rank, world_size = (0, 1) if trainer is None else data_rank(trainer)
     steps = settings.steps_per_epoch or steps_per_epoch(users_loader, world_size)
-    has_same_labels = sampler is not None and np.array_equal(labels.numbers, sampler.labels)
+    has_same_labels = sampler is not None and same_labels(labels.numbers, sampler.labels)
     if sampler is not None and has_same_labels and sampler.batch_size == size:
         sampler.steps_per_epoch = steps
         return False
@@ -200,7 +205,11 @@ def _warn_of_ignored_sampler(sampler: FeedbackBatchSampler, loader: DataLoader[A
     advice = "" if draws_all else f" If it leaves samples out on purpose, use {SUBSET}."
     targets = np.stack([sampler.controller.target_at(progress) for progress in (0.0, 1.0)])
     num_short = np.count_nonzero(((targets > 0) & (size * targets < 2)).any(axis=0))
-    if num_short and (num := samples_per_class(loader, sampler.labels)) is not None:
+    if (
+        num_short
+        and not isinstance(sampler.labels, LabelSets)
+        and (num := samples_per_class(loader, sampler.labels)) is not None
+    ):
         rank_zero_warn(
             f"{warning}. It puts {num} samples of each of its classes into a batch; a fair batch of {size} samples has "
             f"fewer than two of {num_short} of the {targets.any(axis=0).sum()} classes, so pairs of the same class "
@@ -216,6 +225,8 @@ def _describe_change(old: FeedbackBatchSampler, new: FeedbackBatchSampler) -> st
         return f"The batch size has changed from {old.batch_size} to {new.batch_size}"
     if old.labels.size != new.labels.size:
         return f"The training data have changed from {old.labels.size} to {new.labels.size} samples"
+    if isinstance(old.labels, LabelSets) or isinstance(new.labels, LabelSets):
+        return f"Labels of the {new.labels.size} samples have changed"
     return f"The labels of {np.count_nonzero(old.labels != new.labels)} of {new.labels.size} samples have changed"
 
 
@@ -229,18 +240,17 @@ def _make_label_check(run: Run, dataset: Any, *, were_numbered: bool) -> None:
             f"The number of classes has changed from {step.num_classes} to {num_classes} during the fit. Set "
             "FairSampling(num_classes=...) to the larger number, and empty_classes='skip'."
         )
-    groups = describe_groups(run.sampler.labels, dataset, run.sampler.class_names) if chosen else None
+    has_sets = isinstance(run.sampler.labels, LabelSets)
+    groups = describe_groups(run.sampler.labels, dataset, run.sampler.class_names) if chosen and not has_sets else None
     if groups:
         run.announce_groups(groups)
-    inform = None if groups else run.announce_groups
-    run.label_check = LabelCheck(
-        num_classes,
-        names=run.sampler.class_names,
-        are_groups=chosen,
-        were_numbered=were_numbered,
-        inform=inform,
-        warn=rank_zero_warn,
-    )
+    options: dict[str, Any] = {"names": run.sampler.class_names, "were_numbered": were_numbered, "warn": rank_zero_warn}
+    if isinstance(run.sampler.labels, LabelSets):
+        options["has_unlabeled"] = run.sampler.labels.has_unlabeled
+        run.label_check = LabelSetCheck(num_classes, **options)
+    else:
+        inform = None if groups else run.announce_groups
+        run.label_check = LabelCheck(num_classes, are_groups=chosen, inform=inform, **options)
     _warn_of_single_class(run.sampler, run.noun)
 
 

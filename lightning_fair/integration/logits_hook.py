@@ -8,8 +8,9 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
+from lightning_fair.integration.label_set_correction import LabelSetCorrection
 from lightning_fair.integration.run import Run
-from lightning_fair.integration.step_checks import check_reference, warn_of_no_mixin
+from lightning_fair.integration.step_checks import check_reference, check_sample_weights, warn_of_no_mixin
 from lightning_fair.integration.step_correction import StepCorrection, is_transformed
 
 if TYPE_CHECKING:
@@ -29,10 +30,13 @@ def set_up_correction(run: Run, pl_module: L.LightningModule) -> None:
     if run.step_correction is not None:
         run.step_correction.close()  # of a search
     check_reference(run.source.controller, settings, run.class_names)
+    if run.sampler is not None and settings.correction == "weights":
+        check_sample_weights(run.sampler)
     if not (has_mixin or has_hook):
         warn_of_no_mixin(pl_module, settings)
         return
-    step = StepCorrection(run.source.controller, pl_module.device, settings, noun=run.noun)
+    kind = StepCorrection if run.source.controller.label_kind is None else LabelSetCorrection
+    step = kind(run.source.controller, pl_module.device, settings, noun=run.noun)
     run.step_correction = step
     if has_mixin:
         pl_module._step_correction = step  # type: ignore[assignment]

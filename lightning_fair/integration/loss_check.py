@@ -85,8 +85,9 @@ class LossCheck:
 
         Args:
             loss: The loss, with its graph.
-            labels: Class of each sample of the batch, shape ``(batch,)``.
+            labels: Class of each sample of the batch, shape ``(batch,)``, or whether it has each class, ``(batch, K)``.
             num_classes: Number of classes. None: the targets have other numbers, as of groups, and are not compared.
+                It does not matter for labels of shape ``(batch, K)``.
             step: Correction of the step, which knows the adjusted logits.
         """
         if not self._looks_left:
@@ -100,7 +101,7 @@ class LossCheck:
         near = (term for term in find_terms(loss, nodes) if term.target.device == loss.device)
         terms = [term for term in near if term.is_for(labels, num_classes)]
         if terms:
-            y = None if num_classes is None else labels.to(loss.device, non_blocking=True)
+            y = None if num_classes is None and labels.ndim == 1 else labels.to(loss.device, non_blocking=True)
             self._answers = copy_to_host(torch.stack([search(terms, y) for search in self._searches]))
 
     def end_epoch(self) -> None:
@@ -226,10 +227,11 @@ def _have_class_weights(terms: list[LossTerm], labels: Tensor | None) -> Tensor:
 
 def _are_mixed(terms: list[LossTerm], labels: Tensor | None) -> Tensor:
     answer = torch.zeros((), dtype=torch.bool, device=terms[0].target.device)
+    has_sets = labels is not None and labels.ndim == 2
     for term in (term for term in terms if term.target.is_floating_point()):
-        is_mixed = term.is_soft()
+        is_mixed = term.is_soft(labels)
         for other in terms:
-            if other.scores is term.scores and not other.target.is_floating_point():
+            if other.scores is term.scores and (has_sets or not other.target.is_floating_point()):
                 is_mixed = is_mixed & ~other.equals(labels)  # distillation: each sample is of one class
         answer = answer | is_mixed
     of_labels = [term for term in terms if not term.is_uniform]
@@ -237,6 +239,8 @@ def _are_mixed(terms: list[LossTerm], labels: Tensor | None) -> Tensor:
         a, b = one.target, other.target
         if one.scores is other.scores and a.shape == b.shape:
             differ = ((a != b) & (a >= 0) & (b >= 0)).any()
+            if has_sets:  # beside probabilities this is a distillation
+                differ = differ & ~one.is_soft(labels) & ~other.is_soft(labels)
             answer = answer | (differ & (one.equals(labels) | other.equals(labels)))
     return answer
 
@@ -247,7 +251,7 @@ def _are_of_other_logits(terms: list[LossTerm], labels: Tensor | None) -> Tensor
         for term in (term for term in terms if not term.of_each_class):
             answer = answer | term.equals(labels)
             if term.target.is_floating_point():
-                answer = answer | term.is_soft()
+                answer = answer | term.is_soft(labels)
     return answer
 
 

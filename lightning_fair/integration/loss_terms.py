@@ -33,9 +33,12 @@ class LossTerm(NamedTuple):
 
     def is_for(self, labels: Tensor, num_classes: int | None) -> bool:
         """Return whether the target may be the classes of the batch."""
-        target, batch = self.target, labels.numel()
+        target, batch = self.target, len(labels)
         if type(target) is not Tensor or not target.ndim or target.shape[0] != batch or not batch:
             return False  # a subclass may be a part of a tensor on several devices
+        if labels.ndim == 2:  # the last class can be that of samples without a label, which has no score
+            is_sets = target.ndim == 2 and 0 <= labels.shape[1] - target.shape[1] <= 1
+            return is_sets and target.is_floating_point()
         if not target.is_floating_point():
             is_weight = self.weight is None or num_classes is None or self.weight.numel() >= num_classes
             return target.ndim == 1 and is_weight
@@ -52,6 +55,8 @@ class LossTerm(NamedTuple):
 
     def equals(self, labels: Tensor | None) -> Tensor:
         """Return whether the target is the labels, for the samples that have one; true for groups."""
+        if labels is not None and labels.ndim == 2:
+            return ((self.target > self.target.amin()) == labels[:, : self.target.shape[1]]).all()
         classes = self.classes()
         if labels is None:
             return torch.ones((), dtype=torch.bool, device=classes.device)
@@ -61,14 +66,18 @@ class LossTerm(NamedTuple):
         """Return whether the target has each class another number of times than the labels, and each sample one."""
         classes = self.classes()
         differ = (classes.sort().values != labels.sort().values).any() & (classes >= 0).all()
-        return differ & ~self.is_soft() if self.target.is_floating_point() else differ
+        return differ & ~self.is_soft(labels) if self.target.is_floating_point() else differ
 
-    def is_soft(self) -> Tensor:
-        """Return whether the target is probabilities with a third value; a smoothed label has two."""
+    def is_soft(self, labels: Tensor | None) -> Tensor:
+        """Return whether the target is probabilities with a third value; a smoothed label has two.
+
+        The probabilities of several labels of a sample have any sum, and are not soft if they are positive just there.
+        """
         target = self.target.abs().float()
         least, most = target.aminmax()
         third = ((target > least + 1e-3) & (target < most - 1e-3)).any()
-        return third & _sum_to_one(target)
+        is_sets = labels is not None and labels.ndim == 2
+        return third & (~self.equals(labels) if is_sets else _sum_to_one(target))
 
     def is_smoothed(self) -> Tensor:
         """Return whether the target is probabilities whose least is above 0, and the same in each row."""

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -30,7 +29,6 @@ from lightning_fair.control.draw import Draw
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.control.objective import describe_reference
 from lightning_fair.control.target import describe_mixes
-from lightning_fair.control.weights import clipped_mass
 from lightning_fair.dataloaders.fair_loader import DeliveredBatch, FairLoader
 from lightning_fair.dataloaders.label_check import LabelCheck
 from lightning_fair.dataloaders.label_scan import find_loader_labels
@@ -38,7 +36,7 @@ from lightning_fair.dataloaders.stream_tracker import StreamTracker
 from lightning_fair.integration.loss_check import LossCheck
 from lightning_fair.integration.settings import FairSettings
 from lightning_fair.integration.step_checks import StepChecks
-from lightning_fair.integration.step_correction import StepCorrection, copy_to_host
+from lightning_fair.integration.step_correction import StepCorrection, copy_to_host, count_labels
 from lightning_fair.integration.training_length import TrainingLength
 from lightning_fair.integration.validation_feedback import ValidationFeedback
 from lightning_fair.monitoring.dashboard import Dashboard
@@ -110,6 +108,8 @@ class Run:
     @property
     def noun(self) -> str:
         """Word for a class in messages and charts."""
+        if self.source is not None and self.source.controller.label_kind is not None:
+            return "label"
         return "group" if self.groups else "class"
 
     def next_fit(self, trainer: L.Trainer) -> Run:
@@ -157,7 +157,7 @@ class Run:
         if self.step_correction is not None:
             sums = self.step_correction.finish(trained=trained)
         elif not (trained and current.as_drawn and self.source.world_size == 1):
-            sums = torch.from_numpy(np.bincount(current.labels, minlength=draw.counts.size) * trained).to(device)
+            sums = (count_labels(current.labels, draw.counts.size) * trained).to(device)
         if sums is not None:
             sums = sum_over_ranks(sums)
             if (copies := count_ranks() // self.source.world_size) > 1:  # ranks with the same share
@@ -186,12 +186,10 @@ class Run:
     def add_to_totals(self, draw: Draw) -> BatchWeights:
         """Count a batch that was trained on, and return the statistics of its weights."""
         assert self.source is not None
-        settings, weights = self.settings, BatchWeights(int(draw.counts.sum()))
-        max_weight = self.source.controller.max_weight
-        per_class = None if self.step_correction is None else self.step_correction.class_weights
-        if per_class is not None:
-            mass = clipped_mass(draw.weight_reference, draw.probs, max_weight, exponent=settings.exponent)
-            weights = BatchWeights.summarize(per_class, draw.counts, mass, normalize=settings.normalize)
+        settings, weights = self.settings, BatchWeights(draw.size)
+        if self.step_correction is not None and settings.correction == "weights":
+            weighed = draw.weigh(self.source.controller.max_weight, settings.exponent)
+            weights = BatchWeights.summarize(*weighed, normalize=settings.normalize)
         self.totals.add(weights, self.source.controller.horizon)
         return weights
 

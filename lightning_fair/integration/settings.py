@@ -26,6 +26,7 @@ from lightning_fair.common.checks import (
     show,
 )
 from lightning_fair.common.class_mix import TRAINING_TARGETS, check_kind, check_mix
+from lightning_fair.common.label_sets import LabelSets, name_unlabeled
 from lightning_fair.common.labels import Labels, class_names, to_class_labels
 from lightning_fair.control import law
 from lightning_fair.control.controller import FeedbackController
@@ -167,12 +168,21 @@ class FairSettings:
         """Seed of the draws: ``seed``, or that of ``seed_everything``, or 0."""
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
 
-    def names_for(self, num_classes: int, dataset: Any, label_names: Sequence[str] | None = None) -> Sequence[str]:
-        """Return a name for each class.
+    def names_for(
+        self,
+        num_classes: int,
+        dataset: Any,
+        label_names: Sequence[str] | None = None,
+        *,
+        has_unlabeled: bool = False,
+    ) -> Sequence[str]:
+        """Return a name for each class; with ``has_unlabeled`` the last one is that of samples without a label.
 
         The names are those of the settings, or else of the labels, or else the data set's ``classes``, or else numbers.
         """
         named = self.class_names or label_names or class_names(dataset)
+        if named and has_unlabeled and len(named) == num_classes - 1:
+            named = name_unlabeled(named)
         return named if named and len(set(named)) == num_classes else [str(label) for label in range(num_classes)]
 
     @property
@@ -202,19 +212,25 @@ class FairSettings:
             ValueError: If a setting does not fit the data, or the target is ``"deferred"`` without ``total_batches``.
         """
         labels = to_class_labels(labels, self.stated_classes)
-        num_present = int(labels.numbers.max()) + 1
+        sets = labels.numbers if isinstance(labels.numbers, LabelSets) else None
+        num_present = int(labels.numbers.max()) + 1 if sets is None else sets.num_classes
         names = labels.names or class_names(dataset) or ()
+        if sets is not None and sets.has_unlabeled and len(names) == num_present - 1:
+            names = name_unlabeled(names)
         if labels.names is None and self.labels is not None and len(names) != num_present:
             names = ()  # of other classes, before a target_transform or of the data set itself
         num_classes = self._known_num_classes or max(num_present, len(names))
-        counts = np.bincount(labels.numbers, minlength=num_classes)
-        if previous is not None and not self._fits(previous.class_counts, counts):
+        counts = np.bincount(labels.numbers, minlength=num_classes) if sets is None else sets.counts
+        if previous is not None and (sets is not None or not self._fits(previous.class_counts, counts)):
             previous = None
         if previous is None:
             size = batch_size * options.get("world_size", 1)
             counts = counts[:num_classes]
-            target = resolve_target_name(self.target_probs, counts, total_batches, size, self.max_repeats)
-            controller = self._make_controller(num_classes, target, counts, names, labels.values, batch_size=size)
+            per_batch = size if sets is None else round(size * sets.classes.size / sets.size)
+            target = resolve_target_name(self.target_probs, counts, total_batches, per_batch, self.max_repeats)
+            controller = self._make_controller(
+                num_present if sets else num_classes, target, counts, names, labels.values, sets, batch_size=size
+            )
         else:
             controller = previous.controller
         options.setdefault("seed", self.draw_seed)
@@ -259,13 +275,17 @@ class FairSettings:
         class_counts: ArrayLike | None = None,
         names: Sequence[str] = (),
         values: Sequence[Any] | None = None,
+        label_sets: LabelSets | None = None,
         *,
         batch_size: int,
     ) -> FeedbackController:
-        check_number_of_names(self.class_names, num_classes)
+        own_names = self._own_names(num_classes, label_sets)
+        check_number_of_names(own_names, num_classes)
+        if label_sets is not None:
+            self._check_several_labels()
         settings = {name: getattr(self, name) for name in (*_LAW, *_OBJECTIVE)}
         # A target may use any of the names, and the values of the labels; those of the settings come first.
-        vocabularies, counts = (names, values or (), self.class_names or ()), Counter(names)
+        vocabularies, counts = (names, values or (), own_names or ()), Counter(names)
         numbers = {word: number for words in vocabularies for number, word in enumerate(words)}
         numbers = {word: number for word, number in numbers.items() if counts[word] < 2}  # the name of one class
         return FeedbackController(
@@ -274,9 +294,25 @@ class FairSettings:
             reference=number_target(self.reference, numbers, "reference"),  # type: ignore[arg-type]
             feedback="train" if self.feedback == "train" else "validation",
             class_counts=class_counts,
+            label_sets=label_sets,
+            class_names=next((each for each in (own_names, names) if len(each or ()) == num_classes), None),
             batch_size=batch_size,
             **settings,
         )
+
+    def _own_names(self, num_classes: int, label_sets: LabelSets | None) -> Sequence[str] | None:
+        """Return ``class_names``, with that of samples without a label, which they need not have."""
+        names = self.class_names
+        lacks_last = label_sets is not None and label_sets.has_unlabeled and len(names or ()) == num_classes - 1
+        return name_unlabeled(names) if names is not None and lacks_last else names
+
+    def _check_several_labels(self) -> None:
+        if self.correction == "logits":
+            by_preset = "" if self.preset == "balanced" else f" of preset={self.preset!r}"
+            raise ValueError(
+                f"correction='logits'{by_preset} is for one class a sample: if samples have several labels, no offset "
+                "of the logits corrects the draw. Set correction='weights', or correction='none'."
+            )
 
     @property
     def _known_num_classes(self) -> int | None:

@@ -17,6 +17,7 @@ from lightning_fair.dataloaders.label_check import LabelCheck
 from lightning_fair.integration.settings import FairSettings
 from lightning_fair.integration.step_correction import StepCorrection
 from lightning_fair.monitoring.tensorboard_layout import plural
+from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
 
 if TYPE_CHECKING:
     import lightning.pytorch as L
@@ -58,7 +59,7 @@ def check_reference(controller: FeedbackController, settings: FairSettings, name
             "feedback_to='objective' has no effect: training losses move the reference by lambda2, which is 0. Set "
             "lambda2=0.25, or feedback='val/recall' or another metric."
         )
-    if base is None:
+    if base is None or controller.label_kind is not None:
         return
     targets = np.stack([controller.target_at(0.0), controller.target_at(1.0)])
     lacking = (base == 0) & (targets > 0).any(axis=0)
@@ -76,6 +77,20 @@ def check_reference(controller: FeedbackController, settings: FairSettings, name
             f"weights are clipped at max_weight={controller.max_weight:g}, and the loss stands for less of it "
             f"(fair/clipped_mass). Bring target_probs nearer to the reference, set correction='logits', or set "
             f"max_weight={np.ceil(weights.max()):g}."
+        )
+
+
+def check_sample_weights(sampler: FeedbackBatchSampler) -> None:
+    """Warn if samples with several labels would need larger weights than allowed, without a deficit."""
+    controller = sampler.controller
+    weights = sampler.weights_at(controller.rest_at(0.0))
+    if weights is not None and weights.max() > controller.max_weight * (1.0 + 1e-9):
+        share = np.mean(weights > controller.max_weight)
+        rank_zero_warn(
+            f"The reference needs weights of up to {weights.max():.4g}, so those of {share:.2%} of the samples are "
+            f"clipped at max_weight={controller.max_weight:g}, and the loss stands for less of them "
+            f"(fair/clipped_mass). Bring target_probs nearer to the reference, for example 'sqrt', or set max_weight="
+            f"{np.ceil(weights.max()):g}."
         )
 
 

@@ -33,7 +33,6 @@ class StepCorrection:
     Attributes:
         adjusts_logits: Whether the correction is in the logits.
         sums_cross_entropy: Whether the cross entropy of the logits is summed, and not the losses.
-        class_weights: Weights of the current batch, float64, shape ``(K,)``; None if they are all one.
         is_open: Whether a training step is in progress.
         got_labels: Whether labels were passed to ``mean``.
         hooked: Name of the submodule whose output a hook adjusts; None without a hook.
@@ -50,7 +49,6 @@ class StepCorrection:
         self.sums_cross_entropy = self.adjusts_logits and controller.feeds_train_losses
         self._feeds_losses = controller.feeds_train_losses
         self._feeds_adjusted = controller.objective.feedback_to == "objective"
-        self.class_weights: Floats | None = None
         self.is_open = self.got_labels = False
         self.hooked: str | None = None
         self.nodes: list[Any] = []
@@ -71,31 +69,39 @@ class StepCorrection:
         if self.adjusts_logits:
             self._offset.copy_(logit_adjustment(draw.probs, draw.reference), non_blocking=True)
         elif settings.correction == "weights":
-            self.class_weights = class_weights(
-                draw.weight_reference, draw.probs, self.max_weight, exponent=settings.exponent
-            )
-            self._weights.copy_(torch.from_numpy(self.class_weights).float(), non_blocking=True)
-        self._labels = labels.to(self._weights.device, torch.int64, non_blocking=True)
+            self._weights.copy_(torch.from_numpy(self._weights_of_draw(draw)).float(), non_blocking=True)
+        self._labels = labels.to(self._weights.device, self._labels.dtype, non_blocking=True)
         self._sums.zero_()
         self.nodes.clear()
         self.is_open = True
 
     def mean(self, losses: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the mean of ``w[y] * losses``; unless ``adjust`` sums the cross entropy, sum the losses."""
+        self._check_shape(losses)
+        y = self._labels_of(losses, labels, "weighted_loss", "losses")
+        if labels is not None:
+            self.got_labels = True
+        weights = self._weights_of_samples(y)
+        if self.settings.normalize:
+            weights = weights / weights.mean()
+        if not self.sums_cross_entropy:
+            self._add(losses.detach(), y)
+        return (weights * (losses if losses.ndim == 1 else losses.mean(1))).mean()
+
+    def _weights_of_draw(self, draw: Draw) -> Floats:
+        """Return what the weights of the samples are computed from, of the shape of ``_weights``."""
+        return class_weights(draw.weight_reference, draw.probs, self.max_weight, exponent=self.settings.exponent)
+
+    def _weights_of_samples(self, y: Tensor) -> Tensor:
+        """Return the weight of samples with these labels, shape ``(n,)``."""
+        return self._weights[y]
+
+    def _check_shape(self, losses: Tensor) -> None:
         if losses.ndim != 1:
             raise ValueError(
                 f"weighted_loss needs one loss per sample, shape (batch,), got shape {tuple(losses.shape)}. "
                 'Compute it with reduction="none", and average further dimensions: losses.flatten(1).mean(1).'
             )
-        y = self._labels_of(losses, labels, "weighted_loss", "losses")
-        if labels is not None:
-            self.got_labels = True
-        weights = self._weights[y]
-        if self.settings.normalize:
-            weights = weights / weights.mean()
-        if not self.sums_cross_entropy:
-            self._add(losses.detach(), y)
-        return (weights * losses).mean()
 
     def adjust(self, logits: Tensor, labels: Tensor | None = None, *, outputs: int | None = None) -> Tensor:
         """Return the logits plus their offsets; if training losses are fed back, sum the cross entropy.
@@ -176,9 +182,7 @@ class StepCorrection:
         """Return the class of each of the values, shape ``(n,)``: the given labels, or those of the batch."""
         n = values.shape[0]
         if labels is not None:
-            y = labels.to(self._weights.device, torch.int64)
-            self._check_labels(n, labels, y, caller, noun)
-            return y
+            return self._check_labels(n, labels, caller, noun)
         if self._labels.shape[0] == n:
             return self._labels
         remedy = f"pass the {self.noun} of each: {caller}({noun}, labels)"
@@ -189,19 +193,22 @@ class StepCorrection:
             f"after the draw, {remedy}."
         )
 
-    def _check_labels(self, n: int, labels: Tensor, y: Tensor, caller: str, noun: str) -> None:
+    def _check_labels(self, n: int, labels: Tensor, caller: str, noun: str) -> Tensor:
+        """Return the labels on the device."""
+        y = labels.to(self._weights.device, torch.int64)
         if y.shape != (n,):
             raise ValueError(f"{caller} got {n} {noun}, but labels of shape {tuple(y.shape)}. Pass one each.")
         if labels.dtype.is_floating_point:
             raise ValueError(f"{caller} needs the {self.noun} of each sample as an integer, got {labels.dtype}.")
         if y.device.type != "cpu" or torch.compiler.is_compiling():
-            return  # reading the values would make the device wait, or break the graph
+            return y  # reading the values would make the device wait, or break the graph
         K = self.num_classes
         if y.numel() and (int(y.min()) < 0 or int(y.max()) >= K):
             raise ValueError(
                 f"{caller} needs the {self.noun} of each sample in [0, {K}), got {int(y.min())} to {int(y.max())}. "
                 f"Leave samples without a {self.noun} (ignore_index) out of both {noun} and labels."
             )
+        return y
 
     def _add(self, losses: Tensor, y: Tensor) -> None:
         if _is_recomputed():
@@ -210,12 +217,14 @@ class StepCorrection:
             if self._feeds_losses or self.settings.correction == "weights":
                 raise RuntimeError(self._describe_transform("weighted_loss"))
             return
-        values = losses.float()
-        finite = torch.isfinite(values)
-        counted = finite.float()
-        rows = torch.stack((torch.ones_like(counted), counted, torch.where(finite, values, 0.0)))
-        self._sums[:, :-1].index_add_(1, y, rows)
+        self._add_to_sums(losses.float(), y)
         self._sums[0, -1] += 1
+
+    def _add_to_sums(self, losses: Tensor, y: Tensor) -> None:
+        finite = torch.isfinite(losses)
+        counted = finite.float()
+        rows = torch.stack((torch.ones_like(counted), counted, torch.where(finite, losses, 0.0)))
+        self._sums[:, :-1].index_add_(1, y, rows)
 
     def finish(self, *, trained: bool = True) -> Tensor:
         """End the batch and return a copy of its sums, shape ``(3, K + 1)``; no samples if it was not trained on.
@@ -226,8 +235,7 @@ class StepCorrection:
         self.nodes.clear()
         sums = self._sums.clone()
         if trained:
-            ones = torch.ones(self._labels.shape, device=sums.device)
-            samples = torch.zeros(self.num_classes, device=sums.device).index_add_(0, self._labels, ones)
+            samples = count_labels(self._labels, self.num_classes)
             sums[0, :-1] = torch.where(sums[0, -1] > 0, sums[0, :-1], samples)
         else:
             sums[:, :-1] = 0
@@ -244,6 +252,14 @@ class StepCorrection:
         self.is_open = False
         if self._handle is not None:
             self._handle.remove()
+
+
+def count_labels(labels: Tensor, num_classes: int) -> Tensor:
+    """Return the samples of each class, given their classes or the rows of several labels; float32, shape ``(K,)``."""
+    if labels.dtype is torch.bool:
+        return labels.sum(0, dtype=torch.float32)
+    ones = torch.ones(labels.shape, device=labels.device)
+    return torch.zeros(num_classes, device=labels.device).index_add_(0, labels, ones)
 
 
 def _is_recomputed() -> bool:

@@ -150,7 +150,8 @@ def describe_target(
     power = f'target_probs="auto" is prior ** {exponent:.3g}{name}'
     if num_batches is None:
         return f"{power}, because {_UNKNOWN}" if exponent == 0.5 else power
-    repeats = expected_repeats(source.controller.q, source.class_counts, num_batches * source.global_batch_size)
+    num_labels = num_batches * source.global_batch_size * source.controller.labels_per_draw
+    repeats = expected_repeats(source.controller.q, source.class_counts, num_labels)
     return f"{power}, which draws a sample of the rarest class about {repeats.max():.3g} times in {num_batches} batches"
 
 
@@ -182,7 +183,8 @@ def _describe_undrawn(run: Run) -> str:
 
 def _warn_of_repeats(run: Run, sampler: FeedbackBatchSampler, num_batches: int) -> None:
     """Warn of a target that repeats samples more than 200 times, and at least twice as often as "auto" would."""
-    counts, num_samples = sampler.class_counts, num_batches * sampler.global_batch_size
+    counts = sampler.class_counts
+    num_samples = num_batches * sampler.global_batch_size * sampler.controller.labels_per_draw  # for each label
     exponents = {"auto": auto_exponent(counts, num_samples, run.settings.max_repeats), "sqrt": 0.5}
     mixes = {name: resolve_target(AutoTarget(t), counts.size, counts) for name, t in exponents.items()}
     others = {name: expected_repeats(mix, counts, num_samples).max() for name, mix in mixes.items()}

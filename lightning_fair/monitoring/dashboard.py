@@ -45,12 +45,14 @@ def scalars(
     values = {
         "distance": total_variation(trained_mix, q),
         "deficit_max": float(controller.deficits.max()),
-        "batch_distance": total_variation(draw.probs, controller.target_at(draw.progress)),
+        "batch_distance": total_variation(draw.probs, controller.rest_at(draw.progress)),
         "coverage": source.coverage,
         "repeats_rarest": float(source.repeats[rarest]),
     }
     if moving.alpha:
         values["alpha"] = draw.alpha
+    if (kind := controller.label_kind) is not None:
+        values["labels_per_sample"] = draw.counts[: q.size - kind.has_unlabeled].sum() / draw.size
     if context.correction == "weights":
         values |= {
             "weight_mean": weights.mean,
@@ -103,7 +105,8 @@ def of_independent_draws(source: DrawSource) -> dict[str, float]:
     """
     controller, q = source.controller, source.controller.q
     begun = 1.0 - (1.0 - 1.0 / controller.horizon) ** (2 * controller.draws)
-    deviation = np.sqrt(begun * q * (1.0 - q) / (source.global_batch_size * (2.0 * controller.horizon - 1.0)))
+    size = source.global_batch_size * controller.labels_per_draw
+    deviation = np.sqrt(begun * q * (1.0 - q) / (size * (2.0 * controller.horizon - 1.0)))
     center, reach, highest = float(q.max()), float(deviation[q.argmax()]), 1.0
     if q.size > MAX_NAMED_CLASSES:
         center, reach, highest = 1.0, float((deviation[q > 0] / q[q > 0]).max()), math.inf
@@ -162,7 +165,7 @@ class LogContext(NamedTuple):
     step: int  # optimizer steps so far
     loggers: Sequence[Logger]
     boards: Sequence[Board]  # the TensorBoard loggers that this process writes to: none unless it is the first rank
-    noun: str = "class"  # word for a class; "group" if the labels are groups of the user's own
+    noun: str = "class"  # or "group" if the labels are groups of the user's own, or "label" if samples have several
 
 
 class Dashboard:

@@ -34,7 +34,7 @@ def make_charts(
         moving: Which settings can change.
         correction: How the loss is corrected; None: not at all, and no losses are known.
         arriving: Whether the class mix that a stream reads is logged.
-        noun: Word for a class.
+        noun: Word for a class; "label" if samples have several.
     """
     by_name, range_of = num_classes <= MAX_NAMED_CLASSES, "" if num_classes <= MAX_NAMED_CLASSES else ", least to most"
     mix, group = ("Trained mix", "trained_mix") if by_name else ("Trained mix over target", "over_target")
@@ -53,6 +53,7 @@ def make_charts(
         "How hard is it steered?": {
             "Largest deficit": ("fair/deficit_max",),
             "Distance of the draws from the target": ("fair/batch_distance",),
+            **({"Labels of a sample": ("fair/labels_per_sample",)} if noun == "label" else {}),
             **({"Alpha": ("fair/alpha",)} if moving.alpha else {}),
         },
     }

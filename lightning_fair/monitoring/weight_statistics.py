@@ -19,13 +19,13 @@ class BatchWeights:
     mean_square: float = 1.0
     largest: float = 1.0
     clipped_mass: float = 0.0  # part of the reference that the weights leave out, because they are bounded
-    per_class: tuple[Floats, NDArray[np.int64]] | None = None  # weights and counts, shape (K,); None: all are one
+    each: tuple[Floats, NDArray[np.int64]] | None = None  # weights, and how many samples have them; None: all are one
 
     @classmethod
     def summarize(
         cls, weights: Floats, counts: NDArray[np.int64], clipped_mass: float = 0.0, *, normalize: bool = False
     ) -> BatchWeights:
-        """Summarize class weights, shape ``(K,)``, of a batch with these class counts, shape ``(K,)``."""
+        """Summarize weights, given how many samples of the batch have each: those of classes, or of samples."""
         size = int(counts.sum())
         if normalize and (total := weights @ counts):
             weights = weights * (size / total)
@@ -39,9 +39,9 @@ class BatchWeights:
 
     def percentile(self, percent: float) -> float:
         """Return a percentile of the samples' weights."""
-        if self.per_class is None:
+        if self.each is None:
             return self.mean
-        weights, counts = self.per_class
+        weights, counts = self.each
         return float(np.percentile(weights.repeat(counts), percent))
 
 

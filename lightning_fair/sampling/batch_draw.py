@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lightning_fair.common.arrays import Ints
 from lightning_fair.common.class_counts import ClassCounts
@@ -30,10 +34,16 @@ class BatchDraw(Draw):
 
     @property
     def local_size(self) -> int:
-        """Number of samples of the batch on this rank."""
-        return len(self.indices)
+        """Number of labels of the batch on this rank: of samples, unless they have several."""
+        return len(self.indices) if self.label_sets is None else int(self.labels.sum())
 
     @cached_property
-    def labels(self) -> Ints:
-        """Class of each of this rank's samples, in the order of its indices, int64, shape ``(batch,)``."""
-        return self.split.labels[self.rank_slice].take(self.shuffle)
+    def labels(self) -> NDArray[Any]:
+        """Class of each of this rank's samples, in the order of its indices, int64, shape ``(batch,)``.
+
+        If samples have several labels: whether each sample has each class, shape ``(batch, K)``.
+        """
+        if self.label_sets is None:
+            return self.split.labels[self.rank_slice].take(self.shuffle)
+        places = np.arange(self.label_sets.size)[self.rank_slice].take(self.shuffle)
+        return self.label_sets.take(places).to_dense()

@@ -14,15 +14,17 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-from lightning_fair.common.arrays import Floats, Ints, labels_checksum, to_arrays
+from lightning_fair.common.arrays import Floats, Ints, to_arrays
 from lightning_fair.common.checks import check, check_type
 from lightning_fair.common.class_counts import ClassCounts
 from lightning_fair.common.distributed import check_ranks
+from lightning_fair.common.label_sets import LabelSets, check_label_sets, labels_checksum
 from lightning_fair.common.label_values import check_labels
 from lightning_fair.common.labels import to_class_labels
 from lightning_fair.common.saved_states import check_version
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import Draw
+from lightning_fair.control.label_draws import SampleWeights
 from lightning_fair.control.rank_facts import controller_facts, describe
 from lightning_fair.sampling.batch_draw import BatchDraw
 from lightning_fair.sampling.class_pools import ClassPools
@@ -31,7 +33,7 @@ from lightning_fair.sampling.systematic import DrawRandomness, systematic_counts
 
 EmptyClasses: TypeAlias = Literal["error", "skip"]
 
-_STATE_VERSION = 6
+_STATE_VERSION = 7
 
 
 class FeedbackBatchSampler(Sampler[list[int]]):
@@ -44,8 +46,9 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     makes the same draw of ``world_size * batch_size`` samples and keeps its own share of it; ranks that differ raise.
 
     Args:
-        labels: Label of each sample, shape ``(N,)`` (see :func:`~lightning_fair.common.label_values.number_labels`), or
-            a data set (see :func:`~lightning_fair.common.labels.find_labels`).
+        labels: Label of each sample, shape ``(N,)``, or several labels of each (see
+            :func:`~lightning_fair.common.label_values.number_labels`), or a data set (see
+            :func:`~lightning_fair.common.labels.find_labels`).
         batch_size: Samples of a batch on each rank, at least 1.
         steps_per_epoch: Batches of an epoch, at least 1. Default: ``ceil(N / (batch_size * world_size))``.
         controller: The controller to follow. Default: one with a uniform target over the classes that have samples.
@@ -56,7 +59,8 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             out over the other classes in proportion.
 
     Attributes:
-        labels: Class number of each sample, shape ``(N,)``. A copy, unless they are a ``numpy.memmap``.
+        labels: Class number of each sample, shape ``(N,)``, a copy, unless they are a ``numpy.memmap``; or a
+            :class:`~lightning_fair.common.label_sets.LabelSets` if samples have several labels.
         class_names: Name of each class; None if the labels do not name the classes.
         label_place: Where the data set has its labels; None if bare labels were given.
         controller: The controller. Report each batch to it with ``step_update``.
@@ -90,7 +94,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         check_type("controller", controller, (FeedbackController, NoneType), "a FeedbackController or None")
         numbered = to_class_labels(labels, None if controller is None else controller.num_classes)
         # A copy, so that labels which are changed in place can be compared with those that are drawn from.
-        self.labels = numbered.numbers if isinstance(numbered.numbers, np.memmap) else numbered.numbers.copy()
+        self.labels = numbered.numbers.copy() if type(numbered.numbers) is np.ndarray else numbered.numbers
         self.batch_size: int = check("batch_size", batch_size)
         self.world_size: int = check("world_size", 1 if world_size is None else world_size)
         self._world_size_given, self.has_compared_ranks = world_size, False
@@ -101,10 +105,8 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self.rank: int = check("rank", rank)
         if self.rank >= self.world_size:
             raise ValueError(f"rank must lie in [0, world_size), got {rank} for {self.world_size} ranks.")
-        if controller is None:
-            counts = np.bincount(self.labels)
-            controller = FeedbackController(counts.size, (counts > 0) / np.count_nonzero(counts))
-        check_labels(self.labels, controller.num_classes)
+        controller = _default_controller(self.labels) if controller is None else controller
+        _check_fit(self.labels, controller)
         controller.bind_batch(self.global_batch_size, self.steps_per_epoch)
         self.controller, self.label_place, names, K = controller, numbered.place, numbered.names, controller.num_classes
         self.class_names = None if names is None else (*names, *map(str, range(len(names), K)))[:K]
@@ -113,8 +115,12 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         # The global batch is ordered by class, so a stride gives each rank about the same class counts.
         self._rank_slice = slice(self.rank, None, self.world_size)
         self._handle_empty_classes(check("empty_classes", empty_classes))
+        self._sample_weights: SampleWeights | None = None
+        if isinstance(self.labels, LabelSets):
+            self._sample_weights = SampleWeights.of(self.labels, is_prior=controller.objective.is_prior)
         self._withdrawn: deque[Draw] = deque()  # in the order of their numbers; they are drawn again first
-        self._drawn: Ints = np.zeros_like(self.class_counts)  # including the withdrawn draws
+        self._drawn: Ints = np.zeros_like(self.class_counts)  # places of each class, including the withdrawn draws
+        self._label_counts: Ints = self._drawn  # of the samples in them; the same if each sample has one label
         self.epoch, self.exhausted = 0, False
         self._num_drawn = 0  # batches of this epoch that were drawn, without those that were withdrawn
         self._has_begun = False  # whether this epoch has been iterated over
@@ -140,7 +146,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     @property
     def drawn(self) -> Ints:
         """Samples of each class drawn so far over all ranks, including those in flight, int64, shape ``(K,)``."""
-        return self._drawn - sum(draw.counts for draw in self._withdrawn)
+        return self._label_counts - sum(draw.counts for draw in self._withdrawn)
 
     @property
     def trained(self) -> Ints:
@@ -149,8 +155,8 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
     @property
     def prior(self) -> Floats:
-        """Class mix of the data, shape ``(K,)``."""
-        return np.asarray(self.class_counts / self.labels.size)
+        """Class mix of the data, of all labels if samples have several, shape ``(K,)``."""
+        return np.asarray(self.class_counts / self.class_counts.sum())
 
     @property
     def arriving(self) -> None:
@@ -158,14 +164,28 @@ class FeedbackBatchSampler(Sampler[list[int]]):
 
     @property
     def coverage(self) -> float:
-        """Fraction of the data set that was in a batch at least once, without those in flight, in [0, 1]."""
-        return float(np.minimum(self.trained, self.class_counts).sum() / self.labels.size)
+        """Fraction of the data set that was in a batch at least once, without those in flight, in [0, 1].
+
+        If samples have several labels, this is its expectation, given the draws of each class.
+        """
+        if not isinstance(self.labels, LabelSets):
+            return float(np.minimum(self.trained, self.class_counts).sum() / self.labels.size)
+        waiting = sum(draw.probs for draw in (*self._withdrawn, *self.controller.in_flight))
+        places = self._drawn - self.global_batch_size * waiting
+        left = np.clip(1.0 - places / np.maximum(self.class_counts, 1), 1e-300, 1.0)
+        return float(1.0 - np.exp(self.labels.sums(np.log(left))).mean())
 
     @property
     def repeats(self) -> Floats:
         """Mean number of uses of a sample of each class, without those in flight, shape ``(K,)``; NaN if empty."""
         sizes = self.class_counts
         return np.asarray(np.divide(self.trained, sizes, out=np.full(sizes.size, np.nan), where=sizes > 0))
+
+    def weights_at(self, probs: Floats) -> Floats | None:
+        """Return the weight of each sample in draws with this class mix; None unless samples have several labels."""
+        if self._sample_weights is None:
+            return None
+        return self._sample_weights.weigh(self.labels, probs, self.controller.reference)
 
     @property
     def _position(self) -> int:
@@ -227,21 +247,30 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             draw = self._draw(self.controller.plan_draw())
             self.controller.record_draw(draw)
             return draw
-        old, newest = self._withdrawn.popleft(), self._drawn
-        self._pools.drawn = self._drawn = old.drawn_before
+        old, newest = self._withdrawn.popleft(), (self._drawn, self._label_counts)
+        self._move_to(old.drawn_before, self._label_counts)
         draw = self._draw(old)
-        self._pools.drawn = self._drawn = newest
+        self._move_to(*newest)
         self.controller.record_draw(draw, redrawn=True)
         return draw
+
+    def _move_to(self, drawn: Ints, label_counts: Ints) -> None:
+        self._pools.drawn = self._drawn = drawn
+        self._label_counts = label_counts
 
     def _draw(self, plan: Draw) -> BatchDraw:
         split, shuffle = self._draw_counts(plan.draw_id, plan.probs)
         drawn_before, counts = self._drawn, split.to_dense(plan.probs.size)
         self._drawn = drawn_before + counts  # a new array: each draw keeps the old one, to be made again
-        indices = self._pools.draw(split)[self._rank_slice].take(shuffle).tolist()
+        items = self._pools.draw(split)
+        label_sets = self.labels.take(items) if isinstance(self.labels, LabelSets) else None
+        counts = counts if label_sets is None else label_sets.counts
+        self._label_counts = self._label_counts + counts
         record = plan.draw_id, plan.probs, counts, plan.trained_mix, plan.alpha, plan.reference
-        of_rank = indices, self._rank_slice, shuffle
-        return BatchDraw(*record, *of_rank, progress=plan.progress, drawn_before=drawn_before, split=split)
+        of_rank = items[self._rank_slice].take(shuffle).tolist(), self._rank_slice, shuffle
+        draw = BatchDraw(*record, *of_rank, progress=plan.progress, drawn_before=drawn_before, split=split)
+        draw.label_sets, draw.sample_weights = label_sets, self._sample_weights
+        return draw
 
     def _draw_counts(self, draw_id: int, probs: Floats) -> tuple[ClassCounts, Ints]:
         """Return the class counts of the batch of all ranks, and a shuffle of this rank's batch."""
@@ -274,7 +303,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     def reset(self) -> None:
         """Forget all draws and the state of the controller; the settings stay."""
         self.controller.reset()
-        self._pools.drawn = self._drawn = np.zeros_like(self.class_counts)
+        self._move_to(*np.zeros((2, self.controller.num_classes), np.int64))
         self._withdrawn.clear()
         self.epoch, self._num_drawn, self._has_begun = 0, 0, False
 
@@ -299,11 +328,18 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             self._keeps_in_flight = bool(self.controller.in_flight)
         else:
             self._num_drawn = self._position
-            first, draws = self.controller.oldest_ahead, self.controller.withdraw()
+            first, labels_before = self.controller.oldest_ahead, self._labels_before_ahead()
+            draws = self.controller.withdraw()
             if isinstance(first, BatchDraw):
-                self._pools.drawn = self._drawn = first.drawn_before
+                self._move_to(first.drawn_before, labels_before)
             overtaken = [draw for draw in draws if draw.draw_id < self.controller.draws]
             self._withdrawn.extendleft(reversed(overtaken))
+
+    def _labels_before_ahead(self) -> Ints:
+        """Return the labels drawn before the controller's ``oldest_ahead``, int64, shape ``(K,)``."""
+        first = self.controller.oldest_ahead
+        ahead = [] if first is None else [x.counts for x in self.controller.in_flight if x.draw_id >= first.draw_id]
+        return self._label_counts - sum(ahead)
 
     # Not called `state_dict`: a stateful loader would save the sampler a second time, with prefetched draws.
     def capture(self) -> dict[str, Any]:
@@ -317,6 +353,7 @@ class FeedbackBatchSampler(Sampler[list[int]]):
             "epoch": self.epoch,
             "position": self._position,
             "drawn": torch.from_numpy((self._drawn if first is None else first.drawn_before).copy()),
+            "label_counts": torch.from_numpy(self._labels_before_ahead().copy()),
             "controller": self.controller.state_dict(),
             "withdrawn": [draw.state_dict() for draw in self._withdrawn],
         }
@@ -334,7 +371,8 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self.check_state(state)
         self.controller.load_state_dict(state["controller"])
         self.epoch, self._has_begun = state["epoch"], False
-        self._pools.drawn = self._drawn = to_arrays(state)["drawn"]
+        arrays = to_arrays(state)
+        self._move_to(arrays["drawn"], arrays["label_counts"])
         self._withdrawn = deque([*self.controller.withdraw(), *map(Draw.from_state_dict, state["withdrawn"])])
         if state["global_batch_size"] != self.global_batch_size:
             self._withdrawn.clear()
@@ -356,3 +394,24 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     def _fingerprint(self) -> dict[str, Any]:
         sizes = {"number of samples": self.labels.size, "number of classes": self.controller.num_classes}
         return {**sizes, "labels' checksum": labels_checksum(self.labels), "seed": self.seed}
+
+
+def _default_controller(labels: NDArray[Any] | LabelSets) -> FeedbackController:
+    """Return a controller with a uniform target over the classes that have samples."""
+    sets = labels if isinstance(labels, LabelSets) else None
+    counts = np.bincount(labels) if sets is None else sets.counts  # type: ignore[arg-type]
+    return FeedbackController(counts.size, (counts > 0) / np.count_nonzero(counts), label_sets=sets)
+
+
+def _check_fit(labels: NDArray[Any] | LabelSets, controller: FeedbackController) -> None:
+    """Refuse labels with other classes than the controller has, or of another kind."""
+    if (controller.label_kind is not None) != isinstance(labels, LabelSets):
+        raise ValueError(
+            "The samples have several labels, so the controller has to know them: FeedbackController(..., "
+            "label_sets=find_labels(dataset).numbers)."
+            if isinstance(labels, LabelSets)
+            else "The controller was made with label_sets, for samples with several labels, and these have one each. "
+            "Leave label_sets out."
+        )
+    check = check_label_sets if isinstance(labels, LabelSets) else check_labels
+    check(labels, controller.num_classes)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from lightning_fair.common.arrays import Ints
 from lightning_fair.common.class_counts import ClassCounts
+from lightning_fair.common.label_sets import LabelSets
 
 _U64: TypeAlias = NDArray[np.uint64]
 
@@ -32,8 +33,10 @@ class ClassPools:
     class that has used up its first. Shuffling many classes at once costs little more than shuffling one, because a
     call of NumPy takes as long as its work on a thousand items. The blocks take at most 16 bytes an item.
 
+    An item can have several classes. It has a place of its own in the passes of each.
+
     Args:
-        labels: Class of each item, integers in ``[0, K)``, shape ``(N,)``.
+        labels: Class of each item, integers in ``[0, K)``, shape ``(N,)``; or the classes of each item.
         num_classes: Number of classes ``K``.
         seed: Seed of the orders, at least 0.
 
@@ -46,7 +49,9 @@ class ClassPools:
         [0, 1, 2, 3]
     """
 
-    def __init__(self, labels: NDArray[Any], num_classes: int, seed: int = 0) -> None:
+    def __init__(self, labels: NDArray[Any] | LabelSets, num_classes: int, seed: int = 0) -> None:
+        owners = labels.samples if isinstance(labels, LabelSets) else None  # of the classes of all items
+        labels = labels.classes if isinstance(labels, LabelSets) else labels
         self.sizes: Ints = np.bincount(labels, minlength=num_classes).astype(np.int64)
         self._seed = seed
         self._class_keys: _U64 = np.random.default_rng(seed).integers(0, 2**64, num_classes, dtype=np.uint64)
@@ -58,6 +63,7 @@ class ClassPools:
         self._ends: Ints = 2 * self._lengths.cumsum()
         self._items = np.empty(2 * int(self._lengths.sum()), np.int32 if is_narrow else np.int64)
         order = labels.astype(np.min_scalar_type(num_classes), copy=False).argsort(kind="stable")
+        order = order if owners is None else owners[order]
         first = 0
         for size, passes, end in zip(self.sizes.tolist(), self._passes.tolist(), self._ends.tolist(), strict=True):
             self._items[end - passes * size : end] = np.tile(order[first : first + size], passes)

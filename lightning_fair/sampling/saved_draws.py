@@ -21,6 +21,7 @@ def check_sampler_state(
         "data": {name: same(name, value) for name, value in data.items()},
         **numbers,
         "drawn": counts(K),
+        "label_counts": counts(K),
         "controller": controller.check_state,
         "withdrawn": [draw_spec(K)],
     }
@@ -29,19 +30,25 @@ def check_sampler_state(
         same("batch size", batch_size)(state["batch_size"])
     draws = {f"controller.in_flight[{i}]": draw for i, draw in enumerate(state["controller"]["in_flight"])}
     draws |= {f"withdrawn[{i}]": draw for i, draw in enumerate(state["withdrawn"])}
-    if problem := _problem_of_draws(draws, state):
+    if problem := _problem_of_draws(draws, state, has_sets=controller.label_kind is not None):
         raise ValueError(describe_damage("sampler's", problem))
 
 
-def _problem_of_draws(draws: Mapping[str, Any], state: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with draws to be made again, given by their keys in their order."""
+def _problem_of_draws(draws: Mapping[str, Any], state: Mapping[str, Any], *, has_sets: bool) -> str | None:
+    """Return what is wrong with draws to be made again, given by their keys in their order.
+
+    If samples have several labels (``has_sets``), they are more than the places of the batch.
+    """
     end, size, drawn = state["controller"]["draws"], state["global_batch_size"], state["drawn"].cpu()
     for key, draw in reversed(list(draws.items())):
         number, of_batch, before = draw["draw_id"], draw["counts"].cpu(), draw["drawn_before"].cpu()
         if number >= end:
             return f"{key}.draw_id must be below {end}, the next one, got {number}"
-        if of_batch.sum() != size:
-            return f"{key}.counts must have the sum {size}, the global_batch_size, got {of_batch.sum()}"
+        if of_batch.sum() < size or (of_batch.sum() > size and not has_sets):
+            least = " at least" * has_sets
+            return f"{key}.counts must have{least} the sum {size}, the global_batch_size, got {of_batch.sum()}"
+        if has_sets:
+            of_batch = 0
         if before.shape != drawn.shape or (before + of_batch > drawn).any():
             return (
                 f"{key}.drawn_before plus its counts must be at most what was drawn after it, got {before.tolist()[:6]}"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from lightning_fair.common.checks import show
-from lightning_fair.common.label_values import is_missing, label_array
+from lightning_fair.common.label_columns import is_missing, label_column
 from lightning_fair.common.labels import class_names
 from lightning_fair.common.sample_labels import LABEL_KEYS, extract_labels
 
@@ -115,7 +115,7 @@ def _one_value(value: Any) -> Any:
     if getattr(value, "size", None) == 1 or (isinstance(value, torch.Tensor) and value.numel() == 1):
         return value.item()
     try:
-        return label_array([value]).tolist()[0]
+        return label_column([value]).tolist()[0]
     except ValueError as error:
         raise ValueError(
             f"{error} Let the source yield single samples and not batches; to choose one label, "

@@ -94,12 +94,12 @@ def test_target_moves_between_its_endpoints():
 def test_quantities_follow_the_target():
     target = moving_target()
     assert target.inverse_q.tolist() == [1.25, 5.0, 0.0]
-    assert target.log_q[2] == -np.inf
+    assert target.log_rest[2] == -np.inf
     assert target.floor.tolist() == [0.08, 0.04, 0.0]
     target.move_to(1.0)
     assert target.floor.tolist() == [0.04, 0.04, 0.05]
     np.testing.assert_allclose(target.inverse_q, [5.0, 1 / 0.3, 2.0])
-    np.testing.assert_allclose(target.log_q, np.log([0.2, 0.3, 0.5]))
+    np.testing.assert_allclose(target.log_rest, np.log([0.2, 0.3, 0.5]))
 
 
 def test_smallest_target_on_the_way():

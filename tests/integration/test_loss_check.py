@@ -865,6 +865,100 @@ def test_compiled_network(losses):
     assert len(warned_of(expected, module)) == 1
 
 
+# -- several labels a sample -----------------------------------------------------------------------------------
+
+BCE = F.binary_cross_entropy_with_logits
+POSITIVE = torch.tensor([9.0, 2.0, 1.0, 5.0])
+
+
+def label_sets(K=4):
+    """Labels of which each sample has some, the last one alone or all but the last."""
+    labels = torch.rand(BATCH, K, generator=torch.Generator().manual_seed(0)) < 0.4
+    labels[:, -1] = ~labels[:, :-1].any(1)
+    return labels
+
+
+def warned_of_sets(losses, words, num_classes=4, **settings):
+    """Look at a loss of scores and float label sets as the callback does."""
+    labels = label_sets()
+    z = torch.randn(BATCH, 4, requires_grad=True)
+    with warnings_about(words) as warned:
+        check = LossCheck(FairSampling(**settings).settings, Own(None))
+        check.look(losses(z, labels.float()).mean(), labels, num_classes)
+        check.end_epoch()
+    return warned
+
+
+def mix(y):
+    return 0.7 * y + 0.3 * roll(y)
+
+
+OF_SETS = {
+    "BCE": lambda z, y: BCE(z, y),
+    "BCE of probabilities": lambda z, y: F.binary_cross_entropy(z.sigmoid(), y),
+    "without the class none": lambda z, y: BCE(z[:, :3], y[:, :3]),
+    "smoothed": lambda z, y: BCE(z, 0.9 * y + 0.05),
+    "shared softmax": lambda z, y: F.cross_entropy(z, y / y.sum(1, keepdim=True)),
+    "distillation": lambda z, y: BCE(z, y) + BCE(z, torch.rand(BATCH, 4)),
+    "another head": lambda z, y: BCE(z, y) + BCE(z @ OTHER, roll(y)),
+    "another task": lambda z, y: BCE(z, y) + F.cross_entropy(z @ OTHER, torch.arange(BATCH) % 4, weight=W),
+    "another width": lambda z, y: BCE(z, y) + BCE(z[:, :2], mix(y[:, :2]), pos_weight=POSITIVE[:2]),
+    "weights of samples": lambda z, y: BCE(z, y, torch.rand(BATCH, 4)),
+    "equal weights": lambda z, y: BCE(z, y, torch.ones(4), pos_weight=torch.ones(4)),
+}
+
+
+@pytest.mark.parametrize("num_classes", [4, None])
+@pytest.mark.parametrize("losses", OF_SETS.values(), ids=OF_SETS)
+def test_losses_of_label_sets(losses, num_classes):
+    """The loss of several labels a sample is none of mixed samples, and has no class weights by itself."""
+    assert warned_of_sets(losses, "mixed samples", num_classes, reference="prior") == []
+    assert warned_of_sets(losses, "correct twice", num_classes) == []
+
+
+MIXED_SETS = {
+    "MixUp": lambda z, y: BCE(z, mix(y)),
+    "MixUp without the class none": lambda z, y: BCE(z[:, :3], mix(y[:, :3])),
+    "by hand": lambda z, y: 0.7 * BCE(z, y) + 0.3 * BCE(z, roll(y)),
+    "shared softmax": lambda z, y: F.cross_entropy(z, mix(y / y.sum(1, keepdim=True))),
+}
+
+
+@pytest.mark.parametrize("num_classes", [4, None])
+@pytest.mark.parametrize("losses", MIXED_SETS.values(), ids=MIXED_SETS)
+def test_mixed_label_sets_warn_once(losses, num_classes):
+    (warning,) = warned_of_sets(losses, "mixed samples", num_classes, reference="prior")
+    remedy = eval(f"dict({warning.split('FairSampling(')[1].split(')')[0]})")
+    assert warned_of_sets(losses, "mixed samples", num_classes, **{"reference": "prior", **remedy}) == []
+
+
+WEIGHTED_SETS = {
+    "weight": lambda z, y: BCE(z, y, W),
+    "weight of BCE of probabilities": lambda z, y: F.binary_cross_entropy(z.sigmoid(), y, W),
+    "pos_weight": lambda z, y: BCE(z, y, pos_weight=POSITIVE),
+    "pos_weight without the class none": lambda z, y: BCE(z[:, :3], y[:, :3], pos_weight=POSITIVE[:3]),
+    "pos_weight of smoothed labels": lambda z, y: BCE(z, 0.9 * y + 0.05, pos_weight=POSITIVE),
+}
+
+
+@pytest.mark.parametrize("num_classes", [4, None])
+@pytest.mark.parametrize("losses", WEIGHTED_SETS.values(), ids=WEIGHTED_SETS)
+def test_class_weights_of_label_sets_warn_once(losses, num_classes):
+    (warning,) = warned_of_sets(losses, "correct twice", num_classes)
+    assert "target_probs='prior'" in warning
+    assert warned_of_sets(losses, "correct twice", num_classes, target_probs="prior") == []
+
+
+@pytest.mark.parametrize("module", [torch.nn.MultiLabelSoftMarginLoss(W), torch.nn.BCELoss(W)])
+def test_modules_with_class_weights_of_label_sets(module):
+    plain = Plain()
+    plain.loss = module
+    with warnings_about("correct twice") as warned:
+        LossCheck(FairSampling().settings, plain)
+    assert len(warned) == 1
+    assert warned[0].startswith("loss has class weights")
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_no_wait_for_gpu():
     """A look does not make the host wait for the GPU."""
