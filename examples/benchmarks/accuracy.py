@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of `b
 
 import torch
 from benchmarks.systems import machine
-from benchmarks.trials import drift, groups, images, tabular
+from benchmarks.trials import drift, groups, images, labels, tabular
 from benchmarks.trials.figure import cannot_plot, plot
 from benchmarks.trials.results import Key, Results, Trial, to_markdown
 from tqdm import tqdm
@@ -53,7 +53,7 @@ def _images(data: str, title: str, methods: Sequence[str], *, seeds: int | range
         seeds=range(1, seeds + 1) if isinstance(seeds, int) else seeds,
         run=partial(images.run, data),
         rows=images.rows,
-        baseline="weighted_sampler",
+        baselines=("weighted_sampler",),
         compared=(images.BALANCED, images.WORST),
         minutes=minutes,
     )
@@ -61,7 +61,7 @@ def _images(data: str, title: str, methods: Sequence[str], *, seeds: int | range
 
 def _repeats(data: str, title: str, *, seeds: int, minutes: float) -> Trial:
     trial = _images(data, f"repeats: {title}", (*POWERS, SQRT), seeds=seeds, minutes=minutes)
-    return replace(trial, rows=images.repeat_rows, baseline=f"{images.POWER}0.5")
+    return replace(trial, rows=images.repeat_rows, baselines=(f"{images.POWER}0.5",))
 
 
 def _tabular(title: str, noise: float, methods: Sequence[str]) -> Trial:
@@ -71,9 +71,22 @@ def _tabular(title: str, noise: float, methods: Sequence[str]) -> Trial:
         seeds=range(1, 21),
         run=partial(tabular.run, noise=noise),
         rows=tabular.rows,
-        baseline="plain",
+        baselines=("plain",),
         compared=("average precision",),
         minutes=0.1,
+    )
+
+
+def _labels(epochs: int, methods: Sequence[str], minutes: float) -> Trial:
+    return Trial(
+        title=f"digits on canvases, several labels, ratio 100, {epochs} epochs",
+        methods=methods,
+        seeds=range(1, 6),
+        run=partial(labels.run, epochs=epochs),
+        rows=labels.rows,
+        baselines=(labels.PLAIN, labels.RAREST_LABEL),
+        compared=(labels.MEAN, labels.RAREST),
+        minutes=minutes,
     )
 
 
@@ -98,17 +111,19 @@ TRIALS: dict[str, Trial] = {
         seeds=range(1, 6),
         run=groups.run,
         rows=groups.rows,
-        baseline="group_dro_0.01",
+        baselines=("group_dro_0.01",),
         compared=(groups.WORST,),
         minutes=0.15,
     ),
+    "labels_10": _labels(10, tuple(labels.METHODS), minutes=0.15),
+    "labels_40": _labels(40, tuple(labels.METHODS)[:5], minutes=0.6),
     "drift": Trial(
         title="a stream of MNIST in twenty turns, each reverses the long tail",
         methods=tuple(drift.METHODS),
         seeds=range(1, 6),
         run=drift.run,
         rows=drift.rows,
-        baseline="plain",
+        baselines=("plain",),
         compared=("mean after turns",),
         minutes=0.3,
     ),

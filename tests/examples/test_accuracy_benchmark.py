@@ -91,7 +91,7 @@ def test_wrong_arguments(accuracy, capsys):
 
 def test_differences_are_paired(load):
     results = load("benchmarks.trials.results")
-    trial = results.Trial("", ("a", "b"), 3, None, None, baseline="a", compared=("x",), minutes=1.0)
+    trial = results.Trial("", ("a", "b"), 3, None, None, baselines=("a",), compared=("x",), minutes=1.0)
     table = {
         "a": {1: {"x": 0.1, "y": 1.0}, 2: {"x": 0.5, "y": 1.0}, 3: {"x": 0.9, "y": 1.0}},
         "b": {1: {"x": 0.2, "y": 0.0}, 2: {"x": 0.7, "y": 0.0}, 3: {"x": 0.9, "y": 0.0}},

@@ -36,26 +36,20 @@ def make_data(seed: int) -> tuple[TensorDataset, TensorDataset]:
     rng = np.random.default_rng(seed)
     images, digits = load_digits(return_X_y=True)
     images = images.reshape(-1, DIGIT, DIGIT) / 16
-    order = rng.permutation(len(digits))
-    digit_of = rng.permutation(LABELS)
-    of_label = [order[digits[order] == digit_of[k]] for k in range(LABELS)]
+    of_label = [images[rng.permutation((digits == digit).nonzero()[0])] for digit in rng.permutation(LABELS)]
     cuts = [int(TEST_IMAGES * len(part)) for part in of_label]
-    parts = [part[cut:] for part, cut in zip(of_label, cuts, strict=True)], [
-        part[:cut] for part, cut in zip(of_label, cuts, strict=True)
-    ]
-    return tuple(
-        _pictures(labels, [images[i] for i in part], rng)
-        for labels, part in zip((train_labels(rng), test_labels(rng)), parts, strict=True)
-    )
+    train = [part[cut:] for part, cut in zip(of_label, cuts, strict=True)]
+    test = [part[:cut] for part, cut in zip(of_label, cuts, strict=True)]
+    return _pictures(train_labels(rng), train, rng), _pictures(even_labels(rng), test, rng)
 
 
 def _pictures(labels: Bools, images: list[Floats], rng: np.random.Generator) -> TensorDataset:
-    """Paste an image of each label of a picture at random places."""
+    """Paste one of the images of each label of a picture, at random places."""
     canvases = rng.normal(0.0, NOISE, (len(labels), SIDE, SIDE))
     for canvas, row in zip(canvases, labels, strict=True):
-        chosen = row.nonzero()[0]
+        (chosen,) = row.nonzero()
         for label, (top, left) in zip(chosen, _places(len(chosen), rng), strict=True):
-            canvas[top : top + DIGIT, left : left + DIGIT] += images[label][rng.integers(len(images[label]))]
+            canvas[top : top + DIGIT, left : left + DIGIT] += rng.choice(images[label])
     values = labels @ np.arange(LABELS) + rng.normal(size=len(labels))
     values = (values - values.mean()) / values.std()
     arrays = canvases[:, None], labels, values
@@ -107,7 +101,7 @@ def _fill(size: int, least: int, counts: Ints, rng: np.random.Generator) -> Bool
     return has_label
 
 
-def test_labels(rng: np.random.Generator) -> Bools:
+def even_labels(rng: np.random.Generator) -> Bools:
     """Return which labels the test pictures have, two or three of all, each as likely; the empty ones are the last."""
     sizes = rng.integers(2, 4, size=PICTURES)
     sizes[-EMPTY:] = 0
@@ -119,35 +113,34 @@ def with_none(labels: Bools) -> Bools:
     return np.concatenate([labels, ~labels.any(axis=1, keepdims=True)], axis=1)
 
 
-def reachable_shares(labels: Bools, target: Floats, max_weight: float, tolerance: float = 0.1) -> Floats:
-    """Return the shares that labels can have of a draw, relative to their target: the nearest to 1.
+def reachable_shares(labels: Bools, target: Floats, tolerance: float = 0.1, least: float = 0.05) -> Floats:
+    """Return shares of the labels that draws can bring, relative to their target, and as near to 1 as they can be.
 
-    A draw picks a label ``k`` with ``p[k] >= target[k] / max_weight``, and a picture with that label, whose other labels
-    come with it. Of all ``p``, that with the least sum of what the relative shares differ from 1 beyond ``tolerance``.
+    A draw picks a label ``k`` with probability ``p[k] >= least * target[k]``, and a picture that has it, whose other
+    labels come along. Of all ``p`` this takes the one whose relative shares are least beyond ``tolerance``, in sum.
 
     Args:
         labels: Labels of the pictures, each with one at least, shape ``(N, K)``.
         target: Shares of the labels, shape ``(K,)``.
-        max_weight: Bound of the weights.
-        tolerance: Difference that does not count.
+        tolerance: Difference from 1 that does not count.
+        least: Part of its target with which each label is drawn for itself.
 
     Example:
         >>> labels = np.array([[True, False], [True, True]])
-        >>> reachable_shares(labels, np.array([0.5, 0.5]), 10.0, 0.0).round(3)
-        array([1.013, 0.987])
+        >>> reachable_shares(labels, np.array([0.5, 0.5]), tolerance=0.0).round(3)  # label 1 comes with 0
+        array([1.006, 0.994])
     """
     K = len(target)
     together = labels.T.astype(np.float64) @ labels
     comes = (together / together.diagonal()[:, None]).T / target[:, None]  # relative share of a label if k is drawn
     beyond, zero = np.eye(K), np.zeros((K, K))
-    # Scaled so that the shares add up to 1: the places of a batch then hold less than one picture.
-    floor = target[:, None] / max_weight - np.eye(K)
+    floor = least * target[:, None] - np.eye(K)
     result = linprog(
         np.repeat([0.0, 1.0], K),
         np.block([[comes, -beyond], [-comes, -beyond], [floor, zero]]),
         np.concatenate([np.full(K, 1 + tolerance), np.full(K, tolerance - 1), np.zeros(K)]),
         np.concatenate([target @ comes, np.zeros(K)])[None],
-        [1.0],
+        [1.0],  # the shares add up to 1, so that `x` is `p` divided by the labels of a picture
     )
     shares: Floats = comes @ result.x[:K]
     return shares

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +22,20 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from lightning_fair import FairSampling, ImportanceWeightedMixin
 
-BATCH, EPOCHS, LR = 64, 10, 5e-3
-RARE = 3  # labels: a third
-MEAN, RAREST = "average precision", "the three rarest"
-RAREST_LABEL = "rarest_label"  # a `WeightedRandomSampler` with 1 / the count of each picture's rarest label
-METHODS: dict[str, Mapping[str, Any]] = {  # arguments of `FairSampling`
+BATCH, LR = 64, 5e-3
+THIRD = 3  # labels
+WITHIN = 0.1  # a share is that of the target up to this part of it
+MEAN, RAREST = "average precision", "of the three rarest"
+PLAIN, RAREST_LABEL = "plain", "rarest_label"
+METHODS: dict[str, dict[str, Any] | None] = {  # arguments of `FairSampling`; None: without it
+    PLAIN: None,
+    RAREST_LABEL: None,  # a `WeightedRandomSampler` with 1 / the count of each picture's rarest label
     "balanced": {},
     "sqrt": {"target_probs": "sqrt"},
     "auto": {"target_probs": "auto"},
     "unweighted": {"correction": "none"},
-    "max_weight_1": {"max_weight": 1.0},
-    "prior_weights": {"reference": "prior"},
+    "prior_weights": {"reference": "prior", "max_weight": 50.0},  # with 10 some weights are clipped
+    "sqrt_prior_weights": {"target_probs": "sqrt", "reference": "prior"},
 }
 
 
@@ -42,7 +44,7 @@ class Labeler(ImportanceWeightedMixin, L.LightningModule):
 
     Attributes:
         counts: Pictures of each label, and of none, in all training batches.
-        means: Mean of weight times fixed value, and of the value, in each training batch.
+        means: Mean of weight times fixed value in each training batch.
     """
 
     fair_sampling = False  # no plugin unless the Trainer has it
@@ -62,7 +64,7 @@ class Labeler(ImportanceWeightedMixin, L.LightningModule):
         )
         self.steps = steps
         self.counts = torch.zeros(LABELS + 1)
-        self.means: list[tuple[float, float]] = []
+        self.means: list[float] = []
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
         """Return the loss, weighted by the plugin, if there is one."""
@@ -71,8 +73,7 @@ class Labeler(ImportanceWeightedMixin, L.LightningModule):
         loss = self.weighted_loss(losses.mean(dim=1))
         self.counts += torch.cat([y, 1 - y.amax(dim=1, keepdim=True)], dim=1).sum(dim=0)
         (slopes,) = torch.autograd.grad(loss, losses, retain_graph=True)
-        weights = slopes.sum(dim=1) * len(x)
-        self.means.append((float((weights * values).mean()), float(values.mean())))
+        self.means.append(float((slopes.sum(dim=1) * values).sum()))  # the slopes are weights / number of losses
         return loss
 
     def configure_optimizers(self) -> Any:
@@ -82,38 +83,65 @@ class Labeler(ImportanceWeightedMixin, L.LightningModule):
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
 
-def run(method: str, seed: int, root: Path) -> dict[str, Any]:  # noqa: ARG001
+def run(method: str, seed: int, root: Path, *, epochs: int) -> dict[str, Any]:  # noqa: ARG001
     """Train and test once; nothing is read from ``root``.
 
     Returns:
-        ``"precision"``, the average precision of each label in the test; ``"shares"``, the labels' shares of the
-        training batches; ``"value"``, the mean of weight times fixed value, and ``"value_error"``, its standard error.
-        With the plugin also ``"target"``, and ``"reachable"``, the shares nearest to it relative to it.
+        ``precision``, the average precision of each label in the test; ``trained``, the labels' shares of the training
+        batches, ``reachable``, shares that draws can bring, and with the plugin ``nearest``, the shares that it steers
+        to, all three relative to the target; ``value``, the mean of weight times fixed value, and ``value_error``, its
+        standard error from the means of the batches.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers|.*treespec.*deprecated")
     train, test = make_data(seed)
     L.seed_everything(seed, verbose=False)
     loader = train_loader(method, train)
-    model = Labeler(EPOCHS * len(loader))
-    fair = FairSampling(labels=1, **METHODS[method]) if method in METHODS else None
+    model = Labeler(epochs * len(loader))
+    settings = METHODS[method]
+    fair = None if settings is None else FairSampling(labels=1, **settings)
     trainer = L.Trainer(
         accelerator="cpu",
-        max_epochs=EPOCHS,
+        max_epochs=epochs,
         callbacks=[fair] if fair else [],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(model, loader)
-    means = np.array(model.means)[:, 0]
-    return {
+    with warnings.catch_warnings():
+        # Lightning's advice; and the plugin's, that labels come together and that rare pictures are repeated.
+        warnings.simplefilter("ignore")
+        trainer.fit(model, loader)
+    target = np.full(LABELS + 1, 1 / (LABELS + 1))
+    numbers: dict[str, Any] = {}
+    if fair is not None and fair.controller is not None:
+        target = fair.controller.state_dict()["target"]["start"].numpy()
+        numbers["nearest"] = (fair.controller.q / target).tolist()
+    labels = with_none(train.tensors[1].numpy() > 0)
+    return numbers | {
         "precision": precision(model.net.eval(), test).tolist(),
-        "shares": (model.counts / model.counts.sum()).tolist(),
-        "value": float(means.mean()),
-        "value_error": float(means.std(ddof=1) / np.sqrt(len(means))),
+        "trained": (model.counts.numpy() / model.counts.sum().item() / target).tolist(),
+        "reachable": reachable_shares(labels, target, WITHIN).tolist(),
+        "value": float(np.mean(model.means)),
+        "value_error": float(np.std(model.means, ddof=1) / np.sqrt(len(model.means))),
     }
+
+
+def rows(method: str, numbers: dict[str, Any]) -> dict[str, dict[str, float]]:  # noqa: ARG001
+    """Return the metrics of a run for the table."""
+    scores, trained = np.array(numbers["precision"]), np.array(numbers["trained"])
+    can_be, are = (np.abs(np.array(shares) - 1) <= WITHIN + 1e-4 for shares in (numbers["reachable"], trained))
+    nearest = np.array(numbers.get("nearest", np.full(LABELS + 1, np.nan)))
+    metrics = {
+        MEAN: scores.mean(),
+        RAREST: scores[-THIRD:].mean(),
+        "of the three most frequent": scores[:THIRD].mean(),
+        "labels that can be within 10 %": can_be.sum(),
+        "labels that are": are.sum(),
+        "farthest from what it steers to": np.abs(trained / nearest - 1).max(),
+        "mean of the values": numbers["value"],
+    }
+    return {"": {name: float(value) for name, value in metrics.items()}}
 
 
 def train_loader(method: str, train: TensorDataset) -> DataLoader[Any]:

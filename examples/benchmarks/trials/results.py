@@ -31,7 +31,7 @@ class Trial:
         seeds: The seeds.
         run: Trains with a method, a seed and the folder of the data.
         rows: Metrics of a run, by what is added to the name of its method in the table.
-        baseline: Method that the others are compared with, seed by seed.
+        baselines: Methods that the others are compared with, seed by seed.
         compared: Metrics that are compared.
         minutes: Minutes of a run on one core.
     """
@@ -41,7 +41,7 @@ class Trial:
     seeds: Sequence[int]
     run: Callable[[str, int, Path], Numbers]
     rows: Callable[[str, Numbers], dict[str, Metrics]]
-    baseline: str
+    baselines: Sequence[str]
     compared: Sequence[str]
     minutes: float
 
@@ -94,13 +94,13 @@ def _rounded(value: Any) -> Any:
 
 
 def to_markdown(table: Table, trial: Trial) -> str:
-    """Return the Markdown table, a row for each method, with the differences from the baseline."""
+    """Return the Markdown table, a row for each method, with the differences from the baselines."""
     metrics = [run for runs in table.values() for run in runs.values()]
     names = [name for name in metrics[0] if not all(np.isnan(run[name]) for run in metrics)]
     seeds = sorted(set().union(*table.values()))
     header = [f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"]
     for name in names:
-        header += [name, f"against `{trial.baseline}`"] if name in trial.compared else [name]
+        header += [name, *(f"against `{baseline}`" for baseline in trial.baselines if name in trial.compared)]
     lines = []
     for row, runs in table.items():
         method, plus, rest = row.partition(" ")
@@ -109,8 +109,8 @@ def to_markdown(table: Table, trial: Trial) -> str:
         for name in names:
             values = [run[name] for run in runs.values()]
             cells.append("" if np.isnan(values).any() else mean_std(values))
-            if name in trial.compared:
-                cells.append(_against(runs, table.get(trial.baseline, {}), name) if row != trial.baseline else "")
+            for baseline in trial.baselines if name in trial.compared else ():
+                cells.append(_against(runs, table.get(baseline, {}), name) if row != baseline else "")
         lines.append(cells)
     return markdown(header, lines)
 
