@@ -116,7 +116,7 @@ TRIALS: dict[str, Trial] = {
         minutes=0.15,
     ),
     "labels_10": _labels(10, tuple(labels.METHODS), minutes=0.15),
-    "labels_40": _labels(40, tuple(labels.METHODS)[:5], minutes=0.6),
+    "labels_30": _labels(30, tuple(labels.METHODS)[:4], minutes=0.5),
     "drift": Trial(
         title="a stream of MNIST in twenty turns, each reverses the long tail",
         methods=tuple(drift.METHODS),

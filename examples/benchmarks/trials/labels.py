@@ -34,7 +34,7 @@ METHODS: dict[str, dict[str, Any] | None] = {  # arguments of `FairSampling`; No
     "sqrt": {"target_probs": "sqrt"},
     "auto": {"target_probs": "auto"},
     "unweighted": {"correction": "none"},
-    "prior_weights": {"reference": "prior", "max_weight": 50.0},  # with 10 some weights are clipped
+    "prior_weights": {"reference": "prior", "max_weight": 200.0},  # with 10 some weights are clipped
     "sqrt_prior_weights": {"target_probs": "sqrt", "reference": "prior"},
 }
 
