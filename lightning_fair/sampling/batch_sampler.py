@@ -18,7 +18,7 @@ from lightning_fair.common.arrays import Floats, Ints, to_arrays
 from lightning_fair.common.checks import check, check_type
 from lightning_fair.common.class_counts import ClassCounts
 from lightning_fair.common.distributed import check_ranks
-from lightning_fair.common.label_sets import LabelSets, check_label_sets, labels_checksum
+from lightning_fair.common.label_sets import LabelSets, check_label_sets, label_rows, labels_checksum
 from lightning_fair.common.label_values import check_labels
 from lightning_fair.common.labels import to_class_labels
 from lightning_fair.common.saved_states import check_version
@@ -180,6 +180,31 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         """Mean number of uses of a sample of each class, without those in flight, shape ``(K,)``; NaN if empty."""
         sizes = self.class_counts
         return np.asarray(np.divide(self.trained, sizes, out=np.full(sizes.size, np.nan), where=sizes > 0))
+
+    def sample_weights(self, labels: Any) -> torch.Tensor:
+        """Return the weights of the current batch, whose samples have several labels, float32, shape ``(batch,)``.
+
+        The current batch is the oldest that was not reported. A loss that is their product with the losses, on average,
+        stands for the controller's reference, see :class:`~lightning_fair.control.label_draws.SampleWeights`.
+
+        Args:
+            labels: Whether each sample has each label, zeros and ones, shape ``(batch, K)``, or without the last class
+                if that is the one of samples without a label.
+
+        Raises:
+            RuntimeError: If samples have one label each, which :func:`~lightning_fair.importance_weights` is for, or no
+                batch is in flight.
+            ValueError: If the labels are no such rows.
+        """
+        draw, kind = self.controller.oldest, self.controller.label_kind
+        if self._sample_weights is None or kind is None or draw is None:
+            reason = "no batch was drawn that is not reported yet"
+            if kind is None:
+                reason = "the samples have one label each: use importance_weights"
+            raise RuntimeError(f"sample_weights has no weights, because {reason}.")
+        sets = LabelSets.from_matrix(label_rows(labels, kind))
+        weights = self._sample_weights.weigh(sets, draw.probs, draw.reference)
+        return torch.from_numpy(np.minimum(weights, self.controller.max_weight)).float()
 
     def weights_at(self, probs: Floats) -> Floats | None:
         """Return the weight of each sample in draws with this class mix; None unless samples have several labels."""
