@@ -108,8 +108,8 @@ LABEL_VALUES = (
     [1.5, 0],
     [-1, 0],
     [1j, 0],
-    [[0, 1], [1, 1]],
-    [[0], [1, 2]],
+    [[0, 1], [1, 2]],
+    [[0], [-1, 2]],
     META,
 )
 TEXT = (3, 1.5, 1j, True, [], {}, b"x", object, np.ones(2))
@@ -601,6 +601,7 @@ GOOD = {
     "schedules.Join": {"boundaries": ((5, 9), np.array([5, 9]), torch.tensor([5, 9]), [0, np.int64(9)])},
     "FairRotation": {"n": WHOLE, "seed": (*WHOLE, None)},
     "find_labels": {"num_classes": WHOLE, "labels": (1, lambda data: data.tensors[1], ["a", "b", "b", "c"])},
+    "number_labels": {"values": ([[0, 1], [1, 1]], [[0], [1, 2]], [{"a"}, set()], torch.ones(2, 3).to_sparse())},
 }
 
 

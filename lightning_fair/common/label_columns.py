@@ -124,7 +124,7 @@ def _rows_of(array: NDArray[Any]) -> Column:
 
 def _list_to_array(values: Sequence[Any]) -> Column:
     first = values[0] if len(values) else None
-    if isinstance(first, (list, set, frozenset)) and any(isinstance(value, (set, frozenset)) for value in values):
+    if not isinstance(first, (str, bytes, int, float)) and any(isinstance(row, (set, frozenset)) for row in values):
         return list_column(values)
     if isinstance(first, tuple):
         values = [_plain(value) for value in values]

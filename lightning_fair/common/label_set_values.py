@@ -57,7 +57,8 @@ def take_samples(column: Column, indices: Any) -> Column:
     """Return the labels of these samples, in their order."""
     indices = np.asarray(indices, dtype=np.int64)
     if not isinstance(column, SetColumn):
-        return column[indices]
+        part: NDArray[Any] = column[indices]
+        return part
     lengths, ends = column.lengths[indices], np.cumsum(column.lengths)
     shift = (ends - column.lengths)[indices] - (np.cumsum(lengths) - lengths)
     values = column.values[np.arange(lengths.sum()) + shift.repeat(lengths)]
@@ -92,7 +93,7 @@ def join_columns(parts: Sequence[Column]) -> Column:
     )
 
 
-def same_labels(first: Column, second: Column) -> bool:
+def same_columns(first: Column, second: Column) -> bool:
     """Return whether samples have the same labels, in the same order."""
     columns = [(c.lengths, c.values) if isinstance(c, SetColumn) else (np.ones(len(c)), c) for c in (first, second)]
     return all(np.array_equal(*pair) for pair in zip(*columns, strict=True))
@@ -136,7 +137,7 @@ def sparse_column(values: Any) -> Column | None:
     if isinstance(values, Tensor):
         if values.layout is torch.strided:
             return None
-        coordinates = values.detach().cpu().to_sparse_coo().coalesce()
+        coordinates = values.detach().cpu().to_sparse(layout=torch.sparse_coo).coalesce()
         data, places = np.asarray(to_numpy(coordinates.values())), coordinates.indices().numpy()
     elif hasattr(values, "nnz") and hasattr(values, "tocsr") and len(values.shape) == 2:
         by_row = values.tocsr(copy=True)
@@ -153,7 +154,8 @@ def sparse_column(values: Any) -> Column | None:
     if wrong.any():
         labels = "labels.to_dense()" if isinstance(values, Tensor) else "labels"
         remedy = f"If that means unknown, pass labels=({labels} == 1), which takes it for 0"
-        raise _wrong_value("labels must be zeros and ones", data[wrong][0], *places[:, wrong][:, 0].tolist(), remedy)
+        row, column = places[:, wrong][:, 0].tolist()
+        raise _wrong_value("labels must be zeros and ones", data[wrong][0], row, column, remedy)
     lengths = np.bincount(rows, minlength=size)
     if num_columns == 1:
         return lengths

@@ -111,12 +111,6 @@ class LabelSets:
         both: Ints = upper + np.triu(upper, 1).T
         return both
 
-    def complete_names(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Return the names of the classes, with one for samples without a label if only this class has none."""
-        if not self.has_unlabeled or len(names) != self.num_classes - 1:
-            return tuple(names)
-        return (*names, f"({UNLABELED})" if UNLABELED in names else UNLABELED)
-
     def take(self, indices: Any) -> LabelSets:
         """Return the sets of these samples, in their order; a sample can come several times."""
         indices = np.asarray(indices, dtype=np.int64)

@@ -114,13 +114,15 @@ def _one_value(value: Any) -> Any:
     """Return the only value of an array, or the column of a one-hot row."""
     if getattr(value, "size", None) == 1 or (isinstance(value, torch.Tensor) and value.numel() == 1):
         return value.item()
-    try:
-        return label_column([value]).tolist()[0]
-    except ValueError as error:
-        raise ValueError(
-            f"{error} Let the source yield single samples and not batches; to choose one label, "
-            f"{_REMEDY[0].lower()}{_REMEDY[1:]}."
-        ) from None
+    with suppress(ValueError):
+        column = label_column([value])
+        if isinstance(column, np.ndarray):
+            return column.tolist()[0]
+    raise ValueError(
+        f"labels must be one class per sample, got {show(value)} in the stream, which is not one-hot. Several labels a "
+        "sample need a data set whose samples are drawn by index. Let the source yield single samples and not batches; "
+        f"to choose one label, {_REMEDY[0].lower()}{_REMEDY[1:]}."
+    )
 
 
 def _keys(sample: Any) -> str:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_fair.common.label_columns import has_repeats, label_column
-from lightning_fair.common.label_set_values import SetColumn, is_constant, join_columns, same_labels, take_samples
+from lightning_fair.common.label_set_values import SetColumn, is_constant, join_columns, same_columns, take_samples
 from lightning_fair.common.label_sets import LabelSets
 from lightning_fair.common.label_values import number_labels
 
@@ -260,8 +260,8 @@ def test_columns(values):
     assert sets(number_labels(part)) == [expected[i] for i in (3, 0, 1, 2)]
     both = join_columns([part, column])
     assert sets(number_labels(both)) == [expected[i] for i in (3, 0, 1, 2, 0, 1, 2, 3)]
-    assert same_labels(take_samples(both, range(4, 8)), column)
-    assert not same_labels(part, column)
+    assert same_columns(take_samples(both, range(4, 8)), column)
+    assert not same_columns(part, column)
     assert has_repeats(both)
 
 
@@ -269,7 +269,7 @@ def test_parts_of_several_kinds():
     """Single labels beside several are labels, too; matrices must have as many columns as each other."""
     single, column = label_column([2, 0]), label_column(MATRIX)
     assert sets(number_labels(join_columns([single, column]))) == [[2], [0], *SETS]
-    assert same_labels(single, take_samples(join_columns([column, single]), [4, 5]))
+    assert same_columns(single, take_samples(join_columns([column, single]), [4, 5]))
     with pytest.raises(ValueError, match=r"must lie in \[0, 3\), got 5"):
         number_labels(join_columns([label_column([5, 0]), column]))
     with pytest.raises(ValueError, match=r"columns\. Pass labels=<a matrix"):

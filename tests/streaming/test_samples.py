@@ -30,12 +30,12 @@ def test_slices_are_copied(kind):
         (
             (0, torch.tensor([1, 2])),
             ValueError,
-            "not one-hot. Several labels per sample are not supported.*not batches; to choose one",
+            "not one-hot. Several labels a sample need a data set.*not batches; to choose one",
         ),
         (
             (0, ["cat", "dog"]),
             ValueError,
-            "not one-hot. Several labels per sample are not supported.*not batches; to choose one",
+            "not one-hot. Several labels a sample need a data set.*not batches; to choose one",
         ),
         ("text", TypeError, r"got a str without it\. Pass FairStream\(label_fn"),
         ({"cls": 1}, TypeError, r"got a dict without it \(keys 'cls'\)\. Pass FairStream\(label_fn"),
