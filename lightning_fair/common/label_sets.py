@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lightning_fair.common.arrays import Floats, Ints, array_checksum, to_numpy
 from lightning_fair.common.checks import check_type
 
+_MAX_CLASSES = 10_000
 UNLABELED = "none"  # name of the class of the samples without a label
 
 
@@ -99,14 +100,23 @@ class LabelSets:
         return np.bincount(self.classes, minlength=self.num_classes).astype(np.int64)
 
     def cooccurrence(self) -> Ints:
-        """Return the number of samples that have both of two classes, int64, shape ``(K, K)``, symmetric."""
+        """Return the number of samples that have both of two classes, int64, shape ``(K, K)``, symmetric.
+
+        Raises:
+            ValueError: If there are more than 10,000 classes, for which this takes 800 MB.
+        """
         K = self.num_classes
+        if K > _MAX_CLASSES:
+            raise ValueError(
+                f"Several labels a sample: at most {_MAX_CLASSES} classes, got {K}. Leave out labels that are rare, or "
+                "that need not be balanced."
+            )
         together: Ints = np.zeros(K * K, np.int64)
         for step in range(int(self.lengths.max(initial=1))):  # each label with that `step` places further on
             first = np.arange(self.classes.size - step)
             same = self.samples[first] == self.samples[first + step]
             pairs = self.classes[first[same]].astype(np.int64) * K + self.classes[first[same] + step]
-            together += np.bincount(pairs, minlength=K * K)
+            np.add.at(together, pairs, 1)
         upper = together.reshape(K, K)
         both: Ints = upper + np.triu(upper, 1).T
         return both

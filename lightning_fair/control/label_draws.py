@@ -18,7 +18,8 @@ from lightning_fair.control.law import reciprocal
 # Each label is drawn for itself with at least this fraction of its target, so that its samples are reached even if it
 # comes along with others often enough.
 _OWN_DRAWS = 0.05
-_TOLERANCE, _MAX_STEPS = 1e-6, 20_000
+# A step takes about a nanosecond for each pair of labels, and for some targets the last steps hardly change anything.
+_TOLERANCE, _MAX_WORK, _MAX_STEPS = 1e-6, 4_000_000_000, 20_000
 
 
 class RestingDraw:
@@ -54,7 +55,7 @@ class RestingDraw:
         size = component.sum(axis=1)
         component /= size[:, None]
         share = target * size / (target @ size)
-        for _ in range(_MAX_STEPS):
+        for _ in range(min(_MAX_WORK // n.size**2, _MAX_STEPS)):
             step = component[:, wanted] @ (target[wanted] / (share @ component)[wanted])
             if step[wanted].max() < 1.0 + _TOLERANCE:  # the relative entropy is at most so much above the smallest
                 break

@@ -55,7 +55,7 @@ class MovingTarget:
         exponent: That of an :class:`AutoTarget`; None for every other target.
         q: Current target, read-only, shape ``(K,)``; ``inverse_q`` is its reciprocal.
         rest: Class mix of draws that bring ``q``, read-only, shape ``(K,)``; ``log_rest`` is its logarithm.
-        smallest: Smallest nonzero target of a class at present.
+        smallest: Smallest target of a class that is drawn, at present.
         floor: Smallest probability of each class, shape ``(K,)``.
     """
 
@@ -115,7 +115,7 @@ class MovingTarget:
     @property
     def smallest_range(self) -> tuple[float, float]:
         """Least and largest value of ``smallest`` on the way from the start to the end."""
-        values = [_smallest(self.mix_at(progress)) for progress in _PATH]
+        values = [_smallest(self.mix_at(progress), self.rest_at(progress)) for progress in _PATH]
         return min(values), max(values)
 
     def mix_at(self, progress: float) -> Floats:
@@ -162,7 +162,8 @@ class MovingTarget:
         self.progress, self.q, self.rest = progress, self.mix_at(progress), self.rest_at(progress)
         self.q.setflags(write=False)
         self.rest.setflags(write=False)
-        self.inverse_q, self.smallest = reciprocal(self.q), _smallest(self.q)
+        # A label with target 0 can come along with others.
+        self.inverse_q, self.smallest = reciprocal(self.q) * (self.rest > 0), _smallest(self.q, self.rest)
         with np.errstate(divide="ignore"):
             self.log_rest: Floats = np.log(self.rest)
         self.floor: Floats = mixture_floor(self.rest, self.max_weight, self.min_prob)
@@ -219,8 +220,8 @@ def check_min_prob(min_prob: float, num_classes: int) -> float:
     return check_number("min_prob", min_prob, f"[0, {1.0 / num_classes})", f" (1/K for {num_classes} classes)")
 
 
-def _smallest(mix: Floats) -> float:
-    return float(mix[mix > 0].min())
+def _smallest(mix: Floats, rest: Floats) -> float:
+    return float(mix[rest > 0].min())
 
 
 def describe_mixes(start: Floats, end: Floats) -> str:

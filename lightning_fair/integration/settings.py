@@ -221,7 +221,8 @@ class FairSettings:
             names = ()  # of other classes, before a target_transform or of the data set itself
         num_classes = self._known_num_classes or max(num_present, len(names))
         counts = np.bincount(labels.numbers, minlength=num_classes) if sets is None else sets.counts
-        if previous is not None and (sets is not None or not self._fits(previous.class_counts, counts)):
+        has_other_pairs = previous is not None and sets is not None and not _have_same_pairs(previous.labels, sets)
+        if previous is not None and (has_other_pairs or not self._fits(previous.class_counts, counts)):
             previous = None
         if previous is None:
             size = batch_size * options.get("world_size", 1)
@@ -337,6 +338,11 @@ class FairSettings:
         if horizon is not None:  # else the default, and with it the largest stable alpha, depend on the batch size
             lambda2 = self.lambda2 if self.feedback_to == "draw" else 0.0
             law.check_gain(max(alpha.extremes), self.lambda1, lambda2, horizon, min_target)
+
+
+def _have_same_pairs(old: Any, new: LabelSets) -> bool:
+    """Return whether the same labels come together, so that the same draws bring a target."""
+    return isinstance(old, LabelSets) and np.array_equal(old.cooccurrence(), new.cooccurrence())
 
 
 def _check_mix(name: str, mix: Any, *words: str) -> None:
