@@ -124,7 +124,7 @@ class LabelSets:
     def take(self, indices: Any) -> LabelSets:
         """Return the sets of these samples, in their order; a sample can come several times."""
         indices = np.asarray(indices, dtype=np.int64)
-        lengths = self.lengths[indices]
+        lengths = self.offsets[indices + 1] - self.offsets[indices]
         offsets = np.zeros(indices.size + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
         places = np.arange(offsets[-1]) + (self.offsets[indices] - offsets[:-1]).repeat(lengths)
