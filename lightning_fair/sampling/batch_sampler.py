@@ -170,8 +170,8 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         """
         if not isinstance(self.labels, LabelSets):
             return float(np.minimum(self.trained, self.class_counts).sum() / self.labels.size)
-        waiting = sum(draw.probs for draw in (*self._withdrawn, *self.controller.in_flight))
-        places = self._drawn - self.global_batch_size * waiting
+        waiting, K = (*self._withdrawn, *self.controller.in_flight), self.controller.num_classes
+        places = self._drawn - sum(self._draw_counts(x.draw_id, x.probs)[0].to_dense(K) for x in waiting)
         left = np.clip(1.0 - places / np.maximum(self.class_counts, 1), 1e-300, 1.0)
         return float(1.0 - np.exp(self.labels.sums(np.log(left))).mean())
 
