@@ -17,7 +17,7 @@ from lightning_fair.common.label_values import check_labels
 from lightning_fair.control import law
 from lightning_fair.control.controller_state import ControllerState
 from lightning_fair.control.draw import Draw, Report
-from lightning_fair.control.label_draws import label_prior
+from lightning_fair.control.label_draws import label_prior, reached_classes
 from lightning_fair.control.objective import Feedback, FeedbackTo, Objective, validation_scores
 from lightning_fair.control.reports import ReportQueue
 from lightning_fair.control.target import MovingTarget, Target
@@ -153,7 +153,12 @@ class FeedbackController(ControllerState):
             gain=feedback_gain,
             lambda2=self.lambda2,
         )
-        self.objective.check(self._target, class_counts)
+        drawn = (self._target.start > 0) & (self._target.end > 0)
+        if label_sets is not None:
+            drawn = reached_classes(label_sets, drawn)
+        elif class_counts is not None:  # classes without samples are the sampler's to skip
+            drawn |= class_counts == 0
+        self.objective.check(drawn, of_sets=label_sets is not None)
         if shown := self._target.describe_unreachable(names):
             warnings.warn(
                 f"No draws bring the target, because labels come together; the nearest mix of labels has {shown}. "

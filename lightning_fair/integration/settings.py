@@ -115,8 +115,8 @@ class FairSettings:
         is_many = hasattr(labels, "__len__") and not isinstance(labels, (str, bytes, Mapping, Set))
         if not (is_one or is_many or labels is None or callable(labels)):
             raise (ValueError if isinstance(labels, str) else TypeError)(
-                "labels must be one class per sample or several, 'scan', a name, a position, a function of the data set or "
-                f"None, got {show(labels)}."
+                "labels must be one class per sample or several, 'scan', a name, a position, a function of the data "
+                f"set or None, got {show(labels)}."
             )
         if isinstance(key, bool) or not isinstance(key, (str, Integral, NoneType)):
             raise TypeError(f"dataloader must be the key or the position of a training loader, got {show(key)}.")
