@@ -121,5 +121,5 @@ def label_prior(labels: LabelSets) -> Floats:
 def reached_classes(labels: LabelSets, drawn: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return whether each sample of a class has a class that is ``drawn``, shape ``(K,)``; true without samples."""
     is_lacking = (labels.sums(drawn.astype(np.float64)) == 0).repeat(labels.lengths)
-    num_lacking: Ints = np.bincount(labels.classes[is_lacking], minlength=labels.num_classes)
-    return num_lacking == 0
+    reached: NDArray[np.bool_] = np.bincount(labels.classes[is_lacking], minlength=labels.num_classes) == 0
+    return reached
