@@ -156,6 +156,12 @@ def name_unlabeled(names: Sequence[str]) -> tuple[str, ...]:
     return (*names, f"({UNLABELED})" if UNLABELED in names else UNLABELED)
 
 
+def complete_names(names: Sequence[str], labels: LabelSets | None) -> Sequence[str]:
+    """Return names that may lack that of samples without a label, with that name."""
+    lacks_last = labels is not None and labels.has_unlabeled and len(names) == labels.num_classes - 1
+    return name_unlabeled(names) if lacks_last else names
+
+
 def labels_checksum(labels: NDArray[Any] | LabelSets) -> int:
     """Return a checksum of class numbers, one or several a sample."""
     if isinstance(labels, LabelSets):

@@ -26,7 +26,7 @@ from lightning_fair.common.checks import (
     show,
 )
 from lightning_fair.common.class_mix import TRAINING_TARGETS, check_kind, check_mix
-from lightning_fair.common.label_sets import LabelSets, name_unlabeled
+from lightning_fair.common.label_sets import LabelSets, complete_names
 from lightning_fair.common.labels import Labels, class_names, to_class_labels
 from lightning_fair.control import law
 from lightning_fair.control.controller import FeedbackController
@@ -115,8 +115,8 @@ class FairSettings:
         is_many = hasattr(labels, "__len__") and not isinstance(labels, (str, bytes, Mapping, Set))
         if not (is_one or is_many or labels is None or callable(labels)):
             raise (ValueError if isinstance(labels, str) else TypeError)(
-                "labels must be one class per sample or several, 'scan', a name, a position, a function of the data set or "
-                f"None, got {show(labels)}."
+                "labels must be one class per sample or several, 'scan', a name, a position, a function of the data set "
+                f"or None, got {show(labels)}."
             )
         if isinstance(key, bool) or not isinstance(key, (str, Integral, NoneType)):
             raise TypeError(f"dataloader must be the key or the position of a training loader, got {show(key)}.")
@@ -173,17 +173,17 @@ class FairSettings:
         num_classes: int,
         dataset: Any,
         label_names: Sequence[str] | None = None,
-        *,
-        has_unlabeled: bool = False,
+        label_kind: LabelSets | None = None,
     ) -> Sequence[str]:
-        """Return a name for each class; with ``has_unlabeled`` the last one is that of samples without a label.
+        """Return a name for each class; ``label_kind`` is that of the controller.
 
         The names are those of the settings, or else of the labels, or else the data set's ``classes``, or else numbers.
         """
-        named = self.class_names or label_names or class_names(dataset)
-        if named and has_unlabeled and len(named) == num_classes - 1:
-            named = name_unlabeled(named)
-        return named if named and len(set(named)) == num_classes else [str(label) for label in range(num_classes)]
+        named = complete_names(self.class_names or label_names or class_names(dataset) or (), label_kind)
+        if len(set(named)) == num_classes:
+            return named
+        numbers = list(map(str, range(num_classes)))
+        return complete_names(numbers[:-1], label_kind) if label_kind and label_kind.has_unlabeled else numbers
 
     @property
     def stated_classes(self) -> int | None:
@@ -214,9 +214,7 @@ class FairSettings:
         labels = to_class_labels(labels, self.stated_classes)
         sets = labels.numbers if isinstance(labels.numbers, LabelSets) else None
         num_present = int(labels.numbers.max()) + 1 if sets is None else sets.num_classes
-        names = labels.names or class_names(dataset) or ()
-        if sets is not None and sets.has_unlabeled and len(names) == num_present - 1:
-            names = name_unlabeled(names)
+        names = complete_names(labels.names or class_names(dataset) or (), sets)
         if labels.names is None and self.labels is not None and len(names) != num_present:
             names = ()  # of other classes, before a target_transform or of the data set itself
         num_classes = self._known_num_classes or max(num_present, len(names))
@@ -227,8 +225,9 @@ class FairSettings:
         if previous is None:
             size = batch_size * options.get("world_size", 1)
             counts = counts[:num_classes]
-            per_batch = size if sets is None else round(size * sets.classes.size / sets.size)
-            target = resolve_target_name(self.target_probs, counts, total_batches, per_batch, self.max_repeats)
+            target = resolve_target_name(
+                self.target_probs, counts, total_batches, size, self.max_repeats, label_sets=sets
+            )
             controller = self._make_controller(
                 num_present if sets else num_classes, target, counts, names, labels.values, sets, batch_size=size
             )
@@ -280,10 +279,10 @@ class FairSettings:
         *,
         batch_size: int,
     ) -> FeedbackController:
-        own_names = self._own_names(num_classes, label_sets)
+        own_names = complete_names(self.class_names, label_sets) if self.class_names else None
         check_number_of_names(own_names, num_classes)
         if label_sets is not None:
-            self._check_several_labels()
+            self._check_several_labels(label_sets)
         settings = {name: getattr(self, name) for name in (*_LAW, *_OBJECTIVE)}
         # A target may use any of the names, and the values of the labels; those of the settings come first.
         vocabularies, counts = (names, values or (), own_names or ()), Counter(names)
@@ -301,13 +300,12 @@ class FairSettings:
             **settings,
         )
 
-    def _own_names(self, num_classes: int, label_sets: LabelSets | None) -> Sequence[str] | None:
-        """Return ``class_names``, with that of samples without a label, which they need not have."""
-        names = self.class_names
-        lacks_last = label_sets is not None and label_sets.has_unlabeled and len(names or ()) == num_classes - 1
-        return name_unlabeled(names) if names is not None and lacks_last else names
-
-    def _check_several_labels(self) -> None:
+    def _check_several_labels(self, labels: LabelSets) -> None:
+        if labels.has_unlabeled and self._vector_length == labels.num_classes - 1:
+            raise ValueError(
+                f"target_probs must have one entry per class, and one for samples without a label, the last of "
+                f"{labels.num_classes}; got {self._vector_length}."
+            )
         if self.correction == "logits":
             by_preset = "" if self.preset == "balanced" else f" of preset={self.preset!r}"
             raise ValueError(
@@ -318,9 +316,14 @@ class FairSettings:
     @property
     def _known_num_classes(self) -> int | None:
         """Number of classes according to the settings alone."""
+        return self.num_classes or self._vector_length
+
+    @property
+    def _vector_length(self) -> int | None:
+        """Length of a target that is a vector; None if it is none."""
         ends = target_endpoints(self.target_probs)
         vectors = (end for end in ends if not isinstance(end, (str, Mapping, NoneType)))
-        return self.num_classes or next((len(end) for end in vectors), None)  # type: ignore[arg-type]
+        return next((len(end) for end in vectors), None)  # type: ignore[arg-type]
 
     def _check_law(self) -> None:
         """Check the law as far as the number of classes and the target are known without the data."""
