@@ -125,7 +125,7 @@ def matrix_column(y: NDArray[Any], rule: str, names: tuple[Any, ...] | None = No
     if (lengths == 1).all():
         return np.asarray(is_one.argmax(1))
     classes = np.flatnonzero(is_one) % max(y.shape[1], 1)
-    return SetColumn(lengths, classes, y.shape[1], names)
+    return SetColumn(lengths, classes.astype(np.int32), y.shape[1], names)
 
 
 def sparse_column(values: Any) -> Column | None:

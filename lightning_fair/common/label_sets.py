@@ -50,7 +50,8 @@ class LabelSets:
 
         The class of samples without a label is added if there are any, or ``with_unlabeled``.
         """
-        keys = np.unique(samples.astype(np.int64) * num_labels + classes)
+        keys = np.sort(samples.astype(np.int64) * num_labels + classes, kind="stable")  # fast if they are in order
+        keys = keys[np.diff(keys, prepend=-1) > 0]
         owners, numbers = np.divmod(keys, max(num_labels, 1))
         (empty,) = (np.bincount(owners, minlength=size) == 0).nonzero()
         if empty.size:
