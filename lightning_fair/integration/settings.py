@@ -26,7 +26,7 @@ from lightning_fair.common.checks import (
     show,
 )
 from lightning_fair.common.class_mix import TRAINING_TARGETS, check_kind, check_mix
-from lightning_fair.common.label_sets import LabelSets, complete_names
+from lightning_fair.common.label_sets import LabelSets, complete_names, name_unlabeled
 from lightning_fair.common.labels import Labels, class_names, to_class_labels
 from lightning_fair.control import law
 from lightning_fair.control.controller import FeedbackController
@@ -115,8 +115,8 @@ class FairSettings:
         is_many = hasattr(labels, "__len__") and not isinstance(labels, (str, bytes, Mapping, Set))
         if not (is_one or is_many or labels is None or callable(labels)):
             raise (ValueError if isinstance(labels, str) else TypeError)(
-                "labels must be one class per sample or several, 'scan', a name, a position, a function of the data set "
-                f"or None, got {show(labels)}."
+                "labels must be one class per sample or several, 'scan', a name, a position, a function of the data "
+                f"set or None, got {show(labels)}."
             )
         if isinstance(key, bool) or not isinstance(key, (str, Integral, NoneType)):
             raise TypeError(f"dataloader must be the key or the position of a training loader, got {show(key)}.")
@@ -183,7 +183,8 @@ class FairSettings:
         if len(set(named)) == num_classes:
             return named
         numbers = list(map(str, range(num_classes)))
-        return complete_names(numbers[:-1], label_kind) if label_kind and label_kind.has_unlabeled else numbers
+        has_unlabeled = label_kind is not None and label_kind.has_unlabeled
+        return name_unlabeled(numbers[:-1]) if has_unlabeled else numbers
 
     @property
     def stated_classes(self) -> int | None:
@@ -229,7 +230,13 @@ class FairSettings:
                 self.target_probs, counts, total_batches, size, self.max_repeats, label_sets=sets
             )
             controller = self._make_controller(
-                num_present if sets else num_classes, target, counts, names, labels.values, sets, batch_size=size
+                num_present if sets is not None else num_classes,
+                target,
+                counts,
+                names,
+                labels.values,
+                sets,
+                batch_size=size,
             )
         else:
             controller = previous.controller
