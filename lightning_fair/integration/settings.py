@@ -218,7 +218,7 @@ class FairSettings:
         names = complete_names(labels.names or class_names(dataset) or (), sets)
         if labels.names is None and self.labels is not None and len(names) != num_present:
             names = ()  # of other classes, before a target_transform or of the data set itself
-        num_classes = self._known_num_classes or max(num_present, len(names))
+        num_classes = num_present if sets is not None else self._known_num_classes or max(num_present, len(names))
         counts = np.bincount(labels.numbers, minlength=num_classes) if sets is None else sets.counts
         has_other_pairs = previous is not None and sets is not None and not _have_same_pairs(previous.labels, sets)
         if previous is not None and (has_other_pairs or not self._fits(previous.class_counts, counts)):
@@ -229,15 +229,7 @@ class FairSettings:
             target = resolve_target_name(
                 self.target_probs, counts, total_batches, size, self.max_repeats, label_sets=sets
             )
-            controller = self._make_controller(
-                num_present if sets is not None else num_classes,
-                target,
-                counts,
-                names,
-                labels.values,
-                sets,
-                batch_size=size,
-            )
+            controller = self._make_controller(num_classes, target, counts, names, labels.values, sets, batch_size=size)
         else:
             controller = previous.controller
         options.setdefault("seed", self.draw_seed)
