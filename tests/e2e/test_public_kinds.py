@@ -292,6 +292,41 @@ SEVERAL = {
 }
 
 
+def to_rows(samples):
+    """Collate Hugging Face's samples, whose labels are lists of classes."""
+    rows = torch.zeros(len(samples), len(FINDING_NAMES))
+    for row, sample in zip(rows, samples, strict=True):
+        row[sample["labels"]] = 1
+    return torch.tensor([sample["x"] for sample in samples]), rows
+
+
+class Tagger(Reads):
+    """The classifier, with a logit for each label, that records the samples and the weights of its steps."""
+
+    def training_step(self, batch, batch_idx):
+        x, rows = self.unpack(batch)
+        losses = torch.ones(len(rows), requires_grad=True)
+        loss = self.weighted_loss(losses)
+        self.record(x[:, 0], rows[:, 0].long(), losses, loss)
+        return loss + 0 * self.net(x).sum()
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_several_labels_are_trained(name, tmp_path):
+    """All labels come equally often, each sample has the weight of its labels, and nothing is warned of."""
+    kind = SEVERAL[name]
+    data, fair = kind.data(tmp_path), FairSampling(reference="prior", **eval(f"dict({kind.written})"))
+    options = {"collate_fn": to_rows} if name == "Hugging Face" else {}
+    outcome = train(Tagger(pair), DataLoader(data, BATCH, shuffle=True, **options), fair)
+    assert outcome.warned == []
+    has_label = np.column_stack([FINDINGS, ~FINDINGS.any(axis=1)])
+    for step, probs in zip(outcome.steps, outcome.probs, strict=True):
+        rows = has_label[step.indices]
+        np.testing.assert_allclose(step.weights, 1 / N / (rows @ (probs / has_label.sum(axis=0))), rtol=1e-5)
+    shares = has_label[np.concatenate([step.indices for step in outcome.steps])].sum(axis=0)
+    np.testing.assert_allclose(shares / shares.sum() / fair.controller.q, 1.0, atol=0.1)
+
+
 @pytest.mark.parametrize("name", SEVERAL)
 def test_several_labels(name, tmp_path):
     """Several labels of a sample, or none, are found with the written lines."""
