@@ -142,6 +142,14 @@ class LabelSets:
         sums: Floats = np.add.reduceat(values[self.classes], self.offsets[:-1]) if self.size else np.zeros(0)
         return sums
 
+    def expected_coverage(self, drawn: Floats) -> float:
+        """Return the fraction of the samples that was drawn, in expectation over the orders of the passes.
+
+        ``drawn`` samples of each class were drawn in passes that have an order of their own, shape ``(K,)``.
+        """
+        left = np.clip(1.0 - drawn / np.maximum(self.counts, 1), 1e-300, 1.0)  # a sample is left if it is so in all
+        return float(1.0 - np.exp(self.sums(np.log(left))).mean())
+
     def equals(self, other: Any) -> bool:
         """Return whether ``other`` are the same labels of the same samples."""
         return (

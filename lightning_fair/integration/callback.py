@@ -29,7 +29,7 @@ from lightning_fair.integration.training_length import TrainingLength, announce
 from lightning_fair.integration.validation_feedback import ValidationFeedback, warn_of_skipped_validation
 from lightning_fair.monitoring.class_metrics import Mode
 from lightning_fair.monitoring.dashboard import LogContext, show_distance
-from lightning_fair.sampling.batch_sampler import EmptyClasses
+from lightning_fair.sampling.sampler_controller import EmptyClasses
 from lightning_fair.schedules import Schedule, Shift
 
 if TYPE_CHECKING:

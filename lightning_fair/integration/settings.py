@@ -42,7 +42,8 @@ from lightning_fair.integration.presets import PRESETS, Correction, PresetName
 from lightning_fair.integration.training_length import is_auto, resolve_target_name
 from lightning_fair.integration.unsaved_labels import UnsavedLabels, is_picklable
 from lightning_fair.monitoring.class_metrics import Mode, feedback_mode
-from lightning_fair.sampling.batch_sampler import EmptyClasses, FeedbackBatchSampler
+from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
+from lightning_fair.sampling.sampler_controller import EmptyClasses
 from lightning_fair.schedules import Schedule, Shift, as_schedule
 from lightning_fair.streaming.stream import FairStream
 
