@@ -150,9 +150,7 @@ def sparse_column(values: Any) -> Column | None:
     wrong = (data != 0) & (data != 1)
     if wrong.any():
         labels = "labels.to_dense()" if isinstance(values, Tensor) else "labels"
-        remedy = f"If that means unknown, pass labels=({labels} == 1), which takes it for 0"
-        row, column = places[:, wrong][:, 0].tolist()
-        raise _wrong_value("labels must be zeros and ones", data[wrong][0], row, column, remedy)
+        raise _wrong_value("labels must be zeros and ones", data[wrong][0], places[:, wrong][:, 0].tolist(), labels)
     lengths = np.bincount(rows, minlength=size)
     if num_columns == 1:
         return lengths
@@ -210,12 +208,16 @@ def _no_labels(y: NDArray[Any], rule: str, rows: str) -> ValueError:
     finite = y[np.isfinite(y)]
     if (finite == np.floor(finite)).all() and (np.abs(finite) > 1).any():
         return ValueError(f"{rule} It is not one-hot, and has other numbers than 0 and 1. {_as_sets(rows)}.")
-    row, column = np.argwhere((y != 0) & (y != 1))[0].tolist()
-    remedy = "If that means unknown, pass labels=(np.asarray(labels) == 1), which takes it for 0"
-    if 0 < y[row, column] < 1:
-        remedy = "Of scores, choose a threshold: labels=(np.asarray(labels) > 0.5)"
-    return _wrong_value(f"{rule} It is not one-hot, and not of zeros and ones", y[row, column], row, column, remedy)
+    wrong = (y != 0) & (y != 1)
+    first, rule = np.argwhere(wrong)[0].tolist(), f"{rule} It is not one-hot, and not of zeros and ones"
+    is_score = bool(((y >= 0) & (y <= 1)).all())
+    return _wrong_value(rule, y[wrong][0], first, "np.asarray(labels)", is_score=is_score)
 
 
-def _wrong_value(rule: str, value: Any, row: int, column: int, remedy: str) -> ValueError:
-    return ValueError(f"{rule}: got {value} for sample {row}, column {column}. {remedy}.")
+def _wrong_value(rule: str, value: Any, place: Sequence[int], labels: str, *, is_score: bool = False) -> ValueError:
+    remedy = SETS
+    if is_score:
+        remedy = f"Of scores, choose a threshold: labels=({labels} > 0.5)"
+    elif value == -1 or value != value:
+        remedy = f"If that means unknown, pass labels=({labels} == 1), which takes it for 0"
+    return ValueError(f"{rule}: got {value} for sample {place[0]}, column {place[1]}. {remedy}.")

@@ -240,6 +240,14 @@ def test_refusals_with_a_remedy(values, message, remedy, expected):
         (lambda: pytest.importorskip("pyarrow").array([[0, 1], None, [2]]), "1 samples have None"),
         ([{"labels": [1, 2]}, {"labels": []}], r"'dict'\. Of several labels a sample, pass the set of each"),
         ([[[0, 1]], [[1, 1], [0, 1]]], r"got lists in lists\. Of several labels a sample, pass the set of each"),
+        (
+            torch.tensor([[-0.4, 1.5], [0.3, 0.2]]),
+            r"got -0\.4.* for sample 0, column 0\. Of several labels a sample, pass",
+        ),
+        (
+            lambda: sparse("csr_array", [[1, 0], [2, 1]]),
+            r"zeros and ones: got 2 for sample 1, column 0\. Of several labels",
+        ),
         ([range(2), range(3)], r"got one of type range\. Of several labels a sample, pass the set of each"),
         ([[0.5, 1], [1]], r"whole numbers or names, got 0\.5"),
         (torch.zeros(3, 5), r"no sample has one"),
