@@ -165,6 +165,12 @@ def name_unlabeled(names: Sequence[str]) -> tuple[str, ...]:
     return (*names, f"({UNLABELED})" if UNLABELED in names else UNLABELED)
 
 
+def numbers_as_names(num_classes: int, labels: LabelSets | None) -> Sequence[str]:
+    """Return the class numbers as names, of which that of samples without a label has its own."""
+    numbers = list(map(str, range(num_classes)))
+    return numbers if labels is None or not labels.has_unlabeled else name_unlabeled(numbers[:-1])
+
+
 def complete_names(names: Sequence[str], labels: LabelSets | None) -> Sequence[str]:
     """Return names that may lack that of samples without a label, with that name."""
     lacks_last = labels is not None and labels.has_unlabeled and len(names) == labels.num_classes - 1

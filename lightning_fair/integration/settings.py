@@ -26,7 +26,7 @@ from lightning_fair.common.checks import (
     show,
 )
 from lightning_fair.common.class_mix import TRAINING_TARGETS, check_kind, check_mix
-from lightning_fair.common.label_sets import LabelSets, complete_names, name_unlabeled
+from lightning_fair.common.label_sets import LabelSets, complete_names, numbers_as_names
 from lightning_fair.common.labels import Labels, class_names, to_class_labels
 from lightning_fair.control import law
 from lightning_fair.control.controller import FeedbackController
@@ -181,11 +181,7 @@ class FairSettings:
         The names are those of the settings, or else of the labels, or else the data set's ``classes``, or else numbers.
         """
         named = complete_names(self.class_names or label_names or class_names(dataset) or (), label_kind)
-        if len(set(named)) == num_classes:
-            return named
-        numbers = list(map(str, range(num_classes)))
-        has_unlabeled = label_kind is not None and label_kind.has_unlabeled
-        return name_unlabeled(numbers[:-1]) if has_unlabeled else numbers
+        return named if len(set(named)) == num_classes else numbers_as_names(num_classes, label_kind)
 
     @property
     def stated_classes(self) -> int | None:
