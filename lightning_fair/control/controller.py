@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from lightning_fair.common.arrays import Floats
 from lightning_fair.common.checks import check
 from lightning_fair.common.class_mix import check_shares
-from lightning_fair.common.label_sets import LabelSets, check_label_sets, label_rows
+from lightning_fair.common.label_sets import LabelSets, check_label_sets, label_rows, numbers_as_names
 from lightning_fair.common.label_values import check_labels
 from lightning_fair.control import law
 from lightning_fair.control.controller_state import ControllerState
@@ -152,7 +152,7 @@ class FeedbackController(ControllerState):
             lambda2=self.lambda2,
         )
         self.objective.check(self._target, class_counts)
-        if shown := self._target.describe_unreachable(class_names or list(map(str, range(K)))):
+        if shown := self._target.describe_unreachable(class_names or numbers_as_names(K, label_sets)):
             warnings.warn(
                 f"No draws bring the target, because labels come together; the nearest mix of labels has {shown}. "
                 "FairSampling steers to that one. Give labels that come along with others a larger share, for example "
