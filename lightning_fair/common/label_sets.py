@@ -50,7 +50,8 @@ class LabelSets:
 
         The class of samples without a label is added if there are any, or ``with_unlabeled``.
         """
-        keys = np.unique(samples.astype(np.int64) * num_labels + classes)
+        keys = np.sort(samples.astype(np.int64) * num_labels + classes, kind="stable")  # fast if they are in order
+        keys = keys[np.diff(keys, prepend=-1) > 0]
         owners, numbers = np.divmod(keys, max(num_labels, 1))
         (empty,) = (np.bincount(owners, minlength=size) == 0).nonzero()
         if empty.size:
@@ -141,6 +142,14 @@ class LabelSets:
         sums: Floats = np.add.reduceat(values[self.classes], self.offsets[:-1]) if self.size else np.zeros(0)
         return sums
 
+    def expected_coverage(self, drawn: Floats) -> float:
+        """Return the fraction of the samples that was drawn, in expectation over the orders of the passes.
+
+        ``drawn`` samples of each class were drawn in passes that have an order of their own, shape ``(K,)``.
+        """
+        left = np.clip(1.0 - drawn / np.maximum(self.counts, 1), 1e-300, 1.0)  # a sample is left if it is so in all
+        return float(1.0 - np.exp(self.sums(np.log(left))).mean())
+
     def equals(self, other: Any) -> bool:
         """Return whether ``other`` are the same labels of the same samples."""
         return (
@@ -154,6 +163,18 @@ class LabelSets:
 def name_unlabeled(names: Sequence[str]) -> tuple[str, ...]:
     """Return the names of the labels, and behind them one for the class of samples without a label."""
     return (*names, f"({UNLABELED})" if UNLABELED in names else UNLABELED)
+
+
+def numbers_as_names(num_classes: int, labels: LabelSets | None) -> Sequence[str]:
+    """Return the class numbers as names, of which that of samples without a label has its own."""
+    numbers = list(map(str, range(num_classes)))
+    return numbers if labels is None or not labels.has_unlabeled else name_unlabeled(numbers[:-1])
+
+
+def complete_names(names: Sequence[str], labels: LabelSets | None) -> Sequence[str]:
+    """Return names that may lack that of samples without a label, with that name."""
+    lacks_last = labels is not None and labels.has_unlabeled and len(names) == labels.num_classes - 1
+    return name_unlabeled(names) if lacks_last else names
 
 
 def labels_checksum(labels: NDArray[Any] | LabelSets) -> int:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from lightning_fair.common.arrays import Floats
 from lightning_fair.common.checks import check, check_names, check_number_of_names
 from lightning_fair.common.class_mix import check_shares
-from lightning_fair.common.label_sets import LabelSets, check_label_sets, label_rows
+from lightning_fair.common.label_sets import LabelSets, check_label_sets, label_rows, numbers_as_names
 from lightning_fair.common.label_values import check_labels
 from lightning_fair.control import law
 from lightning_fair.control.controller_state import ControllerState
@@ -138,7 +138,7 @@ class FeedbackController(ControllerState):
         if label_sets is not None:
             class_counts, shares = check_label_sets(label_sets, K).counts, label_prior(label_sets)
         class_counts = None if class_counts is None else check_shares(class_counts, K, "class_counts")
-        names = list(map(str, range(K))) if class_names is None else check_names("class_names", class_names)
+        names = numbers_as_names(K, label_sets) if class_names is None else check_names("class_names", class_names)
         check_number_of_names(names, K)
         self.label_kind = None if label_sets is None else label_sets.take([])  # without samples
         cooccurrence = None if label_sets is None else label_sets.cooccurrence()

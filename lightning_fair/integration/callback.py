@@ -29,7 +29,7 @@ from lightning_fair.integration.training_length import TrainingLength, announce
 from lightning_fair.integration.validation_feedback import ValidationFeedback, warn_of_skipped_validation
 from lightning_fair.monitoring.class_metrics import Mode
 from lightning_fair.monitoring.dashboard import LogContext, show_distance
-from lightning_fair.sampling.batch_sampler import EmptyClasses
+from lightning_fair.sampling.sampler_controller import EmptyClasses
 from lightning_fair.schedules import Schedule, Shift
 
 if TYPE_CHECKING:
@@ -120,8 +120,9 @@ class FairSampling(Callback):
         exponent: Weights to this power, in ``[0, 1]``. An exponent below 1 adds bias.
         labels: One class per sample, or several, if the data set does not show the classes or if others shall be
             balanced: numbers, strings or other hashable values. Or the name of an attribute, column or key; the
-            position of an element in a sample; or a function of the loader's data set, called in each epoch, that returns one of these, such as
-            ``lambda data: data.df["kind"]``, or of a ``Subset`` ``data.dataset.df["kind"].iloc[data.indices]``.
+            position of an element in a sample; or a function of the loader's data set, called in each epoch, that
+            returns one of these, such as ``lambda data: data.df["kind"]``, or of a ``Subset``
+            ``data.dataset.df["kind"].iloc[data.indices]``.
             ``"scan"``, and a name or a position that the data set itself does not have, reads every sample once, and
             keeps the result for later runs (see
             :func:`~lightning_fair.dataloaders.label_scan.find_loader_labels`). None: the data set's own labels (see

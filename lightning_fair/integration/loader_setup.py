@@ -113,11 +113,8 @@ def make_loader_fair_alone(run: Run, loader: Any) -> Any:
 def _name_classes(run: Run, dataset: Any) -> None:
     assert run.source is not None
     label_names = None if run.sampler is None else run.sampler.class_names
-    kind = run.source.controller.label_kind
-    has_unlabeled = kind is not None and kind.has_unlabeled
-    run.class_names = run.settings.names_for(
-        run.source.controller.num_classes, dataset, label_names, has_unlabeled=has_unlabeled
-    )
+    controller = run.source.controller
+    run.class_names = run.settings.names_for(controller.num_classes, dataset, label_names, controller.label_kind)
 
 
 def _make_data_set_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[Any]:

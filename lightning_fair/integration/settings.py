@@ -26,7 +26,7 @@ from lightning_fair.common.checks import (
     show,
 )
 from lightning_fair.common.class_mix import TRAINING_TARGETS, check_kind, check_mix
-from lightning_fair.common.label_sets import LabelSets, name_unlabeled
+from lightning_fair.common.label_sets import LabelSets, complete_names, numbers_as_names
 from lightning_fair.common.labels import Labels, class_names, to_class_labels
 from lightning_fair.control import law
 from lightning_fair.control.controller import FeedbackController
@@ -42,7 +42,8 @@ from lightning_fair.integration.presets import PRESETS, Correction, PresetName
 from lightning_fair.integration.training_length import is_auto, resolve_target_name
 from lightning_fair.integration.unsaved_labels import UnsavedLabels, is_picklable
 from lightning_fair.monitoring.class_metrics import Mode, feedback_mode
-from lightning_fair.sampling.batch_sampler import EmptyClasses, FeedbackBatchSampler
+from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
+from lightning_fair.sampling.sampler_controller import EmptyClasses
 from lightning_fair.schedules import Schedule, Shift, as_schedule
 from lightning_fair.streaming.stream import FairStream
 
@@ -173,17 +174,14 @@ class FairSettings:
         num_classes: int,
         dataset: Any,
         label_names: Sequence[str] | None = None,
-        *,
-        has_unlabeled: bool = False,
+        label_kind: LabelSets | None = None,
     ) -> Sequence[str]:
-        """Return a name for each class; with ``has_unlabeled`` the last one is that of samples without a label.
+        """Return a name for each class; ``label_kind`` is that of the controller.
 
         The names are those of the settings, or else of the labels, or else the data set's ``classes``, or else numbers.
         """
-        named = self.class_names or label_names or class_names(dataset)
-        if named and has_unlabeled and len(named) == num_classes - 1:
-            named = name_unlabeled(named)
-        return named if named and len(set(named)) == num_classes else [str(label) for label in range(num_classes)]
+        named = complete_names(self.class_names or label_names or class_names(dataset) or (), label_kind)
+        return named if len(set(named)) == num_classes else numbers_as_names(num_classes, label_kind)
 
     @property
     def stated_classes(self) -> int | None:
@@ -214,12 +212,10 @@ class FairSettings:
         labels = to_class_labels(labels, self.stated_classes)
         sets = labels.numbers if isinstance(labels.numbers, LabelSets) else None
         num_present = int(labels.numbers.max()) + 1 if sets is None else sets.num_classes
-        names = labels.names or class_names(dataset) or ()
-        if sets is not None and sets.has_unlabeled and len(names) == num_present - 1:
-            names = name_unlabeled(names)
+        names = complete_names(labels.names or class_names(dataset) or (), sets)
         if labels.names is None and self.labels is not None and len(names) != num_present:
             names = ()  # of other classes, before a target_transform or of the data set itself
-        num_classes = self._known_num_classes or max(num_present, len(names))
+        num_classes = num_present if sets is not None else self._known_num_classes or max(num_present, len(names))
         counts = np.bincount(labels.numbers, minlength=num_classes) if sets is None else sets.counts
         has_other_pairs = previous is not None and sets is not None and not _have_same_pairs(previous.labels, sets)
         if previous is not None and (has_other_pairs or not self._fits(previous.class_counts, counts)):
@@ -227,11 +223,10 @@ class FairSettings:
         if previous is None:
             size = batch_size * options.get("world_size", 1)
             counts = counts[:num_classes]
-            per_batch = size if sets is None else round(size * sets.classes.size / sets.size)
-            target = resolve_target_name(self.target_probs, counts, total_batches, per_batch, self.max_repeats)
-            controller = self._make_controller(
-                num_present if sets else num_classes, target, counts, names, labels.values, sets, batch_size=size
+            target = resolve_target_name(
+                self.target_probs, counts, total_batches, size, self.max_repeats, label_sets=sets
             )
+            controller = self._make_controller(num_classes, target, counts, names, labels.values, sets, batch_size=size)
         else:
             controller = previous.controller
         options.setdefault("seed", self.draw_seed)
@@ -280,10 +275,10 @@ class FairSettings:
         *,
         batch_size: int,
     ) -> FeedbackController:
-        own_names = self._own_names(num_classes, label_sets)
+        own_names = complete_names(self.class_names, label_sets) if self.class_names else None
         check_number_of_names(own_names, num_classes)
         if label_sets is not None:
-            self._check_several_labels()
+            self._check_several_labels(label_sets)
         settings = {name: getattr(self, name) for name in (*_LAW, *_OBJECTIVE)}
         # A target may use any of the names, and the values of the labels; those of the settings come first.
         vocabularies, counts = (names, values or (), own_names or ()), Counter(names)
@@ -301,13 +296,12 @@ class FairSettings:
             **settings,
         )
 
-    def _own_names(self, num_classes: int, label_sets: LabelSets | None) -> Sequence[str] | None:
-        """Return ``class_names``, with that of samples without a label, which they need not have."""
-        names = self.class_names
-        lacks_last = label_sets is not None and label_sets.has_unlabeled and len(names or ()) == num_classes - 1
-        return name_unlabeled(names) if names is not None and lacks_last else names
-
-    def _check_several_labels(self) -> None:
+    def _check_several_labels(self, labels: LabelSets) -> None:
+        if labels.has_unlabeled and self._vector_length == labels.num_classes - 1:
+            raise ValueError(
+                f"target_probs must have one entry per class, and one for samples without a label, the last of "
+                f"{labels.num_classes}; got {self._vector_length}."
+            )
         if self.correction == "logits":
             by_preset = "" if self.preset == "balanced" else f" of preset={self.preset!r}"
             raise ValueError(
@@ -318,9 +312,14 @@ class FairSettings:
     @property
     def _known_num_classes(self) -> int | None:
         """Number of classes according to the settings alone."""
+        return self.num_classes or self._vector_length
+
+    @property
+    def _vector_length(self) -> int | None:
+        """Length of a target that is a vector; None if it is none."""
         ends = target_endpoints(self.target_probs)
         vectors = (end for end in ends if not isinstance(end, (str, Mapping, NoneType)))
-        return self.num_classes or next((len(end) for end in vectors), None)  # type: ignore[arg-type]
+        return next((len(end) for end in vectors), None)  # type: ignore[arg-type]
 
     def _check_law(self) -> None:
         """Check the law as far as the number of classes and the target are known without the data."""

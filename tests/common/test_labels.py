@@ -467,6 +467,9 @@ def test_samples_without_a_label_in_one_part():
 def test_several_labels_that_are_given(labels):
     """As values, by the name of an attribute as of CelebA, or by a function."""
     assert sets(find_labels(Untouchable(attr=torch.tensor(M)), labels)) == SETS
+    sparse = pytest.importorskip("scipy.sparse").csr_array(M)
+    for dataset, given in ((Untouchable(), sparse), (Untouchable(attr=sparse), "attr"), (Untouchable(y=sparse), None)):
+        assert sets(find_labels(dataset, given)) == SETS
     with pytest.raises(TypeError, match=r"It has 'attr'; for example labels='attr'"):
         find_labels(Untouchable(attr=torch.tensor(M)))
 
