@@ -142,7 +142,7 @@ class LabelSets:
         sums: Floats = np.add.reduceat(values[self.classes], self.offsets[:-1]) if self.size else np.zeros(0)
         return sums
 
-    def expected_coverage(self, drawn: Floats) -> float:
+    def expected_coverage(self, drawn: Ints) -> float:
         """Return the fraction of the samples that was drawn, in expectation over the orders of the passes.
 
         ``drawn`` samples of each class were drawn in passes that have an order of their own, shape ``(K,)``.
