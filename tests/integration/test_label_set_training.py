@@ -168,7 +168,7 @@ def test_data_module(in_trainer):
         batches = [index.tolist() for _, _, index in module.train_dataloader()]
     assert len(batches) == 20
     drawn = data.sets.to_dense()[np.concatenate(batches)].sum(axis=0)
-    np.testing.assert_allclose(drawn / drawn.sum(), fair.controller.q, atol=0.03)
+    np.testing.assert_allclose(drawn / drawn.sum(), module.controller.q, atol=0.03)
 
 
 class Reordered:
