@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_fair.common.arrays import Floats, Ints, array_checksum, to_numpy
-from lightning_fair.common.checks import check_type
+from lightning_fair.common.arrays import Floats, Ints, array_checksum
+from lightning_fair.common.checks import check_array, check_type
 
 _MAX_CLASSES = 10_000
 UNLABELED = "none"  # name of the class of the samples without a label
@@ -142,7 +142,7 @@ class LabelSets:
         sums: Floats = np.add.reduceat(values[self.classes], self.offsets[:-1]) if self.size else np.zeros(0)
         return sums
 
-    def expected_coverage(self, drawn: Floats) -> float:
+    def expected_coverage(self, drawn: Ints) -> float:
         """Return the fraction of the samples that was drawn, in expectation over the orders of the passes.
 
         ``drawn`` samples of each class were drawn in passes that have an order of their own, shape ``(K,)``.
@@ -215,10 +215,11 @@ def label_rows(values: Any, kind: LabelSets) -> NDArray[np.bool_]:
         kind: Labels with the same classes.
 
     Raises:
+        TypeError: If they are no rows.
         ValueError: If the shape or a value is wrong, or a sample has no label and no class stands for that.
     """
     K = kind.num_classes
-    rows = np.asarray(to_numpy(values))
+    rows = check_array("labels", values, "rows of zeros and ones")
     if rows.size == 0:
         return np.zeros((0, K), np.bool_)
     widths = (K, K - 1) if kind.has_unlabeled else (K,)

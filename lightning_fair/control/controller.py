@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lightning_fair.common.arrays import Floats
-from lightning_fair.common.checks import check
+from lightning_fair.common.checks import check, check_names, check_number_of_names
 from lightning_fair.common.class_mix import check_shares
 from lightning_fair.common.label_sets import LabelSets, check_label_sets, label_rows, numbers_as_names
 from lightning_fair.common.label_values import check_labels
 from lightning_fair.control import law
 from lightning_fair.control.controller_state import ControllerState
 from lightning_fair.control.draw import Draw, Report
-from lightning_fair.control.label_draws import label_prior
+from lightning_fair.control.label_draws import label_prior, reached_classes
 from lightning_fair.control.objective import Feedback, FeedbackTo, Objective, validation_scores
 from lightning_fair.control.reports import ReportQueue
 from lightning_fair.control.target import MovingTarget, Target
@@ -138,6 +138,8 @@ class FeedbackController(ControllerState):
         if label_sets is not None:
             class_counts, shares = check_label_sets(label_sets, K).counts, label_prior(label_sets)
         class_counts = None if class_counts is None else check_shares(class_counts, K, "class_counts")
+        names = numbers_as_names(K, label_sets) if class_names is None else check_names("class_names", class_names)
+        check_number_of_names(names, K)
         self.label_kind = None if label_sets is None else label_sets.take([])  # without samples
         cooccurrence = None if label_sets is None else label_sets.cooccurrence()
         self._target = MovingTarget(target_probs, K, class_counts, max_weight, min_prob, cooccurrence)
@@ -151,8 +153,13 @@ class FeedbackController(ControllerState):
             gain=feedback_gain,
             lambda2=self.lambda2,
         )
-        self.objective.check(self._target, class_counts)
-        if shown := self._target.describe_unreachable(class_names or numbers_as_names(K, label_sets)):
+        drawn = (self._target.start > 0) & (self._target.end > 0)
+        if label_sets is not None:
+            drawn = reached_classes(label_sets, drawn)
+        elif class_counts is not None:  # classes without samples are the sampler's to skip
+            drawn |= class_counts == 0
+        self.objective.check(drawn, of_sets=label_sets is not None)
+        if shown := self._target.describe_unreachable(names):
             warnings.warn(
                 f"No draws bring the target, because labels come together; the nearest mix of labels has {shown}. "
                 "FairSampling steers to that one. Give labels that come along with others a larger share, for example "

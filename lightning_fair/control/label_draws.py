@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lightning_fair.common.arrays import Floats, Ints
 from lightning_fair.common.label_sets import LabelSets
@@ -115,3 +116,10 @@ def label_prior(labels: LabelSets) -> Floats:
     """Return the share of each class in the data if a sample counts for each of its labels in part, shape ``(K,)``."""
     parts = (1.0 / labels.lengths).repeat(labels.lengths)
     return np.bincount(labels.classes, weights=parts, minlength=labels.num_classes) / labels.size
+
+
+def reached_classes(labels: LabelSets, drawn: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return whether each sample of a class has a class that is ``drawn``, shape ``(K,)``; true without samples."""
+    is_lacking = (labels.sums(drawn.astype(np.float64)) == 0).repeat(labels.lengths)
+    reached: NDArray[np.bool_] = np.bincount(labels.classes[is_lacking], minlength=labels.num_classes) == 0
+    return reached

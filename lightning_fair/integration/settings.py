@@ -291,7 +291,7 @@ class FairSettings:
             feedback="train" if self.feedback == "train" else "validation",
             class_counts=class_counts,
             label_sets=label_sets,
-            class_names=next((each for each in (own_names, names) if len(each or ()) == num_classes), None),
+            class_names=next((each for each in (own_names, names) if len(set(each or ())) == num_classes), None),
             batch_size=batch_size,
             **settings,
         )

@@ -162,8 +162,8 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         """
         if not isinstance(self.labels, LabelSets):
             return float(np.minimum(self.trained, self.class_counts).sum() / self.labels.size)
-        waiting = sum(draw.probs for draw in (*self._withdrawn, *self.controller.in_flight))
-        places = self._drawn - self.global_batch_size * waiting
+        waiting, K = (*self._withdrawn, *self.controller.in_flight), self.controller.num_classes
+        places = self._drawn - sum(self._draw_counts(x.draw_id, x.probs)[0].to_dense(K) for x in waiting)
         return self.labels.expected_coverage(places)
 
     @property
