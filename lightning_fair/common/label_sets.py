@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,16 @@ class LabelSets:
         samples, classes = matrix.nonzero()
         return cls.from_pairs(samples, classes, *matrix.shape, with_unlabeled=with_unlabeled)
 
+    @classmethod
+    def expected(cls, num_classes: int, names: Sequence[str] = ()) -> LabelSets:
+        """Return the sets of no sample, as long as those of a stream are not known.
+
+        The last class is that of samples without a label if it is called ``"none"`` or ``"(none)"``, or has no name.
+        """
+        is_named = len(names) == num_classes and names[-1] in (UNLABELED, f"({UNLABELED})")
+        has_unlabeled = is_named or 0 < len(names) == num_classes - 1
+        return cls(np.zeros(1, np.int64), np.zeros(0, np.int32), num_classes, has_unlabeled)
+
     @property
     def size(self) -> int:
         """Number of samples ``N``."""
@@ -102,14 +112,17 @@ class LabelSets:
         """Return the number of samples that have both of two classes, int64, shape ``(K, K)``, symmetric."""
         K = self.num_classes
         together: Ints = np.zeros(K * K, np.int64)
+        for pairs in self.pairs():
+            together += np.bincount(pairs, minlength=K * K)
+        return mirrored(together.reshape(K, K))
+
+    def pairs(self) -> Iterator[Ints]:
+        """Yield ``K * first + second`` of all classes ``first <= second`` that a sample has, in several parts."""
+        samples = self.samples
         for step in range(int(self.lengths.max(initial=1))):  # each label with that `step` places further on
             first = np.arange(self.classes.size - step)
-            same = self.samples[first] == self.samples[first + step]
-            pairs = self.classes[first[same]].astype(np.int64) * K + self.classes[first[same] + step]
-            together += np.bincount(pairs, minlength=K * K)
-        upper = together.reshape(K, K)
-        both: Ints = upper + np.triu(upper, 1).T
-        return both
+            first = first[samples[first] == samples[first + step]]
+            yield self.classes[first].astype(np.int64) * self.num_classes + self.classes[first + step]
 
     def complete_names(self, names: Sequence[str]) -> tuple[str, ...]:
         """Return the names of the classes, with one for samples without a label if only this class has none."""
@@ -145,6 +158,12 @@ class LabelSets:
             and np.array_equal(self.offsets, other.offsets)
             and np.array_equal(self.classes, other.classes)
         )
+
+
+def mirrored(upper: Ints) -> Ints:
+    """Return the symmetric matrix whose upper triangle is given; the lower one is zero."""
+    both: Ints = upper + np.triu(upper, 1).T
+    return both
 
 
 def name_unlabeled(names: Sequence[str]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lightning_fair.common.arrays import Floats
+from lightning_fair.common.arrays import Floats, Ints
 from lightning_fair.common.checks import check
 from lightning_fair.common.class_mix import check_shares
 from lightning_fair.common.label_sets import LabelSets, check_label_sets, label_rows
@@ -183,6 +183,30 @@ class FeedbackController(ControllerState):
                 stacklevel=4,
             )
 
+    def expect_several_labels(self, kind: LabelSets) -> None:
+        """Expect the samples of a stream with several labels, of this kind of classes unless it is known already.
+
+        Raises:
+            ValueError: If the reference is the prior.
+        """
+        if self.objective.is_prior:
+            raise ValueError(
+                "A stream has no prior, which reference='prior' stands for. Set reference='uniform' or 'target'."
+            )
+        self.label_kind = kind if self.label_kind is None else self.label_kind
+        self._target.learns = True
+
+    def solve_draws(self, cooccurrence: Ints, max_steps: int) -> Floats:
+        """Return draws that bring the target, for ``learn_draws``, given how often two labels come together."""
+        return self._target.solve(cooccurrence, max_steps=max_steps)
+
+    def learn_draws(self, draws: Floats | None) -> None:
+        """Follow draws that ``solve_draws`` returned; None: none are known. See ``resting``."""
+        self._target.learn(draws)
+        if not self.draws:
+            self.trained_mix = self.q.copy()  # so the first batch is drawn from it
+            self._moment = self.moment
+
     def reset(self) -> None:
         """Forget every draw and every report; the settings stay."""
         self.draws = self.made = 0
@@ -199,6 +223,16 @@ class FeedbackController(ControllerState):
     def q(self) -> Floats:
         """Target class mix of the newest draw, read-only, float64, shape ``(K,)``."""
         return self._target.q
+
+    @property
+    def rest(self) -> Floats:
+        """Class mix of the newest draw without a deficit: ``q``, unless samples have several labels; shape ``(K,)``."""
+        return self._target.rest
+
+    @property
+    def resting(self) -> Floats | None:
+        """Draws without a deficit, and the labels that they bring: what ``learn_draws`` was given."""
+        return self._target.resting
 
     @property
     def horizon(self) -> float:

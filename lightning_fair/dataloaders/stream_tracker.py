@@ -101,6 +101,7 @@ class StreamTracker:
     ) -> None:
         """Report that a batch has been trained on; see :meth:`FeedbackController.report`."""
         controller = self.controller
+        self._learn_draws(draw)
         # For this controller the draw is new, because another process or a copy of the controller made it.
         if draw.progress != controller.progress:
             controller.next_probs()  # moves the target to this step's
@@ -117,6 +118,12 @@ class StreamTracker:
         self.handed_out += draw.counts
         if not self.rank and not draw.ended:
             self._missing.update(draw.draw_id, draw.available, controller.target_at(draw.progress))
+
+    def _learn_draws(self, draw: StreamDraw) -> None:
+        """Follow the draws of a worker on each rank whose labels have the target, on all ranks at the same time."""
+        if draw.resting is not None and _grows(self.controller.draws) and not self.is_alone:
+            of_rank = dict(gather_from_ranks((self.rank, draw.resting)))  # processes can have the same share
+            self.controller.learn_draws(np.mean([of_rank[rank] for rank in sorted(of_rank)], axis=0))
 
     def _check_one_pass(self) -> None:
         """Warn once if workers or ranks read the same samples. Every rank takes part at its first report."""
@@ -252,3 +259,8 @@ class StreamTracker:
         self._num_unused = sum(worker["num_unused"] for each in positions if each for worker in each["workers"])
         self.stream.share()
         self.stream.begin(None)
+
+
+def _grows(number: int) -> bool:
+    """Return whether a number of draws is about a tenth larger than the last one for which this is so."""
+    return number < 10 or int(np.log(number) / np.log(1.1)) > int(np.log(number - 1) / np.log(1.1))

@@ -257,7 +257,17 @@ class FairSettings:
             )
         target = "uniform" if is_auto(self.target_probs) else self.target_probs
         self.check_stream_mixes(target, self.reference)
-        return self._make_controller(num_classes, target, names=stream.classes or (), batch_size=stream.batch_size)
+        names: Sequence[str] = stream.classes or ()
+        kind = None
+        if stream.several_labels:
+            kind = LabelSets.expected(num_classes, self.class_names or names)
+            names = kind.complete_names(names)
+        controller = self._make_controller(
+            num_classes, target, names=names, label_sets=kind, batch_size=stream.batch_size
+        )
+        if kind is not None:
+            controller.expect_several_labels(kind)
+        return controller
 
     @staticmethod
     def check_stream_mixes(*mixes: Target | Shift) -> None:
@@ -282,7 +292,7 @@ class FairSettings:
         own_names = self._own_names(num_classes, label_sets)
         check_number_of_names(own_names, num_classes)
         if label_sets is not None:
-            self._check_several_labels()
+            self.check_several_labels()
         settings = {name: getattr(self, name) for name in (*_LAW, *_OBJECTIVE)}
         # A target may use any of the names, and the values of the labels; those of the settings come first.
         vocabularies, counts = (names, values or (), own_names or ()), Counter(names)
@@ -294,7 +304,7 @@ class FairSettings:
             reference=number_target(self.reference, numbers, "reference"),  # type: ignore[arg-type]
             feedback="train" if self.feedback == "train" else "validation",
             class_counts=class_counts,
-            label_sets=label_sets,
+            label_sets=label_sets or None,  # those of a stream are not known yet
             class_names=next((each for each in (own_names, names) if len(each or ()) == num_classes), None),
             batch_size=batch_size,
             **settings,
@@ -306,7 +316,8 @@ class FairSettings:
         lacks_last = label_sets is not None and label_sets.has_unlabeled and len(names or ()) == num_classes - 1
         return name_unlabeled(names) if names is not None and lacks_last else names
 
-    def _check_several_labels(self) -> None:
+    def check_several_labels(self) -> None:
+        """Refuse settings that are for one class a sample."""
         if self.correction == "logits":
             by_preset = "" if self.preset == "balanced" else f" of preset={self.preset!r}"
             raise ValueError(

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from torch.utils.data import IterableDataset, get_worker_info
 
 from lightning_fair.common.checks import check, check_names, check_number_of_names, check_type, show
+from lightning_fair.common.label_sets import LabelSets
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.weights import class_weights
 from lightning_fair.streaming.iteration import StreamDraw, StreamIteration
@@ -145,6 +146,7 @@ class FairStream(IterableDataset[Any]):
         reads_per_sample: int = 1,
         label_fn: Callable[[Any], Any] | None = None,
         class_names: Sequence[str] | None = None,
+        several_labels: bool = False,
         return_weights: bool = False,
         save_buffers: bool = False,
         seed: int = 0,
@@ -168,6 +170,7 @@ class FairStream(IterableDataset[Any]):
             )
         self.class_names = None if class_names is None else check_names("class_names", class_names)
         self.label_fn, self.return_weights = label_fn, check("return_weights", return_weights)
+        self.several_labels: bool = check("several_labels", several_labels)
         self.save_buffers: bool = check("save_buffers", save_buffers)
         self.rank, self.world_size = 0, 1
         self._num_checked: Counter[int] = Counter()  # of each worker, its iterations
@@ -205,7 +208,17 @@ class FairStream(IterableDataset[Any]):
     def bind(self, controller: FeedbackController) -> None:
         """Follow this controller from now on."""
         check_type("controller", controller, FeedbackController, "a FeedbackController")
-        check_number_of_names(self.class_names, controller.num_classes)
+        names: Sequence[str] | None = self.class_names
+        if self.several_labels:
+            controller.expect_several_labels(LabelSets.expected(controller.num_classes, self.classes or ()))
+            assert controller.label_kind is not None
+            names = names and controller.label_kind.complete_names(names)
+        elif controller.label_kind is not None:
+            raise ValueError(
+                "The controller is one for samples with several labels. Set FairStream(several_labels=True), or, if "
+                "each sample has one, make the controller without label_sets."
+            )
+        check_number_of_names(names, controller.num_classes)
         controller.bind_batch(self.batch_size * self.world_size)
         self._controller = controller
         self._shared = SharedState(controller.num_classes)
@@ -341,14 +354,14 @@ class FairStream(IterableDataset[Any]):
         )
         try:
             for draw_id in count(first, num_workers):
-                arrived, size = iteration.read()
+                size = iteration.read()
                 if not size:
                     return
                 if not in_flight:
                     # The loader takes batches from the workers in turn, so this is the step that gets the batch.
                     controller.draws = draw_id
                     self._shared.pass_feedback_to(controller)
-                draw, samples = iteration.draw(size, arrived)
+                draw, samples = iteration.draw(size)
                 if with_positions:
                     iteration.follow(draw)
                 self._iteration = iteration
@@ -360,6 +373,10 @@ class FairStream(IterableDataset[Any]):
     def _weighted(self, draw: StreamDraw, samples: list[Any]) -> tuple[StreamDraw, list[Any]]:
         if not self.return_weights:
             return draw, samples
-        weight_of_class = class_weights(draw.weight_reference, draw.probs, self.controller.max_weight)
-        weights = weight_of_class.astype(np.float32)[draw.labels]
+        bound = self.controller.max_weight
+        if draw.label_sets is None:
+            of_class = class_weights(draw.weight_reference, draw.probs, bound)
+            weights = of_class.astype(np.float32)[draw.labels]
+        else:
+            weights = draw.weigh(bound)[0].astype(np.float32)
         return draw, [add_weight(sample, weight) for sample, weight in zip(samples, weights, strict=True)]
