@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -62,12 +63,13 @@ class LabelSets:
         return cls(offsets, numbers.astype(np.int32 if K < 2**31 else np.int64), K, has_unlabeled)
 
     @classmethod
-    def from_lists(cls, lists: Sequence[Iterable[int]], num_labels: int, *, with_unlabeled: bool = False) -> LabelSets:
+    def from_lists(
+        cls, lists: Sequence[Collection[int]], num_labels: int, *, with_unlabeled: bool = False
+    ) -> LabelSets:
         """Return the sets of samples whose class numbers in ``[0, num_labels)`` are listed."""
-        rows = [np.fromiter(row, np.int64) for row in lists]
-        samples = np.arange(len(rows)).repeat([row.size for row in rows])
-        classes = np.concatenate([np.zeros(0, np.int64), *rows])
-        return cls.from_pairs(samples, classes, len(rows), num_labels, with_unlabeled=with_unlabeled)
+        samples = np.arange(len(lists)).repeat(np.fromiter(map(len, lists), np.int64, len(lists)))
+        classes = np.fromiter(chain.from_iterable(lists), np.int64, samples.size)
+        return cls.from_pairs(samples, classes, len(lists), num_labels, with_unlabeled=with_unlabeled)
 
     @classmethod
     def from_matrix(cls, matrix: NDArray[Any], *, with_unlabeled: bool = False) -> LabelSets:

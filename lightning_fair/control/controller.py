@@ -152,13 +152,8 @@ class FeedbackController(ControllerState):
             lambda2=self.lambda2,
         )
         self.objective.check(self._target, class_counts)
-        if shown := self._target.describe_unreachable(class_names or list(map(str, range(K)))):
-            warnings.warn(
-                f"No draws bring the target, because labels come together; the nearest mix of labels has {shown}. "
-                "FairSampling steers to that one. Give labels that come along with others a larger share, for example "
-                "by target_probs='sqrt'.",
-                stacklevel=2,
-            )
+        if message := self.describe_unreachable(class_names):
+            warnings.warn(message, stacklevel=2)
         self.epoch = 0
         self.bind_batch(batch_size)
         self.reset()
@@ -183,6 +178,16 @@ class FeedbackController(ControllerState):
                 stacklevel=4,
             )
 
+    def describe_unreachable(self, names: Sequence[str] | None) -> str:
+        """Return a message if labels that come together cannot have the shares of the target; else an empty one."""
+        K = self.num_classes
+        shown = self._target.describe_unreachable(names if names and len(names) == K else list(map(str, range(K))))
+        return shown and (
+            f"No draws bring the target, because labels come together; the nearest mix of labels has {shown}. "
+            "FairSampling steers to that one. Give labels that come along with others a larger share, for example by "
+            f"target_probs={'{<label>: <share>}' if self._target.learns else repr('sqrt')}."
+        )
+
     def expect_several_labels(self, kind: LabelSets) -> None:
         """Expect the samples of a stream with several labels, of this kind of classes unless it is known already.
 
@@ -196,9 +201,12 @@ class FeedbackController(ControllerState):
         self.label_kind = kind if self.label_kind is None else self.label_kind
         self._target.learns = True
 
-    def solve_draws(self, cooccurrence: Ints, max_steps: int) -> Floats:
-        """Return draws that bring the target, for ``learn_draws``, given how often two labels come together."""
-        return self._target.solve(cooccurrence, max_steps=max_steps)
+    def solve_draws(self, cooccurrence: Ints, **options: Any) -> Floats:
+        """Return draws that bring the target, for ``learn_draws``, given how often two labels come together.
+
+        The ``options`` are those of :class:`~lightning_fair.control.label_draws.RestingDraw`.
+        """
+        return self._target.solve(cooccurrence, **options)
 
     def learn_draws(self, draws: Floats | None) -> None:
         """Follow draws that ``solve_draws`` returned; None: none are known. See ``resting``."""

@@ -33,6 +33,7 @@ class RestingDraw:
         target: Label mix ``q`` that is asked for, shape ``(K,)``.
         cooccurrence: ``n``, shape ``(K, K)``, with the samples of each class on its diagonal.
         start: Mix from which the steps begin, of any sum, shape ``(K,)``. None: the target.
+        tolerance: How far the relative entropy may be above the smallest one.
         max_steps: Largest number of steps.
 
     Attributes:
@@ -50,7 +51,13 @@ class RestingDraw:
     """
 
     def __init__(
-        self, target: Floats, cooccurrence: Ints, *, start: Floats | None = None, max_steps: int = _MAX_STEPS
+        self,
+        target: Floats,
+        cooccurrence: Ints,
+        *,
+        start: Floats | None = None,
+        tolerance: float = _TOLERANCE,
+        max_steps: int = _MAX_STEPS,
     ) -> None:
         wanted, n = target > 0, cooccurrence.diagonal()
         brings = np.where(n[:, None] > 0, cooccurrence * reciprocal(n.astype(np.float64))[:, None], np.eye(n.size))
@@ -61,7 +68,7 @@ class RestingDraw:
         share = start * size / (start @ size)
         for _ in range(max_steps):
             step = component[:, wanted] @ (target[wanted] / (share @ component)[wanted])
-            if step[wanted].max() < 1.0 + _TOLERANCE:  # the relative entropy is at most so much above the smallest
+            if step[wanted].max() < 1.0 + tolerance:  # the relative entropy is at most so much above the smallest
                 break
             share = share * step
         own = share / size

@@ -86,7 +86,7 @@ class MovingTarget:
         if self._cooccurrence is not None:
             self.resting = self.solve(self._cooccurrence)
 
-    def solve(self, cooccurrence: Ints, **options: int) -> Floats:
+    def solve(self, cooccurrence: Ints, **options: Any) -> Floats:
         """Return draws that bring the start and the end, one row if they are equal, shape ``(1 or 2, 2, K)``.
 
         A row has their class mix, divided by the labels of a draw, and the label mix that they bring. The ``options``
@@ -212,6 +212,16 @@ class MovingTarget:
         if self.learns:
             mixes["resting"] = optional(array(2 * K, 4 * K, low=0.0, high=1.0))
         return {**mixes, "progress": number(0.0, 1.0), "exponent": optional(number(0.0, 1.0))}
+
+    def check_kind_of(self, state: Mapping[str, Any]) -> None:
+        """Refuse the state of a controller whose stream has another kind of labels."""
+        target = state.get("target")
+        if isinstance(target, Mapping) and ("resting" in target) != self.learns:
+            theirs, ours = ("one label", "several") if self.learns else ("several labels", "one")
+            raise ValueError(
+                f"The state is that of a stream with {theirs} a sample, and this one has {ours}. Set "
+                f"FairStream(several_labels={not self.learns}), or start without the state."
+            )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Move the target to its progress in a state that ``state_dict`` returned.

@@ -16,7 +16,7 @@ from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import Draw
 from lightning_fair.control.law import apply_floor, mixture_floor
 from lightning_fair.sampling.systematic import DrawRandomness, systematic_counts
-from lightning_fair.streaming.buffers import ClassBuffers, cap_mix
+from lightning_fair.streaming.buffers import ClassBuffers, cap_mix, limit_counts
 from lightning_fair.streaming.label_statistics import LabelStatistics, read_label_sets
 from lightning_fair.streaming.packing import pack, unpack
 from lightning_fair.streaming.positions import DrawPosition, RankPosition, Start, WorkerPosition
@@ -234,7 +234,8 @@ class StreamIteration:
             labels = stream_labels(samples, num_classes, label_fn, numbers)
             self._arrived += np.bincount(labels, minlength=num_classes)
         else:
-            sets = read_label_sets(samples, self._statistics.kind, label_fn, numbers)
+            rows = read_label_sets(samples, self._statistics.kind, label_fn, numbers)
+            sets = LabelSets.from_lists(rows, num_classes)
             self._statistics.add(sets)
             self._arrived += sets.counts
         if not owns_memory(samples[0]):
@@ -243,8 +244,7 @@ class StreamIteration:
         if self._statistics is None:
             pairs: Iterable[tuple[int, Any]] = zip(labels, samples, strict=True)
         else:  # a sample waits, with its labels, in the buffer of each of them
-            owners = np.split(sets.classes, sets.offsets[1:-1])
-            held = [(sample, tuple(own.tolist())) for sample, own in zip(samples, owners, strict=True)]
+            held = zip(samples, rows, strict=True)
             pairs = ((label, each) for each in held for label in each[1])
         for label, sample in pairs:
             if label in self._wanted:
@@ -266,7 +266,7 @@ class StreamIteration:
         shuffle = shuffle[shuffle < size]  # the last batches can be smaller
         counts = systematic_counts(probs, size, order, start).to_dense(stock.size)
         if (counts > stock).any():
-            counts = _limit_counts(counts, stock)
+            counts = limit_counts(counts, stock)
         drawn_for = np.arange(stock.size).repeat(counts).take(shuffle)
         samples = self.buffers.take(counts)
         samples = [samples[i] for i in shuffle.tolist()]
@@ -350,11 +350,3 @@ def _pack_state(source: SourceReader) -> tuple[bytes | None, str]:
         return pack(state, "The state of a stream's source"), ""
     except TypeError as error:
         return None, str(error)
-
-
-def _limit_counts(counts: Ints, stock: Ints) -> Ints:
-    """Replace samples beyond the stock, which rounding can add, by samples of the classes with the most left."""
-    limited = np.minimum(counts, stock)
-    for _ in range(int(counts.sum() - limited.sum())):
-        limited[np.argmax(stock - limited)] += 1
-    return limited

@@ -14,7 +14,8 @@ from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.label_draws import SampleWeights
 from lightning_fair.streaming.samples import class_number, label_values, refuse_out_of_range
 
-_STEPS, _STEP_BUDGET = (100, 2000), 20_000_000  # of a solution, which begins at the last one; numbers in all its steps
+# Of a solution, which begins at the last one. Counts of a few thousand samples are less exact than this tolerance.
+_TOLERANCE, _STEPS, _STEP_BUDGET = 1e-4, (100, 2000), 20_000_000  # the budget: numbers that all steps read
 
 
 def read_label_sets(
@@ -22,8 +23,8 @@ def read_label_sets(
     kind: LabelSets,
     label_fn: Callable[[Any], Any] | None = None,
     numbers: Mapping[str, int] | None = None,
-) -> LabelSets:
-    """Return the labels of each sample of a stream; see :class:`~lightning_fair.FairStream` for their forms.
+) -> list[tuple[int, ...]]:
+    """Return the classes of each sample of a stream, ascending; see :class:`~lightning_fair.FairStream` for the forms.
 
     Args:
         samples: Samples of one kind, at least one.
@@ -37,9 +38,8 @@ def read_label_sets(
             has no label and no class stands for that.
 
     Example:
-        >>> sets = read_label_sets([("a", [0, 1, 1]), ("b", {2}), ("c", [2, 0])], LabelSets.expected(3))
-        >>> sets.to_dense().astype(int).tolist()
-        [[0, 1, 1], [0, 0, 1], [1, 0, 1]]
+        >>> read_label_sets([("a", [0, 1, 1]), ("b", {2}), ("c", [2, 0])], LabelSets.expected(3))
+        [(1, 2), (2,), (0, 2)]
     """
     K = kind.num_classes
     lists = [_classes(value, kind, numbers or {}) for value in label_values(samples, label_fn)]
@@ -50,7 +50,7 @@ def read_label_sets(
             f'own, the last one, which is called "{UNLABELED}": num_classes={K + 1}, and '
             f'FairStream(class_names=[..., "{UNLABELED}"]); or leave them out of the source.'
         )
-    return LabelSets.from_lists([labels or [K - 1] for labels in lists], K)
+    return [tuple(labels) or (K - 1,) for labels in lists]
 
 
 def _classes(value: Any, kind: LabelSets, numbers: Mapping[str, int]) -> list[int]:
@@ -65,7 +65,8 @@ def _classes(value: Any, kind: LabelSets, numbers: Mapping[str, int]) -> list[in
         widths = (K - 1, K) if kind.has_unlabeled else (K,)
         if row is not None and len(row) in widths and ((row == 0) | (row == 1)).all():
             return list(map(int, np.flatnonzero(row)))
-        if row is not None and (row.dtype.kind == "f" or len(set(row.tolist())) < len(row)):
+        is_no_list = row is not None and row.max() <= 1 and len(set(row.tolist())) < len(row)  # of class numbers
+        if is_no_list or (row is not None and row.dtype.kind == "f"):
             raise ValueError(
                 f"The labels of a sample must be a row of {' or '.join(map(str, widths))} zeros and ones, a number for "
                 f"each label, or its classes, such as {{0, 2}}; got {show(row.tolist())} in the stream. Set "
@@ -120,7 +121,8 @@ class LabelStatistics:
         if self.num_samples >= self._next:
             self._next = self.num_samples * 11 // 10 + 1
             steps = int(np.clip(_STEP_BUDGET // self._together.size, *_STEPS))
-            controller.learn_draws(controller.solve_draws(mirrored(self._together), steps))
+            options = {"tolerance": _TOLERANCE, "max_steps": steps}
+            controller.learn_draws(controller.solve_draws(mirrored(self._together), **options))
 
     def capture(self, resting: Floats | None) -> dict[str, Any]:
         """Return the statistics, and the draws that follow from them."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers.logger import Logger
 from lightning_helpers import Weighted, fit, in_any_order
-from stream_resume_runs import cut_on_ranks
+from stream_resume_runs import Counting, CountingSets, cut_on_ranks
 from stream_runs import TARGET, Adjusting, Files, Sums, Watching, mixed, train_on_stream, turning
 from torch.utils.data import DataLoader
 
@@ -219,10 +219,11 @@ def test_clipped_mass_of_a_short_stream_is_logged():
 
 
 @pytest.mark.slow
-def test_ranks_continue(two, tmp_path):
+@pytest.mark.parametrize("kind", [Counting, CountingSets])
+def test_ranks_continue(two, tmp_path, kind):
     """A run that is cut goes on with the batches of the uncut one, on each of two ranks with two workers."""
     seen = []
-    for whole, rest in two(cut_on_ranks, folder=tmp_path):
+    for whole, rest in two(cut_on_ranks, folder=tmp_path, kind=kind):
         assert len(whole) == 5
         assert rest == whole[3:]
         seen.append({item for *_, items in whole for item in items})
