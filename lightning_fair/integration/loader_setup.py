@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -290,10 +290,7 @@ def _make_stream_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> 
     run.tracker.draws_ahead = loader.num_workers > 0 or length_of(loader) is None
     if run.label_check is None:
         stream, num_classes = run.tracker.stream, run.tracker.controller.num_classes
-        kind = run.tracker.controller.label_kind
-        names: Sequence[str] = stream.classes or ()
-        if kind is not None:
-            names = kind.complete_names(names)
+        kind, names = run.tracker.controller.label_kind, stream.classes or ()
         options: dict[str, Any] = {"names": names if len(names) == num_classes else None, "warn": rank_zero_warn}
         if kind is not None:
             run.label_check = LabelSetCheck(num_classes, has_unlabeled=kind.has_unlabeled, **options)

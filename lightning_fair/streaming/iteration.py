@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -92,12 +92,10 @@ class StreamIteration:
         self._in_flight, self._balancing = in_flight, balancing
         self._one_pass = stream.one_pass_check()
         kind = controller.label_kind
-        names: Sequence[str] = stream.classes or ()
         self._statistics = None if kind is None else LabelStatistics(kind)
         if kind is not None:
             controller.learn_draws(None)
-            names = kind.complete_names(names)
-        self._class_numbers = number_names(names)
+        self._class_numbers = number_names(stream.classes or ())
         self._wanted = set(np.flatnonzero(controller.wanted).tolist())
         # While they are sorted into the buffers, samples are held in addition to the buffers' own: at most a tenth.
         self._max_unsorted = min(stream.batch_size, max(len(self._wanted) * stream.buffer_size // 10, 1))

@@ -227,7 +227,9 @@ class FairStream(IterableDataset[Any]):
     @property
     def classes(self) -> list[str] | None:
         """Names of the classes: ``class_names``, or those of the source; None if it has none."""
-        return self.class_names or source_classes(self.source, self.label_fn)
+        names = self.class_names or source_classes(self.source, self.label_fn)
+        kind = None if self._controller is None else self._controller.label_kind
+        return names if names is None or kind is None else list(kind.complete_names(names))
 
     def __len__(self) -> int:
         """Approximate number of samples that an iteration yields on this rank, if the source has a length."""
