@@ -132,7 +132,7 @@ class MovingTarget:
     @property
     def smallest_range(self) -> tuple[float, float]:
         """Least and largest value of ``smallest`` on the way from the start to the end."""
-        values = [_smallest(self.mix_at(progress)) for progress in _PATH]
+        values = [_smallest(self.mix_at(progress)[self.rest_at(progress) > 0]) for progress in _PATH]
         return min(values), max(values)
 
     def mix_at(self, progress: float) -> Floats:
@@ -178,7 +178,8 @@ class MovingTarget:
         self.progress, self.q, self.rest = progress, self.mix_at(progress), self.rest_at(progress)
         self.q.setflags(write=False)
         self.rest.setflags(write=False)
-        self.inverse_q, self.smallest = reciprocal(self.q), _smallest(self.q)
+        self.inverse_q = reciprocal(self.q)
+        self.smallest = _smallest(self.q[self.rest > 0])  # without labels that only come along
         with np.errstate(divide="ignore"):
             self.log_rest: Floats = np.log(self.rest)
         self.floor: Floats = mixture_floor(self.rest, self.max_weight, self.min_prob)

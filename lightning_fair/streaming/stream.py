@@ -83,7 +83,9 @@ class FairStream(IterableDataset[Any]):
     lags, because it counts the whole iteration. The draws that bring the target follow how often labels come together
     in what was read. They are computed before the first draw, and whenever a tenth more has been read. That takes up to
     a second with 1,000 labels, and memory for a table of ``K * K`` numbers. Workers do not balance each other then. If
-    one of them lacks a label, its other labels get the share, and the log says so.
+    one of them lacks a label, its other labels get the share, and the log says so. Under Lightning the controller in
+    the main process has the mixes of the workers' newest draws; in a loop of your own with workers its ``q`` stays the
+    target.
 
     The labels of a sample are a row of zeros and ones of ``K`` numbers of any type; or its classes: a list, a set, a
     tuple or an array of class numbers or names, or a single one. A sequence of ``K`` zeros and ones is always a row,
