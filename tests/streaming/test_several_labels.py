@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from stream_runs import Files, in_turns
+from stream_runs import Files, held_samples, in_turns
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_fair import FairStream, FeedbackController, schedules
@@ -325,3 +325,18 @@ def test_solutions_are_few(monkeypatch):
     )
     list(stream(label_rows(8000)))
     assert 25 <= len(solved) <= 40
+
+
+def test_saved_samples_stay_shared():
+    """A sample in several buffers comes back from a checkpoint as one object."""
+    rows = label_rows(800)
+    batches = (source := stream(rows, save_buffers=True))._logged_batches()
+    list(islice(batches, 20))
+    state = source.state_dict()
+    resumed = stream(rows, save_buffers=True)
+    resumed.load_state_dict(state)
+    next(iter(resumed))
+    held = [each for label in range(4) for each in held_samples(resumed._iteration.buffers, label)]
+    numbers = Counter(sample[0] for sample, _ in held)
+    assert len({id(sample) for sample, _ in held}) == len(numbers)
+    assert max(numbers.values()) > 1
