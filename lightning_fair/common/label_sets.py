@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -64,18 +65,29 @@ class LabelSets:
         return cls(offsets, numbers.astype(np.int32 if K < 2**31 else np.int64), K, has_unlabeled)
 
     @classmethod
-    def from_lists(cls, lists: Sequence[Iterable[int]], num_labels: int, *, with_unlabeled: bool = False) -> LabelSets:
+    def from_lists(
+        cls, lists: Sequence[Collection[int]], num_labels: int, *, with_unlabeled: bool = False
+    ) -> LabelSets:
         """Return the sets of samples whose class numbers in ``[0, num_labels)`` are listed."""
-        rows = [np.fromiter(row, np.int64) for row in lists]
-        samples = np.arange(len(rows)).repeat([row.size for row in rows])
-        classes = np.concatenate([np.zeros(0, np.int64), *rows])
-        return cls.from_pairs(samples, classes, len(rows), num_labels, with_unlabeled=with_unlabeled)
+        samples = np.arange(len(lists)).repeat(np.fromiter(map(len, lists), np.int64, len(lists)))
+        classes = np.fromiter(chain.from_iterable(lists), np.int64, samples.size)
+        return cls.from_pairs(samples, classes, len(lists), num_labels, with_unlabeled=with_unlabeled)
 
     @classmethod
     def from_matrix(cls, matrix: NDArray[Any], *, with_unlabeled: bool = False) -> LabelSets:
         """Return the sets of the rows of a matrix of zeros and ones, shape ``(N, num_labels)``."""
         samples, classes = matrix.nonzero()
         return cls.from_pairs(samples, classes, *matrix.shape, with_unlabeled=with_unlabeled)
+
+    @classmethod
+    def expected(cls, num_classes: int, names: Sequence[str] = ()) -> LabelSets:
+        """Return the sets of no sample, as long as those of a stream are not known.
+
+        The last class is that of samples without a label if it is called ``"none"`` or ``"(none)"``, or has no name.
+        """
+        is_named = len(names) == num_classes and names[-1] in (UNLABELED, f"({UNLABELED})")
+        has_unlabeled = is_named or 0 < len(names) == num_classes - 1
+        return cls(np.zeros(1, np.int64), np.zeros(0, np.int32), num_classes, has_unlabeled)
 
     @property
     def size(self) -> int:
@@ -113,14 +125,17 @@ class LabelSets:
                 "that need not be balanced."
             )
         together: Ints = np.zeros(K * K, np.int64)
+        for pairs in self.pairs():
+            together += np.bincount(pairs, minlength=K * K)
+        return mirrored(together.reshape(K, K))
+
+    def pairs(self) -> Iterator[Ints]:
+        """Yield ``K * first + second`` of all classes ``first <= second`` that a sample has, in several parts."""
+        samples = self.samples
         for step in range(int(self.lengths.max(initial=1))):  # each label with that `step` places further on
             first = np.arange(self.classes.size - step)
-            same = self.samples[first] == self.samples[first + step]
-            pairs = self.classes[first[same]].astype(np.int64) * K + self.classes[first[same] + step]
-            np.add.at(together, pairs, 1)
-        upper = together.reshape(K, K)
-        both: Ints = upper + np.triu(upper, 1).T
-        return both
+            first = first[samples[first] == samples[first + step]]
+            yield self.classes[first].astype(np.int64) * self.num_classes + self.classes[first + step]
 
     def take(self, indices: Any) -> LabelSets:
         """Return the sets of these samples, in their order; a sample can come several times."""
@@ -158,6 +173,12 @@ class LabelSets:
             and np.array_equal(self.offsets, other.offsets)
             and np.array_equal(self.classes, other.classes)
         )
+
+
+def mirrored(upper: Ints) -> Ints:
+    """Return the symmetric matrix whose upper triangle is given; the lower one is zero."""
+    both: Ints = upper + np.triu(upper, 1).T
+    return both
 
 
 def name_unlabeled(names: Sequence[str]) -> tuple[str, ...]:

@@ -34,6 +34,9 @@ class RestingDraw:
     Args:
         target: Label mix ``q`` that is asked for, shape ``(K,)``.
         cooccurrence: ``n``, shape ``(K, K)``, with the samples of each class on its diagonal.
+        start: Mix from which the steps begin, of any sum, shape ``(K,)``. None: the target.
+        tolerance: How far the relative entropy may be above the smallest one.
+        max_steps: Largest number of steps.
 
     Attributes:
         mix: Class mix ``p`` of the draws, shape ``(K,)``.
@@ -49,16 +52,25 @@ class RestingDraw:
         (array([0.025, 0.975]), array([0.504, 0.496]))
     """
 
-    def __init__(self, target: Floats, cooccurrence: Ints) -> None:
+    def __init__(
+        self,
+        target: Floats,
+        cooccurrence: Ints,
+        *,
+        start: Floats | None = None,
+        tolerance: float = _TOLERANCE,
+        max_steps: int = _MAX_STEPS,
+    ) -> None:
         wanted, n = target > 0, cooccurrence.diagonal()
         brings = np.where(n[:, None] > 0, cooccurrence * reciprocal(n.astype(np.float64))[:, None], np.eye(n.size))
         component = (1.0 - _OWN_DRAWS) * brings + _OWN_DRAWS * (target @ brings)
         size = component.sum(axis=1)
         component /= size[:, None]
-        share = target * size / (target @ size)
-        for _ in range(min(_MAX_WORK // n.size**2, _MAX_STEPS)):
+        start = target if start is None else start
+        share = start * size / (start @ size)
+        for _ in range(min(_MAX_WORK // n.size**2, max_steps)):
             step = component[:, wanted] @ (target[wanted] / (share @ component)[wanted])
-            if step[wanted].max() < 1.0 + _TOLERANCE:  # the relative entropy is at most so much above the smallest
+            if step[wanted].max() < 1.0 + tolerance:  # the relative entropy is at most so much above the smallest
                 break
             share = share * step
         own = share / size

@@ -253,7 +253,17 @@ class FairSettings:
             )
         target = "uniform" if is_auto(self.target_probs) else self.target_probs
         self.check_stream_mixes(target, self.reference)
-        return self._make_controller(num_classes, target, names=stream.classes or (), batch_size=stream.batch_size)
+        names: Sequence[str] = stream.classes or ()
+        kind = None
+        if stream.several_labels:
+            kind = LabelSets.expected(num_classes, self.class_names or names)
+            names = complete_names(names, kind)
+        controller = self._make_controller(
+            num_classes, target, names=names, label_sets=kind, batch_size=stream.batch_size
+        )
+        if kind is not None:
+            controller.expect_several_labels(kind)
+        return controller
 
     @staticmethod
     def check_stream_mixes(*mixes: Target | Shift) -> None:
@@ -278,7 +288,7 @@ class FairSettings:
         own_names = complete_names(self.class_names, label_sets) if self.class_names else None
         check_number_of_names(own_names, num_classes)
         if label_sets is not None:
-            self._check_several_labels(label_sets)
+            self.check_several_labels(label_sets)
         settings = {name: getattr(self, name) for name in (*_LAW, *_OBJECTIVE)}
         # A target may use any of the names, and the values of the labels; those of the settings come first.
         vocabularies, counts = (names, values or (), own_names or ()), Counter(names)
@@ -290,13 +300,16 @@ class FairSettings:
             reference=number_target(self.reference, numbers, "reference"),  # type: ignore[arg-type]
             feedback="train" if self.feedback == "train" else "validation",
             class_counts=class_counts,
-            label_sets=label_sets,
+            label_sets=label_sets
+            if label_sets is not None and label_sets.size
+            else None,  # those of a stream come later
             class_names=next((each for each in (own_names, names) if len(set(each or ())) == num_classes), None),
             batch_size=batch_size,
             **settings,
         )
 
-    def _check_several_labels(self, labels: LabelSets) -> None:
+    def check_several_labels(self, labels: LabelSets) -> None:
+        """Refuse settings that are for one class a sample."""
         if labels.has_unlabeled and self._vector_length == labels.num_classes - 1:
             raise ValueError(
                 f"target_probs must have one entry per class, and one for samples without a label, the last of "
