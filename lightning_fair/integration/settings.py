@@ -215,6 +215,8 @@ class FairSettings:
         names = complete_names(labels.names or class_names(dataset) or (), sets)
         if labels.names is None and self.labels is not None and len(names) != num_present:
             names = ()  # of other classes, before a target_transform or of the data set itself
+        if sets is not None and sets.has_unlabeled and not names:
+            names = numbers_as_names(num_present, sets)  # a target can name the class of samples without a label
         num_classes = num_present if sets is not None else self._known_num_classes or max(num_present, len(names))
         counts = np.bincount(labels.numbers, minlength=num_classes) if sets is None else sets.counts
         has_other_pairs = previous is not None and sets is not None and not _have_same_pairs(previous.labels, sets)

@@ -10,6 +10,7 @@ from label_set_helpers import ROWS, SETS, K, make_sampler, some_losses, tags
 from lightning_fair import FeedbackController
 from lightning_fair.common.label_sets import LabelSets
 from lightning_fair.control.label_draws import reached_classes
+from lightning_fair.control.target import AutoTarget
 from lightning_fair.schedules import Linear, Shift, Step
 
 UNREACHED = "No draws bring the target"
@@ -139,3 +140,13 @@ def test_reached_classes():
     reached = reached_classes(sets, np.array([True, False, False, False]))
     assert reached.tolist() == [True, False, False, True]
     assert reached_classes(sets, np.array([True, False, True, False])).all()
+
+
+def test_state_of_another_length_of_training():
+    """The target "auto" of a checkpoint goes on, with its draws."""
+    one, other = (FeedbackController(K, AutoTarget(t), label_sets=SETS) for t in (0.5, 0.7))
+    one.step_update(ROWS[:20])
+    other.load_state_dict(one.state_dict())
+    np.testing.assert_array_equal(other.q, one.q)
+    np.testing.assert_array_equal(other.rest_at(0.0), one.rest_at(0.0))
+    np.testing.assert_array_equal(other.get_probs(), one.get_probs())

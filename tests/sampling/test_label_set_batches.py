@@ -214,6 +214,18 @@ def test_ranks_draw_the_batch_of_one_process(world_size):
     assert all(np.array_equal(each.controller.trained_mix, alone.controller.trained_mix) for each in ranks)
 
 
+def test_report_of_one_rank_is_warned_about(recwarn):
+    options = [{"rank": rank, "world_size": 2} for rank in range(2)]
+    samplers = [make_sampler(batch_size=6, sampler=each) for each in options]
+    for batches in zip(*samplers, strict=True):
+        samplers[0].controller.step_update(ROWS[batches[0] + batches[1]])
+    assert not recwarn.list
+    batch = next(iter(samplers[0]))
+    samplers[0].controller.step_update(ROWS[batch])
+    (warning,) = recwarn
+    assert f"The report has {ROWS[batch].sum()} labels, those of one rank" in str(warning.message)
+
+
 # -- weights of a batch --------------------------------------------------------------------------------
 
 
