@@ -66,7 +66,7 @@ def _classes(value: Any, kind: LabelSets, numbers: Mapping[str, int]) -> list[in
         if row is not None and len(row) in widths and ((row == 0) | (row == 1)).all():
             return list(map(int, np.flatnonzero(row)))
         is_no_list = row is not None and row.max() <= 1 and len(set(row.tolist())) < len(row)  # of class numbers
-        if is_no_list or (row is not None and row.dtype.kind == "f"):
+        if is_no_list or (row is not None and row.dtype.kind in "bf"):
             raise ValueError(
                 f"The labels of a sample must be a row of {' or '.join(map(str, widths))} zeros and ones, a number for "
                 f"each label, or its classes, such as {{0, 2}}; got {show(row.tolist())} in the stream. Set "

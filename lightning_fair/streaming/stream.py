@@ -84,8 +84,7 @@ class FairStream(IterableDataset[Any]):
     in what was read. They are computed before the first draw, and whenever a tenth more has been read. That takes up to
     a second with 1,000 labels, and memory for a table of ``K * K`` numbers. Workers do not balance each other then. If
     one of them lacks a label, its other labels get the share, and the log says so. Under Lightning the controller in
-    the main process has the mixes of the workers' newest draws; in a loop of your own with workers its ``q`` stays the
-    target.
+    the main process follows what the workers have found; in a loop of your own with workers its ``q`` stays the target.
 
     The labels of a sample are a row of zeros and ones of ``K`` numbers of any type; or its classes: a list, a set, a
     tuple or an array of class numbers or names, or a single one. A sequence of ``K`` zeros and ones is always a row,

@@ -149,6 +149,7 @@ def test_names_of_the_source():
         ([], r"no label, and no class stands for that\..*num_classes=5, and FairStream\(class_names=", {"num": 5}),
         (np.zeros(4), r"no label, and no class stands for that", {"num": 5}),
         ([0, 1, 0], r"row of 4 zeros and ones.* got \[0, 1, 0\].*Set num_classes to the number", {"num": 3}),
+        ([True, False], r"row of 4 zeros and ones.* got \[True, False\]", {"num": 2}),
         ([0, 1, 0], r"one more if the last class is that of samples without a label", {"class_names": NAMES}),
         (np.array([1.0, 0.5, 0.0, 1.0]), r"got \[1\.0, 0\.5, 0\.0, 1\.0\].*label_fn", {"label_fn": "== 1"}),
         (np.array([1.0, np.nan, 0.0, 1.0]), r"got \[1\.0, nan, .*label_fn", {"label_fn": "== 1"}),
