@@ -290,3 +290,70 @@ def simulate(
         counts = systematic(p, batch_size, *randomness(number))
         yield p, counts
         now, number = follow(now, counts, horizon), number + 1
+
+
+# -- several labels a sample, each given as the list of its classes --------------------------------------
+
+
+def class_sizes(sets: Sequence[Sequence[int]], num_classes: int) -> list[int]:
+    """``n[k]``: the number of samples with label ``k``."""
+    return [sum(k in labels for labels in sets) for k in range(num_classes)]
+
+
+def share_of_samples(sets: Sequence[Sequence[int]], mix: Vector) -> list[float]:
+    """``sum of mix[k] / n[k]`` over the labels of each sample: how likely a place of a batch is this sample."""
+    n = class_sizes(sets, len(mix))
+    return [sum(mix[k] / n[k] for k in labels) for labels in sets]
+
+
+def labels_of_draws(sets: Sequence[Sequence[int]], mix: Vector) -> tuple[list[float], float]:
+    """The label mix of samples that are drawn with ``mix``, and the mean number of their labels."""
+    brought = [0.0] * len(mix)
+    for labels, share in zip(sets, share_of_samples(sets, mix), strict=True):
+        for k in labels:
+            brought[k] += share
+    return [each / sum(brought) for each in brought], sum(brought)
+
+
+def relative_entropy(q: Vector, r: Vector) -> float:
+    """``sum(q * log(q / r))``."""
+    return sum(a * math.log(a / b) if b > 0 else math.inf for a, b in zip(q, r, strict=True) if a > 0)
+
+
+def prior_of_sets(sets: Sequence[Sequence[int]], num_classes: int) -> list[float]:
+    """The share of each class if a sample counts for each of its ``L`` labels by ``1 / L``."""
+    return [sum(1.0 / len(labels) for labels in sets if k in labels) / len(sets) for k in range(num_classes)]
+
+
+def set_weights(sets: Sequence[Sequence[int]], p: Vector, reference: Vector, *, is_prior: bool) -> list[float]:
+    """``ref(x) / pi(x)``.
+
+    ``ref(x)`` is the share of the sample in draws with the reference. If the reference is the prior times ``f``, it is
+    the mean of ``f`` over the labels of the sample, divided by the number of samples.
+    """
+    if is_prior:
+        factors = [b / a if a > 0 else 0.0 for a, b in zip(prior_of_sets(sets, len(p)), reference, strict=True)]
+        wanted = [sum(factors[k] for k in labels) / len(labels) / len(sets) for labels in sets]
+    else:
+        wanted = share_of_samples(sets, reference)
+    return [a / b if b > 0 else 0.0 for a, b in zip(wanted, share_of_samples(sets, p), strict=True)]
+
+
+def set_losses(
+    sets: Sequence[Sequence[int]], losses: Sequence[float] | Sequence[Vector], num_classes: int
+) -> list[float | None]:
+    """The mean finite loss of each label over the samples that have it; None without one.
+
+    A loss of a sample counts for each of its labels. Of a row of losses, each label has its own; if the row lacks the
+    last class, a sample of this class has the mean of its row.
+    """
+    means: list[float | None] = []
+    for k in range(num_classes):
+        mine = []
+        for labels, loss in zip(sets, losses, strict=True):
+            if k in labels:
+                row = loss if isinstance(loss, Sequence) else [loss] * num_classes
+                mine.append(row[k] if k < len(row) else sum(row) / len(row))
+        mine = [loss for loss in mine if math.isfinite(loss)]
+        means.append(sum(mine) / len(mine) if mine else None)
+    return means

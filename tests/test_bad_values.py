@@ -29,6 +29,7 @@ from lightning_fair import (
     schedules,
 )
 from lightning_fair.common.checks import LARGEST_NUM_CLASSES, show
+from lightning_fair.common.label_sets import LabelSets
 from lightning_fair.common.label_values import number_labels
 from lightning_fair.common.labels import find_labels
 from lightning_fair.integration.settings import FairSettings
@@ -38,6 +39,7 @@ from lightning_fair.schedules import Constant, Cosine, Join, Linear, Shift, Step
 
 LABELS = [0, 1, 1, 2]
 DATA = TensorDataset(torch.zeros(4, 1), torch.tensor(LABELS))
+SETS = LabelSets.from_lists([[0], [0, 1], [2]], 3)
 MIX = [0.5, 0.25, 0.25]
 
 
@@ -61,6 +63,11 @@ class ValuedClassifier(Classifier):
         callback = FairSampling()
         callback._run.validation_feedback = feedback
         self._trainer = SimpleNamespace(callbacks=[callback], datamodule=None)
+
+
+def with_batch_in_flight(sampler):
+    next(iter(sampler))
+    return sampler
 
 
 def set_fair_sampling(fair_sampling):
@@ -108,8 +115,8 @@ LABEL_VALUES = (
     [1.5, 0],
     [-1, 0],
     [1j, 0],
-    [[0, 1], [1, 1]],
-    [[0], [1, 2]],
+    [[0, 1], [1, 2]],
+    [[0], [-1, 2]],
     META,
 )
 TEXT = (3, 1.5, 1j, True, [], {}, b"x", object, np.ones(2))
@@ -169,6 +176,8 @@ TABLE = {
             "reference": (*MIX_VALUES, "auto", {9: 0.5}, [1.0]),
             "feedback": (*CHOICE, *NONE),
             "class_counts": (*VECTOR, [-1, 1, 1], [math.nan, 1, 1], [1, 1]),
+            "label_sets": (*LABEL_VALUES, LABELS, SETS.to_dense()),
+            "class_names": NAMES,
             "batch_size": (*COUNT, *NONE),
         },
     ),
@@ -196,6 +205,11 @@ TABLE = {
         {"progress": 0},
         {"progress": (*NUMBER, *NONE, -1, 1.5)},
     ),
+    "FeedbackController.rest_at": (
+        FeedbackController(3).rest_at,
+        {"progress": 0},
+        {"progress": (*NUMBER, *NONE, -1, 1.5)},
+    ),
     "FeedbackBatchSampler": (
         FeedbackBatchSampler,
         {"labels": LABELS, "batch_size": 2, "world_size": 1},
@@ -214,6 +228,11 @@ TABLE = {
         FeedbackBatchSampler(LABELS, 2).set_epoch,
         {"epoch": 0},
         {"epoch": (*INTEGER, *NONE, -1)},
+    ),
+    "FeedbackBatchSampler.sample_weights": (
+        with_batch_in_flight(FeedbackBatchSampler(SETS, 2)).sample_weights,
+        {"labels": [[1, 0, 0], [1, 1, 0]]},
+        {"labels": (*LABEL_VALUES, *NONE, LABELS, [[1, 0], [1, 1]], [[0, 0, 0]], [[2, 0, 0]])},
     ),
     "FairStream": (
         FairStream,
@@ -417,6 +436,7 @@ INTERNAL = {
         "withdraw",
         "restore",
         "check_state",
+        "weights_at",
     },
     "FairStream": {"batches", "begin", "load_state_dict"},
     "FairSampling": {"is_installed_in"},
@@ -601,6 +621,7 @@ GOOD = {
     "schedules.Join": {"boundaries": ((5, 9), np.array([5, 9]), torch.tensor([5, 9]), [0, np.int64(9)])},
     "FairRotation": {"n": WHOLE, "seed": (*WHOLE, None)},
     "find_labels": {"num_classes": WHOLE, "labels": (1, lambda data: data.tensors[1], ["a", "b", "b", "c"])},
+    "number_labels": {"values": ([[0, 1], [1, 1]], [[0], [1, 2]], [{"a"}, set()], torch.ones(2, 3).to_sparse())},
 }
 
 

@@ -55,7 +55,7 @@ _CHOICES = {
     "feedback_to": ("draw", "objective"),
     "resume": ("continue", "restart"),
 }
-_FLAGS = ("counts_only", "higher_is_better", "normalize", "return_weights", "save_buffers", "warn")
+_FLAGS = ("counts_only", "higher_is_better", "normalize", "return_weights", "save_buffers", "several_labels", "warn")
 RULES = frozenset((*_NUMBERS, *_INTEGERS, *_CHOICES, *_FLAGS))
 
 

@@ -87,14 +87,19 @@ def has_repeats(y: Column) -> bool:
 def _to_array(values: Any) -> Column:
     if isinstance(values, SetColumn):
         return values
+    if (sparse := sparse_column(values)) is not None:
+        return sparse
     if isinstance(values, Mapping):
         raise ValueError(
             f"labels must be one class per sample, in the order of the data set, got a {type(values).__name__} with "
             f"{len(values)} keys. If it maps ids to labels, pass labels=[mapping[id] for id in ids], with the id of "
             "each sample."
         )
-    if (sparse := sparse_column(values)) is not None:
-        return sparse
+    if is_frame(values) and len(values.columns) > 1 and values.isna().to_numpy().any():
+        raise ValueError(
+            "labels must be zeros and ones, but a column of the DataFrame has missing values. If they mean unknown, "
+            "pass labels=labels.fillna(0), which takes them for 0."
+        )
     has_items_only = hasattr(values, "__getitem__") and not hasattr(values, "__iter__")  # NumPy would never end
     if isinstance(values, (set, frozenset, Dataset)) or has_items_only:
         raise ValueError(f"labels must be one class per sample, in order, got a {type(values).__name__}. Pass a list.")
@@ -124,7 +129,7 @@ def _rows_of(array: NDArray[Any]) -> Column:
 
 def _list_to_array(values: Sequence[Any]) -> Column:
     first = values[0] if len(values) else None
-    if isinstance(first, (list, set, frozenset)) and any(isinstance(value, (set, frozenset)) for value in values):
+    if not isinstance(first, (str, bytes, int, float)) and any(isinstance(row, (set, frozenset)) for row in values):
         return list_column(values)
     if isinstance(first, tuple):
         values = [_plain(value) for value in values]

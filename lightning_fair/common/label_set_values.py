@@ -14,10 +14,6 @@ from torch import Tensor
 from lightning_fair.common.arrays import Ints, to_numpy
 
 SETS = "Of several labels a sample, pass the set of each sample, such as labels=[{0, 2}, set(), {1}]"
-_AS_SETS = (
-    "Of rows of classes, pass labels=[set(row) for row in labels]; for a class for each combination, tuples: "
-    "labels=[tuple(row) for row in labels]"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +53,8 @@ def take_samples(column: Column, indices: Any) -> Column:
     """Return the labels of these samples, in their order."""
     indices = np.asarray(indices, dtype=np.int64)
     if not isinstance(column, SetColumn):
-        return column[indices]
+        part: NDArray[Any] = column[indices]
+        return part
     lengths, ends = column.lengths[indices], np.cumsum(column.lengths)
     shift = (ends - column.lengths)[indices] - (np.cumsum(lengths) - lengths)
     values = column.values[np.arange(lengths.sum()) + shift.repeat(lengths)]
@@ -92,7 +89,7 @@ def join_columns(parts: Sequence[Column]) -> Column:
     )
 
 
-def same_labels(first: Column, second: Column) -> bool:
+def same_columns(first: Column, second: Column) -> bool:
     """Return whether samples have the same labels, in the same order."""
     columns = [(c.lengths, c.values) if isinstance(c, SetColumn) else (np.ones(len(c)), c) for c in (first, second)]
     return all(np.array_equal(*pair) for pair in zip(*columns, strict=True))
@@ -114,17 +111,18 @@ def matrix_column(y: NDArray[Any], rule: str, names: tuple[Any, ...] | None = No
     Raises:
         ValueError: If it has other values than zeros and ones; the ``rule`` is the beginning of the message.
     """
-    y = np.array(y.tolist()) if y.dtype.kind == "O" else y  # such as bools beside integers in a DataFrame
+    y = np.asarray(y.tolist() if y.dtype.kind == "O" else y)  # such as bools beside integers in a DataFrame
+    rows = "labels" if names is None else "labels.to_numpy()"
     if y.dtype.kind not in "biuf":
-        raise ValueError(f"{rule} It is not one-hot, and could be two kinds of labels. {_AS_SETS}.")
+        raise ValueError(f"{rule} It is not one-hot, and could be two kinds of labels. {_as_sets(rows)}.")
     is_one = y if y.dtype.kind == "b" else y == 1
     if y.dtype.kind != "b" and not (is_one | (y == 0)).all():
-        raise _no_labels(y, rule)
+        raise _no_labels(y, rule, rows)
     lengths = is_one.sum(1)
     if (lengths == 1).all():
         return np.asarray(is_one.argmax(1))
     classes = np.flatnonzero(is_one) % max(y.shape[1], 1)
-    return SetColumn(lengths, classes, y.shape[1], names)
+    return SetColumn(lengths, classes.astype(np.int32), y.shape[1], names)
 
 
 def sparse_column(values: Any) -> Column | None:
@@ -136,7 +134,7 @@ def sparse_column(values: Any) -> Column | None:
     if isinstance(values, Tensor):
         if values.layout is torch.strided:
             return None
-        coordinates = values.detach().cpu().to_sparse_coo().coalesce()
+        coordinates = values.detach().cpu().to_sparse(layout=torch.sparse_coo).coalesce()
         data, places = np.asarray(to_numpy(coordinates.values())), coordinates.indices().numpy()
     elif hasattr(values, "nnz") and hasattr(values, "tocsr") and len(values.shape) == 2:
         by_row = values.tocsr(copy=True)
@@ -152,8 +150,7 @@ def sparse_column(values: Any) -> Column | None:
     wrong = (data != 0) & (data != 1)
     if wrong.any():
         labels = "labels.to_dense()" if isinstance(values, Tensor) else "labels"
-        remedy = f"If that means unknown, pass labels=({labels} == 1), which takes it for 0"
-        raise _wrong_value("labels must be zeros and ones", data[wrong][0], *places[:, wrong][:, 0].tolist(), remedy)
+        raise _wrong_value("labels must be zeros and ones", data[wrong][0], places[:, wrong][:, 0].tolist(), labels)
     lengths = np.bincount(rows, minlength=size)
     if num_columns == 1:
         return lengths
@@ -172,8 +169,10 @@ def flat_labels(rows: Sequence[Any]) -> tuple[Ints, list[Any]]:
             f"labels must be the labels of each sample, but {len(missing)} samples have None, the first is sample "
             f"{missing[0]}. Pass an empty list for a sample without a label: labels=[row or [] for row in labels]."
         )
-    if any(isinstance(row, tuple) for row in rows) or not any(map(is_row, rows)):
-        raise ValueError(f"labels must be one class per sample, got tuples of different lengths. {_AS_SETS}.")
+    if any(isinstance(row, tuple) for row in rows):
+        raise ValueError(f"labels must be one class per sample, got tuples of different lengths. {_as_sets()}.")
+    if not any(map(is_row, rows)):
+        raise ValueError(f"labels must be classes or lists of them, got one of type {type(rows[0]).__name__}. {SETS}.")
     lists = [_to_list(row) for row in rows]
     flat = [label for row in lists for label in row]
     if any(map(is_row, flat)):
@@ -195,19 +194,30 @@ def _to_list(row: Any) -> Sequence[Any]:
     return [value.item() if isinstance(value, Tensor) and value.numel() == 1 else value for value in row]
 
 
-def _no_labels(y: NDArray[Any], rule: str) -> ValueError:
+def _as_sets(rows: str = "labels") -> str:
+    return (
+        f"Of rows of classes, pass labels=[set(row) for row in {rows}]; for a class for each combination, tuples: "
+        f"labels=[tuple(row) for row in {rows}]"
+    )
+
+
+def _no_labels(y: NDArray[Any], rule: str, rows: str) -> ValueError:
     """Return the error for a matrix that has other values than zeros and ones."""
     if y.dtype.kind == "f" and (y >= 0).all() and np.allclose(y.sum(1), 1.0, atol=1e-3):
         return ValueError(f"{rule} Of class probabilities, pass the most probable class: labels=rows.argmax(1).")
     finite = y[np.isfinite(y)]
     if (finite == np.floor(finite)).all() and (np.abs(finite) > 1).any():
-        return ValueError(f"{rule} It is not one-hot, and has other numbers than 0 and 1. {_AS_SETS}.")
-    row, column = np.argwhere((y != 0) & (y != 1))[0].tolist()
-    remedy = "If that means unknown, pass labels=(np.asarray(labels) == 1), which takes it for 0"
-    if 0 < y[row, column] < 1:
-        remedy = "Of scores, choose a threshold: labels=(np.asarray(labels) > 0.5)"
-    return _wrong_value(f"{rule} It is not one-hot, and not of zeros and ones", y[row, column], row, column, remedy)
+        return ValueError(f"{rule} It is not one-hot, and has other numbers than 0 and 1. {_as_sets(rows)}.")
+    wrong = (y != 0) & (y != 1)
+    first, rule = np.argwhere(wrong)[0].tolist(), f"{rule} It is not one-hot, and not of zeros and ones"
+    is_score = bool(((y >= 0) & (y <= 1)).all())
+    return _wrong_value(rule, y[wrong][0], first, "np.asarray(labels)", is_score=is_score)
 
 
-def _wrong_value(rule: str, value: Any, row: int, column: int, remedy: str) -> ValueError:
-    return ValueError(f"{rule}: got {value} for sample {row}, column {column}. {remedy}.")
+def _wrong_value(rule: str, value: Any, place: Sequence[int], labels: str, *, is_score: bool = False) -> ValueError:
+    remedy = SETS
+    if is_score:
+        remedy = f"Of scores, choose a threshold: labels=({labels} > 0.5)"
+    elif value == -1 or value != value:
+        remedy = f"If that means unknown, pass labels=({labels} == 1), which takes it for 0"
+    return ValueError(f"{rule}: got {value} for sample {place[0]}, column {place[1]}. {remedy}.")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_fair.common.arrays import Floats, Ints, array_checksum, to_numpy
-from lightning_fair.common.checks import check_type
+from lightning_fair.common.arrays import Floats, Ints, array_checksum
+from lightning_fair.common.checks import check_array, check_type
 
+_MAX_CLASSES = 10_000
 UNLABELED = "none"  # name of the class of the samples without a label
 
 
@@ -49,7 +51,8 @@ class LabelSets:
 
         The class of samples without a label is added if there are any, or ``with_unlabeled``.
         """
-        keys = np.unique(samples.astype(np.int64) * num_labels + classes)
+        keys = np.sort(samples.astype(np.int64) * num_labels + classes, kind="stable")  # fast if they are in order
+        keys = keys[np.diff(keys, prepend=-1) > 0]
         owners, numbers = np.divmod(keys, max(num_labels, 1))
         (empty,) = (np.bincount(owners, minlength=size) == 0).nonzero()
         if empty.size:
@@ -62,18 +65,29 @@ class LabelSets:
         return cls(offsets, numbers.astype(np.int32 if K < 2**31 else np.int64), K, has_unlabeled)
 
     @classmethod
-    def from_lists(cls, lists: Sequence[Iterable[int]], num_labels: int, *, with_unlabeled: bool = False) -> LabelSets:
+    def from_lists(
+        cls, lists: Sequence[Collection[int]], num_labels: int, *, with_unlabeled: bool = False
+    ) -> LabelSets:
         """Return the sets of samples whose class numbers in ``[0, num_labels)`` are listed."""
-        rows = [np.fromiter(row, np.int64) for row in lists]
-        samples = np.arange(len(rows)).repeat([row.size for row in rows])
-        classes = np.concatenate([np.zeros(0, np.int64), *rows])
-        return cls.from_pairs(samples, classes, len(rows), num_labels, with_unlabeled=with_unlabeled)
+        samples = np.arange(len(lists)).repeat(np.fromiter(map(len, lists), np.int64, len(lists)))
+        classes = np.fromiter(chain.from_iterable(lists), np.int64, samples.size)
+        return cls.from_pairs(samples, classes, len(lists), num_labels, with_unlabeled=with_unlabeled)
 
     @classmethod
     def from_matrix(cls, matrix: NDArray[Any], *, with_unlabeled: bool = False) -> LabelSets:
         """Return the sets of the rows of a matrix of zeros and ones, shape ``(N, num_labels)``."""
         samples, classes = matrix.nonzero()
         return cls.from_pairs(samples, classes, *matrix.shape, with_unlabeled=with_unlabeled)
+
+    @classmethod
+    def expected(cls, num_classes: int, names: Sequence[str] = ()) -> LabelSets:
+        """Return the sets of no sample, as long as those of a stream are not known.
+
+        The last class is that of samples without a label if it is called ``"none"`` or ``"(none)"``, or has no name.
+        """
+        is_named = len(names) == num_classes and names[-1] in (UNLABELED, f"({UNLABELED})")
+        has_unlabeled = is_named or 0 < len(names) == num_classes - 1
+        return cls(np.zeros(1, np.int64), np.zeros(0, np.int32), num_classes, has_unlabeled)
 
     @property
     def size(self) -> int:
@@ -99,28 +113,34 @@ class LabelSets:
         return np.bincount(self.classes, minlength=self.num_classes).astype(np.int64)
 
     def cooccurrence(self) -> Ints:
-        """Return the number of samples that have both of two classes, int64, shape ``(K, K)``, symmetric."""
+        """Return the number of samples that have both of two classes, int64, shape ``(K, K)``, symmetric.
+
+        Raises:
+            ValueError: If there are more than 10,000 classes, for which this takes 800 MB.
+        """
         K = self.num_classes
+        if K > _MAX_CLASSES:
+            raise ValueError(
+                f"Several labels a sample: at most {_MAX_CLASSES} classes, got {K}. Leave out labels that are rare, or "
+                "that need not be balanced."
+            )
         together: Ints = np.zeros(K * K, np.int64)
+        for pairs in self.pairs():
+            together += np.bincount(pairs, minlength=K * K)
+        return mirrored(together.reshape(K, K))
+
+    def pairs(self) -> Iterator[Ints]:
+        """Yield ``K * first + second`` of all classes ``first <= second`` that a sample has, in several parts."""
+        samples = self.samples
         for step in range(int(self.lengths.max(initial=1))):  # each label with that `step` places further on
             first = np.arange(self.classes.size - step)
-            same = self.samples[first] == self.samples[first + step]
-            pairs = self.classes[first[same]].astype(np.int64) * K + self.classes[first[same] + step]
-            together += np.bincount(pairs, minlength=K * K)
-        upper = together.reshape(K, K)
-        both: Ints = upper + np.triu(upper, 1).T
-        return both
-
-    def complete_names(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Return the names of the classes, with one for samples without a label if only this class has none."""
-        if not self.has_unlabeled or len(names) != self.num_classes - 1:
-            return tuple(names)
-        return (*names, f"({UNLABELED})" if UNLABELED in names else UNLABELED)
+            first = first[samples[first] == samples[first + step]]
+            yield self.classes[first].astype(np.int64) * self.num_classes + self.classes[first + step]
 
     def take(self, indices: Any) -> LabelSets:
         """Return the sets of these samples, in their order; a sample can come several times."""
         indices = np.asarray(indices, dtype=np.int64)
-        lengths = self.lengths[indices]
+        lengths = self.offsets[indices + 1] - self.offsets[indices]
         offsets = np.zeros(indices.size + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
         places = np.arange(offsets[-1]) + (self.offsets[indices] - offsets[:-1]).repeat(lengths)
@@ -137,6 +157,14 @@ class LabelSets:
         sums: Floats = np.add.reduceat(values[self.classes], self.offsets[:-1]) if self.size else np.zeros(0)
         return sums
 
+    def expected_coverage(self, drawn: Ints) -> float:
+        """Return the fraction of the samples that was drawn, in expectation over the orders of the passes.
+
+        ``drawn`` samples of each class were drawn in passes that have an order of their own, shape ``(K,)``.
+        """
+        left = np.clip(1.0 - drawn / np.maximum(self.counts, 1), 1e-300, 1.0)  # a sample is left if it is so in all
+        return float(1.0 - np.exp(self.sums(np.log(left))).mean())
+
     def equals(self, other: Any) -> bool:
         """Return whether ``other`` are the same labels of the same samples."""
         return (
@@ -147,9 +175,27 @@ class LabelSets:
         )
 
 
+def mirrored(upper: Ints) -> Ints:
+    """Return the symmetric matrix whose upper triangle is given; the lower one is zero."""
+    both: Ints = upper + np.triu(upper, 1).T
+    return both
+
+
 def name_unlabeled(names: Sequence[str]) -> tuple[str, ...]:
     """Return the names of the labels, and behind them one for the class of samples without a label."""
     return (*names, f"({UNLABELED})" if UNLABELED in names else UNLABELED)
+
+
+def numbers_as_names(num_classes: int, labels: LabelSets | None) -> Sequence[str]:
+    """Return the class numbers as names, of which that of samples without a label has its own."""
+    numbers = list(map(str, range(num_classes)))
+    return numbers if labels is None or not labels.has_unlabeled else name_unlabeled(numbers[:-1])
+
+
+def complete_names(names: Sequence[str], labels: LabelSets | None) -> Sequence[str]:
+    """Return names that may lack that of samples without a label, with that name."""
+    lacks_last = labels is not None and labels.has_unlabeled and len(names) == labels.num_classes - 1
+    return name_unlabeled(names) if lacks_last else names
 
 
 def labels_checksum(labels: NDArray[Any] | LabelSets) -> int:
@@ -190,10 +236,11 @@ def label_rows(values: Any, kind: LabelSets) -> NDArray[np.bool_]:
         kind: Labels with the same classes.
 
     Raises:
+        TypeError: If they are no rows.
         ValueError: If the shape or a value is wrong, or a sample has no label and no class stands for that.
     """
     K = kind.num_classes
-    rows = np.asarray(to_numpy(values))
+    rows = check_array("labels", values, "rows of zeros and ones")
     if rows.size == 0:
         return np.zeros((0, K), np.bool_)
     widths = (K, K - 1) if kind.has_unlabeled else (K,)

@@ -14,7 +14,7 @@ from lightning_fair.common.arrays import Ints
 from lightning_fair.common.checks import LARGEST_NUM_CLASSES, check, check_array, check_integer
 from lightning_fair.common.label_columns import distinct_values, is_missing, label_column, words_for_shape
 from lightning_fair.common.label_set_values import SetColumn
-from lightning_fair.common.label_sets import LabelSets
+from lightning_fair.common.label_sets import LabelSets, name_unlabeled
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,7 @@ def _number_sets(column: SetColumn, num_classes: int | None, num_named: int) -> 
                 "labels=[{label for label in row if label >= 0} for row in labels]."
             )
         labels = number_labels(column.values, num_classes, max(num_named, size))
-        numbers: Any = labels.numbers
+        numbers = labels.numbers
         high = int(numbers.max())
         K = num_classes or max(high + 1, num_named if labels.names is None else 0)
         if high >= K:
@@ -128,8 +128,11 @@ def _number_sets(column: SetColumn, num_classes: int | None, num_named: int) -> 
             raise _beyond(int(numbers.max()), K)
         with_unlabeled = num_classes == K + 1
     sets = LabelSets.from_pairs(column.samples, numbers, size, K, with_unlabeled=with_unlabeled)
-    names = labels.names and sets.complete_names(labels.names)
-    return ClassLabels(sets, names, labels.values and (*labels.values, *(names or ())[len(labels.values) :]))
+    names, known = labels.names, labels.values
+    if names and known and sets.has_unlabeled and len(names) == K:
+        names = name_unlabeled(names)
+        known = (*known, names[-1])
+    return ClassLabels(sets, names, known)
 
 
 def check_labels(labels: Any, num_classes: int) -> NDArray[Any]:

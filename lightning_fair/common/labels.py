@@ -9,22 +9,14 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
-from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
 
 from lightning_fair.common.checks import check, show
-from lightning_fair.common.label_columns import has_repeats, label_column, list_column
+from lightning_fair.common.label_columns import has_repeats, label_column
 from lightning_fair.common.label_set_values import Column, SetColumn, is_frame, join_columns, take_samples
-from lightning_fair.common.label_sets import LabelSets
+from lightning_fair.common.label_sets import LabelSets, name_unlabeled
 from lightning_fair.common.label_values import ClassLabels, number_labels
-from lightning_fair.common.sample_labels import (
-    LABEL_KEYS,
-    LabelColumns,
-    choose_column,
-    label_row,
-    may_be_column,
-    sample_place,
-)
+from lightning_fair.common.sample_labels import LABEL_KEYS, LabelColumns, choose_tensor, label_row, sample_place
 
 # In this order for parsers of configurations.
 Labels: TypeAlias = Literal["scan"] | Callable[[Any], Any] | int | str | ArrayLike | Sequence[Any] | None
@@ -52,24 +44,24 @@ _Places: TypeAlias = Callable[[Any], Iterator[_Place]]  # of a data set
 def find_labels(dataset: Any, labels: Labels = None, num_classes: int | None = None) -> ClassLabels:
     """Return the class, or the classes, of every sample of a data set; no sample is loaded.
 
-    The labels are those in the first of these places that has one class per sample, or several: an attribute ``targets``,
-    ``labels``, ``y``, ``Y`` or ``_labels``; the method ``get_labels``; the pairs of path and class in ``samples`` or
-    ``_samples``; a column ``label``, ``labels``, ``target``, ``targets`` or ``y`` of a Hugging Face data set or a
-    ``DataFrame``; the only tensor of a ``TensorDataset`` that can hold classes; the samples of a list. The labels of
-    the data sets in a ``Subset``, a ``ConcatDataset``, or a wrapper with a ``dataset`` of the same length are combined,
-    at any depth. At each depth there must be one label per sample.
+    The labels are those in the first of these places that has one class per sample, or else several of each sample: an
+    attribute ``targets``, ``labels``, ``y``, ``Y`` or ``_labels``; the method ``get_labels``; the pairs of path and
+    class in ``samples`` or ``_samples``; a column ``label``, ``labels``, ``target``, ``targets`` or ``y`` of a Hugging
+    Face data set or a ``DataFrame``; the only tensor of a ``TensorDataset`` that can hold classes; the samples of a
+    list. The labels of the data sets in a ``Subset``, a ``ConcatDataset``, or a wrapper with a ``dataset`` of the same
+    length are combined, at any depth. At each depth there must be labels for each sample.
 
     Args:
         dataset: A map-style data set.
-        labels: Labels to use instead: one per sample; the name of an attribute or column, also of an inner data set;
-            the position of a tensor in a ``TensorDataset``; or a function that takes the data set, which may be a
+        labels: Labels to use instead: those of each sample; the name of an attribute or column, also of an inner data
+            set; the position of a tensor in a ``TensorDataset``; or a function that takes the data set, which may be a
             ``Subset``, and returns one of these.
         num_classes: Number of classes, if it is known; see
             :func:`~lightning_fair.common.label_values.number_labels`, which describes the labels that are accepted.
 
     Raises:
         TypeError: If the data set is a stream, or has no labels in the places above.
-        ValueError: If the labels are not one class per sample, or the data set is empty.
+        ValueError: If the labels are no classes of the samples, or the data set is empty.
 
     Example:
         >>> import torch
@@ -80,6 +72,8 @@ def find_labels(dataset: Any, labels: Labels = None, num_classes: int | None = N
         ('cat', 'dog')
         >>> find_labels(Subset(dataset, [2, 3]), labels=lambda data: data.dataset.tensors[1][data.indices]).numbers
         array([1, 0])
+        >>> find_labels(TensorDataset(torch.rand(3, 2), torch.tensor([[1, 1], [0, 1], [0, 0]]))).numbers.counts
+        array([1, 2, 1])
     """
     result = look_up_labels(dataset, labels, num_classes)
     if result is None:
@@ -125,9 +119,9 @@ def look_up_labels(dataset: Any, labels: Labels = None, num_classes: int | None 
         return None
     num_named = len(column.names or (class_names(dataset) if labels is None else None) or ())
     numbered = number_labels(column.values, num_classes, num_named)
-    names = numbered.names or column.names
-    if names and isinstance(numbered.numbers, LabelSets):
-        names = numbered.numbers.complete_names(names)
+    names, sets = numbered.names or column.names, numbered.numbers
+    if names and isinstance(sets, LabelSets) and sets.has_unlabeled and len(names) == sets.num_classes - 1:
+        names = name_unlabeled(names)
     return replace(numbered, names=names, place=column.place)
 
 
@@ -181,17 +175,26 @@ def _is_dataset(source: Any) -> bool:
 
 
 def _look_up(dataset: Any, places: _Places, in_wrappers: bool = True) -> _Column | None:
-    """Return the labels in the first place that has one class per sample, at the outermost data set that has one."""
+    """Return the labels in the first place that has them for each sample, at the outermost data set that has one.
+
+    A place with one class per sample goes before a place with several.
+    """
     refusals: list[ValueError] = []
+    several: _Column | None = None
     index: _Column | None = None
     for place, values, names in places(dataset):
         try:
             column = _Column(_one_per_sample(values, dataset, f", in its {place}"), place, names)
-            if has_repeats(column.values):
+            if not has_repeats(column.values):
+                index = index or column
+            elif isinstance(column.values, SetColumn):
+                several = several or column  # if no place has single labels
+            else:
                 return column
-            index = index or column
         except ValueError as error:
             refusals.append(error)
+    if several is not None:
+        return several
     inner = _look_up_inner(dataset, places, in_wrappers)
     if inner is None and index is None and refusals:
         raise refusals[0]
@@ -244,8 +247,9 @@ def _usual_places(dataset: Any) -> Iterator[_Place]:
             yield f"attribute {name!r}", [pair[1] for pair in pairs], None
     for name in LABEL_KEYS:
         yield from _column_called(dataset, name)
-    if isinstance(dataset, TensorDataset):
-        yield from _only_label_tensor(dataset.tensors)
+    if isinstance(dataset, TensorDataset) and len(dataset.tensors) > 1:
+        position, values = choose_tensor(dataset.tensors)
+        yield f"tensor {position}", values, None
     elif isinstance(dataset, (list, tuple)):
         yield from _labels_in_list(dataset)
 
@@ -288,29 +292,9 @@ def _column_called(dataset: Any, name: str) -> Iterator[_Place]:
         feature, place = dataset.features[name], f"column {name!r}"
         names = getattr(feature, "names", None)
         if inner := getattr(getattr(feature, "feature", None), "names", None):  # lists of classes, of any length
-            names, values = inner, _lists_of(values)
+            rows = values.to_numpy(zero_copy_only=False)
+            names, values = inner, [None if row is None else set(row.tolist()) for row in rows]
         yield place, values, tuple(names) if names else None
-
-
-def _only_label_tensor(tensors: Sequence[Tensor]) -> Iterator[_Place]:
-    """Yield the only tensor that can hold labels: whole numbers, one-hot rows, or other rows of zeros and ones."""
-    if len(tensors) < 2:
-        return
-    columns: dict[int, Any] = {}
-    for i, tensor in enumerate(tensors):
-        with suppress(ValueError):
-            # Most inputs are refused by their first sample, without a copy of all.
-            if may_be_column(label_column(tensor[:1]), i) and may_be_column(column := label_column(tensor), i):
-                columns[i] = column
-    position = choose_column(columns) if columns else 1  # which is refused, with the reason
-    yield f"tensor {position}", columns.get(position, tensors[position]), None
-
-
-def _lists_of(column: Any) -> Any:
-    rows = column.to_numpy(zero_copy_only=False).tolist()
-    with suppress(ValueError):  # which names the place if it is raised there
-        return list_column(rows)
-    return rows
 
 
 def _labels_in_list(samples: Sequence[Any]) -> Iterator[_Place]:

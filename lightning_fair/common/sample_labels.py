@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from lightning_fair.common.arrays import to_numpy
 from lightning_fair.common.label_columns import MASKS, has_repeats, label_column, list_column
-from lightning_fair.common.label_set_values import Column, SetColumn, is_constant, same_labels
+from lightning_fair.common.label_set_values import Column, SetColumn, is_constant, same_columns
 
 Key: TypeAlias = str | int | None  # key, attribute or position of the label in a sample; None: the usual place
 
@@ -91,7 +94,7 @@ class LabelColumns:
         values = (self.columns or {}).get(name)
         is_list = isinstance(labels, SetColumn) and labels.num_columns is None  # a few lists can look like a matrix
         try:
-            return values is not None and same_labels((list_column if is_list else label_column)(values), labels)
+            return values is not None and same_columns((list_column if is_list else label_column)(values), labels)
         except ValueError:
             return False
 
@@ -104,7 +107,7 @@ class LabelColumns:
         arrays, errors = {}, []
         for name, values in (self.columns or {}).items():
             try:
-                if may_be_column(column := label_column(values), name):
+                if _may_be_column(column := label_column(values), name) or len(self.columns or ()) == 1:
                     arrays[name] = column
             except ValueError as error:
                 errors.append(error)
@@ -114,13 +117,21 @@ class LabelColumns:
         return name, arrays[name]
 
 
-def may_be_column(column: Column, name: str | int) -> bool:
-    """Return whether a column may hold the labels of its samples if nobody has said so.
+def choose_tensor(tensors: Sequence[Tensor]) -> tuple[int, Any]:
+    """Return the position and the labels of the only tensor that can hold them, or the second one if there is none.
 
-    Several labels are rows of zeros and ones, but not in the first element, where such rows are features; or any lists,
-    if they are the second element.
+    Raises:
+        ValueError: If there are several.
     """
-    return not isinstance(column, SetColumn) or (name not in (0,) and (column.num_columns is not None or name == 1))
+    columns: dict[int, Any] = {}
+    for i, tensor in enumerate(tensors):
+        with suppress(ValueError):
+            # Most inputs are refused by their first sample, without a copy of all.
+            first = tensor[:1] if tensor.layout is torch.strided else tensor
+            if _may_be_column(label_column(first), i) and _may_be_column(column := label_column(tensor), i):
+                columns[i] = column
+    position = choose_column(columns) if columns else 1  # which is refused, with the reason
+    return position, columns.get(position, tensors[position])
 
 
 def choose_column(columns: Mapping[Any, Column]) -> Any:
@@ -148,6 +159,15 @@ def choose_column(columns: Mapping[Any, Column]) -> Any:
     )
 
 
+def _may_be_column(column: Column, position: str | int) -> bool:
+    """Return whether a column beside others may hold the labels of its samples.
+
+    Several labels are rows of zeros and ones, but not in the first element, where such rows are features; or any lists,
+    if they are the second element.
+    """
+    return not isinstance(column, SetColumn) or position == 1 or (position != 0 and column.num_columns is not None)
+
+
 def _get(sample: Any, key: str | int) -> Any:
     if isinstance(key, str):
         if _has(sample, key):
@@ -171,7 +191,7 @@ def _has(sample: Any, name: str) -> bool:
 
 
 def _may_be_label(value: Any, position: int) -> bool:
-    """Return whether a value is a whole number, a missing one (NaN), or a row of zeros and ones; a first one, one-hot."""
+    """Return whether a value is a whole number, a missing one (NaN), or a row of zeros and ones; the first: one-hot."""
     if isinstance(value, int):
         return True
     shape = () if isinstance(value, float) else getattr(value, "shape", None)
@@ -183,7 +203,7 @@ def _may_be_label(value: Any, position: int) -> bool:
     if array.size == 1:
         return not (np.floor(array) < array).any()
     if position == 0:
-        return np.count_nonzero(array) == 1 == array.max()
+        return bool(np.count_nonzero(array) == 1 == array.max())
     return bool(((array == 0) | (array == 1)).all())
 
 

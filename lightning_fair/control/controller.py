@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lightning_fair.common.arrays import Floats
-from lightning_fair.common.checks import check
+from lightning_fair.common.arrays import Floats, Ints
+from lightning_fair.common.checks import check, check_names, check_number_of_names
 from lightning_fair.common.class_mix import check_shares
-from lightning_fair.common.label_sets import LabelSets, check_label_sets, label_rows
+from lightning_fair.common.label_sets import LabelSets, check_label_sets, label_rows, numbers_as_names
 from lightning_fair.common.label_values import check_labels
 from lightning_fair.control import law
 from lightning_fair.control.controller_state import ControllerState
 from lightning_fair.control.draw import Draw, Report
-from lightning_fair.control.label_draws import label_prior
+from lightning_fair.control.label_draws import label_prior, reached_classes
 from lightning_fair.control.objective import Feedback, FeedbackTo, Objective, validation_scores
 from lightning_fair.control.reports import ReportQueue
 from lightning_fair.control.target import MovingTarget, Target
@@ -138,6 +138,8 @@ class FeedbackController(ControllerState):
         if label_sets is not None:
             class_counts, shares = check_label_sets(label_sets, K).counts, label_prior(label_sets)
         class_counts = None if class_counts is None else check_shares(class_counts, K, "class_counts")
+        names = numbers_as_names(K, label_sets) if class_names is None else check_names("class_names", class_names)
+        check_number_of_names(names, K)
         self.label_kind = None if label_sets is None else label_sets.take([])  # without samples
         cooccurrence = None if label_sets is None else label_sets.cooccurrence()
         self._target = MovingTarget(target_probs, K, class_counts, max_weight, min_prob, cooccurrence)
@@ -151,14 +153,14 @@ class FeedbackController(ControllerState):
             gain=feedback_gain,
             lambda2=self.lambda2,
         )
-        self.objective.check(self._target, class_counts)
-        if shown := self._target.describe_unreachable(class_names or list(map(str, range(K)))):
-            warnings.warn(
-                f"No draws bring the target, because labels come together; the nearest mix of labels has {shown}. "
-                "FairSampling steers to that one. Give labels that come along with others a larger share, for example "
-                "by target_probs='sqrt'.",
-                stacklevel=2,
-            )
+        drawn = (self._target.start > 0) & (self._target.end > 0)
+        if label_sets is not None:
+            drawn = reached_classes(label_sets, drawn)
+        elif class_counts is not None:  # classes without samples are the sampler's to skip
+            drawn |= class_counts == 0
+        self.objective.check(drawn, of_sets=label_sets is not None)
+        if message := self.describe_unreachable(names):
+            warnings.warn(message, stacklevel=2)
         self.epoch = 0
         self.bind_batch(batch_size)
         self.reset()
@@ -183,6 +185,43 @@ class FeedbackController(ControllerState):
                 stacklevel=4,
             )
 
+    def describe_unreachable(self, names: Sequence[str] | None) -> str:
+        """Return a message if labels that come together cannot have the shares of the target; else an empty one."""
+        K = self.num_classes
+        shown = self._target.describe_unreachable(names if names and len(names) == K else list(map(str, range(K))))
+        return shown and (
+            f"No draws bring the target, because labels come together; the nearest mix of labels has {shown}. "
+            "FairSampling steers to that one. Give labels that come along with others a larger share, for example by "
+            f"target_probs={'{<label>: <share>}' if self._target.learns else repr('sqrt')}."
+        )
+
+    def expect_several_labels(self, kind: LabelSets) -> None:
+        """Expect the samples of a stream with several labels, of this kind of classes unless it is known already.
+
+        Raises:
+            ValueError: If the reference is the prior.
+        """
+        if self.objective.is_prior:
+            raise ValueError(
+                "A stream has no prior, which reference='prior' stands for. Set reference='uniform' or 'target'."
+            )
+        self.label_kind = kind if self.label_kind is None else self.label_kind
+        self._target.learns = True
+
+    def solve_draws(self, cooccurrence: Ints, **options: Any) -> Floats:
+        """Return draws that bring the target, for ``learn_draws``, given how often two labels come together.
+
+        The ``options`` are those of :class:`~lightning_fair.control.label_draws.RestingDraw`.
+        """
+        return self._target.solve(cooccurrence, **options)
+
+    def learn_draws(self, draws: Floats | None) -> None:
+        """Follow draws that ``solve_draws`` returned; None: none are known. See ``resting``."""
+        self._target.learn(draws)
+        if not self.draws:
+            self.trained_mix = self.q.copy()  # so the first batch is drawn from it
+            self._moment = self.moment
+
     def reset(self) -> None:
         """Forget every draw and every report; the settings stay."""
         self.draws = self.made = 0
@@ -199,6 +238,16 @@ class FeedbackController(ControllerState):
     def q(self) -> Floats:
         """Target class mix of the newest draw, read-only, float64, shape ``(K,)``."""
         return self._target.q
+
+    @property
+    def rest(self) -> Floats:
+        """Class mix of the newest draw without a deficit: ``q``, unless samples have several labels; shape ``(K,)``."""
+        return self._target.rest
+
+    @property
+    def resting(self) -> Floats | None:
+        """Draws without a deficit, and the labels that they bring: what ``learn_draws`` was given."""
+        return self._target.resting
 
     @property
     def horizon(self) -> float:

@@ -92,6 +92,7 @@ class ControllerState(Rewindable):
 
     def _with_state(self, state: Mapping[str, Any]) -> ControllerState:
         check_version("controller", state, _STATE_VERSION)
+        self._target.check_kind_of(state)
         check_state("controller's", state, self.state_spec())
         draws, made, reports = state["draws"], state["made"], state["reports"]
         newest, waiting = reports["newest"], reports["waiting"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lightning_fair.common.arrays import Floats, Ints
 from lightning_fair.common.label_sets import LabelSets
@@ -18,7 +19,8 @@ from lightning_fair.control.law import reciprocal
 # Each label is drawn for itself with at least this fraction of its target, so that its samples are reached even if it
 # comes along with others often enough.
 _OWN_DRAWS = 0.05
-_TOLERANCE, _MAX_STEPS = 1e-6, 20_000
+# A step takes about a nanosecond for each pair of labels, and for some targets the last steps hardly change anything.
+_TOLERANCE, _MAX_WORK, _MAX_STEPS = 1e-6, 4_000_000_000, 20_000
 
 
 class RestingDraw:
@@ -32,6 +34,9 @@ class RestingDraw:
     Args:
         target: Label mix ``q`` that is asked for, shape ``(K,)``.
         cooccurrence: ``n``, shape ``(K, K)``, with the samples of each class on its diagonal.
+        start: Mix from which the steps begin, of any sum, shape ``(K,)``. None: the target.
+        tolerance: How far the relative entropy may be above the smallest one.
+        max_steps: Largest number of steps.
 
     Attributes:
         mix: Class mix ``p`` of the draws, shape ``(K,)``.
@@ -47,16 +52,25 @@ class RestingDraw:
         (array([0.025, 0.975]), array([0.504, 0.496]))
     """
 
-    def __init__(self, target: Floats, cooccurrence: Ints) -> None:
+    def __init__(
+        self,
+        target: Floats,
+        cooccurrence: Ints,
+        *,
+        start: Floats | None = None,
+        tolerance: float = _TOLERANCE,
+        max_steps: int = _MAX_STEPS,
+    ) -> None:
         wanted, n = target > 0, cooccurrence.diagonal()
         brings = np.where(n[:, None] > 0, cooccurrence * reciprocal(n.astype(np.float64))[:, None], np.eye(n.size))
         component = (1.0 - _OWN_DRAWS) * brings + _OWN_DRAWS * (target @ brings)
         size = component.sum(axis=1)
         component /= size[:, None]
-        share = target * size / (target @ size)
-        for _ in range(_MAX_STEPS):
+        start = target if start is None else start
+        share = start * size / (start @ size)
+        for _ in range(min(_MAX_WORK // n.size**2, max_steps)):
             step = component[:, wanted] @ (target[wanted] / (share @ component)[wanted])
-            if step[wanted].max() < 1.0 + _TOLERANCE:  # the relative entropy is at most so much above the smallest
+            if step[wanted].max() < 1.0 + tolerance:  # the relative entropy is at most so much above the smallest
                 break
             share = share * step
         own = share / size
@@ -114,3 +128,10 @@ def label_prior(labels: LabelSets) -> Floats:
     """Return the share of each class in the data if a sample counts for each of its labels in part, shape ``(K,)``."""
     parts = (1.0 / labels.lengths).repeat(labels.lengths)
     return np.bincount(labels.classes, weights=parts, minlength=labels.num_classes) / labels.size
+
+
+def reached_classes(labels: LabelSets, drawn: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return whether each sample of a class has a class that is ``drawn``, shape ``(K,)``; true without samples."""
+    is_lacking = (labels.sums(drawn.astype(np.float64)) == 0).repeat(labels.lengths)
+    reached: NDArray[np.bool_] = np.bincount(labels.classes[is_lacking], minlength=labels.num_classes) == 0
+    return reached

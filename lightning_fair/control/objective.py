@@ -8,12 +8,12 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lightning_fair.common.arrays import Floats, to_arrays, to_numpy, to_tensors
+from lightning_fair.common.arrays import Floats, to_arrays, to_tensors
 from lightning_fair.common.checks import check, check_choice, check_numbers
 from lightning_fair.common.class_mix import check_shares
 from lightning_fair.common.saved_states import Rule, array, mix, one_of, optional
 from lightning_fair.control import law
-from lightning_fair.control.target import MovingTarget, Target, describe_mixes, resolve_target
+from lightning_fair.control.target import Target, describe_mixes, resolve_target
 
 Feedback: TypeAlias = Literal["train", "validation"]
 FeedbackTo: TypeAlias = Literal["draw", "objective"]
@@ -85,17 +85,14 @@ class Objective:
         base = q if self.base is None else self.base
         return _fixed(law.tilt_mix(base, self.tilt)) if self.tilt.any() else base
 
-    def check(self, target: MovingTarget, class_counts: ArrayLike | None) -> None:
-        """Refuse a reference with classes that are never drawn. Those without samples are the sampler's to skip."""
-        if self.base is None:
-            return
-        missing = (self.base > 0) & ~((target.start > 0) & (target.end > 0))
-        if class_counts is not None:
-            missing &= np.asarray(to_numpy(class_counts)) > 0
-        if missing.any():
+    def check(self, are_drawn: NDArray[np.bool_], *, of_sets: bool) -> None:
+        """Refuse a reference with classes not all of whose samples are drawn; ``of_sets``: they have several labels."""
+        missing = np.zeros(0, np.bool_) if self.base is None else (self.base > 0) & ~are_drawn
+        if self.base is not None and missing.any():
             c = int(missing.argmax())
+            lacking = "samples of it that have no label with a target are" if of_sets else "it is"
             raise ValueError(
-                f"The reference gives class {c} a share of {self.base[c]:.3g}, but its target is 0, so it is never "
+                f"The reference gives class {c} a share of {self.base[c]:.3g}, but its target is 0, so {lacking} never "
                 "drawn. Give it a target, or a reference of 0, for example reference='target'."
             )
 

@@ -82,8 +82,9 @@ class ReportQueue:
         """Warn, once, if a batch that several ranks share is reported with the samples of one rank."""
         if draw and not self._warned_of_ranks and counts.sum() == draw.local_size < draw.counts.sum():
             self._warned_of_ranks = True
+            noun = "samples" if draw.label_sets is None else "labels"
             warnings.warn(
-                f"The report has {draw.local_size} samples, those of one rank, of a batch of {draw.counts.sum()} over "
+                f"The report has {draw.local_size} {noun}, those of one rank, of a batch of {draw.counts.sum()} over "
                 "all ranks, so the ranks would draw with different probabilities. Report the labels and losses of all "
                 "ranks on each, for example fabric.all_gather((y, losses)), flattened.",
                 stacklevel=5,

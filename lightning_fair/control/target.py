@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from lightning_fair.common.arrays import Floats, Ints, to_arrays, to_numpy, to_tensors
 from lightning_fair.common.checks import check, check_number, show
 from lightning_fair.common.class_mix import SUM_TOLERANCE, check_kind, check_mix, check_shares
-from lightning_fair.common.saved_states import mix, number, optional
+from lightning_fair.common.saved_states import array, mix, number, optional
 from lightning_fair.control.label_draws import RestingDraw
 from lightning_fair.control.law import mixture_floor, reciprocal
 from lightning_fair.schedules import Shift
@@ -48,14 +48,16 @@ class MovingTarget:
 
     If samples have several labels, ``q`` is the label mix nearest to the target that draws can bring, and ``rest`` the
     class mix of these draws (see :class:`~lightning_fair.control.label_draws.RestingDraw`); else both are the target.
+    As long as a stream has not shown which labels come together, they are the target, too.
 
     Attributes:
+        learns: Whether a stream shows which labels come together.
         start, end: Target at progress 0 and at progress 1, as asked for, shape ``(K,)``.
         progress: How far the target has moved, in [0, 1]; 0 for a fixed one.
         exponent: That of an :class:`AutoTarget`; None for every other target.
         q: Current target, read-only, shape ``(K,)``; ``inverse_q`` is its reciprocal.
         rest: Class mix of draws that bring ``q``, read-only, shape ``(K,)``; ``log_rest`` is its logarithm.
-        smallest: Smallest nonzero target of a class at present.
+        smallest: Smallest target of a class that is drawn, at present.
         floor: Smallest probability of each class, shape ``(K,)``.
     """
 
@@ -72,18 +74,33 @@ class MovingTarget:
         self.min_prob = check_min_prob(min_prob, num_classes)
         self._schedule = target.progress if isinstance(target, Shift) else None
         self.exponent = target.exponent if isinstance(target, AutoTarget) else None
-        self._cooccurrence = cooccurrence  # of the labels; None if each sample has one
+        self._cooccurrence = cooccurrence  # of the labels; None if each sample has one, or a stream has to show it
+        self.learns = False
         self.start, self.end = (resolve_target(end, num_classes, class_counts) for end in target_endpoints(target))
         self._find_draws()
         self._check_floor()
         self.reset()
 
     def _find_draws(self) -> None:
-        self._resting: tuple[RestingDraw, RestingDraw] | None = None
+        self.resting: Floats | None = None  # what `solve` returned
         if self._cooccurrence is not None:
-            start = RestingDraw(self.start, self._cooccurrence)
-            is_fixed = np.array_equal(self.start, self.end)
-            self._resting = start, start if is_fixed else RestingDraw(self.end, self._cooccurrence)
+            self.resting = self.solve(self._cooccurrence)
+
+    def solve(self, cooccurrence: Ints, **options: Any) -> Floats:
+        """Return draws that bring the start and the end, one row if they are equal, shape ``(1 or 2, 2, K)``.
+
+        A row has their class mix, divided by the labels of a draw, and the label mix that they bring. The ``options``
+        are those of :class:`~lightning_fair.control.label_draws.RestingDraw`, whose steps begin at the present draws.
+        """
+        ends = [self.start] if np.array_equal(self.start, self.end) else [self.start, self.end]
+        begin = [None] * len(ends) if self.resting is None else self.resting[:, 0]
+        draws = [RestingDraw(end, cooccurrence, start=x, **options) for end, x in zip(ends, begin, strict=True)]
+        return np.array([[draw.mix / draw.labels_per_draw, draw.labels] for draw in draws])
+
+    def learn(self, resting: Floats | None) -> None:
+        """Follow draws that ``solve`` returned; None: what comes together is not known any more."""
+        self.resting = resting
+        self.move_to(self.progress)
 
     def _check_floor(self) -> None:
         ends = np.stack([self.rest_at(0.0), self.rest_at(1.0)])[:, self.wanted]
@@ -115,39 +132,38 @@ class MovingTarget:
     @property
     def smallest_range(self) -> tuple[float, float]:
         """Least and largest value of ``smallest`` on the way from the start to the end."""
-        values = [_smallest(self.mix_at(progress)) for progress in _PATH]
+        values = [_smallest(self.mix_at(progress)[self.rest_at(progress) > 0]) for progress in _PATH]
         return min(values), max(values)
 
     def mix_at(self, progress: float) -> Floats:
         """Return ``q`` at this progress: ``(1 - progress) * start + progress * end``, shape ``(K,)``."""
-        start, end = (each.labels for each in self._resting) if self._resting else (self.start, self.end)
+        start, end = (self.start, self.end) if self.resting is None else self.resting[[0, -1], 1]
         return (1.0 - progress) * start + progress * end
 
     def rest_at(self, progress: float) -> Floats:
         """Return the class mix of draws that bring ``mix_at(progress)``, shape ``(K,)``."""
-        if self._resting is None:
+        if self.resting is None:
             return self.mix_at(progress)
-        start, end = (each.mix / each.labels_per_draw for each in self._resting)  # draws for one label
+        start, end = self.resting[[0, -1], 0]
         rest = (1.0 - progress) * start + progress * end
         return np.asarray(rest / rest.sum())
 
     @property
     def labels_per_draw(self) -> float:
         """Mean number of labels of a drawn sample at present, without a deficit; 1 unless samples have several."""
-        if self._resting is None:
+        if self.resting is None:
             return 1.0
-        start, end = (1.0 / each.labels_per_draw for each in self._resting)  # draws for one label
-        return 1.0 / ((1.0 - self.progress) * start + self.progress * end)
+        start, end = self.resting[[0, -1], 0].sum(axis=1)  # draws for one label
+        return float(1.0 / ((1.0 - self.progress) * start + self.progress * end))
 
     def describe_unreachable(self, names: Sequence[str]) -> str:
         """Return which classes have another share than asked for, because labels come together; empty if none has."""
-        for asked, resting in zip((self.start, self.end), self._resting or (), strict=False):
-            excess = np.divide(resting.labels, asked, out=np.ones_like(asked), where=asked > 0) - 1.0
+        brings = () if self.resting is None else self.resting[:, 1]
+        for asked, labels in zip((self.start, self.end), brings, strict=False):
+            excess = np.divide(labels, asked, out=np.ones_like(asked), where=asked > 0) - 1.0
             furthest = np.argsort(-np.abs(excess))[:_MAX_SHOWN].tolist()
             shown = [
-                f"{names[c]} {resting.labels[c]:.3g} in place of {asked[c]:.3g}"
-                for c in furthest
-                if abs(excess[c]) > _REACHED
+                f"{names[c]} {labels[c]:.3g} in place of {asked[c]:.3g}" for c in furthest if abs(excess[c]) > _REACHED
             ]
             if shown:
                 return ", ".join(shown)
@@ -162,13 +178,17 @@ class MovingTarget:
         self.progress, self.q, self.rest = progress, self.mix_at(progress), self.rest_at(progress)
         self.q.setflags(write=False)
         self.rest.setflags(write=False)
-        self.inverse_q, self.smallest = reciprocal(self.q), _smallest(self.q)
+        # A label with target 0 can come along with others.
+        self.inverse_q = reciprocal(self.q) * (self.rest > 0)
+        self.smallest = _smallest(self.q[self.rest > 0])
         with np.errstate(divide="ignore"):
             self.log_rest: Floats = np.log(self.rest)
         self.floor: Floats = mixture_floor(self.rest, self.max_weight, self.min_prob)
 
     def reset(self) -> None:
-        """Move the target to its progress at the first draw."""
+        """Move the target to its progress at the first draw, and forget what a stream has shown."""
+        if self.learns:
+            self.resting = None
         self.move_to(self.progress_at(0, 0))
 
     def skip_classes(self, skipped: NDArray[np.bool_]) -> None:
@@ -182,13 +202,28 @@ class MovingTarget:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors and plain numbers."""
-        mixes = {"start": self.start, "end": self.end}
+        mixes: dict[str, Any] = {"start": self.start, "end": self.end}
+        if self.learns:
+            mixes["resting"] = None if self.resting is None else self.resting.reshape(-1)
         return to_tensors({**mixes, "progress": self.progress, "exponent": self.exponent})
 
     def state_spec(self) -> dict[str, Any]:
         """Return what a state has to be."""
-        mixes = dict.fromkeys(("start", "end"), mix(self.end.size))
+        K = self.end.size
+        mixes = dict.fromkeys(("start", "end"), mix(K))
+        if self.learns:
+            mixes["resting"] = optional(array(2 * K, 4 * K, low=0.0, high=1.0))
         return {**mixes, "progress": number(0.0, 1.0), "exponent": optional(number(0.0, 1.0))}
+
+    def check_kind_of(self, state: Mapping[str, Any]) -> None:
+        """Refuse the state of a controller whose stream has another kind of labels."""
+        target = state.get("target")
+        if isinstance(target, Mapping) and ("resting" in target) != self.learns:
+            theirs, ours = ("one label", "several") if self.learns else ("several labels", "one")
+            raise ValueError(
+                f"The state is that of a stream with {theirs} a sample, and this one has {ours}. Set "
+                f"FairStream(several_labels={not self.learns}), or start without the state."
+            )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Move the target to its progress in a state that ``state_dict`` returned.
@@ -211,6 +246,8 @@ class MovingTarget:
                 f"The state steers to {theirs}, this controller to {ours}. "
                 "Resume with the target_probs the checkpoint was made with, or start without the checkpoint."
             )
+        if self.learns:
+            self.resting = None if arrays["resting"] is None else arrays["resting"].reshape(-1, 2, self.end.size)
         self.move_to(state["progress"])
 
 

@@ -111,6 +111,9 @@ def importance_weights(
     the class mix ``q``, for every ``p``. ``p`` must be the class mix that *this* batch was drawn with.
     Without options the weights are unbiased. Each option trades bias for variance.
 
+    Samples with several labels have weights of their own,
+    :meth:`FeedbackBatchSampler.sample_weights <lightning_fair.FeedbackBatchSampler.sample_weights>`.
+
     Args:
         labels: Class of each sample, integers in ``[0, K)``, shape ``(batch,)``: array, list or tensor.
         q: Class mix that the loss should stand for, shape ``(K,)``.

@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
+from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import Draw, max_remembered
 from lightning_fair.dataloaders.checks import can_reorder, check_loader, num_prefetched
 from lightning_fair.dataloaders.label_check import LabelCheck
+from lightning_fair.dataloaders.label_set_check import LabelSetCheck
 from lightning_fair.dataloaders.rank_steps import RankSteps
 from lightning_fair.dataloaders.samplers import repeats_batches
 from lightning_fair.dataloaders.tagging import Tagged, tagged_batches
@@ -228,7 +230,7 @@ def make_fair(
         ([2, 2], array([0.5, 0.5]))
     """
     check_loader(loader)
-    label_check = label_check or LabelCheck(sampler.controller.num_classes)
+    label_check = label_check or _new_check(sampler.controller)
     inner = loader_inside(loader)
     settings: dict[str, Any] = {_sampler_place(inner): sampler}
     own: dict[str, Any] = {"label_check": label_check, "on_start": on_start, "fair_sampler": sampler}
@@ -258,8 +260,13 @@ def make_stream_fair(
             f"The DataLoader's batch_size is {loader.batch_size}, that of its FairStream {stream.batch_size}, but a "
             f"batch must be one draw. Set DataLoader(stream, batch_size={stream.batch_size})."
         )
-    label_check = label_check or LabelCheck(stream.controller.num_classes)
+    label_check = label_check or _new_check(stream.controller)
     return _fair_copy(loader, {}, {"label_check": label_check, "on_start": on_start, "fair_sampler": None})
+
+
+def _new_check(controller: FeedbackController) -> LabelCheck:
+    kind, K = controller.label_kind, controller.num_classes
+    return LabelCheck(K) if kind is None else LabelSetCheck(K, has_unlabeled=kind.has_unlabeled)
 
 
 def _sampler_place(loader: DataLoader[Any]) -> str:

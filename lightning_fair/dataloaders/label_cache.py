@@ -9,8 +9,8 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lightning_fair.common.label_set_values import Column, SetColumn
 from lightning_fair.dataloaders.fingerprint import fingerprint
 
 
@@ -41,7 +41,7 @@ class LabelCache:
         except Exception as error:  # pickling a data set can raise anything
             self.reason = f"{type(dataset).__name__} cannot be identified ({type(error).__name__}: {error})"
 
-    def load(self, size: int) -> tuple[str | int, NDArray[Any]] | None:
+    def load(self, size: int) -> tuple[str | int, Column] | None:
         """Return the column and the labels of an earlier scan; None if there is none that can be read."""
         if self.path is None:
             return None
@@ -49,15 +49,22 @@ class LabelCache:
             with np.load(self.path, allow_pickle=False) as data:
                 column, labels = data["column"].item(), data["labels"]
                 labels = data["texts"].astype(object)[labels] if "texts" in data else labels
+                lengths, width = (data["lengths"], data["width"].item()) if "lengths" in data else (None, 0)
         except Exception:  # no such file, or damaged
             return None
-        return (column, labels) if labels.shape == (size,) else None
+        if lengths is None:
+            return (column, labels) if labels.shape == (size,) else None
+        is_whole = lengths.shape == (size,) and labels.shape == (lengths.sum(),)
+        return (column, SetColumn(lengths, labels, width or None)) if is_whole else None
 
-    def save(self, column: str | int, labels: NDArray[Any]) -> None:
-        """Keep the labels, if they are numbers or texts and the folder can be written."""
+    def save(self, column: str | int, values: Column) -> None:
+        """Keep the labels, one or several a sample, if they are numbers or texts and the folder can be written."""
         if self.path is None:
             return
+        labels = values.values if isinstance(values, SetColumn) else values
         arrays = {"column": np.array(column), "labels": labels}
+        if isinstance(values, SetColumn):
+            arrays |= {"lengths": values.lengths, "width": np.array(values.num_columns or 0)}
         if labels.dtype.kind == "O":
             if not all(type(label) is str and "\0" not in label for label in labels.tolist()):
                 return

@@ -10,6 +10,8 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from lightning_fair.common.arrays import Ints, to_numpy
+from lightning_fair.common.label_sets import UNLABELED, LabelSets
+from lightning_fair.common.label_values import ClassLabels
 from lightning_fair.common.labels import Labels, look_up_labels
 from lightning_fair.dataloaders.samplers import draws_as
 from lightning_fair.dataloaders.wrappers import loader_inside
@@ -23,10 +25,10 @@ def count_labels(loader: Any, num_batches: float, labels: Labels, class_numbers:
         num_batches: Number of batches that are read on each rank.
         labels: Where the labels of the training data are, see :func:`~lightning_fair.common.labels.find_labels`. If
             they are one value per sample, those of other data are not known.
-        class_numbers: Number of each class, by its label as a string.
+        class_numbers: Number of each class, by its label as a string; ``"none"`` for samples without a label.
 
     Returns:
-        int64, shape ``(len(class_numbers),)``. Samples of other classes do not count.
+        int64, shape ``(len(class_numbers),)``. A sample counts for each of its labels. Other classes do not count.
 
     Example:
         >>> dataset = [(0.1, "cat"), (0.2, "dog"), (0.3, "cat")]
@@ -40,16 +42,25 @@ def count_labels(loader: Any, num_batches: float, labels: Labels, class_numbers:
         classes, part = look_up_labels(inner.dataset, labels), _part_read(inner, num_batches)
         if classes is None or part is None:
             return None
-        numbers, counts = np.unique(classes.numbers[part], return_counts=True)
-        words = [
-            str(c) if classes.values is None or classes.names is None else classes.names[c] for c in numbers.tolist()
-        ]
+        found = classes.numbers
+        is_set = isinstance(found, LabelSets)
+        read = found.take(np.arange(found.size)[part]).classes if is_set else found[part]
+        numbers, counts = np.unique(read, return_counts=True)
         result: Ints = np.zeros(len(class_numbers), np.int64)
-        for word, count in zip(words, counts.tolist(), strict=True):
-            if word in class_numbers:
+        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+            if (word := _word(classes, number)) in class_numbers:
                 result[class_numbers[word]] += count
         return result if result.any() else None  # labels of another kind
     return None
+
+
+def _word(classes: ClassLabels, number: int) -> str:
+    """Return the label of a class in the data as a string."""
+    if classes.values is not None and classes.names is not None:
+        return classes.names[number]
+    sets = classes.numbers
+    is_unlabeled = isinstance(sets, LabelSets) and sets.has_unlabeled and number == sets.num_classes - 1
+    return UNLABELED if is_unlabeled else str(number)
 
 
 def _part_read(loader: DataLoader[Any], num_batches: float) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_fair.common.label_sets import LabelSets
 from lightning_fair.common.labels import class_names, find_labels
 
 _MAX_SHOWN = 20  # classes or groups
@@ -22,8 +23,8 @@ def describe_groups(groups: NDArray[Any], dataset: Any, group_names: Sequence[st
         group_names: Name of each group; None: its number.
 
     Returns:
-        The sentence; None if the data set shows no classes, if they are no function of the groups, or if each class is
-        one group.
+        The sentence; None if the data set shows no classes or several of a sample, if they are no function of the
+        groups, or if each class is one group.
 
     Example:
         >>> from torch import tensor, zeros
@@ -36,6 +37,8 @@ def describe_groups(groups: NDArray[Any], dataset: Any, group_names: Sequence[st
     except (TypeError, ValueError):
         return None
     classes = labels.numbers
+    if isinstance(classes, LabelSets):
+        return None
     kinds, first, group_of = np.unique(groups, return_index=True, return_inverse=True)
     class_of = classes[first]  # of each group
     present = np.unique(class_of)

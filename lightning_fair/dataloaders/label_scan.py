@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Subset
 
+from lightning_fair.common.label_set_values import Column, take_samples
 from lightning_fair.common.label_values import ClassLabels, number_labels
 from lightning_fair.common.labels import Labels, call_labels, class_names, look_up_labels
 from lightning_fair.common.sample_labels import Key, LabelColumns, label_row, sample_place
@@ -27,7 +28,7 @@ _log = logging.getLogger("lightning_fair")
 
 
 def find_loader_labels(loader: DataLoader[Any], labels: Labels = None, num_classes: int | None = None) -> ClassLabels:
-    """Return the class of every sample of the data set of ``loader``.
+    """Return the class, or the classes, of every sample of the data set of ``loader``.
 
     The arguments are those of :func:`~lightning_fair.common.labels.find_labels`. With ``labels="scan"``, or a key, an
     attribute or a position that only the samples have, every sample is read once, with the workers of the loader and
@@ -36,7 +37,7 @@ def find_loader_labels(loader: DataLoader[Any], labels: Labels = None, num_class
 
     Raises:
         TypeError: If the data set is a stream, or a sample does not have a label.
-        ValueError: If the labels are not one class per sample, or can be several elements of the samples.
+        ValueError: If the labels are no classes of the samples, or can be several elements of the samples.
 
     Example:
         >>> loader = DataLoader([("a", "cat"), ("b", "dog"), ("c", "dog")])
@@ -54,7 +55,7 @@ def find_loader_labels(loader: DataLoader[Any], labels: Labels = None, num_class
     return replace(number_labels(values, num_classes, num_named), place=sample_place(key))
 
 
-def _scan(loader: DataLoader[Any], key: Key) -> tuple[str | int, NDArray[Any]]:
+def _scan(loader: DataLoader[Any], key: Key) -> tuple[str | int, Column]:
     """Return where the labels are, and those of all samples, from the cache if they are there."""
     size = len(loader.dataset)  # type: ignore[arg-type]
     probes = np.unique(np.linspace(0, size - 1, _NUM_PROBES).astype(np.int64))
@@ -68,15 +69,14 @@ def _scan(loader: DataLoader[Any], key: Key) -> tuple[str | int, NDArray[Any]]:
         # From the first sample on, so that the start of the worker does not count.
         seconds = (arrivals[-1] - arrivals[0]) / probes.size * rest.size / max(loader.num_workers, 1)
         cached = cache.load(size)
-        if cached is not None and columns.agree(cached[0], cached[1][probes]):
+        if cached is not None and columns.agree(cached[0], take_samples(cached[1], probes)):
             _log.info("The labels of %s are those of an earlier scan (%s).", type(loader.dataset).__name__, cache.path)
             return cached
         _announce(loader, seconds, cache.reason)
         for rows in _read_with_progress(loader, key, rest):
             columns.extend(rows)
     name, values = columns.choose()
-    labels = np.empty_like(values)
-    labels[np.concatenate([probes, rest])] = values
+    labels = take_samples(values, np.argsort(np.concatenate([probes, rest])))
     cache.save(name, labels)
     return name, labels
 

@@ -49,7 +49,7 @@ class SetEvidence(ColumnEvidence):
         self._drawn = self._drawn * _FACTOR + row_hashes(drawn.T)
         # A class that is drawn for the first time can have any column.
         num_new = np.count_nonzero(self._known & ~known)
-        chance = min(self.function + float(shares.sum()) + num_new * float(np.log(K)), 0.0)
+        chance = min(self.function + float(shares.sum() + num_new * np.log(K)), 0.0)
         self.function = chance if _are_same(self._drawn, self._values) else None
 
     @property

@@ -20,6 +20,7 @@ from torch.utils.data import (
 
 from lightning_fair.common.arrays import Ints, to_numpy
 from lightning_fair.common.class_mix import total_variation
+from lightning_fair.common.label_sets import LabelSets
 from lightning_fair.common.labels import look_up_labels
 from lightning_fair.dataloaders.label_scan import same_random_state
 
@@ -226,10 +227,10 @@ def _is_balanced(drawn: Ints, labels: Ints) -> bool:
 
 
 def _labels(loader: DataLoader[Any]) -> Ints | None:
-    """Return the labels that the data set shows by itself, shape ``(N,)``; None if it does not."""
+    """Return the labels that the data set shows by itself, shape ``(N,)``; None if it does not, or shows several."""
     with suppress(TypeError, ValueError):
         labels = look_up_labels(loader.dataset)
-        return None if labels is None else labels.numbers
+        return None if labels is None or isinstance(labels.numbers, LabelSets) else labels.numbers
     return None
 
 

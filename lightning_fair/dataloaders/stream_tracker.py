@@ -63,6 +63,7 @@ class StreamTracker:
         self._is_restored = False  # whether no batch has been trained on since the position was loaded
         self._position: RankPosition | None = None  # in the epoch, after the batches that were trained on
         self._has_said = False  # that the position is not saved
+        self._has_described = False  # which labels cannot have the share of the target
         # Of the checkpoint that the position is from: ranks, and samples in the buffers of all of them.
         self._num_saved_ranks, self._num_unused = 1, 0
 
@@ -101,6 +102,7 @@ class StreamTracker:
     ) -> None:
         """Report that a batch has been trained on; see :meth:`FeedbackController.report`."""
         controller = self.controller
+        self._learn_draws(draw)
         # For this controller the draw is new, because another process or a copy of the controller made it.
         if draw.progress != controller.progress:
             controller.next_probs()  # moves the target to this step's
@@ -116,7 +118,17 @@ class StreamTracker:
         self.class_counts += draw.arrived
         self.handed_out += draw.counts
         if not self.rank and not draw.ended:
-            self._missing.update(draw.draw_id, draw.available, controller.target_at(draw.progress))
+            self._missing.update(draw.draw_id, draw.available, controller.rest_at(draw.progress))
+
+    def _learn_draws(self, draw: StreamDraw) -> None:
+        """Follow the draws of a worker on each rank whose labels have the target, on all ranks at the same time."""
+        if draw.resting is not None and _grows(self.controller.draws) and not self.is_alone:
+            of_rank = dict(gather_from_ranks((self.rank, draw.resting)))  # processes can have the same share
+            self.controller.learn_draws(np.mean([of_rank[rank] for rank in sorted(of_rank)], axis=0))
+            if not self._has_described and self.controller.draws >= self.controller.horizon:
+                self._has_described = True
+                if message := self.controller.describe_unreachable(self.stream.classes):
+                    self._say(message)
 
     def _check_one_pass(self) -> None:
         """Warn once if workers or ranks read the same samples. Every rank takes part at its first report."""
@@ -169,7 +181,7 @@ class StreamTracker:
         remarks = []
         if self._num_unused and not (self.stream.save_buffers and position.has_buffers):
             remarks.append(
-                f" {self._num_unused} samples that waited in the buffers were read, and are left out. "
+                f" {self._num_unused} {self.stream.noun} that waited in the buffers were read, and are left out. "
                 "FairStream(save_buffers=True) keeps them."
             )
         controller = self.controller
@@ -252,3 +264,8 @@ class StreamTracker:
         self._num_unused = sum(worker["num_unused"] for each in positions if each for worker in each["workers"])
         self.stream.share()
         self.stream.begin(None)
+
+
+def _grows(number: int) -> bool:
+    """Return whether a number of draws is about a tenth larger than the last one for which this is so."""
+    return number < 10 or int(np.log(number) / np.log(1.1)) > int(np.log(number - 1) / np.log(1.1))

@@ -29,7 +29,7 @@ from lightning_fair.integration.training_length import TrainingLength, announce
 from lightning_fair.integration.validation_feedback import ValidationFeedback, warn_of_skipped_validation
 from lightning_fair.monitoring.class_metrics import Mode
 from lightning_fair.monitoring.dashboard import LogContext, show_distance
-from lightning_fair.sampling.batch_sampler import EmptyClasses
+from lightning_fair.sampling.sampler_controller import EmptyClasses
 from lightning_fair.schedules import Schedule, Shift
 
 if TYPE_CHECKING:
@@ -65,6 +65,17 @@ class FairSampling(Callback):
     needs about ten validations to settle. If its validation samples are taken out of scarce training data, that costs
     one or two percentage points; then set ``feedback="train"``, for the training losses with ``lambda2=0.25``.
     ``"calibrated"`` has the data's probabilities: its likeliest class is not balanced.
+
+    **Several labels a sample**, such as tags or findings: rows of zeros and ones, or a list of classes for each sample
+    (:func:`~lightning_fair.common.label_values.number_labels`). Samples without a label form the class ``"none"``. A
+    place of a batch is a class, and a sample of it from the passes of that class; its other labels come along. The
+    controller counts all labels of the samples, so a label that comes along is drawn less for itself. Target and
+    trained mix are shares of all labels. If no draws bring the target, a warning names the nearest mix that they can
+    bring. The weight of a sample with the labels ``k`` is ``ref(x) / sum(p[k] / n[k])``, with the ``n`` samples of each
+    label; ``reference="target"`` stands for the draws that bring the target, ``"prior"`` for the mean over all samples,
+    another mix ``m`` for ``ref(x) = sum(m[k] / n[k])``. :class:`~lightning_fair.control.label_draws.SampleWeights` says
+    what is exact. Losses are fed back for each label. ``correction="logits"``, and with it the presets ``long_tail``,
+    ``worst_class`` and ``calibrated`` as they are, is an error: set ``"weights"`` or ``"none"``.
 
     Args:
         alpha: Gain of the feedback, at least 0, or a schedule (:mod:`lightning_fair.schedules`).
@@ -107,16 +118,18 @@ class FairSampling(Callback):
             even the prior draws it more often, ``t = 1``); at least 1. The log has ``t`` and the expected repeats.
         normalize: Divide the weights by their mean over the batch. This adds a bias of order ``1 / batch``.
         exponent: Weights to this power, in ``[0, 1]``. An exponent below 1 adds bias.
-        labels: One class per sample, if the data set does not show the classes or if others shall be balanced: numbers,
-            strings or other hashable values. Or the name of an attribute, column or key; the position of an element in
-            a sample; or a function of the loader's data set, called in each epoch, that returns one of these, such as
-            ``lambda data: data.df["kind"]``, or of a ``Subset`` ``data.dataset.df["kind"].iloc[data.indices]``.
+        labels: One class per sample, or several, if the data set does not show the classes or if others shall be
+            balanced: numbers, strings or other hashable values. Or the name of an attribute, column or key; the
+            position of an element in a sample; or a function of the loader's data set, called in each epoch, that
+            returns one of these, such as ``lambda data: data.df["kind"]``, or of a ``Subset``
+            ``data.dataset.df["kind"].iloc[data.indices]``.
             ``"scan"``, and a name or a position that the data set itself does not have, reads every sample once, and
             keeps the result for later runs (see
             :func:`~lightning_fair.dataloaders.label_scan.find_loader_labels`). None: the data set's own labels (see
             :func:`~lightning_fair.common.labels.find_labels`).
         num_classes: Number of classes ``K``. None: the largest label plus one, at least the number of the
-            data set's ``classes``, or the length of the target.
+            data set's ``classes``, or the length of the target. With several labels a sample, that of the labels or,
+            with the class ``"none"``, one more.
         class_names: Names of the classes for the logger. None: the label values if these are no class numbers, else
             the data set's ``classes``, or else numbers.
         dataloader: Key or position of the loader to make fair, if there are several training loaders.

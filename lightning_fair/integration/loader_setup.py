@@ -113,11 +113,8 @@ def make_loader_fair_alone(run: Run, loader: Any) -> Any:
 def _name_classes(run: Run, dataset: Any) -> None:
     assert run.source is not None
     label_names = None if run.sampler is None else run.sampler.class_names
-    kind = run.source.controller.label_kind
-    has_unlabeled = kind is not None and kind.has_unlabeled
-    run.class_names = run.settings.names_for(
-        run.source.controller.num_classes, dataset, label_names, has_unlabeled=has_unlabeled
-    )
+    controller = run.source.controller
+    run.class_names = run.settings.names_for(controller.num_classes, dataset, label_names, controller.label_kind)
 
 
 def _make_data_set_fair(run: Run, trainer: L.Trainer, loader: Any) -> DataLoader[Any]:
@@ -283,16 +280,20 @@ def _make_stream_fair(run: Run, trainer: L.Trainer, loader: DataLoader[Any]) -> 
             raise ValueError(f"{name} is for data sets with a length, and this one is a stream: {remedy}.")
     run.settings.check_stream_mixes(run.settings.reference)
     run.sampler, run.tracker, run.min_delay = None, _find_tracker(run, trainer, loader.dataset), None
+    if (kind := run.tracker.controller.label_kind) is not None:
+        run.settings.check_several_labels(kind)
     run.tracker.num_processes = max(loader.num_workers, 1)
     # Lightning fetches one batch ahead if a loader has no length.
     run.tracker.draws_ahead = loader.num_workers > 0 or length_of(loader) is None
     if run.label_check is None:
         stream, num_classes = run.tracker.stream, run.tracker.controller.num_classes
-        names = stream.classes if len(stream.classes or ()) == num_classes else None
-        has_function = stream.label_fn is not None
-        run.label_check = LabelCheck(
-            num_classes, names=names, are_groups=has_function, inform=run.announce_groups, warn=rank_zero_warn
-        )
+        names = stream.classes or ()
+        options: dict[str, Any] = {"names": names if len(names) == num_classes else None, "warn": rank_zero_warn}
+        if kind is not None:
+            run.label_check = LabelSetCheck(num_classes, has_unlabeled=kind.has_unlabeled, **options)
+        else:
+            has_function = stream.label_fn is not None
+            run.label_check = LabelCheck(num_classes, are_groups=has_function, inform=run.announce_groups, **options)
         _warn_of_single_class(run.tracker, run.noun)
     on_start = partial(_start_drawing, run, trainer, loader)
     return make_stream_fair(loader, on_start=on_start, label_check=run.label_check)

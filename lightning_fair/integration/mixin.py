@@ -72,17 +72,20 @@ class ImportanceWeightedMixin(_Base):
         :class:`~lightning_fair.FairSampling`, all weights are one.
 
         Args:
-            losses: Unweighted loss of each sample (``reduction="none"``), floating point, shape ``(batch,)``.
+            losses: Unweighted loss of each sample (``reduction="none"``), floating point, shape ``(batch,)``. If
+                samples have several labels, also one for each label, shape ``(batch, num_labels)``, whose mean is that
+                of the sample; those of the labels that a sample has are fed back.
             labels: Class of each sample, integers in ``[0, K)``, shape ``(batch,)``. Required only if ``losses`` are
                 not in the order of the batch's samples, or some samples have none. If ``FairSampling(labels=...)`` is
-                a grouping of its own, such as class by environment, pass the groups here too.
+                a grouping of its own, such as class by environment, pass the groups here too. Of several labels, rows
+                of zeros and ones, shape ``(batch, num_labels)``.
 
         Returns:
             Scalar tensor.
 
         Raises:
             TypeError: If an argument is no tensor, or ``losses`` is not of floating point.
-            ValueError: If ``losses`` is not of shape ``(batch,)``, or ``labels`` has another shape or range.
+            ValueError: If ``losses`` is not of such a shape, or ``labels`` has another shape or range.
             RuntimeError: If a Trainer trains the module, and has no FairSampling because ``configure_callbacks`` is
                 overridden without ``super()``.
         """

@@ -26,7 +26,7 @@ from lightning_fair.common.checks import (
     show,
 )
 from lightning_fair.common.class_mix import TRAINING_TARGETS, check_kind, check_mix
-from lightning_fair.common.label_sets import LabelSets, name_unlabeled
+from lightning_fair.common.label_sets import LabelSets, complete_names, numbers_as_names
 from lightning_fair.common.labels import Labels, class_names, to_class_labels
 from lightning_fair.control import law
 from lightning_fair.control.controller import FeedbackController
@@ -42,7 +42,8 @@ from lightning_fair.integration.presets import PRESETS, Correction, PresetName
 from lightning_fair.integration.training_length import is_auto, resolve_target_name
 from lightning_fair.integration.unsaved_labels import UnsavedLabels, is_picklable
 from lightning_fair.monitoring.class_metrics import Mode, feedback_mode
-from lightning_fair.sampling.batch_sampler import EmptyClasses, FeedbackBatchSampler
+from lightning_fair.sampling.batch_sampler import FeedbackBatchSampler
+from lightning_fair.sampling.sampler_controller import EmptyClasses
 from lightning_fair.schedules import Schedule, Shift, as_schedule
 from lightning_fair.streaming.stream import FairStream
 
@@ -115,8 +116,8 @@ class FairSettings:
         is_many = hasattr(labels, "__len__") and not isinstance(labels, (str, bytes, Mapping, Set))
         if not (is_one or is_many or labels is None or callable(labels)):
             raise (ValueError if isinstance(labels, str) else TypeError)(
-                "labels must be one class per sample, 'scan', a name, a position, a function of the data set or None, "
-                f"got {show(labels)}."
+                "labels must be one class per sample or several, 'scan', a name, a position, a function of the data "
+                f"set or None, got {show(labels)}."
             )
         if isinstance(key, bool) or not isinstance(key, (str, Integral, NoneType)):
             raise TypeError(f"dataloader must be the key or the position of a training loader, got {show(key)}.")
@@ -173,17 +174,14 @@ class FairSettings:
         num_classes: int,
         dataset: Any,
         label_names: Sequence[str] | None = None,
-        *,
-        has_unlabeled: bool = False,
+        label_kind: LabelSets | None = None,
     ) -> Sequence[str]:
-        """Return a name for each class; with ``has_unlabeled`` the last one is that of samples without a label.
+        """Return a name for each class; ``label_kind`` is that of the controller.
 
         The names are those of the settings, or else of the labels, or else the data set's ``classes``, or else numbers.
         """
-        named = self.class_names or label_names or class_names(dataset)
-        if named and has_unlabeled and len(named) == num_classes - 1:
-            named = name_unlabeled(named)
-        return named if named and len(set(named)) == num_classes else [str(label) for label in range(num_classes)]
+        named = complete_names(self.class_names or label_names or class_names(dataset) or (), label_kind)
+        return named if len(set(named)) == num_classes else numbers_as_names(num_classes, label_kind)
 
     @property
     def stated_classes(self) -> int | None:
@@ -214,23 +212,23 @@ class FairSettings:
         labels = to_class_labels(labels, self.stated_classes)
         sets = labels.numbers if isinstance(labels.numbers, LabelSets) else None
         num_present = int(labels.numbers.max()) + 1 if sets is None else sets.num_classes
-        names = labels.names or class_names(dataset) or ()
-        if sets is not None and sets.has_unlabeled and len(names) == num_present - 1:
-            names = name_unlabeled(names)
+        names = complete_names(labels.names or class_names(dataset) or (), sets)
         if labels.names is None and self.labels is not None and len(names) != num_present:
             names = ()  # of other classes, before a target_transform or of the data set itself
-        num_classes = self._known_num_classes or max(num_present, len(names))
+        if sets is not None and sets.has_unlabeled and not names:
+            names = numbers_as_names(num_present, sets)  # a target can name the class of samples without a label
+        num_classes = num_present if sets is not None else self._known_num_classes or max(num_present, len(names))
         counts = np.bincount(labels.numbers, minlength=num_classes) if sets is None else sets.counts
-        if previous is not None and (sets is not None or not self._fits(previous.class_counts, counts)):
+        has_other_pairs = previous is not None and sets is not None and not _have_same_pairs(previous.labels, sets)
+        if previous is not None and (has_other_pairs or not self._fits(previous.class_counts, counts)):
             previous = None
         if previous is None:
             size = batch_size * options.get("world_size", 1)
             counts = counts[:num_classes]
-            per_batch = size if sets is None else round(size * sets.classes.size / sets.size)
-            target = resolve_target_name(self.target_probs, counts, total_batches, per_batch, self.max_repeats)
-            controller = self._make_controller(
-                num_present if sets else num_classes, target, counts, names, labels.values, sets, batch_size=size
+            target = resolve_target_name(
+                self.target_probs, counts, total_batches, size, self.max_repeats, label_sets=sets
             )
+            controller = self._make_controller(num_classes, target, counts, names, labels.values, sets, batch_size=size)
         else:
             controller = previous.controller
         options.setdefault("seed", self.draw_seed)
@@ -257,7 +255,17 @@ class FairSettings:
             )
         target = "uniform" if is_auto(self.target_probs) else self.target_probs
         self.check_stream_mixes(target, self.reference)
-        return self._make_controller(num_classes, target, names=stream.classes or (), batch_size=stream.batch_size)
+        names: Sequence[str] = stream.classes or ()
+        kind = None
+        if stream.several_labels:
+            kind = LabelSets.expected(num_classes, self.class_names or names)
+            names = complete_names(names, kind)
+        controller = self._make_controller(
+            num_classes, target, names=names, label_sets=kind, batch_size=stream.batch_size
+        )
+        if kind is not None:
+            controller.expect_several_labels(kind)
+        return controller
 
     @staticmethod
     def check_stream_mixes(*mixes: Target | Shift) -> None:
@@ -279,10 +287,10 @@ class FairSettings:
         *,
         batch_size: int,
     ) -> FeedbackController:
-        own_names = self._own_names(num_classes, label_sets)
+        own_names = complete_names(self.class_names, label_sets) if self.class_names else None
         check_number_of_names(own_names, num_classes)
         if label_sets is not None:
-            self._check_several_labels()
+            self.check_several_labels(label_sets)
         settings = {name: getattr(self, name) for name in (*_LAW, *_OBJECTIVE)}
         # A target may use any of the names, and the values of the labels; those of the settings come first.
         vocabularies, counts = (names, values or (), own_names or ()), Counter(names)
@@ -294,19 +302,21 @@ class FairSettings:
             reference=number_target(self.reference, numbers, "reference"),  # type: ignore[arg-type]
             feedback="train" if self.feedback == "train" else "validation",
             class_counts=class_counts,
-            label_sets=label_sets,
-            class_names=next((each for each in (own_names, names) if len(each or ()) == num_classes), None),
+            label_sets=label_sets
+            if label_sets is not None and label_sets.size
+            else None,  # those of a stream come later
+            class_names=next((each for each in (own_names, names) if len(set(each or ())) == num_classes), None),
             batch_size=batch_size,
             **settings,
         )
 
-    def _own_names(self, num_classes: int, label_sets: LabelSets | None) -> Sequence[str] | None:
-        """Return ``class_names``, with that of samples without a label, which they need not have."""
-        names = self.class_names
-        lacks_last = label_sets is not None and label_sets.has_unlabeled and len(names or ()) == num_classes - 1
-        return name_unlabeled(names) if names is not None and lacks_last else names
-
-    def _check_several_labels(self) -> None:
+    def check_several_labels(self, labels: LabelSets) -> None:
+        """Refuse settings that are for one class a sample."""
+        if labels.has_unlabeled and self._vector_length == labels.num_classes - 1:
+            raise ValueError(
+                f"target_probs must have one entry per class, and one for samples without a label, the last of "
+                f"{labels.num_classes}; got {self._vector_length}."
+            )
         if self.correction == "logits":
             by_preset = "" if self.preset == "balanced" else f" of preset={self.preset!r}"
             raise ValueError(
@@ -317,9 +327,14 @@ class FairSettings:
     @property
     def _known_num_classes(self) -> int | None:
         """Number of classes according to the settings alone."""
+        return self.num_classes or self._vector_length
+
+    @property
+    def _vector_length(self) -> int | None:
+        """Length of a target that is a vector; None if it is none."""
         ends = target_endpoints(self.target_probs)
         vectors = (end for end in ends if not isinstance(end, (str, Mapping, NoneType)))
-        return self.num_classes or next((len(end) for end in vectors), None)  # type: ignore[arg-type]
+        return next((len(end) for end in vectors), None)  # type: ignore[arg-type]
 
     def _check_law(self) -> None:
         """Check the law as far as the number of classes and the target are known without the data."""
@@ -337,6 +352,11 @@ class FairSettings:
         if horizon is not None:  # else the default, and with it the largest stable alpha, depend on the batch size
             lambda2 = self.lambda2 if self.feedback_to == "draw" else 0.0
             law.check_gain(max(alpha.extremes), self.lambda1, lambda2, horizon, min_target)
+
+
+def _have_same_pairs(old: Any, new: LabelSets) -> bool:
+    """Return whether the same labels come together, so that the same draws bring a target."""
+    return isinstance(old, LabelSets) and np.array_equal(old.cooccurrence(), new.cooccurrence())
 
 
 def _check_mix(name: str, mix: Any, *words: str) -> None:

@@ -11,7 +11,9 @@ from numpy.typing import ArrayLike
 
 from lightning_fair.common.arrays import Floats
 from lightning_fair.common.class_mix import TRAINING_TARGETS
+from lightning_fair.common.label_sets import LabelSets
 from lightning_fair.control.draw_source import DrawSource
+from lightning_fair.control.label_draws import RestingDraw
 from lightning_fair.control.target import (
     AutoTarget,
     Target,
@@ -82,7 +84,12 @@ class TrainingLength:
 
 
 def resolve_target_name(
-    target: Target | Shift, class_counts: ArrayLike, num_batches: int | None, batch_size: int, max_repeats: float
+    target: Target | Shift,
+    class_counts: ArrayLike,
+    num_batches: int | None,
+    batch_size: int,
+    max_repeats: float,
+    label_sets: LabelSets | None = None,
 ) -> Target | Shift:
     """Return the target that ``"auto"`` or ``"deferred"`` is for one training; any other ``target`` as it is.
 
@@ -92,6 +99,7 @@ def resolve_target_name(
         num_batches: Batches of the whole training; None if their number is not known.
         batch_size: Samples of a batch over all ranks.
         max_repeats: See :func:`~lightning_fair.control.target.auto_exponent`.
+        label_sets: The labels of the data, if samples have several.
 
     Raises:
         ValueError: If the target is ``"deferred"`` and the number of batches is not known.
@@ -101,7 +109,16 @@ def resolve_target_name(
     if target == "auto":
         if num_batches is None:
             return AutoTarget(0.5)
-        return AutoTarget(auto_exponent(class_counts, num_batches * batch_size, max_repeats))
+        num_samples = num_batches * batch_size
+        exponent = auto_exponent(class_counts, num_samples, max_repeats)
+        if label_sets is None:
+            return AutoTarget(exponent)
+        pairs = label_sets.cooccurrence()
+        for _ in range(3):  # how many labels a drawn sample has depends on the target
+            mix = resolve_target(AutoTarget(exponent), label_sets.num_classes, class_counts)
+            num_labels = num_samples * RestingDraw(mix, pairs).labels_per_draw
+            exponent = auto_exponent(class_counts, num_labels, max_repeats)
+        return AutoTarget(exponent)
     if num_batches is None:
         raise ValueError(
             f"target_probs='deferred' is balanced in the last fifth of the training, and {_UNKNOWN}. Set max_epochs or "

@@ -12,6 +12,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from lightning_fair.common.arrays import Floats
 from lightning_fair.common.checks import check_numbers
 from lightning_fair.common.distributed import sum_over_ranks
+from lightning_fair.common.label_sets import numbers_as_names
 from lightning_fair.dataloaders.label_counts import count_labels
 from lightning_fair.integration.trainer_internals import is_validation_due, training_time, validation_loaders
 from lightning_fair.monitoring.class_metrics import ClassValues, find_class_values
@@ -161,7 +162,8 @@ class ValidationFeedback:
     def _count_labels_of(self, number: int, loader: Any, num_batches: float) -> Any:
         if number in self._label_counts and self._label_counts[number][:2] == (loader, num_batches):
             return self._label_counts[number][2]
-        run, words, counts = self._run, [str(label) for label in range(self._controller.num_classes)], None
+        run, counts = self._run, None
+        words = numbers_as_names(self._controller.num_classes, self._controller.label_kind)
         if run.sampler is not None and run.label_check is not None and run.label_check.were_numbered:
             words = list(run.sampler.class_names or words)
         if run.tracker is None or run.tracker.stream.label_fn is None:

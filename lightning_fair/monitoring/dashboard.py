@@ -211,11 +211,13 @@ class Dashboard:
 
     def plot_recall(self, context: LogContext, metrics: Mapping[str, Any], stage: str) -> None:
         """Plot the recall of each class over its training samples, if the module has logged it."""
-        source, names = context.source, context.class_names
+        names, counts, kind = context.class_names, context.source.class_counts, context.source.controller.label_kind
+        if kind is not None and kind.has_unlabeled:  # the module has no output for it
+            names, counts = names[:-1], counts[:-1]
         recall = find_recalls(metrics, names, stage[:3]) if context.boards else None
         if recall is not None:
             tag = f"fair/recall/{stage}"
-            self._add_figure(context, tag, plots.plot_recall, recall, source.class_counts, names, stage, context.noun)
+            self._add_figure(context, tag, plots.plot_recall, recall, counts, names, stage, context.noun)
 
     def _plot_mix(self, context: LogContext) -> None:
         history, source, names = self._history, context.source, context.class_names

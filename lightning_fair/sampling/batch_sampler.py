@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from itertools import takewhile
 from types import NoneType
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +18,7 @@ from lightning_fair.common.arrays import Floats, Ints, to_arrays
 from lightning_fair.common.checks import check, check_type
 from lightning_fair.common.class_counts import ClassCounts
 from lightning_fair.common.distributed import check_ranks
-from lightning_fair.common.label_sets import LabelSets, check_label_sets, labels_checksum
-from lightning_fair.common.label_values import check_labels
+from lightning_fair.common.label_sets import LabelSets, label_rows, labels_checksum
 from lightning_fair.common.labels import to_class_labels
 from lightning_fair.common.saved_states import check_version
 from lightning_fair.control.controller import FeedbackController
@@ -28,10 +27,14 @@ from lightning_fair.control.label_draws import SampleWeights
 from lightning_fair.control.rank_facts import controller_facts, describe
 from lightning_fair.sampling.batch_draw import BatchDraw
 from lightning_fair.sampling.class_pools import ClassPools
+from lightning_fair.sampling.sampler_controller import (
+    EmptyClasses,
+    check_fit,
+    default_controller,
+    skip_empty_classes,
+)
 from lightning_fair.sampling.saved_draws import check_sampler_state
 from lightning_fair.sampling.systematic import DrawRandomness, systematic_counts
-
-EmptyClasses: TypeAlias = Literal["error", "skip"]
 
 _STATE_VERSION = 7
 
@@ -105,8 +108,8 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self.rank: int = check("rank", rank)
         if self.rank >= self.world_size:
             raise ValueError(f"rank must lie in [0, world_size), got {rank} for {self.world_size} ranks.")
-        controller = _default_controller(self.labels) if controller is None else controller
-        _check_fit(self.labels, controller)
+        controller = default_controller(self.labels) if controller is None else controller
+        check_fit(self.labels, controller)
         controller.bind_batch(self.global_batch_size, self.steps_per_epoch)
         self.controller, self.label_place, names, K = controller, numbered.place, numbered.names, controller.num_classes
         self.class_names = None if names is None else (*names, *map(str, range(len(names), K)))[:K]
@@ -114,7 +117,8 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self._randomness = DrawRandomness(self.seed, controller.num_classes, self.batch_size)
         # The global batch is ordered by class, so a stride gives each rank about the same class counts.
         self._rank_slice = slice(self.rank, None, self.world_size)
-        self._handle_empty_classes(check("empty_classes", empty_classes))
+        empty_classes = check("empty_classes", empty_classes)
+        skip_empty_classes(controller, self.class_counts, empty_classes, self.class_names, self.label_place)
         self._sample_weights: SampleWeights | None = None
         if isinstance(self.labels, LabelSets):
             self._sample_weights = SampleWeights.of(self.labels, is_prior=controller.objective.is_prior)
@@ -125,18 +129,6 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         self._num_drawn = 0  # batches of this epoch that were drawn, without those that were withdrawn
         self._has_begun = False  # whether this epoch has been iterated over
         self._keeps_in_flight = False  # whether the next iteration leaves draws in flight
-
-    def _handle_empty_classes(self, empty_classes: EmptyClasses) -> None:
-        empty = self.controller.wanted & (self.class_counts == 0)
-        if empty.any() and empty_classes == "skip":
-            self.controller.skip_classes(empty)
-        elif empty.any():
-            names = [self.class_names[c] if self.class_names else str(c) for c in np.flatnonzero(empty).tolist()]
-            place = f" (the labels come from {self.label_place})" if self.label_place else ""
-            raise ValueError(
-                f"No samples of class {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}{place}, but the target "
-                'gives them a probability. Set their target to 0, check num_classes, or pass empty_classes="skip".'
-            )
 
     @property
     def class_counts(self) -> Ints:
@@ -170,16 +162,40 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         """
         if not isinstance(self.labels, LabelSets):
             return float(np.minimum(self.trained, self.class_counts).sum() / self.labels.size)
-        waiting = sum(draw.probs for draw in (*self._withdrawn, *self.controller.in_flight))
-        places = self._drawn - self.global_batch_size * waiting
-        left = np.clip(1.0 - places / np.maximum(self.class_counts, 1), 1e-300, 1.0)
-        return float(1.0 - np.exp(self.labels.sums(np.log(left))).mean())
+        waiting, K = (*self._withdrawn, *self.controller.in_flight), self.controller.num_classes
+        places = self._drawn - sum(self._draw_counts(x.draw_id, x.probs)[0].to_dense(K) for x in waiting)
+        return self.labels.expected_coverage(places)
 
     @property
     def repeats(self) -> Floats:
         """Mean number of uses of a sample of each class, without those in flight, shape ``(K,)``; NaN if empty."""
         sizes = self.class_counts
         return np.asarray(np.divide(self.trained, sizes, out=np.full(sizes.size, np.nan), where=sizes > 0))
+
+    def sample_weights(self, labels: Any) -> torch.Tensor:
+        """Return the weights of the current batch, whose samples have several labels, float32, shape ``(batch,)``.
+
+        The current batch is the oldest that was not reported. A loss that is their product with the losses, on average,
+        stands for the controller's reference, see :class:`~lightning_fair.control.label_draws.SampleWeights`.
+
+        Args:
+            labels: Whether each sample has each label, zeros and ones, shape ``(batch, K)``, or without the last class
+                if that is the one of samples without a label.
+
+        Raises:
+            RuntimeError: If samples have one label each, which :func:`~lightning_fair.importance_weights` is for, or no
+                batch is in flight.
+            ValueError: If the labels are no such rows.
+        """
+        draw, kind = self.controller.oldest, self.controller.label_kind
+        if self._sample_weights is None or kind is None or draw is None:
+            reason = "no batch was drawn that is not reported yet"
+            if kind is None:
+                reason = "the samples have one label each: use importance_weights"
+            raise RuntimeError(f"sample_weights has no weights, because {reason}.")
+        sets = LabelSets.from_matrix(label_rows(labels, kind))
+        weights = self._sample_weights.weigh(sets, draw.probs, draw.reference)
+        return torch.from_numpy(np.minimum(weights, self.controller.max_weight)).float()
 
     def weights_at(self, probs: Floats) -> Floats | None:
         """Return the weight of each sample in draws with this class mix; None unless samples have several labels."""
@@ -394,24 +410,3 @@ class FeedbackBatchSampler(Sampler[list[int]]):
     def _fingerprint(self) -> dict[str, Any]:
         sizes = {"number of samples": self.labels.size, "number of classes": self.controller.num_classes}
         return {**sizes, "labels' checksum": labels_checksum(self.labels), "seed": self.seed}
-
-
-def _default_controller(labels: NDArray[Any] | LabelSets) -> FeedbackController:
-    """Return a controller with a uniform target over the classes that have samples."""
-    sets = labels if isinstance(labels, LabelSets) else None
-    counts = np.bincount(labels) if sets is None else sets.counts  # type: ignore[arg-type]
-    return FeedbackController(counts.size, (counts > 0) / np.count_nonzero(counts), label_sets=sets)
-
-
-def _check_fit(labels: NDArray[Any] | LabelSets, controller: FeedbackController) -> None:
-    """Refuse labels with other classes than the controller has, or of another kind."""
-    if (controller.label_kind is not None) != isinstance(labels, LabelSets):
-        raise ValueError(
-            "The samples have several labels, so the controller has to know them: FeedbackController(..., "
-            "label_sets=find_labels(dataset).numbers)."
-            if isinstance(labels, LabelSets)
-            else "The controller was made with label_sets, for samples with several labels, and these have one each. "
-            "Leave label_sets out."
-        )
-    check = check_label_sets if isinstance(labels, LabelSets) else check_labels
-    check(labels, controller.num_classes)

@@ -133,3 +133,11 @@ def cap_mix(probs: Floats, caps: Floats) -> Floats:
     levels = remaining / np.cumsum(shares[::-1])[::-1]
     level = levels[np.argmax(levels * shares <= limits)]
     return np.asarray(np.minimum(level * probs, caps))
+
+
+def limit_counts(counts: Ints, stock: Ints) -> Ints:
+    """Replace samples beyond the stock, which rounding can add, by samples of the classes with the most left."""
+    limited = np.minimum(counts, stock)
+    for _ in range(int(counts.sum() - limited.sum())):
+        limited[np.argmax(stock - limited)] += 1
+    return limited

@@ -89,7 +89,7 @@ class WorkerPosition:
         balances: Whether the worker drew for others, or left classes to them.
         buffers: Packed buffers, and the position of the source, after an earlier draw; None if they are not saved.
         reads: Number of samples read for each draw since, oldest first.
-        labels: Class of each sample of each draw since.
+        labels: Class that each sample of each draw since was drawn for.
     """
 
     start: Start
@@ -113,8 +113,8 @@ class WorkerPosition:
         if position.buffers is not None:
             self.buffers, self.reads, self.labels = position.buffers, [], []
         elif self.buffers is not None:
-            self.reads.append(int(draw.arrived.sum()))
-            self.labels.append(draw.labels)
+            self.reads.append(draw.num_read)
+            self.labels.append(draw.drawn_for)
 
     def state_dict(self) -> dict[str, Any]:
         """Return it as tensors and plain numbers."""

@@ -47,24 +47,38 @@ def stream_labels(
         >>> stream_labels([{"text": "meow", "label": "cat"}], num_classes=2, numbers={"cat": 0, "dog": 1})
         [0]
     """
-    first = samples[0]
-    if label_fn:
-        values = [label_fn(sample) for sample in samples]
-    elif isinstance(first, (tuple, list)) and len(first) >= 2:
-        values = [sample[1] for sample in samples]
-    else:
-        values = [extract_labels(sample) for sample in samples]
-        if any(value is None for value in values):
-            raise TypeError(
-                "The class of a stream's sample is its second element, or stands under a key "
-                f"{' or '.join(map(repr, LABEL_KEYS))}; got a {type(first).__name__} without it{_keys(first)}. "
-                f"{_REMEDY}."
-            )
+    values = label_values(samples, label_fn)
     try:
         labels = list(map(operator.index, values))
     except TypeError:
-        labels = [_class_number(value, numbers or {}) for value in values]
-    if min(labels) < 0 or max(labels) >= num_classes:
+        labels = [class_number(value, numbers or {}) for value in values]
+    refuse_out_of_range(labels, num_classes)
+    return labels
+
+
+def label_values(samples: Sequence[Any], label_fn: Callable[[Any], Any] | None) -> list[Any]:
+    """Return what stands in each sample as its label.
+
+    Raises:
+        TypeError: If a sample has none.
+    """
+    first = samples[0]
+    if label_fn:
+        return [label_fn(sample) for sample in samples]
+    if isinstance(first, (tuple, list)) and len(first) >= 2:
+        return [sample[1] for sample in samples]
+    values = [extract_labels(sample) for sample in samples]
+    if any(value is None for value in values):
+        raise TypeError(
+            "The class of a stream's sample is its second element, or stands under a key "
+            f"{' or '.join(map(repr, LABEL_KEYS))}; got a {type(first).__name__} without it{_keys(first)}. {_REMEDY}."
+        )
+    return values
+
+
+def refuse_out_of_range(labels: Sequence[int], num_classes: int) -> None:
+    """Raise a ``ValueError`` if one of the class numbers is not in ``[0, num_classes)``."""
+    if labels and (min(labels) < 0 or max(labels) >= num_classes):
         label = next(y for y in labels if not 0 <= y < num_classes)
         remedy = f"Set num_classes={max(labels) + 1} or more"
         if label < 0:
@@ -73,10 +87,14 @@ def stream_labels(
             f"labels must lie in [0, {num_classes}), got {label} in the stream. {remedy}, or number the classes with "
             "FairStream(label_fn=<function from a sample to its class>)."
         )
-    return labels
 
 
-def _class_number(value: Any, numbers: Mapping[str, int]) -> int:
+def class_number(value: Any, numbers: Mapping[str, int]) -> int:
+    """Return the class number of a label: a whole number of any type, a row with a single 1, or a name.
+
+    Raises:
+        TypeError, ValueError: See :func:`stream_labels`.
+    """
     with suppress(TypeError):
         return operator.index(value)
     if hasattr(value, "shape") or isinstance(value, list) or (isinstance(value, tuple) and not numbers):
@@ -114,13 +132,16 @@ def _one_value(value: Any) -> Any:
     """Return the only value of an array, or the column of a one-hot row."""
     if getattr(value, "size", None) == 1 or (isinstance(value, torch.Tensor) and value.numel() == 1):
         return value.item()
-    try:
-        return label_column([value]).tolist()[0]
-    except ValueError as error:
+    column = np.zeros(0)
+    with suppress(ValueError):
+        column = label_column([value])  # type: ignore[assignment]
+    if not isinstance(column, np.ndarray) or column.size != 1:
         raise ValueError(
-            f"{error} Let the source yield single samples and not batches; to choose one label, "
-            f"{_REMEDY[0].lower()}{_REMEDY[1:]}."
-        ) from None
+            f"labels must be one class per sample, got {show(value)} in the stream. If samples have several labels, "
+            "set FairStream(several_labels=True). If these are the labels of a batch, let the source yield single "
+            f"samples. To choose one label, {_REMEDY[0].lower()}{_REMEDY[1:]}."
+        )
+    return column.tolist()[0]
 
 
 def _keys(sample: Any) -> str:
@@ -136,7 +157,8 @@ def source_classes(source: Any, label_fn: Callable[[Any], Any] | None = None) ->
     features = getattr(source, "features", None)
     if names is None and label_fn is None and isinstance(features, Mapping):
         key = next((key for key in LABEL_KEYS if key in features), None)
-        names = getattr(features.get(key), "names", None)
+        feature = features.get(key)
+        names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
     return names
 
 

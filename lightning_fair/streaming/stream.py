@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from torch.utils.data import IterableDataset, get_worker_info
 
 from lightning_fair.common.checks import check, check_names, check_number_of_names, check_type, show
+from lightning_fair.common.label_sets import LabelSets, complete_names
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.weights import class_weights
 from lightning_fair.streaming.iteration import StreamDraw, StreamIteration
@@ -67,6 +68,31 @@ class FairStream(IterableDataset[Any]):
     the worker's own shard. Up to 64 workers are balanced, fewer above 5,000 classes. The log reports a class as missing
     only if no worker has it.
 
+    **Several labels.** With ``several_labels`` a sample can have any number of labels, and waits in the buffer of each
+    of them. Each place of a batch is a class by the law, and the least used sample in the buffer of that class; its
+    other labels come along. The class mixes of the controller, and the counts, are then mixes and numbers of labels;
+    if the target cannot be reached, because labels come together, the nearest mix is (see
+    :class:`~lightning_fair.control.label_draws.RestingDraw`). The weight of a sample is::
+
+        w = sum(m[k] / n[k]) / sum(p[k] / n[k])     over its labels k
+
+    with the class mix ``p`` of its draw, that of the reference ``m``, and the samples ``n[k]`` of each label that this
+    process has read in this iteration. The mean of ``w * loss`` then stands for draws with ``m``, whatever ``p`` is;
+    with the default reference, for draws without feedback whose labels have the target. The formula is exact for the
+    true shares of the labels, and ``n`` estimates them: with the first samples it is rough, and if the source drifts it
+    lags, because it counts the whole iteration. The draws that bring the target follow how often labels come together
+    in what was read. They are computed before the first draw, and whenever a tenth more has been read. That takes up to
+    a second with 1,000 labels, and memory for a table of ``K * K`` numbers. Workers do not balance each other then. If
+    one of them lacks a label, its other labels get the share, and the log says so. Under Lightning the controller in
+    the main process follows what the workers have found; in a loop of your own with workers its ``q`` stays the target.
+
+    The labels of a sample are a row of zeros and ones of ``K`` numbers of any type; or its classes: a list, a set, a
+    tuple or an array of class numbers or names, or a single one. A sequence of ``K`` zeros and ones is always a row,
+    and a set never. If the last class is called ``"none"`` or ``"(none)"``, or the names are one less than the classes,
+    it is that of samples without a label, and rows can be without its column::
+
+        stream = FairStream(source, batch_size=64, several_labels=True, class_names=["person", "car", "none"])
+
     **Limits.** A rare class can have at most the share ``reads_per_sample * max_reuse * (share in the source)`` of the
     batches. Every iteration begins with empty buffers.
 
@@ -96,13 +122,15 @@ class FairStream(IterableDataset[Any]):
             buffers, up to a tenth of the buffers' size (at least one sample). A sample that is a slice of a larger
             block is copied, so that the block can be freed.
         max_reuse: Largest number of times that a sample is handed out, at least 1; the least used come first. A sample
-            is the same object each time, so a ``collate_fn`` must not change it in place.
+            is the same object each time, so a ``collate_fn`` must not change it in place. If samples have several
+            labels, this is for each of the labels.
         reads_per_sample: Samples read for each sample handed out, at least 1. Larger values drop more samples of the
             frequent classes and shorten the epoch to the source's length divided by ``reads_per_sample``.
-        label_fn: Takes a sample and returns its class. Default: the second element of a pair, or the value under a
-            usual key of a mapping (``"label"``, ``"target"``, ``"y"``).
+        label_fn: Takes a sample and returns its class, or its labels if it can have several. Default: the second
+            element of a pair, or the value under a usual key of a mapping (``"label"``, ``"target"``, ``"y"``).
         class_names: Name of each class, in the order of the class numbers. A label that is no whole number, such as a
             string, is looked up among them. None: the source's ``classes``, or the names in its ``features``, if any.
+        several_labels: Whether samples can have several labels, or none. The controller needs no ``label_sets``.
         return_weights: Add the importance weight ``reference[y] / p[y]``, at most the controller's ``max_weight``,
             float32, to each sample: ``(x, y)`` becomes ``(x, y, w)``, and a mapping has it under ``"weight"``.
         save_buffers: Whether checkpoints hold the samples in the buffers: tensors, NumPy arrays, numbers, strings, and
@@ -120,8 +148,9 @@ class FairStream(IterableDataset[Any]):
         brings_controller: Whether a controller was passed to the constructor.
 
     Raises:
-        ValueError: If a number is out of range, or ``class_names`` does not name every class; during iteration, if a
-            label is not in ``[0, K)``, not one class, or no name of a class.
+        ValueError: If a number is out of range, or ``class_names`` does not name every class, or the controller is
+            one for another kind of labels; during iteration, if a label is not in ``[0, K)``, not one class, or no name
+            of a class, or, with ``several_labels``, if a sample has none and no class stands for that.
         TypeError: If an argument is of another type, or the source is not iterable; during iteration, if a sample
             has no label, or one that is no class number where nothing names the classes, or ``save_buffers`` is set and
             a sample has a part of another type.
@@ -145,6 +174,7 @@ class FairStream(IterableDataset[Any]):
         reads_per_sample: int = 1,
         label_fn: Callable[[Any], Any] | None = None,
         class_names: Sequence[str] | None = None,
+        several_labels: bool = False,
         return_weights: bool = False,
         save_buffers: bool = False,
         seed: int = 0,
@@ -168,6 +198,7 @@ class FairStream(IterableDataset[Any]):
             )
         self.class_names = None if class_names is None else check_names("class_names", class_names)
         self.label_fn, self.return_weights = label_fn, check("return_weights", return_weights)
+        self.several_labels: bool = check("several_labels", several_labels)
         self.save_buffers: bool = check("save_buffers", save_buffers)
         self.rank, self.world_size = 0, 1
         self._num_checked: Counter[int] = Counter()  # of each worker, its iterations
@@ -190,9 +221,16 @@ class FairStream(IterableDataset[Any]):
         return self._controller
 
     @property
+    def noun(self) -> str:
+        """Word for what waits in the buffers, which have a sample once for each of its labels."""
+        return "samples, counted for each of their labels," if self.several_labels else "samples"
+
+    @property
     def classes(self) -> list[str] | None:
         """Names of the classes: ``class_names``, or those of the source; None if it has none."""
-        return self.class_names or source_classes(self.source, self.label_fn)
+        names = self.class_names or source_classes(self.source, self.label_fn)
+        kind = None if self._controller is None else self._controller.label_kind
+        return names if names is None or kind is None else list(complete_names(names, kind))
 
     def __len__(self) -> int:
         """Approximate number of samples that an iteration yields on this rank, if the source has a length."""
@@ -205,7 +243,17 @@ class FairStream(IterableDataset[Any]):
     def bind(self, controller: FeedbackController) -> None:
         """Follow this controller from now on."""
         check_type("controller", controller, FeedbackController, "a FeedbackController")
-        check_number_of_names(self.class_names, controller.num_classes)
+        names: Sequence[str] | None = self.class_names
+        if self.several_labels:
+            controller.expect_several_labels(LabelSets.expected(controller.num_classes, self.classes or ()))
+            assert controller.label_kind is not None
+            names = names and complete_names(names, controller.label_kind)
+        elif controller.label_kind is not None:
+            raise ValueError(
+                "The controller is one for samples with several labels. Set FairStream(several_labels=True), or, if "
+                "each sample has one, make the controller without label_sets."
+            )
+        check_number_of_names(names, controller.num_classes)
         controller.bind_batch(self.batch_size * self.world_size)
         self._controller = controller
         self._shared = SharedState(controller.num_classes)
@@ -263,8 +311,8 @@ class FairStream(IterableDataset[Any]):
         if not self._position.can_continue:
             _log.warning("The stream starts at the beginning of its source, whose position was not saved.")
         elif self._position.num_unused and not (self.save_buffers and self._position.has_buffers):
-            remark = "samples that waited in the buffers are left out. FairStream(save_buffers=True) keeps them."
-            _log.warning("The stream continues: %d %s", self._position.num_unused, remark)
+            remark = "that waited in the buffers are left out. FairStream(save_buffers=True) keeps them."
+            _log.warning("The stream continues: %d %s %s", self._position.num_unused, self.noun, remark)
 
     def __iter__(self) -> Iterator[Any]:
         """Yield single samples; each run of ``batch_size`` samples is one draw."""
@@ -275,7 +323,7 @@ class FairStream(IterableDataset[Any]):
         for draw, samples in self._batches(position, in_flight=get_worker_info() is None):
             if not draw.ended:
                 log = self._iteration is None or self._iteration.logs
-                missing.update(draw.draw_id, draw.available, self.controller.target_at(draw.progress), log=log)
+                missing.update(draw.draw_id, draw.available, self.controller.rest_at(draw.progress), log=log)
             if warning := take_verdict(self.first_samples):
                 warnings.warn(warning, stacklevel=2)
             yield samples
@@ -341,14 +389,14 @@ class FairStream(IterableDataset[Any]):
         )
         try:
             for draw_id in count(first, num_workers):
-                arrived, size = iteration.read()
+                size = iteration.read()
                 if not size:
                     return
                 if not in_flight:
                     # The loader takes batches from the workers in turn, so this is the step that gets the batch.
                     controller.draws = draw_id
                     self._shared.pass_feedback_to(controller)
-                draw, samples = iteration.draw(size, arrived)
+                draw, samples = iteration.draw(size)
                 if with_positions:
                     iteration.follow(draw)
                 self._iteration = iteration
@@ -360,6 +408,10 @@ class FairStream(IterableDataset[Any]):
     def _weighted(self, draw: StreamDraw, samples: list[Any]) -> tuple[StreamDraw, list[Any]]:
         if not self.return_weights:
             return draw, samples
-        weight_of_class = class_weights(draw.weight_reference, draw.probs, self.controller.max_weight)
-        weights = weight_of_class.astype(np.float32)[draw.labels]
+        bound = self.controller.max_weight
+        if draw.label_sets is None:
+            of_class = class_weights(draw.weight_reference, draw.probs, bound)
+            weights = of_class.astype(np.float32)[draw.labels]
+        else:
+            weights = draw.weigh(bound)[0].astype(np.float32)
         return draw, [add_weight(sample, weight) for sample, weight in zip(samples, weights, strict=True)]

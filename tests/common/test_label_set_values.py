@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_fair.common.label_columns import has_repeats, label_column
-from lightning_fair.common.label_set_values import SetColumn, is_constant, join_columns, same_labels, take_samples
+from lightning_fair.common.label_set_values import SetColumn, is_constant, join_columns, same_columns, take_samples
 from lightning_fair.common.label_sets import LabelSets
 from lightning_fair.common.label_values import number_labels
 
@@ -53,6 +53,9 @@ FORMS = {
     "iterator": lambda: iter(MATRIX.tolist()),
     "frame": lambda: frame(),
     "frame of two types": lambda: frame().astype({0: bool}),
+    "nullable frame": lambda: frame().astype("Int64"),
+    "numpy.matrix": lambda: sparse("csr_matrix").todense(),
+    "dok": lambda: sparse("dok_matrix"),
     "csr": lambda: sparse("csr_matrix"),
     "csc": lambda: sparse("csc_array"),
     "coo": lambda: sparse("coo_array"),
@@ -87,7 +90,7 @@ def test_forms(form):
     assert sets(labels) == SETS
     assert labels.numbers.has_unlabeled
     assert labels.numbers.counts.tolist() == [2, 2, 1, 1]
-    if not form.startswith("frame"):
+    if "frame" not in form:
         assert labels.names is labels.values is None
 
 
@@ -195,9 +198,29 @@ KNOWN = "[{label for label in row if label == label and label is not None} for r
         (np.array([[0, 2], [1, 2]]), r"other numbers than 0 and 1", AS_SETS, [[0, 2], [1, 2]]),
         (torch.tensor([[0, 2], [1, 2]]), r"other numbers than 0 and 1", AS_SETS, [[0, 2], [1, 2]]),
         ([["a", "b"], ["c", "b"]], r"could be two kinds of labels", AS_SETS, [[0, 1], [1, 2]]),
+        (
+            lambda: frame([["a", "b"], ["c", "b"]]),
+            r"could be two kinds of labels",
+            "[set(row) for row in labels.to_numpy()]",
+            [[0, 1], [1, 2]],
+        ),
+        (
+            lambda: frame([[0, 2], [1, 2]]),
+            r"other numbers than 0 and 1",
+            "[set(row) for row in labels.to_numpy()]",
+            [[0, 2], [1, 2]],
+        ),
+        (lambda: frame([[1, 0, None], [0, 1, 1]]), r"has missing values", "labels.fillna(0)", IS_KNOWN),
+        (
+            lambda: frame([[1, 0, None], [0, 1, 1]], dtype="Int64"),
+            r"has missing values",
+            "labels.fillna(0)",
+            IS_KNOWN,
+        ),
         ([(0, 2), (1,)], r"tuples of different lengths", AS_SETS, [[0, 2], [1]]),
         ([{-1, 0, 2}, {-1, 1}], r"at least 0, got -1\. If it stands for no label", PRESENT, [[0, 2], [1]]),
         ([[0, 1], None], r"1 samples have None, the first is sample 1", "[row or [] for row in labels]", [[0, 1], [2]]),
+        ([None, {0, 1}], r"1 samples have None, the first is sample 0", "[row or [] for row in labels]", [[2], [0, 1]]),
         ([["a", None], ["a", "b", "c"]], r"1 labels are None or NaN", KNOWN, [[0], [0, 1, 2]]),
         ([[1, float("nan")], [1, 0, 2]], r"1 labels are None or NaN", KNOWN, [[1], [0, 1, 2]]),
     ],
@@ -217,6 +240,15 @@ def test_refusals_with_a_remedy(values, message, remedy, expected):
         (lambda: pytest.importorskip("pyarrow").array([[0, 1], None, [2]]), "1 samples have None"),
         ([{"labels": [1, 2]}, {"labels": []}], r"'dict'\. Of several labels a sample, pass the set of each"),
         ([[[0, 1]], [[1, 1], [0, 1]]], r"got lists in lists\. Of several labels a sample, pass the set of each"),
+        (
+            torch.tensor([[-0.4, 1.5], [0.3, 0.2]]),
+            r"got -0\.4.* for sample 0, column 0\. Of several labels a sample, pass",
+        ),
+        (
+            lambda: sparse("csr_array", [[1, 0], [2, 1]]),
+            r"zeros and ones: got 2 for sample 1, column 0\. Of several labels",
+        ),
+        ([range(2), range(3)], r"got one of type range\. Of several labels a sample, pass the set of each"),
         ([[0.5, 1], [1]], r"whole numbers or names, got 0\.5"),
         (torch.zeros(3, 5), r"no sample has one"),
         ([[], []], r"no sample has one"),
@@ -260,8 +292,8 @@ def test_columns(values):
     assert sets(number_labels(part)) == [expected[i] for i in (3, 0, 1, 2)]
     both = join_columns([part, column])
     assert sets(number_labels(both)) == [expected[i] for i in (3, 0, 1, 2, 0, 1, 2, 3)]
-    assert same_labels(take_samples(both, range(4, 8)), column)
-    assert not same_labels(part, column)
+    assert same_columns(take_samples(both, range(4, 8)), column)
+    assert not same_columns(part, column)
     assert has_repeats(both)
 
 
@@ -269,7 +301,7 @@ def test_parts_of_several_kinds():
     """Single labels beside several are labels, too; matrices must have as many columns as each other."""
     single, column = label_column([2, 0]), label_column(MATRIX)
     assert sets(number_labels(join_columns([single, column]))) == [[2], [0], *SETS]
-    assert same_labels(single, take_samples(join_columns([column, single]), [4, 5]))
+    assert same_columns(single, take_samples(join_columns([column, single]), [4, 5]))
     with pytest.raises(ValueError, match=r"must lie in \[0, 3\), got 5"):
         number_labels(join_columns([label_column([5, 0]), column]))
     with pytest.raises(ValueError, match=r"columns\. Pass labels=<a matrix"):

@@ -131,7 +131,7 @@ def test_unusable_place_blocks_no_other(attributes, other):
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
-        ({"targets": np.ones((4, 3), int)}, r"not one-hot"),
+        ({"targets": np.full((4, 3), 2)}, r"not one-hot"),
         ({"targets": {"a": 0, "b": 1}}, r"dict with 2 keys"),
         ({"targets": np.zeros((4, 5, 5))}, r"Of masks"),
         ({"labels": [0, 1, 1]}, r"got 3 for the 4 samples of Untouchable, in its attribute 'labels'"),
@@ -215,7 +215,11 @@ def test_number_of_labels_at_every_depth(dataset, wrap):
         ([("a.png", "a.txt"), ("b.png", "b.txt")], r"no two samples of list have the same label, such as 'a\.txt'"),
         (Wrapper(Untouchable(targets=["a", "b", "c", "d"])), r"no two samples of Wrapper have the same label"),
         ([("a", torch.zeros(4, 4))] * 3, r"sample 0 has a label of shape \(4, 4\)"),
-        ([("a", [0, 1, 1])] * 3, r"not one-hot"),
+        ([("a", [0, 2, 1])] * 3, r"not one-hot"),
+        (
+            [("a", ["a.txt", "b.txt"]), ("b", ["c.txt"])],
+            r"no two samples of list have the same label, such as 'a\.txt'",
+        ),
         ([{"label": {"boxes": 3}}] * 3, r"hashable"),
     ],
 )
@@ -374,7 +378,7 @@ def test_place(dataset, labels, place):
     ("y", "message"),
     [
         (torch.tensor([0.5, 1.5, 1.0, 2.0]), "whole numbers"),
-        (torch.ones(4, 2, dtype=torch.int64), "not one-hot"),
+        (torch.full((4, 2), 2), "not one-hot"),
         (torch.zeros(4, 5, 5), "Of masks"),
         (torch.tensor([0, -1, -1, 1]), "at least 0"),
     ],
@@ -383,6 +387,133 @@ def test_tensors_that_are_no_labels(y, message):
     """The second tensor is refused with its own reason."""
     with pytest.raises(ValueError, match=message):
         find_labels(TensorDataset(torch.zeros(4, 3), y))
+
+
+# -- several labels of a sample -----------------------------------------------------------------------------
+
+M = [[1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 0]]
+SETS = [[0, 2], [3], [1], [0, 1]]
+TAGS = [{0, 2}, set(), {1}, {0, 1}]
+
+
+def sets(labels):
+    """Return the classes of each sample."""
+    return [row.nonzero()[0].tolist() for row in labels.numbers.to_dense()]
+
+
+class GetMatrix(Untouchable):
+    def get_labels(self):
+        return M
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        Untouchable(targets=M),
+        Untouchable(labels=torch.tensor(M)),
+        Untouchable(y=TAGS),
+        Untouchable(_labels=np.array(M, dtype=np.float32)),
+        GetMatrix(),
+        Untouchable(samples=[("path", row) for row in M]),
+        Untouchable(samples=[("path", torch.tensor(row)) for row in M]),
+        Untouchable(samples=[("path", row) for row in TAGS]),
+        TensorDataset(torch.rand(4, 3), torch.tensor(M)),
+        TensorDataset(torch.rand(4, 3), torch.tensor(M).float()),
+        TensorDataset(torch.rand(4, 3, 3), torch.tensor(M), torch.arange(4)),
+        TensorDataset(torch.rand(4, 3), torch.ones(4), torch.tensor(M)),
+        TensorDataset(torch.tensor([[1, 1], [0, 1], [0, 0], [1, 1]]), torch.tensor(M)),
+        TensorDataset(torch.rand(4, 3), torch.tensor(M).to_sparse()),
+        [("x", row) for row in M],
+        [("x", torch.tensor(row)) for row in M],
+        [("x", np.array(row, dtype=float), i) for i, row in enumerate(M)],
+        [("x", 1.0, torch.tensor(row)) for row in M],
+        [(torch.tensor([1, 1]), torch.tensor(row)) for row in M],
+        [("x", list(row)) for row in TAGS],
+        [("x", torch.tensor(list(row), dtype=torch.int64)) for row in TAGS],
+        [{"x": 0.5, "labels": torch.tensor(row)} for row in M],
+        [SimpleNamespace(y=row) for row in TAGS],
+        ConcatDataset([Untouchable(2, targets=M[:2]), Untouchable(2, labels=torch.tensor(M[2:]))]),
+        ConcatDataset([Untouchable(3, targets=np.array(M)[:3]), Untouchable(1, targets=[{0, 1}])]),
+        Subset(Untouchable(5, targets=[[1, 1, 1], *M]), [1, 2, 3, 4]),
+        Subset(Subset(Untouchable(targets=TAGS[::-1]), [2, 3, 1, 0]), [1, 0, 2, 3]),
+        Wrapper(Subset(Wrapper(Untouchable(5, targets=[{9}, *TAGS])), [1, 2, 3, 4])),
+    ],
+    ids=lambda dataset: type(dataset).__name__,
+)
+def test_several_labels(dataset):
+    """Several labels of a sample are where single ones are, and no sample is loaded."""
+    if isinstance(dataset, Wrapper):  # the labels of all samples, of which one has another class
+        assert sets(find_labels(dataset, num_classes=4)) == SETS
+        return
+    labels = find_labels(dataset)
+    assert sets(labels) == SETS
+    assert labels.place
+    assert sets(find_loader_labels(DataLoader(dataset))) == SETS
+
+
+def test_samples_without_a_label_in_one_part():
+    """A part of a concatenation may have background only, or single labels."""
+    parts = [
+        Untouchable(2, targets=np.zeros((2, 3))),
+        Untouchable(targets=M),
+        Untouchable(targets=np.eye(3)[[2, 0, 0, 1]]),
+    ]
+    assert sets(find_labels(ConcatDataset(parts))) == [[3], [3], *SETS, [2], [0], [0], [1]]
+    with pytest.raises(ValueError, match="no sample has one"):
+        find_labels(parts[0])
+
+
+@pytest.mark.parametrize("labels", ["attr", M, TAGS, lambda data: data.attr, lambda data: "attr", np.array(M)])
+def test_several_labels_that_are_given(labels):
+    """As values, by the name of an attribute as of CelebA, or by a function."""
+    assert sets(find_labels(Untouchable(attr=torch.tensor(M)), labels)) == SETS
+    sparse = pytest.importorskip("scipy.sparse").csr_array(M)
+    for dataset, given in ((Untouchable(), sparse), (Untouchable(attr=sparse), "attr"), (Untouchable(y=sparse), None)):
+        assert sets(find_labels(dataset, given)) == SETS
+    with pytest.raises(TypeError, match=r"It has 'attr'; for example labels='attr'"):
+        find_labels(Untouchable(attr=torch.tensor(M)))
+
+
+def test_single_labels_go_before_several():
+    """An attribute with one class per sample is what the labels have always been."""
+    assert find_labels(Untouchable(targets=M, labels=Y)).numbers.tolist() == Y
+    assert find_labels(Untouchable(targets=M, labels=Y)).place == "attribute 'labels'"
+
+
+BINARY = torch.tensor([[1, 1], [0, 1], [0, 0], [1, 1]])
+
+
+@pytest.mark.parametrize(
+    ("tensors", "place"),
+    [
+        ((BINARY, torch.tensor(Y)), "tensor 1"),
+        ((torch.rand(4, 3), BINARY, torch.tensor(Y)), "tensor 2"),
+        ((torch.rand(4, 3), torch.tensor(Y), BINARY), "tensor 1"),
+        ((torch.eye(4), torch.rand(4)[:, None, None], torch.tensor(Y)), "tensor 2"),
+    ],
+)
+def test_binary_features_and_masks_are_no_labels(tensors, place):
+    """Beside single labels, a matrix of zeros and ones is what it has always been."""
+    labels = find_labels(TensorDataset(*tensors))
+    assert (labels.numbers.tolist(), labels.place) == (Y, place)
+    assert find_labels(list(TensorDataset(*tensors))).numbers.tolist() == Y
+
+
+@pytest.mark.parametrize(
+    "make", [lambda *tensors: TensorDataset(*tensors), lambda *tensors: list(TensorDataset(*tensors))]
+)
+def test_matrices_that_can_be_labels(make):
+    """If it is not clear which columns are the labels, the error says so, and the position decides."""
+    other = torch.tensor(M)
+    for first in (torch.tensor(Y), torch.eye(3)[Y]):
+        with pytest.raises(ValueError, match=r"could be element 0 or 1 of each sample.*labels=1"):
+            find_labels(make(first, other))
+    with pytest.raises(ValueError, match=r"could be element 1 or 2 of each sample.*labels=2"):
+        find_labels(make(torch.rand(4, 3), BINARY, other))
+    assert sets(find_loader_labels(DataLoader(make(torch.rand(4, 3), BINARY, other)), 2)) == SETS
+    with pytest.raises(ValueError, match="whole numbers or names, got 0"):  # and not its binary features
+        find_labels(make(BINARY, torch.full((4,), 0.5)))
+    assert sets(find_loader_labels(DataLoader(make(other, torch.full((4,), 0.5))), 0)) == SETS
 
 
 # -- labels= ---------------------------------------------------------------------------------------------------
@@ -494,18 +625,47 @@ def test_hugging_face():
 
 
 def test_hugging_face_strings_and_lists():
-    """A column of strings is numbered; a column of lists is refused."""
+    """A column of strings is numbered, and so is one of lists, if no other column has single labels."""
     datasets = pytest.importorskip("datasets")
     assert find_labels(datasets.Dataset.from_dict({"label": ["b", "a", "b"]})).names == ("a", "b")
     assert find_labels(datasets.Dataset.from_dict({"label": [True, False, True]})).names == ("False", "True")
     both = datasets.Dataset.from_dict({"label": [[0, 1], [1]], "labels": [0, 0]})
     assert find_labels(both).numbers.tolist() == [0, 0]
-    with pytest.raises(ValueError, match=r"hashable.* pass one of them, for example the rarest of its tags"):
-        find_labels(both.remove_columns("labels"))
-    rarest = [max(tags) for tags in both["label"]]
-    assert find_labels(both.remove_columns("labels"), rarest).numbers.tolist() == [1, 1]
+    assert sets(find_labels(both, "label")) == sets(find_labels(both.remove_columns("labels"))) == [[0, 1], [1]]
+    tags = datasets.Dataset.from_dict({"labels": [["b", "a"], [], ["b"]]})
+    labels = find_labels(tags.select([2, 1, 0]))
+    assert (labels.names, sets(labels)) == (("a", "b", "none"), [[1], [2], [0, 1]])
+    zeros_and_ones = datasets.Dataset.from_dict({"labels": [[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]]})
+    assert sets(find_labels(zeros_and_ones)) == [[0, 2], [1, 2]]
     with pytest.raises(ValueError, match="at least 0, got -1"):
         find_labels(hugging_face(label=[-1, -1]))
+
+
+@pytest.mark.parametrize("kind", ["Sequence", "List", "LargeList"])
+def test_hugging_face_lists_of_named_classes(kind):
+    """Lists of classes are lists, even if they all have the length of a row of zeros and ones."""
+    datasets = pytest.importorskip("datasets")
+    if not hasattr(datasets, kind):
+        pytest.skip(f"This version has no {kind}.")
+    feature = getattr(datasets, kind)(datasets.ClassLabel(names=["ant", "bee", "cat"]))
+    features = datasets.Features({"labels": feature})
+
+    def make(rows):
+        return datasets.Dataset.from_dict({"labels": rows}, features=features)
+
+    labels = find_labels(make([[0, 1], [1, 0], [1, 2]]))
+    assert (labels.names, sets(labels), labels.numbers.num_classes) == (
+        ("ant", "bee", "cat"),
+        [[0, 1], [0, 1], [1, 2]],
+        3,
+    )
+    labels = find_labels(Subset(make([["cat"], [], ["ant", "cat"], ["bee"]]), [0, 1, 2]))
+    assert (labels.names, sets(labels)) == (("ant", "bee", "cat", "none"), [[2], [3], [0, 2]])
+    assert find_labels(make([[1], [0], [1]])).numbers.tolist() == [1, 0, 1]
+    with pytest.raises(ValueError, match=r"1 samples have None, the first is sample 0"):
+        find_labels(make([None, [0], [0, 1]]))
+    with pytest.raises(ValueError, match=r"at least 0, got -1\. If it stands for no label"):
+        find_labels(make([[-1, 0], [0]]))
 
 
 @pytest.mark.slow
@@ -524,6 +684,12 @@ def test_data_frame():
     assert find_labels(Wrapper(frame)).numbers.tolist() == [1, 0, 0, 1]
     assert find_labels(Subset(Wrapper(frame), [1, 0]), "site").names == ("7", "9")
     assert find_labels(Wrapper(frame), lambda dataset: dataset.dataset["site"]).names == ("7", "9")
+    frame["label"] = [["dog"], [], ["cat", "dog"], ["dog"]]
+    labels = find_labels(Subset(Wrapper(frame), [2, 1, 0]))
+    assert (labels.names, sets(labels)) == (("cat", "dog", "none"), [[0, 1], [2], [1]])
+    frame[["cat", "dog"]] = [[0, 1], [0, 0], [1, 1], [0, 1]]
+    labels = find_labels(Wrapper(frame), lambda dataset: dataset.dataset[["cat", "dog"]])
+    assert (labels.names, sets(labels)) == (("cat", "dog", "none"), [[1], [2], [0, 1], [1]])
 
 
 # -- torchvision ----------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_fair.common.label_sets import LabelSets
 from lightning_fair.dataloaders import label_scan
 from lightning_fair.dataloaders.label_cache import LabelCache
 from lightning_fair.dataloaders.label_scan import find_loader_labels
@@ -95,6 +96,33 @@ def test_hit_with_names(cache, file):
         labels, was_read = scan(dataset)
         results.append((labels.numbers.tolist(), labels.names, was_read))
     assert results == [(Y, ("ant", "bee", "éè 猫"), True), (Y, ("ant", "bee", "éè 猫"), False)]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [[0, 1], [1], []],
+        [[0, 1], [1, 2], [2, 0, 1]],
+        [["ant", "猫"], [], ["bee"]],
+        [{0, 2}, {1}, set()],
+        [torch.tensor([1, 0, 1]), torch.zeros(3), torch.tensor([0, 1, 1])],
+        [np.array([1, 0, 1, 0]), np.array([0, 1, 0, 0]), np.array([1, 1, 0, 0])],
+        [torch.eye(3)[2], torch.eye(3)[0], torch.eye(3)[1]],
+    ],
+    ids=range(7),
+)
+def test_several_labels(cache, file, names):
+    """Several labels of a sample come out of the cache as they went in."""
+    results = []
+    for _ in range(2):
+        dataset = Listed(file)
+        dataset.names = names
+        labels, was_read = scan(dataset)
+        numbers = labels.numbers
+        numbers = numbers.to_dense() if isinstance(numbers, LabelSets) else numbers
+        results.append((numbers.tolist(), labels.names, labels.values, was_read))
+    assert results[0][:3] == results[1][:3]
+    assert [each[3] for each in results] == [True, False]
 
 
 @pytest.mark.parametrize("names", [[False, True, True], [0.0, 1.0, 5.0], [3, 2**40, 5], [(0, "a"), (1, "a"), (2, "b")]])
@@ -206,7 +234,14 @@ def test_damaged_file(cache, file, damage):
 def test_other_content(cache, file):
     """A file with other content is not taken for labels."""
     scan(Listed(file))
-    for arrays in ({"labels": np.zeros(60)}, {"labels": np.zeros(59, int), "column": np.array(1)}, {"x": np.zeros(3)}):
+    number = {"column": np.array(1), "width": np.array(3)}
+    for arrays in (
+        {"labels": np.zeros(60)},
+        {"labels": np.zeros(59, int), "column": np.array(1)},
+        {"x": np.zeros(3)},
+        {"labels": np.zeros(60, int), "lengths": np.ones(59, int), **number},
+        {"labels": np.zeros(59, int), "lengths": np.ones(60, int), **number},
+    ):
         np.savez(next(cache.iterdir()), **arrays)
         labels, read_all = scan(Listed(file))
         assert (labels.numbers.tolist(), read_all) == (Y, True)

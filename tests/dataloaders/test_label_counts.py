@@ -98,3 +98,29 @@ def test_labels_are_those_of_the_training():
     assert count(Named(), labels=lambda data: data.missing) is None
     assert count(Named(), labels=np.array([0, 1, 2])) is None
     assert count(Named()) is None  # none of the classes of the training
+
+
+TAGS = TensorDataset(torch.zeros(6, 2), torch.tensor([[1, 0], [1, 1], [0, 0], [0, 1], [1, 1], [0, 1]]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_batches", "expected"),
+    [
+        ({}, 3, [3, 4, 1]),
+        ({}, 2, [2, 2, 1]),
+        ({"sampler": SubsetRandomSampler([1, 2])}, 1, [1, 1, 1]),
+        ({"shuffle": True}, 2, None),
+    ],
+)
+def test_several_labels(settings, num_batches, expected):
+    """A sample counts for each of its labels; those without one have the word "none"."""
+    assert count(TAGS, num_batches, numbers={"0": 0, "1": 1, "none": 2}, **settings) == expected
+    assert count(TAGS, num_batches, numbers={"0": 0, "1": 1}, **settings) == (expected and expected[:2])
+
+
+def test_names_of_several_labels():
+    """The class without a label has the name that the labels give it."""
+    data = Named()
+    data.tags, data.kinds = [{"b"}, {"a", "b"}, set()], [{"b"}, {"none", "b"}, set()]
+    assert count(data, labels="tags", numbers={"a": 0, "b": 1, "none": 2}) == [1, 2, 1]
+    assert count(data, labels="kinds", numbers={"b": 0, "none": 1, "(none)": 2}) == [2, 1, 1]

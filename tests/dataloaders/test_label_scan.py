@@ -96,6 +96,64 @@ def test_names():
     assert scan([("x", 100)] * 3, num_classes=101).numbers.tolist() == [100] * 3
 
 
+TAGS = [[0, 2], [], [1], [2], [0, 1, 2], [1, 0]] * 5
+SETS = [sorted(row) or [3] for row in TAGS]
+
+
+def row_of(tags):
+    return torch.zeros(3).index_fill(0, torch.tensor(tags, dtype=torch.int64), 1)
+
+
+def sets(labels):
+    """Return the classes of each sample."""
+    return [row.nonzero()[0].tolist() for row in labels.numbers.to_dense()]
+
+
+@pytest.mark.parametrize(
+    ("make", "key"),
+    [
+        (lambda y: ("x", row_of(y)), "scan"),
+        (lambda y: ("x", row_of(y).int().tolist()), "scan"),
+        (lambda y: ("x", row_of(y).bool().numpy(), 0.5), "scan"),
+        (lambda y: (torch.ones(2), row_of(y)), "scan"),
+        (lambda y: ("x", 1.0, row_of(y)), "scan"),
+        (lambda y: ("x", y), "scan"),
+        (lambda y: ("x", set(y)), "scan"),
+        (lambda y: ("x", torch.tensor(y, dtype=torch.int64)), "scan"),
+        (lambda y: {"x": 0.5, "labels": row_of(y)}, "scan"),
+        (lambda y: {"label": 0, "attr": row_of(y)}, "attr"),
+        (lambda y: {"label": 0, "attr": y}, "attr"),
+        (lambda y: (row_of(y), "x"), 0),
+        (lambda y: ("x", 0, 1, y), 3),
+    ],
+)
+def test_several_labels(make, key, monkeypatch, tmp_path):
+    """Zeros and ones, and lists of classes, are labels of a sample; a later scan takes them from the cache."""
+    monkeypatch.setenv("LIGHTNING_FAIR_CACHE", str(tmp_path))
+    dataset = Samples([make(y) for y in TAGS])
+    for reads in (len(TAGS), label_scan._NUM_PROBES):
+        dataset.reads.clear()
+        assert sets(find_loader_labels(DataLoader(dataset), key)) == SETS
+        assert len(dataset.reads) == reads
+
+
+def test_names_of_several_labels():
+    labels = scan([("x", ["abc"[y] for y in row]) for row in TAGS])
+    assert (sets(labels), labels.names) == (SETS, ("a", "b", "c", "none"))
+    assert scan([("x", row_of(y)) for y in TAGS[2:]], num_classes=4).numbers.num_classes == 4
+    with pytest.raises(ValueError, match="num_classes must be 3, as the labels have 3 columns, or 4 with a class"):
+        scan([("x", row_of(y)) for y in TAGS], num_classes=2)
+
+
+def test_masks_beside_single_labels():
+    """An attention mask is no label, whether it is padded or not."""
+    masks = [torch.tensor([1, 1, i % 2]) for i in range(len(Y))]
+    assert scan([("x", mask, y) for mask, y in zip(masks, Y, strict=True)]).numbers.tolist() == Y
+    assert scan([("x", y, mask[: 2 + y]) for mask, y in zip(masks, Y, strict=True)]).numbers.tolist() == Y
+    with pytest.raises(ValueError, match=r"could be element 1 or 2"):
+        scan([("x", mask, row_of(y)) for mask, y in zip(masks, TAGS, strict=True)])
+
+
 @pytest.mark.parametrize("second", [lambda y: y % 2, lambda y: "ab"[y % 2]])
 def test_ambiguous_samples(second):
     """If several elements can be the label, the error names them, and the remedy works."""
@@ -141,8 +199,11 @@ def test_index_is_no_label(make):
         ([("x", 0.5)], "scan", ValueError, r"whole numbers or names, got 0\.5"),
         ([("x", -1)], "scan", ValueError, r"labels must be at least 0, got -1"),
         ([("x", None), ("x", 1)], "scan", ValueError, r"1 samples have none"),
-        ([("x", np.array([0, 1, 1]))], "scan", ValueError, r"one class per sample.*not one-hot"),
-        ([("x", np.array([0, 1, 1]), i) for i in range(9)], "scan", ValueError, r"not one-hot"),
+        ([("x", np.array([0, 2, 1]))], "scan", ValueError, r"one class per sample.*not one-hot"),
+        ([("x", np.array([0, 2, 1]), i) for i in range(9)], "scan", ValueError, r"not one-hot"),
+        ([("x", torch.zeros(3))] * 3, "scan", ValueError, r"no sample has one"),
+        ([("x", [1, -1])] * 2 + [("x", [2])], "scan", ValueError, r"at least 0, got -1\. If it stands for no label"),
+        ([("x", None), ("x", [1, 2])], "scan", ValueError, r"1 samples have None, the first is sample 0"),
         ([("x", torch.rand(1), i) for i in range(9)], "scan", ValueError, r"whole numbers"),
         ([("x", {"boxes": 3})], "scan", ValueError, r"hashable"),
         (

@@ -141,6 +141,14 @@ def test_purpose_of_a_short_sampler(make, message, in_bulk):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize(("make", "message"), [(RandomUnderSampler, REMOVE), (Evened, BOTH), (Fold, SUBSET)])
+def test_short_sampler_of_several_labels(make, message):
+    """If samples have several labels, the name of a sampler tells what it does, or nothing does."""
+    data = TensorDataset(torch.zeros(SIZE, 2), torch.stack([LABELS % 2, LABELS // 2], dim=1))
+    with pytest.raises(ValueError, match=message):
+        check_loader(DataLoader(data, batch_size=8, sampler=make()))
+
+
 @pytest.mark.parametrize("batch_size", [None, 8])
 def test_short_sampler_of_pairs(batch_size):
     """A sampler with several samples of each class is accepted, however few it draws: a warning tells what is lost."""

@@ -177,6 +177,76 @@ def categorical_and_numeric(_: Path) -> Dataset:
     return TensorDataset(X, categories, torch.from_numpy(CLASSES))
 
 
+# -- several labels of a sample -----------------------------------------------------------------------------
+
+
+FINDINGS = np.stack([CLASSES % 2, CLASSES // 2, np.arange(N) % 3 == 0], axis=1).astype(int)  # some samples have none
+FINDING_NAMES = ("cyst", "edema", "mass")
+
+
+class CelebA(Dataset):
+    """torchvision's: ``attr`` of zeros and ones, which is also the target of a sample."""
+
+    def __init__(self):
+        self.attr, self.attr_names = torch.from_numpy(FINDINGS), [*FINDING_NAMES, ""]
+
+    def __len__(self):
+        return len(self.attr)
+
+    def __getitem__(self, index):
+        return X[index], self.attr[index]
+
+
+class ChestMNIST(MedMNIST):
+    """MedMNIST's set with several labels: ``labels`` of zeros and ones."""
+
+    def __init__(self):
+        self.imgs, self.labels = X.numpy(), FINDINGS.astype(np.uint8)
+
+
+class ChestXray(Dataset):
+    """A data frame whose column joins the findings of an image."""
+
+    def __init__(self):
+        pandas = pytest.importorskip("pandas")
+        texts = ["|".join(np.array(FINDING_NAMES)[row == 1]) or "No Finding" for row in FINDINGS]
+        self.df = pandas.DataFrame({"Image Index": range(N), "Finding Labels": texts})
+
+    def __len__(self):
+        return len(self.df)
+
+    def __getitem__(self, index):
+        return X[index], torch.from_numpy(FINDINGS[index]).float()
+
+
+class Coco(Dataset):
+    """Annotations of the objects in each image, as of ``CocoDetection``; a sample has zeros and ones."""
+
+    def __init__(self):
+        self.annotations = [[{"category_id": c} for c in row.nonzero()[0].tolist() * 2] for row in FINDINGS]
+
+    def __len__(self):
+        return len(self.annotations)
+
+    def __getitem__(self, index):
+        present = torch.zeros(3)
+        present[[each["category_id"] for each in self.annotations[index]]] = 1
+        return X[index], present
+
+
+def emotions(_: Path) -> Any:
+    """Hugging Face's data sets with a list of named classes of each sample, as ``go_emotions``."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {
+            "x": datasets.Sequence(datasets.Value("float32")),
+            "labels": datasets.Sequence(datasets.ClassLabel(names=list(FINDING_NAMES))),
+        }
+    )
+    rows = {"x": X.tolist(), "labels": [row.nonzero()[0].tolist() for row in FINDINGS]}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
 # -- text, sound, graphs -----------------------------------------------------------------------------------
 
 

@@ -31,6 +31,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning_helpers import TARGET, Indexed, Plain, Step, Weighted, fit, loader
 from loader_runs import Bulk, Prefetcher
+from tag_helpers import Tagged, Tagger
 from torch.nn import functional as F
 from torch.utils.data import (
     BatchSampler,
@@ -158,6 +159,10 @@ class WithNoise(WithMixin):
         return super().losses(x + torch.randn_like(x), y)
 
 
+class WithTags(_Watched, Tagger):
+    """Its samples have several labels."""
+
+
 class Data(L.LightningDataModule):
     def __init__(self, **settings: Any) -> None:
         super().__init__()
@@ -171,11 +176,16 @@ def data(counts: tuple[int, ...] = COUNTS, batch_size: int = 4, **settings: Any)
     return loader(Indexed(counts), batch_size=batch_size, **settings)
 
 
+def tags(**settings: Any) -> DataLoader:
+    return loader(Tagged(), **{"batch_size": 4, **settings})
+
+
 def train(
     *,
     world_size: int = 1,
     mixin: bool = True,
     noisy: bool = False,
+    tagged: bool = False,
     fair: FairSampling | None = None,
     install: str = "callback",
     strategy: str | Callable[[], Any] = "ddp",
@@ -192,7 +202,7 @@ def train(
     ``loaded`` are settings of the loader, ``make_loader`` makes it; ``keep`` is where a checkpoint of every step
     goes; the rest are settings of the Trainer.
     """
-    module = (WithNoise if noisy else WithMixin if mixin else Unweighted)()
+    module = (WithTags if tagged else WithNoise if noisy else WithMixin if mixin else Unweighted)()
     module.out = out
     fair = FairSampling(**QUIET) if fair is None else copy.deepcopy(fair)  # a new one for every run
     source: Any = Data(**loaded or {}) if install == "datamodule" else make_loader(**loaded or {})

@@ -28,6 +28,7 @@ from lightning_helpers import BATCH, Draws, Indexed, Plain, Weighted, loader, mo
 from lightning_helpers import Step as TrainingStep
 from lightning_helpers import trainer as quiet_trainer
 from loader_runs import Bulk, KeepsWorkers, Prefetcher, in_bulk
+from tag_helpers import Tagged, Tagger
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, default_collate
 
@@ -121,6 +122,10 @@ class Validated(Corrected):
         self.log_dict({f"val/recall/{c}": recall for c, recall in enumerate(self.hits[0] / self.hits[1])})
 
 
+class LearnsTags(_Cut, Tagger):
+    """Its samples have several labels."""
+
+
 class OfTwoLoaders(Learner):
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor | None:
         return super().training_step(batch["a"], batch_idx)
@@ -183,6 +188,10 @@ def prefetcher(workers: int) -> dict[str, Any]:
 
 def keeps_workers(workers: int) -> dict[str, Any]:
     return {"train_dataloaders": KeepsWorkers(Indexed(COUNTS), BATCH, shuffle=True, num_workers=workers)}
+
+
+def tagged(workers: int) -> dict[str, Any]:
+    return {"train_dataloaders": loader(Tagged(sum(COUNTS)), num_workers=workers)}
 
 
 def stateful(workers: int) -> dict[str, Any]:
@@ -335,6 +344,15 @@ SCENARIOS: dict[str, Scenario] = {
         **_VALIDATED,
     ),
     "losses to the objective": Scenario(workers=2, fair=lambda: steering(feedback_to="objective", reference="prior")),
+    "several labels": Scenario(module=LearnsTags, data=tagged, fair=lambda: steering(target_probs="sqrt")),
+    "several labels, losses to the objective, 2 workers, then none": Scenario(
+        module=LearnsTags,
+        data=tagged,
+        workers=2,
+        resume_workers=0,
+        kind="exception",
+        fair=lambda: steering(target_probs="sqrt", feedback_to="objective", reference="prior"),
+    ),
     "samples left out by collate_fn": Scenario(workers=2, data=usual(collate_fn=dropping)),
     "steps without a loss": Scenario(workers=2, module=lambda **cut: Learner(skip=(1, 4), **cut)),
     "exception in every batch": Scenario(kind="exception"),

@@ -15,11 +15,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning_helpers import TARGET, Weighted, fit
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torch.utils.data.datapipes.iter import IterableWrapper
 
 from lightning_fair import FairSampling, FairStream, FeedbackController
 from lightning_fair.dataloaders.fair_loader import make_stream_fair
+from lightning_fair.dataloaders.label_set_check import LabelSetCheck
 from lightning_fair.dataloaders.stream_tracker import StreamTracker
 from lightning_fair.integration.callback import find_callback
 
@@ -59,6 +61,25 @@ class Counting(IterableDataset):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.first = self.position = state["position"]
+
+
+def with_sets(item: tuple[torch.Tensor, int, int]) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Return the sample with a row of several labels; the last column says that it has none of the others."""
+    x, y, number = item
+    row = torch.tensor([y == 0 or number % 3 == 0, y == 1 or number % 5 == 0, y == 2, False], dtype=torch.float32)
+    row[3] = not row.any()
+    return x, row, number
+
+
+class CountingSets(Counting):
+    """The same source, whose samples have several labels."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(with_sets, super().__iter__())
+
+
+def listed_sets(folder: Path) -> Any:
+    return [with_sets(sample(number)) for number in range(SIZE)]
 
 
 def hugging_face(folder: Path) -> Any:
@@ -153,7 +174,8 @@ def train(source: Any, workers: int, state: Any = None, *, epoch: int = 0, **set
     tracker.num_processes, tracker.draws_ahead = max(workers, 1), workers > 0
     if state is not None:
         tracker.restore(state)
-    fair: Any = make_stream_fair(DataLoader(stream, batch_size=BATCH, num_workers=workers))
+    check = LabelSetCheck(4, has_unlabeled=False) if stream.several_labels else None
+    fair: Any = make_stream_fair(DataLoader(stream, batch_size=BATCH, num_workers=workers), label_check=check)
     tracker.start_iteration(epoch, within_epoch=state is not None, keep_delivered=False)
     fair.begin_at_worker(tracker.first_worker, within_epoch=state is not None)
     run = Trained(states=[tracker.capture()])
@@ -178,6 +200,11 @@ class Recording(Weighted):
         self.mixes = [*getattr(self, "mixes", []), draw.probs.tobytes()]
         return self.weighted_loss(self.losses(batch[0], batch[1]))
 
+    def losses(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if y.ndim == 1:
+            return super().losses(x, y)
+        return F.binary_cross_entropy_with_logits(self.net(x), y, reduction="none")
+
 
 class SaveEach(L.Callback):
     def __init__(self, folder: Path) -> None:
@@ -196,15 +223,15 @@ def fit_stream(
     L.seed_everything(0, verbose=False)
     law = {**LAW, "lambda2": settings.pop("lambda2", None)}
     module, fair = Recording(), FairSampling(target_probs=TARGET, num_classes=4, **law)
-    stream = fair_stream(source, None, save_buffers=True)
+    stream = fair_stream(source, None, save_buffers=True, several_labels=settings.pop("several_labels", False))
     callbacks = [fair, *([SaveEach(save)] if save else [])]
     fit(module, loader(stream, batch_size=BATCH, **options), *callbacks, ckpt=resume, **{"max_epochs": 2, **settings})
     return module
 
 
-def cut_on_ranks(world_size: int, folder: Path) -> tuple[list[Any], list[Any]]:
+def cut_on_ranks(world_size: int, folder: Path, kind: type[Counting] = Counting) -> tuple[Any, Any]:
     """Return the batches of a rank: of a whole run, and of one that continues after 3 of them."""
     settings: dict[str, Any] = {"strategy": "ddp", "devices": world_size, "num_workers": 2, "max_epochs": 1}
-    settings["limit_train_batches"] = 5
-    whole = fit_stream(Counting(), save=folder, **settings)
-    return whole.seen, fit_stream(Counting(), resume=folder / "3.ckpt", **settings).seen
+    settings |= {"limit_train_batches": 5, "several_labels": kind is CountingSets}
+    whole = fit_stream(kind(), save=folder, **settings)
+    return whole.seen, fit_stream(kind(), resume=folder / "3.ckpt", **settings).seen

@@ -81,6 +81,16 @@ class Shards(IterableDataset):
             yield torch.tensor([np.sin(i), np.cos(i), float(y == 1), 1.0], dtype=torch.float32), y, i
 
 
+class SetShards(Shards):
+    """The same stream, whose samples have rows of three labels, and none of them if they have no other class than 3."""
+
+    classes = ("a", "b", "c")
+
+    def __iter__(self) -> Any:
+        for x, y, i in super().__iter__():
+            yield x, torch.tensor([y == 0 or i % 3 == 0, y == 1 or i % 5 == 0, y == 2], dtype=torch.float32), i
+
+
 class Files(IterableDataset):
     """Files of ``(x, y)``, split over the workers; each file has its own classes, in random order."""
 
@@ -120,7 +130,8 @@ def in_turns(stream: FairStream, workers: int, *, samples: bool = False, seed: i
 
 
 def mixed(size: int, controller: FeedbackController | None, **settings: Any) -> FairStream:
-    return FairStream(Shards(size), controller, **{"batch_size": 8, "buffer_size": 32, **settings})
+    source = SetShards if settings.get("several_labels") else Shards
+    return FairStream(source(size), controller, **{"batch_size": 8, "buffer_size": 32, **settings})
 
 
 class Watching(Weighted):
@@ -134,6 +145,13 @@ class Watching(Weighted):
         self.steps.append((share.double().numpy() * len(losses), weight.double().numpy()))
         self.items = getattr(self, "items", set()) | set(index.tolist())
         return loss
+
+
+class WatchingSets(Watching):
+    """The same for samples with several labels."""
+
+    def losses(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return F.binary_cross_entropy_with_logits(self.net(x)[:, :3], y, reduction="none").mean(1)
 
 
 class Adjusting(Watching):
@@ -163,10 +181,10 @@ class Sums:
     draws: int
 
 
-def train_on_stream(world_size: int) -> Sums:
+def train_on_stream(world_size: int, *, several: bool = False) -> Sums:
     """Train for 100 steps on the stream, as one of several ranks."""
-    module, callback = Watching(), FairSampling(target_probs=TARGET)
-    stream = mixed(2400, None, return_weights=True)
+    module, callback = WatchingSets() if several else Watching(), FairSampling(target_probs=TARGET)
+    stream = mixed(2400, None, return_weights=True, several_labels=several)
     fit(
         module,
         DataLoader(stream, batch_size=8),

@@ -15,8 +15,14 @@ import pytest
 import torch
 from label_runs import BATCH, CLASSES, Classifier, N, Outcome, X, loader, train
 from public_kinds import (
+    FINDING_NAMES,
+    FINDINGS,
     AugMix,
+    CelebA,
+    ChestMNIST,
+    ChestXray,
     Cifar,
+    Coco,
     Dictionaries,
     Episodic,
     Flowers,
@@ -39,14 +45,16 @@ from public_kinds import (
     WrapsHuggingFace,
     batch_graphs,
     categorical_and_numeric,
+    emotions,
     hugging_face,
     image_folder,
     number_words,
     pad_and_sort,
 )
-from torch.utils.data import DataLoader, Dataset, random_split
+from torch.utils.data import DataLoader, Dataset, TensorDataset, random_split
 
 from lightning_fair import FairSampling, FairStream
+from lightning_fair.dataloaders.label_scan import find_loader_labels
 
 TABLE = Path(__file__).parents[2] / "examples/benchmarks/README.md"
 
@@ -250,25 +258,87 @@ class Masks(Dataset):
         return X[index], self.targets[index]
 
 
-class Findings(Masks):
-    """Several labels per image, as zeros and ones."""
-
-    targets = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (N, 5)))
-
-
-@pytest.mark.parametrize("kind", [Masks, Findings])
-def test_several_labels(kind):
-    """Masks and multi-label targets are no classes: the error names the remedy, a class for each sample."""
-    with pytest.raises(ValueError, match=r"labels=.*mask\.max|the rarest of its tags.*labels=\[tuple\("):
-        train(Reads(pair), loader(kind()), FairSampling())
+def test_masks():
+    """Masks are no classes: the error names the remedy, a class for each sample."""
+    with pytest.raises(ValueError, match=r"labels=.*mask\.max"):
+        train(Reads(pair), loader(Masks()), FairSampling())
 
     class Segments(Reads):
         def training_step(self, batch, batch_idx):
             return self.loss(batch[0], batch[1].flatten(1).amax(1))
 
-    labels = [int(target.max()) for target in kind.targets]
-    outcome = train(Segments(pair), loader(kind()), FairSampling(labels=labels, reference="prior"))
+    labels = [int(target.max()) for target in Masks.targets]
+    outcome = train(Segments(pair), loader(Masks()), FairSampling(labels=labels, reference="prior"))
     assert outcome.wrong() == []
+
+
+SEVERAL = {
+    "torchvision `CelebA`": Kind("`attr`", lambda _: CelebA(), 'labels="attr"'),
+    "ChestMNIST": Kind("`labels`", lambda _: ChestMNIST()),
+    "names joined in a data frame": Kind(
+        "a column of `df`",
+        lambda _: ChestXray(),
+        'labels=lambda data: data.df["Finding Labels"].replace("No Finding", "").str.findall(r"[^|]+")',
+    ),
+    "annotations": Kind(
+        "`annotations`",
+        lambda _: Coco(),
+        'labels=lambda data: [{each["category_id"] for each in row} for row in data.annotations]',
+    ),
+    "the same, in the samples": Kind("in the samples", lambda _: Coco(), 'labels="scan"'),
+    "`TensorDataset`": Kind("second tensor", lambda _: TensorDataset(X, torch.from_numpy(FINDINGS).float())),
+    "`random_split` of one": Kind("inside", lambda _: random_split(ChestMNIST(), [N, 0])[0]),
+    "Hugging Face": Kind("column `labels`", emotions),
+}
+
+
+def to_rows(samples):
+    """Collate Hugging Face's samples, whose labels are lists of classes."""
+    rows = torch.zeros(len(samples), len(FINDING_NAMES))
+    for row, sample in zip(rows, samples, strict=True):
+        row[sample["labels"]] = 1
+    return torch.tensor([sample["x"] for sample in samples]), rows
+
+
+class Tagger(Reads):
+    """The classifier, with a logit for each label, that records the samples and the weights of its steps."""
+
+    def training_step(self, batch, batch_idx):
+        x, rows = self.unpack(batch)
+        losses = torch.ones(len(rows), requires_grad=True)
+        loss = self.weighted_loss(losses)
+        self.record(x[:, 0], rows[:, 0].long(), losses, loss)
+        return loss + 0 * self.net(x).sum()
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_several_labels_are_trained(name, tmp_path):
+    """All labels come equally often, each sample has the weight of its labels, and nothing is warned of."""
+    kind = SEVERAL[name]
+    data, fair = kind.data(tmp_path), FairSampling(reference="prior", **eval(f"dict({kind.written})"))
+    options = {"collate_fn": to_rows} if name == "Hugging Face" else {}
+    outcome = train(Tagger(pair), DataLoader(data, BATCH, shuffle=True, **options), fair)
+    assert outcome.warned == []
+    has_label = np.column_stack([FINDINGS, ~FINDINGS.any(axis=1)])
+    for step, probs in zip(outcome.steps, outcome.probs, strict=True):
+        rows = has_label[step.indices]
+        np.testing.assert_allclose(step.weights, 1 / N / (rows @ (probs / has_label.sum(axis=0))), rtol=1e-5)
+    shares = has_label[np.concatenate([step.indices for step in outcome.steps])].sum(axis=0)
+    np.testing.assert_allclose(shares / shares.sum() / fair.controller.q, 1.0, atol=0.1)
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_several_labels(name, tmp_path):
+    """Several labels of a sample, or none, are found with the written lines."""
+    kind = SEVERAL[name]
+    data, settings = kind.data(tmp_path), eval(f"dict({kind.written})")
+    labels = find_loader_labels(loader(data), **settings)
+    has_label = labels.numbers.to_dense()
+    assert labels.numbers.has_unlabeled
+    expected = FINDINGS[data.indices] if hasattr(data, "indices") else FINDINGS
+    assert np.array_equal(has_label[:, :3], expected)
+    assert np.array_equal(has_label[:, 3], ~expected.any(axis=1))
+    assert labels.names in (None, (*FINDING_NAMES, "none"))
 
 
 def test_shards():

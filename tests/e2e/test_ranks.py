@@ -24,12 +24,14 @@ from rank_runs import (
     resume,
     sample,
     shards,
+    tags,
     train,
     train_unlike,
     train_with_own_seed,
     train_with_sampler,
     train_without_us,
 )
+from tag_helpers import Tagged
 
 from lightning_fair import FairSampling
 from lightning_fair.schedules import Linear
@@ -129,6 +131,26 @@ def test_ranks_share_one_batch(number, alone, request):
     for run in runs:
         assert run.params == runs[0].params
         assert np.allclose(*(np.frombuffer(r.params[-1], np.float32) for r in (run, alone)), atol=1e-5)
+
+
+@pytest.mark.parametrize("droppers", [(), (1,)])
+def test_several_labels(droppers, two):
+    """Ranks together train on the batch of one process, with its weights and losses, also if a rank drops samples."""
+    fair = FairSampling(target_probs="sqrt", reference="prior", lambda2=0.3, horizon=HORIZON, seed=0, feedback_delay=1)
+    settings = {"fair": fair, "tagged": True, "make_loader": tags}
+    runs = two(train, loaded={"collate_fn": Drop(droppers)} if droppers else {}, **settings)
+    assert_agree(runs)
+    assert all(sums == [3 * 7] for run in runs for sums in run.all_reduces)
+    drawn = np.frombuffer(runs[0].states[-1]["label_counts"][2], np.int64)
+    assert (drawn > Tagged().sets.to_dense()[list(chain(*global_batches(runs)))].sum(axis=0)).any() == bool(droppers)
+    if droppers:
+        return
+    alone = train(loaded={"batch_size": BATCH}, **settings)
+    assert as_sets(global_batches(runs))[:10] == as_sets(alone.indices)[:10]
+    assert np.ptp(alone.probs, axis=0).max() > 0.05
+    np.testing.assert_allclose(runs[0].probs[:10], alone.probs[:10], atol=1e-4)
+    weights = np.mean([[step.weights.mean() for step in run.steps] for run in runs], axis=0)
+    np.testing.assert_allclose(weights[:10], [step.weights.mean() for step in alone.steps][:10], rtol=1e-3)
 
 
 @pytest.mark.parametrize("mixin", [True, False], ids=["with the mixin", "without"])

@@ -16,8 +16,10 @@ from stream_resume_runs import (
     SOURCES,
     TARGET,
     Counting,
+    CountingSets,
     fair_stream,
     fit_stream,
+    listed_sets,
     piped,
     sample,
     train,
@@ -65,6 +67,34 @@ def test_cut_after_every_batch(name, workers, tmp_path):
         rest = train(SOURCES[name](tmp_path), workers, state, save_buffers=True)
         assert rest.batches == whole.batches[cut:]
         assert rest.mixes == whole.mixes[cut:]
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("source", [CountingSets(), listed_sets(None)], ids=["own class", "list"])
+def test_cut_with_several_labels(source, workers):
+    """What is known of the labels comes back with the buffers, and samples in several of them stay shared."""
+    settings = {"save_buffers": True, "several_labels": True}
+    whole = train(source, workers, **settings)
+    assert len(whole.batches) == 10
+    for cut in range(1, 11):
+        rest = train(source, workers, reloaded(whole.states[cut]), **settings)
+        assert rest.batches == whole.batches[cut:]
+        assert rest.mixes == whole.mixes[cut:]
+
+
+def test_state_of_the_other_kind_of_labels_is_refused():
+    state = train(CountingSets(), 0, save_buffers=True, several_labels=True).states[3]
+    assert train(CountingSets(), 0, state, several_labels=True).batches  # the buffers are left out
+    with pytest.raises(
+        ValueError, match=r"several labels a sample, and this one has one\..* FairStream\(several_labels=True\)"
+    ):
+        train(Counting(), 0, state)
+    state = train(Counting(), 0).states[3]
+    assert train(Counting(), 0, state).batches
+    with pytest.raises(
+        ValueError, match=r"one label a sample, and this one has several\..* FairStream\(several_labels=False\)"
+    ):
+        train(CountingSets(), 0, state, several_labels=True)
 
 
 def test_own_epochs_of_a_source_continue(tmp_path):
@@ -140,6 +170,8 @@ FITS = [
     {"num_workers": 2},
     {"num_workers": 2, "persistent_workers": True, "limit_train_batches": 5, "max_epochs": 3},
     {"num_workers": 2, "loader": "StatefulDataLoader"},
+    {"several_labels": True},
+    {"num_workers": 2, "several_labels": True, "limit_train_batches": 5, "max_epochs": 3},
 ]
 
 
@@ -151,24 +183,27 @@ def test_fit_continues(settings, tmp_path):
     if "loader" in settings:
         kind = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
     settings = {name: value for name, value in settings.items() if name != "loader"}
-    whole = fit_stream(Counting(), kind, save=tmp_path, **settings)
+    source = CountingSets if settings.get("several_labels") else Counting
+    whole = fit_stream(source(), kind, save=tmp_path, **settings)
     length = settings.get("limit_train_batches", 10)
     for cut in (3, length, length + 2):
-        rest = fit_stream(Counting(), kind, resume=tmp_path / f"{cut}.ckpt", **settings)
+        rest = fit_stream(source(), kind, resume=tmp_path / f"{cut}.ckpt", **settings)
         assert rest.seen == whole.seen[cut:]
         assert rest.mixes == whole.mixes[cut:]
         assert all(map(torch.equal, rest.state_dict().values(), whole.state_dict().values()))
 
 
+@pytest.mark.parametrize("source", [Counting, CountingSets])
 @pytest.mark.parametrize("workers", WORKERS)
-def test_stateful_loader_continues_without_a_trainer(workers):
+def test_stateful_loader_continues_without_a_trainer(workers, source):
     """torchdata's StatefulDataLoader saves the position of each worker by its own protocol."""
     stateful = pytest.importorskip("torchdata.stateful_dataloader")
-    _check_loop(lambda stream: stateful.StatefulDataLoader(stream, batch_size=8, num_workers=workers))
+    _check_loop(lambda stream: stateful.StatefulDataLoader(stream, batch_size=8, num_workers=workers), source)
 
 
-def test_stream_continues_without_a_trainer():
-    _check_loop(lambda stream: _SavesStream(stream, batch_size=8))
+@pytest.mark.parametrize("source", [Counting, CountingSets])
+def test_stream_continues_without_a_trainer(source):
+    _check_loop(lambda stream: _SavesStream(stream, batch_size=8), source)
 
 
 class _SavesStream(DataLoader):
@@ -179,11 +214,12 @@ class _SavesStream(DataLoader):
         self.dataset.load_state_dict(state)
 
 
-def _check_loop(make_loader):
+def _check_loop(make_loader, source):
     """Cut a plain loop after every batch, and continue it with new objects."""
 
     def loop(state=None, of_controller=None):
-        stream = fair_stream(Counting(), FeedbackController(4, TARGET, **LAW), save_buffers=True, return_weights=True)
+        settings = {"save_buffers": True, "return_weights": True, "several_labels": source is CountingSets}
+        stream = fair_stream(source(), FeedbackController(4, TARGET, **LAW), **settings)
         loader = make_loader(stream)
         if state is not None:
             stream.controller.load_state_dict(of_controller)

@@ -1,5 +1,6 @@
 """Streams under Lightning: weights, checkpoints, ranks, workers, and litdata."""
 
+import re
 from collections import Counter
 
 import lightning.pytorch as L
@@ -8,8 +9,8 @@ import pytest
 import torch
 from lightning.pytorch.loggers.logger import Logger
 from lightning_helpers import Weighted, fit, in_any_order
-from stream_resume_runs import cut_on_ranks
-from stream_runs import TARGET, Adjusting, Files, Sums, Watching, mixed, train_on_stream, turning
+from stream_resume_runs import Counting, CountingSets, cut_on_ranks
+from stream_runs import TARGET, Adjusting, Files, Sums, Watching, WatchingSets, mixed, train_on_stream, turning
 from torch.utils.data import DataLoader
 
 from lightning_fair import FairDataModule, FairSampling, FairStream, FeedbackController
@@ -219,10 +220,11 @@ def test_clipped_mass_of_a_short_stream_is_logged():
 
 
 @pytest.mark.slow
-def test_ranks_continue(two, tmp_path):
+@pytest.mark.parametrize("kind", [Counting, CountingSets])
+def test_ranks_continue(two, tmp_path, kind):
     """A run that is cut goes on with the batches of the uncut one, on each of two ranks with two workers."""
     seen = []
-    for whole, rest in two(cut_on_ranks, folder=tmp_path):
+    for whole, rest in two(cut_on_ranks, folder=tmp_path, kind=kind):
         assert len(whole) == 5
         assert rest == whole[3:]
         seen.append({item for *_, items in whole for item in items})
@@ -239,6 +241,63 @@ def test_two_ranks_agree_on_trained_mix(two):
     assert first.trained_mix == second.trained_mix  # bit for bit
     assert first.trained_mix == pytest.approx(TARGET, abs=0.04)
     assert first.draws == second.draws == 100
+
+
+@pytest.mark.slow
+def test_two_ranks_agree_on_several_labels(two):
+    """Each rank learns from its shard what comes together, and the controllers are equal bit for bit."""
+    first, second = two(train_on_stream, several=True)
+    assert isinstance(first, Sums)
+    assert first.wrong == second.wrong == 0
+    assert not first.items & second.items
+    assert first.trained_mix == second.trained_mix  # bit for bit
+    assert first.draws == 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_fit_with_several_labels(workers):
+    """Each sample has the weight of its own draw, the charts have the names of the labels, and `q` is what is reached.
+
+    Class 3 is that of samples without a label, because the source names three of four.
+    """
+    logger, module, callback = RecordingLogger(), WatchingSets(), FairSampling(num_classes=4, max_weight=4.0)
+    loader = DataLoader(mixed(9600, None, return_weights=True, several_labels=True), batch_size=8, num_workers=workers)
+    fit(module, loader, callback, logger=logger, log_every_n_steps=1)
+    assert len(module.steps) == 1200
+    for acted, drawn in module.steps:
+        np.testing.assert_allclose(acted, drawn, rtol=1e-5)
+    assert np.ptp(np.concatenate([drawn for _, drawn in module.steps])) > 0.5
+    controller, last = callback.controller, logger.points[-1]
+    np.testing.assert_allclose(controller.trained_mix, controller.q, rtol=0.15)
+    assert last["fair/distance"] < 0.03
+    assert 1.1 < last["fair/labels_per_sample"] < 2.0
+    for number, name in enumerate(["a", "b", "c", "none"]):
+        assert last[f"fair_class/trained_mix/{name}"] == pytest.approx(controller.trained_mix[number])
+
+
+def test_logits_are_not_corrected_for_several_labels():
+    for controller in (None, FeedbackController(4)):
+        fair = FairSampling(num_classes=4, correction="logits")
+        with pytest.raises(ValueError, match=r"several labels, no offset .* Set correction='weights'"):
+            fit(WatchingSets(), DataLoader(mixed(80, controller, several_labels=True), batch_size=8), fair)
+
+
+def test_target_that_is_not_reached_is_said(caplog):
+    """The labels a and b come along with others, so a target with little of them is not reached."""
+    settings = {"return_weights": True, "several_labels": True}
+    fair = FairSampling(num_classes=4, target_probs={"a": 0.05, "b": 0.05, "c": 0.45, "none": 0.45}, horizon=16)
+    fit(WatchingSets(), DataLoader(mixed(2400, None, **settings), batch_size=8), fair)
+    (message,) = said(caplog)
+    assert re.search(r"No draws bring the target.* mix of labels has a 0\.\d+ in place of 0\.05", message)
+    fair = FairSampling(num_classes=4, target_probs={"a": 0.2, "b": 0.1, "c": 0.35, "none": 0.35}, horizon=16)
+    caplog.clear()
+    fit(WatchingSets(), DataLoader(mixed(2400, None, **settings), batch_size=8), fair)
+    assert not said(caplog)
+
+
+def said(caplog):
+    return [record.getMessage() for record in caplog.records if record.name == "lightning_fair"]
 
 
 def test_fair_data_module_passes_stream_on():

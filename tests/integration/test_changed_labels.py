@@ -149,6 +149,8 @@ def test_no_groups():
     assert describe_groups(3 - data.targets.numpy(), data) is None
     assert describe_groups(np.arange(160) % 5, data) is None
     assert describe_groups(data.targets.numpy(), torch.utils.data.TensorDataset(torch.zeros(160))) is None
+    several = torch.stack([data.targets % 2, data.targets // 2], dim=1)
+    assert describe_groups(data.targets.numpy(), torch.utils.data.TensorDataset(torch.zeros(160), several)) is None
 
 
 def backwards(samples):

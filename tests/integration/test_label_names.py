@@ -238,7 +238,7 @@ def test_order_of_names():
 @pytest.mark.parametrize("labels", ["", True, 1.5, b"scan"])
 def test_labels_setting(labels):
     with pytest.raises(
-        (TypeError, ValueError), match="labels must be one class per sample, 'scan', a name, a position"
+        (TypeError, ValueError), match="labels must be one class per sample or several, 'scan', a name, a position"
     ):
         FairSampling(labels=labels)
 

@@ -17,6 +17,7 @@ from lightning_helpers import Weighted, fit, loader, moving
 from stream_runs import long_tail, stream
 
 from lightning_fair import FeedbackBatchSampler, FeedbackController
+from lightning_fair.common.label_sets import LabelSets
 from lightning_fair.common.saved_states import checksum
 from lightning_fair.control.target import AutoTarget
 from lightning_fair.dataloaders.label_check import LabelCheck
@@ -51,10 +52,13 @@ def controller_with(**settings):
     return make, train, FeedbackController.state_dict, FeedbackController.load_state_dict
 
 
-def sampler_with_workers():
+def sampler_with_workers(labels=LABELS):
+    sets = labels if isinstance(labels, LabelSets) else None
+    rows = np.eye(3, dtype=int)[labels] if sets is None else sets.to_dense()
+
     def make():
-        controller = FeedbackController(3, lambda2=0.3, horizon=16.0, feedback_delay=4)
-        return FeedbackBatchSampler(LABELS, 8, 100, controller, seed=3)
+        controller = FeedbackController(3, lambda2=0.3, horizon=16.0, feedback_delay=4, label_sets=sets)
+        return FeedbackBatchSampler(labels, 8, 100, controller, seed=3)
 
     def train(sampler, steps, lead=4):
         rng, batches = np.random.default_rng(sampler.controller.draws), iter(sampler)
@@ -63,7 +67,7 @@ def sampler_with_workers():
                 assert len(next(batches)) == 8
             draw = sampler.deliver()
             assert_mixes(draw)
-            assert np.bincount(LABELS[draw.indices], minlength=3).tolist() == draw.counts.tolist()
+            assert rows[draw.indices].sum(axis=0).tolist() == draw.counts.tolist()
             sampler.report(draw, draw.counts, *some_losses(rng, draw.counts))
         sampler.withdraw()
         for _ in range(2):  # a part of the draws is made again
@@ -116,6 +120,9 @@ OWNERS = {
     "moving target": controller_with(target_probs=Shift(Linear(0.0, 1.0, 30), start="prior")),
     "auto target": controller_with(target_probs=AutoTarget(0.5)),
     "sampler": sampler_with_workers(),
+    "sampler, several labels": sampler_with_workers(
+        LabelSets.from_matrix(np.column_stack([LABELS == 0, LABELS > 0, LABELS * np.arange(100) % 7 == 1]))
+    ),
     "stream": tracker_of_stream(),
     "label check": check_of_labels(decided=False),
     "label check, decided": check_of_labels(decided=True),

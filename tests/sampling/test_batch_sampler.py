@@ -347,7 +347,8 @@ def test_bad_argument_is_refused(settings, message):
     ("labels", "message"),
     [
         ([], r"data set is empty"),
-        ([[0, 1], [1, 1]], r"labels must have shape \(N,\).*labels=\[tuple\(values\)"),
+        ([[0, 1], [1, 2]], r"labels must have shape \(N,\).*labels=\[tuple\(row\)"),
+        (np.zeros((2, 5, 5)), r"Of masks"),
         ([0.0, 0.5], r"labels must be whole numbers or names, got 0\.5 for sample 1"),
         ([0, 2], r"labels must lie in \[0, 2\), got 2\. State num_classes=3 or more"),
         ([0, -1], r"labels must be at least 0, got -1"),

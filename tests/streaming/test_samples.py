@@ -27,15 +27,12 @@ def test_slices_are_copied(kind):
         ((0, None), ValueError, r"has none \(None or NaN\)\. Leave such samples out of the source"),
         ((0, torch.tensor(torch.nan)), ValueError, r"has none \(None or NaN\)"),
         ((0, "cat"), TypeError, r"got 'cat' in a stream that names no classes\. Pass FairStream\(class_names="),
-        (
-            (0, torch.tensor([1, 2])),
-            ValueError,
-            "not one-hot. Several labels per sample are not supported.*not batches; to choose one",
-        ),
+        ((0, torch.tensor([1, 2])), ValueError, r"got tensor\(\[1, 2\]\) .* set FairStream\(several_labels=True\)"),
+        ((0, [1, 0, 1, 0]), ValueError, r"got \[1, 0, 1, 0\] .* set FairStream\(several_labels=True\)"),
         (
             (0, ["cat", "dog"]),
             ValueError,
-            "not one-hot. Several labels per sample are not supported.*not batches; to choose one",
+            r"set FairStream\(several_labels=True\)\. If these .* To choose one label, pass",
         ),
         ("text", TypeError, r"got a str without it\. Pass FairStream\(label_fn"),
         ({"cls": 1}, TypeError, r"got a dict without it \(keys 'cls'\)\. Pass FairStream\(label_fn"),
