@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from lightning_fair import FairSampling, ImportanceWeightedMixin
+from lightning_fair.common.arrays import Floats
 
 BATCH, LR = 64, 5e-3
 THIRD = 3  # labels
@@ -156,9 +157,9 @@ def train_loader(method: str, train: TensorDataset) -> DataLoader[Any]:
 
 
 @torch.no_grad()
-def precision(net: nn.Module, test: TensorDataset) -> np.ndarray:
+def precision(net: nn.Module, test: TensorDataset) -> Floats:
     """Return the average precision of each label, shape ``(10,)``."""
     x, y, _ = test.tensors
     logits = torch.cat([net(part) for part in x.split(500)])
-    scores: np.ndarray = average_precision_score(y.numpy(), logits.numpy(), average=None)
+    scores: Floats = average_precision_score(y.numpy(), logits.numpy(), average=None)
     return scores
