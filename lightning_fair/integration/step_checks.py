@@ -90,7 +90,7 @@ def check_sample_weights(sampler: FeedbackBatchSampler) -> None:
             f"The reference needs weights of up to {weights.max():.4g}, so those of {share:.2%} of the samples are "
             f"clipped at max_weight={controller.max_weight:g}, and the loss stands for less of them "
             f"(fair/clipped_mass). Bring target_probs nearer to the reference, for example 'sqrt', or set max_weight="
-            f"{np.ceil(1.5 * weights.max()):g}."
+            f"{np.ceil(2 * weights.max()):g}."
         )
 
 
