@@ -227,6 +227,7 @@ TABLE = {
             "reads_per_sample": (*COUNT, *NONE),
             "label_fn": ("x", 3, [], {}, True),
             "class_names": NAMES,
+            "several_labels": (*FLAG, *NONE),
             "return_weights": (*FLAG, *NONE),
             "save_buffers": (*FLAG, *NONE),
             "seed": (*INTEGER, *NONE, -1),
@@ -408,7 +409,18 @@ TABLE = {
 }
 # Methods that the package alone calls, with values of its own, and those that load a state, which have tests of theirs.
 INTERNAL = {
-    "FeedbackController": {"next_probs", "record_draw", "rewind", "report", "skip_classes", "load_state_dict"},
+    "FeedbackController": {
+        "next_probs",
+        "record_draw",
+        "rewind",
+        "report",
+        "skip_classes",
+        "load_state_dict",
+        "describe_unreachable",
+        "expect_several_labels",
+        "learn_draws",
+        "solve_draws",
+    },
     "FeedbackBatchSampler": {
         "deliver",
         "report",
