@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
+import reference
 from label_set_helpers import ROWS, SETS, K, make_sampler, some_losses, tags
 
 from lightning_fair import FeedbackController
@@ -105,6 +106,23 @@ def test_label_without_a_target_sets_no_horizon():
     controller = FeedbackController(3, [0.5, 0.5, 0.0], label_sets=sets, batch_size=10)
     assert controller.q[2] < 0.01
     assert controller.horizon == 21.0  # of a target of about a half
+
+
+@pytest.mark.parametrize("width", [None, K - 1, K])
+def test_losses_of_each_label(width):
+    """Losses of samples, or of each label, of which the class of samples without a label can be left out."""
+    controller, batch = make_sampler(loss_ema_decay=0.0, lambda2=0.1, horizon=32.0).controller, list(range(12))
+    losses = some_losses(batch)[:, 0] if width is None else some_losses(batch)[:, :width]
+    losses[1] = np.inf
+    controller.step_update(ROWS[:12], losses)
+    controller.next_probs()
+    means = reference.set_losses([row.nonzero()[0].tolist() for row in ROWS[:12]], losses.tolist(), K)
+    assert sum(mean is not None for mean in means) > 3
+    np.testing.assert_allclose(controller.ema_loss, np.array(means, float), rtol=1e-9)
+    with pytest.raises(
+        ValueError, match=r"one value per sample, shape \(12,\), or per sample and label, shape \(12, 6\)"
+    ):
+        controller.step_update(ROWS[:12], np.ones((12, 3)))
 
 
 def test_losses_are_standardized_and_fed_back_for_each_label():
