@@ -126,16 +126,17 @@ class LabelSets:
             )
         together: Ints = np.zeros(K * K, np.int64)
         for pairs in self.pairs():
-            together += np.bincount(pairs, minlength=K * K)
+            np.add.at(together, pairs, 1)
         return mirrored(together.reshape(K, K))
 
     def pairs(self) -> Iterator[Ints]:
         """Yield ``K * first + second`` of all classes ``first <= second`` that a sample has, in several parts."""
-        samples = self.samples
-        for step in range(int(self.lengths.max(initial=1))):  # each label with that `step` places further on
-            first = np.arange(self.classes.size - step)
-            first = first[samples[first] == samples[first + step]]
+        first, ends = np.arange(self.classes.size), self.offsets[1:].repeat(self.lengths)
+        step = 0
+        while first.size:
             yield self.classes[first].astype(np.int64) * self.num_classes + self.classes[first + step]
+            step += 1  # each label with that `step` places further on
+            first = first[first + step < ends[first]]
 
     def take(self, indices: Any) -> LabelSets:
         """Return the sets of these samples, in their order; a sample can come several times."""

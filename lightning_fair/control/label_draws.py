@@ -66,10 +66,11 @@ class RestingDraw:
         component = (1.0 - _OWN_DRAWS) * brings + _OWN_DRAWS * (target @ brings)
         size = component.sum(axis=1)
         component /= size[:, None]
+        to_wanted, asked = np.ascontiguousarray(component[:, wanted]), target[wanted]
         start = target if start is None else start
         share = start * size / (start @ size)
         for _ in range(min(_MAX_WORK // n.size**2, max_steps)):
-            step = component[:, wanted] @ (target[wanted] / (share @ component)[wanted])
+            step = to_wanted @ (asked / (share @ to_wanted))
             if step[wanted].max() < 1.0 + tolerance:  # the relative entropy is at most so much above the smallest
                 break
             share = share * step
