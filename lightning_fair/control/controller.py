@@ -20,7 +20,8 @@ from lightning_fair.control.draw import Draw, Report
 from lightning_fair.control.label_draws import label_prior, reached_classes
 from lightning_fair.control.objective import Feedback, FeedbackTo, Objective, validation_scores
 from lightning_fair.control.reports import ReportQueue
-from lightning_fair.control.target import MovingTarget, Target
+from lightning_fair.control.target import MovingTarget
+from lightning_fair.control.target_values import Target
 from lightning_fair.schedules import Schedule, Shift, as_schedule
 
 

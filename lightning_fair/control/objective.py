@@ -13,7 +13,7 @@ from lightning_fair.common.checks import check, check_choice, check_numbers
 from lightning_fair.common.class_mix import check_shares
 from lightning_fair.common.saved_states import Rule, array, mix, one_of, optional
 from lightning_fair.control import law
-from lightning_fair.control.target import Target, describe_mixes, resolve_target
+from lightning_fair.control.target_values import Target, describe_mixes, resolve_target
 
 Feedback: TypeAlias = Literal["train", "validation"]
 FeedbackTo: TypeAlias = Literal["draw", "objective"]

@@ -16,7 +16,7 @@ from lightning_fair.common.labels import Labels
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.control.objective import FeedbackTo
-from lightning_fair.control.target import Target
+from lightning_fair.control.target_values import Target
 from lightning_fair.integration import trainer_internals
 from lightning_fair.integration.lightning_packages import Callback, check_trainer
 from lightning_fair.integration.loader_setup import make_loader_fair

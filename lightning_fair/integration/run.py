@@ -28,7 +28,7 @@ from lightning_fair.common.saved_states import (
 from lightning_fair.control.draw import Draw
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.control.objective import describe_reference
-from lightning_fair.control.target import describe_mixes
+from lightning_fair.control.target_values import describe_mixes
 from lightning_fair.dataloaders.fair_loader import DeliveredBatch, FairLoader
 from lightning_fair.dataloaders.label_check import LabelCheck
 from lightning_fair.dataloaders.label_scan import find_loader_labels

@@ -31,13 +31,8 @@ from lightning_fair.common.labels import Labels, class_names, to_class_labels
 from lightning_fair.control import law
 from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.objective import FeedbackTo
-from lightning_fair.control.target import (
-    Target,
-    check_min_prob,
-    number_target,
-    resolve_target,
-    target_endpoints,
-)
+from lightning_fair.control.target import check_min_prob
+from lightning_fair.control.target_values import Target, number_target, resolve_target, target_endpoints
 from lightning_fair.integration.presets import PRESETS, Correction, PresetName
 from lightning_fair.integration.training_length import is_auto, resolve_target_name
 from lightning_fair.integration.unsaved_labels import UnsavedLabels, is_picklable

@@ -14,13 +14,7 @@ from lightning_fair.common.class_mix import TRAINING_TARGETS
 from lightning_fair.common.label_sets import LabelSets
 from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.control.label_draws import RestingDraw
-from lightning_fair.control.target import (
-    AutoTarget,
-    Target,
-    auto_exponent,
-    expected_repeats,
-    resolve_target,
-)
+from lightning_fair.control.target_values import AutoTarget, Target, auto_exponent, expected_repeats, resolve_target
 from lightning_fair.monitoring.tensorboard_layout import plural
 from lightning_fair.schedules import Shift, Step
 
@@ -98,7 +92,7 @@ def resolve_target_name(
         class_counts: Samples of each class, shape ``(K,)``.
         num_batches: Batches of the whole training; None if their number is not known.
         batch_size: Samples of a batch over all ranks.
-        max_repeats: See :func:`~lightning_fair.control.target.auto_exponent`.
+        max_repeats: See :func:`~lightning_fair.control.target_values.auto_exponent`.
         label_sets: The labels of the data, if samples have several.
 
     Raises:

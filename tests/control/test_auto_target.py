@@ -3,13 +3,8 @@
 import numpy as np
 import pytest
 
-from lightning_fair.control.target import (
-    AutoTarget,
-    MovingTarget,
-    auto_exponent,
-    expected_repeats,
-    resolve_target,
-)
+from lightning_fair.control.target import MovingTarget
+from lightning_fair.control.target_values import AutoTarget, auto_exponent, expected_repeats, resolve_target
 
 
 def test_auto_is_a_power_of_the_prior():

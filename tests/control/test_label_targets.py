@@ -11,7 +11,7 @@ from label_set_helpers import ROWS, SETS, K, make_sampler, some_losses, tags
 from lightning_fair import FeedbackController
 from lightning_fair.common.label_sets import LabelSets
 from lightning_fair.control.label_draws import reached_classes
-from lightning_fair.control.target import AutoTarget
+from lightning_fair.control.target_values import AutoTarget
 from lightning_fair.schedules import Linear, Shift, Step
 
 UNREACHED = "No draws bring the target"

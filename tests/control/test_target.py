@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_fair.control.target import MovingTarget, number_target, resolve_target, target_endpoints
+from lightning_fair.control.target import MovingTarget
+from lightning_fair.control.target_values import number_target, resolve_target, target_endpoints
 from lightning_fair.schedules import Linear, Shift, Step
 
 # -- values of target_probs ------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from stream_runs import long_tail, stream
 from lightning_fair import FeedbackBatchSampler, FeedbackController
 from lightning_fair.common.label_sets import LabelSets
 from lightning_fair.common.saved_states import checksum
-from lightning_fair.control.target import AutoTarget
+from lightning_fair.control.target_values import AutoTarget
 from lightning_fair.dataloaders.label_check import LabelCheck
 from lightning_fair.dataloaders.stream_tracker import StreamTracker
 from lightning_fair.schedules import Linear, Shift, Step

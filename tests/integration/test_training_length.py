@@ -13,7 +13,7 @@ from lightning_helpers import BATCH, BATCHES, COUNTS, Indexed, Plain, Weighted, 
 from torch.utils.data import DataLoader
 
 from lightning_fair import FairDataModule, FairSampling, FairStream, FeedbackController
-from lightning_fair.control.target import auto_exponent
+from lightning_fair.control.target_values import auto_exponent
 from lightning_fair.integration.settings import FairSettings
 from lightning_fair.integration.training_length import TrainingLength
 from lightning_fair.schedules import Linear, Shift, Step
