@@ -33,7 +33,7 @@ def standardize(losses: Sequence[float | None], q: Vector) -> list[float]:
     total = sum(share for _, share in seen)
     mean = sum(loss * share for loss, share in seen) / total
     deviation = math.sqrt(sum((loss - mean) ** 2 * share for loss, share in seen) / total)
-    if deviation == 0.0:
+    if deviation <= 1e-12 * max(abs(loss) for loss, _ in seen):  # rounding
         return [0.0] * len(losses)
     return [
         0.0 if loss is None or share == 0 else min(max((loss - mean) / deviation, -3.0), 3.0)

@@ -428,18 +428,7 @@ TABLE = {
 }
 # Methods that the package alone calls, with values of its own, and those that load a state, which have tests of theirs.
 INTERNAL = {
-    "FeedbackController": {
-        "next_probs",
-        "record_draw",
-        "rewind",
-        "report",
-        "skip_classes",
-        "load_state_dict",
-        "describe_unreachable",
-        "expect_several_labels",
-        "solve_draws",
-        "learn_draws",
-    },
+    "FeedbackController": {"next_probs", "record_draw", "rewind", "report", "skip_classes", "load_state_dict"},
     "FeedbackBatchSampler": {
         "deliver",
         "report",

@@ -9,23 +9,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lightning_fair.common.arrays import Floats, Ints
+from lightning_fair.common.arrays import Floats
 from lightning_fair.common.checks import check, check_names, check_number_of_names
 from lightning_fair.common.class_mix import check_shares
 from lightning_fair.common.label_sets import LabelSets, check_label_sets, label_rows, numbers_as_names
 from lightning_fair.common.label_values import check_labels
 from lightning_fair.control import law
-from lightning_fair.control.controller_state import ControllerState
 from lightning_fair.control.draw import Draw, Report
 from lightning_fair.control.label_draws import label_prior, reached_classes
 from lightning_fair.control.objective import Feedback, FeedbackTo, Objective, validation_scores
 from lightning_fair.control.reports import ReportQueue
+from lightning_fair.control.steers_target import SteersTarget
 from lightning_fair.control.target import MovingTarget
 from lightning_fair.control.target_values import Target
 from lightning_fair.schedules import Schedule, Shift, as_schedule
 
 
-class FeedbackController(ControllerState):
+class FeedbackController(SteersTarget):
     r"""Steers the class mix of the batches to a target by negative feedback.
 
     The law, with ``r`` the exponentially weighted class mix of the batches trained on (``control/law.py`` has each
@@ -141,7 +141,7 @@ class FeedbackController(ControllerState):
         class_counts = None if class_counts is None else check_shares(class_counts, K, "class_counts")
         names = numbers_as_names(K, label_sets) if class_names is None else check_names("class_names", class_names)
         check_number_of_names(names, K)
-        self.label_kind = None if label_sets is None else label_sets.take([])  # without samples
+        self.label_kind: LabelSets | None = None if label_sets is None else label_sets.take([])  # without samples
         cooccurrence = None if label_sets is None else label_sets.cooccurrence()
         self._target = MovingTarget(target_probs, K, class_counts, max_weight, min_prob, cooccurrence)
         self.max_weight, self.min_prob = self._target.max_weight, self._target.min_prob
@@ -186,43 +186,6 @@ class FeedbackController(ControllerState):
                 stacklevel=4,
             )
 
-    def describe_unreachable(self, names: Sequence[str] | None) -> str:
-        """Return a message if labels that come together cannot have the shares of the target; else an empty one."""
-        K = self.num_classes
-        shown = self._target.describe_unreachable(names if names and len(names) == K else list(map(str, range(K))))
-        return shown and (
-            f"No draws bring the target, because labels come together; the nearest mix of labels has {shown}. "
-            "FairSampling steers to that one. Give labels that come along with others a larger share, for example by "
-            f"target_probs={'{<label>: <share>}' if self._target.learns else repr('sqrt')}."
-        )
-
-    def expect_several_labels(self, kind: LabelSets) -> None:
-        """Expect the samples of a stream with several labels, of this kind of classes unless it is known already.
-
-        Raises:
-            ValueError: If the reference is the prior.
-        """
-        if self.objective.is_prior:
-            raise ValueError(
-                "A stream has no prior, which reference='prior' stands for. Set reference='uniform' or 'target'."
-            )
-        self.label_kind = kind if self.label_kind is None else self.label_kind
-        self._target.learns = True
-
-    def solve_draws(self, cooccurrence: Ints, **options: Any) -> Floats:
-        """Return draws that bring the target, for ``learn_draws``, given how often two labels come together.
-
-        The ``options`` are those of :class:`~lightning_fair.control.label_draws.RestingDraw`.
-        """
-        return self._target.solve(cooccurrence, **options)
-
-    def learn_draws(self, draws: Floats | None) -> None:
-        """Follow draws that ``solve_draws`` returned; None: none are known. See ``resting``."""
-        self._target.learn(draws)
-        if not self.draws:
-            self.trained_mix = self.q.copy()  # so the first batch is drawn from it
-            self._moment = self.moment
-
     def reset(self) -> None:
         """Forget every draw and every report; the settings stay."""
         self.draws = self.made = 0
@@ -234,21 +197,6 @@ class FeedbackController(ControllerState):
         self.start_anew(self.num_classes)
         self._reports = ReportQueue()
         self._moment = self.moment
-
-    @property
-    def q(self) -> Floats:
-        """Target class mix of the newest draw, read-only, float64, shape ``(K,)``."""
-        return self._target.q
-
-    @property
-    def rest(self) -> Floats:
-        """Class mix of the newest draw without a deficit: ``q``, unless samples have several labels; shape ``(K,)``."""
-        return self._target.rest
-
-    @property
-    def resting(self) -> Floats | None:
-        """Draws without a deficit, and the labels that they bring: what ``learn_draws`` was given."""
-        return self._target.resting
 
     @property
     def horizon(self) -> float:
@@ -267,11 +215,6 @@ class FeedbackController(ControllerState):
         return self.objective.mix(self._target.rest)
 
     @property
-    def progress(self) -> float:
-        """How far the target has moved at the newest draw, in [0, 1]; 0 for a fixed target."""
-        return self._target.progress
-
-    @property
     def wanted(self) -> NDArray[np.bool_]:
         """Whether each class has a target, at the start or the end, or a share of the reference, shape ``(K,)``."""
         base = self.objective.base
@@ -284,11 +227,6 @@ class FeedbackController(ControllerState):
     def rest_at(self, progress: float) -> Floats:
         """Return the class mix of draws without a deficit; that of the target, unless samples have several labels."""
         return self._target.rest_at(check("progress", progress))
-
-    @property
-    def labels_per_draw(self) -> float:
-        """Mean number of labels of a drawn sample, without a deficit; 1 unless samples have several labels."""
-        return self._target.labels_per_draw
 
     @property
     def deficits(self) -> Floats:
