@@ -74,8 +74,9 @@ class FairSampling(Callback):
     bring. The weight of a sample with the labels ``k`` is ``ref(x) / sum(p[k] / n[k])``, with the ``n`` samples of each
     label; ``reference="target"`` stands for the draws that bring the target, ``"prior"`` for the mean over all samples,
     another mix ``m`` for ``ref(x) = sum(m[k] / n[k])``. :class:`~lightning_fair.control.label_draws.SampleWeights` says
-    what is exact. Losses are fed back for each label. ``correction="logits"``, and with it the presets ``long_tail``,
-    ``worst_class`` and ``calibrated`` as they are, is an error: set ``"weights"`` or ``"none"``.
+    what is exact. Losses are fed back for each label. For a stream, set ``FairStream(several_labels=True)``.
+    ``correction="logits"``, and with it the presets ``long_tail``, ``worst_class`` and ``calibrated`` as they are, is
+    an error: set ``"weights"`` or ``"none"``.
 
     Args:
         alpha: Gain of the feedback, at least 0, or a schedule (:mod:`lightning_fair.schedules`).

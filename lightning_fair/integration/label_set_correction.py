@@ -61,6 +61,14 @@ class LabelSetCorrection(StepCorrection):
                 f"{caller} got {n} {noun}, but labels of shape {tuple(labels.shape)}. Pass whether each sample has "
                 f"each label, shape ({n}, {self._num_columns[0]})."
             )
+        # On another device, reading the values would make it wait.
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            wrong = labels[(labels != 0) & (labels != 1)]
+            if wrong.numel():
+                raise ValueError(
+                    f"{caller} needs rows of zeros and ones, whether each sample has each label, got "
+                    f"{wrong[0].item():g}. Leave labels out, or pass those of the data, before smoothing or MixUp."
+                )
         y = labels.to(self._labels.device) > 0
         return torch.cat((y, ~y.any(1, keepdim=True)), 1) if y.shape[1] < self.num_classes else y
 
