@@ -161,7 +161,8 @@ class ImportanceWeightedMixin(_Base):
 
         Args:
             values: Recall or another rate in [0, 1], or a loss of at least 0, of each class in the numbers of
-                ``FairSampling``, shape ``(K,)``: a tensor, an array or a list. NaN: the class takes no part.
+                ``FairSampling``, shape ``(K,)``: a tensor, an array or a list. NaN: the class takes no part. That of
+                samples without a label can be left out.
             counts: Validation samples of each class behind the values, shape ``(K,)``; a class without any takes no
                 part. None: they are counted by the labels of the validation data, if these are known.
 

@@ -88,7 +88,9 @@ class ValidationFeedback:
                 f"fair_feedback needs {name} as a vector in the order of the {plural(noun)}, got a mapping. Pass "
                 f"list(values.values()) if it has this order, or log it, and name the metric: feedback={self._name!r}."
             )
-        vector = check_numbers(name, values)
+        vector, kind = check_numbers(name, values), self._controller.label_kind
+        if kind is not None and kind.has_unlabeled and vector.shape == (K - 1,):  # no metric of samples without a label
+            vector = np.append(vector, np.nan if name == "values" else 0.0)
         if vector.shape != (K,):
             raise ValueError(f"fair_feedback needs {name} of each {noun}, shape ({K},), got shape {vector.shape}.")
         return vector

@@ -130,6 +130,7 @@ def test_logits_are_refused(preset, kind):
         (torch.ones(7), None, r"got 7 losses, but 8 samples were drawn"),
         (torch.ones(8), torch.zeros(8, dtype=torch.int64), r"labels of shape \(8,\).*each label, shape \(8, 5\)"),
         (torch.ones(8, 5), torch.zeros(8, 4), r"labels of shape \(8, 4\)"),
+        (torch.ones(8), torch.full((8, 5), 0.05), r"rows of zeros and ones.*got 0\.05\. Leave labels out"),
     ],
 )
 def test_bad_shapes_are_refused(losses, labels, match):
@@ -252,6 +253,16 @@ def test_validation_is_fed_back(feedback_to):
     else:
         ratio = controller.reference / controller.objective.base
         assert ratio[behind].min() > 1.5 * np.delete(ratio, behind).max()
+
+
+def test_values_without_that_of_unlabeled_samples():
+    class Given(Tagger):
+        def on_validation_epoch_end(self):
+            self.fair_feedback([0.8, 0.8, 0.8, 0.2, 0.8], [3, 3, 3, 3, 0])
+
+    fair = fair_of(feedback="val/recall", feedback_to="objective", feedback_delay=1)
+    trainer(fair, max_epochs=2).fit(Given(), loader(Tagged()), loader(Tagged(40, seed=1), shuffle=False))
+    np.testing.assert_allclose(fair.controller.objective.scores, [0.8, 0.8, 0.8, 0.2, np.nan, np.nan])
 
 
 def test_worst_class_with_weights():
