@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_fair.common.arrays import Floats, Ints, array_checksum
-from lightning_fair.common.checks import check_array, check_type
+from lightning_fair.common.checks import check_array
 
 _MAX_CLASSES = 10_000
 UNLABELED = "none"  # name of the class of the samples without a label
@@ -213,22 +213,6 @@ def same_labels(labels: Any, others: Any) -> bool:
     return np.array_equal(labels, others)
 
 
-def check_label_sets(labels: Any, num_classes: int) -> LabelSets:
-    """Return the labels if they are a :class:`LabelSets` of this number of classes.
-
-    Raises:
-        TypeError, ValueError: If they are not.
-    """
-    check_type("label_sets", labels, LabelSets, "the LabelSets of the data, find_labels(dataset).numbers")
-    if labels.num_classes != num_classes:
-        raise ValueError(
-            f"label_sets has {labels.num_classes} classes"
-            f"{', with that of samples without a label' if labels.has_unlabeled else ''}, but num_classes is "
-            f"{num_classes}. Set num_classes={labels.num_classes}."
-        )
-    return labels  # type: ignore[no-any-return]
-
-
 def label_rows(values: Any, kind: LabelSets) -> NDArray[np.bool_]:
     """Return whether each sample of a batch has each class, shape ``(n, K)``, for labels of this kind of classes.
 
@@ -253,6 +237,11 @@ def label_rows(values: Any, kind: LabelSets) -> NDArray[np.bool_]:
     has_label = rows.astype(np.bool_)
     if rows.shape[1] < K:
         has_label = np.column_stack([has_label, ~has_label.any(axis=1)])
+    if kind.has_unlabeled and (has_label[:, -1] & has_label[:, :-1].any(axis=1)).any():
+        raise ValueError(
+            "labels: a sample of the batch has labels, and the class of samples without a label too. Leave the last "
+            "column out."
+        )
     if not has_label.any(axis=1).all():
         raise ValueError(
             f"labels: sample {int(has_label.any(axis=1).argmin())} of the batch has no label, and no class stands for "

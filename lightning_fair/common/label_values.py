@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_fair.common.arrays import Ints
-from lightning_fair.common.checks import LARGEST_NUM_CLASSES, check, check_array, check_integer
+from lightning_fair.common.checks import LARGEST_NUM_CLASSES, check, check_array, check_integer, check_type
 from lightning_fair.common.label_columns import distinct_values, is_missing, label_column, words_for_shape
 from lightning_fair.common.label_set_values import SetColumn
 from lightning_fair.common.label_sets import LabelSets, name_unlabeled
@@ -115,8 +115,15 @@ def _number_sets(column: SetColumn, num_classes: int | None, num_named: int) -> 
         K = num_classes or max(high + 1, num_named if labels.names is None else 0)
         if high >= K:
             raise _beyond(high, K)
-        if num_classes and high < K - 1 and not column.lengths.all():
-            K -= 1  # the last class is that of the samples without a label
+        is_unclear = bool(num_classes) and high < K - 1 and not column.lengths.all()
+        if is_unclear and labels.names is not None:
+            K -= 1  # the labels that have names are all there are
+        elif is_unclear:
+            raise ValueError(
+                f"num_classes, or the number of names or of targets, is {K}: no sample has label {K - 1}, and "
+                f"{np.count_nonzero(column.lengths == 0)} samples have no label, so it is not known whether the last "
+                "class is theirs. Pass rows of zeros and ones, with a column for each label."
+            )
     else:
         labels, numbers = ClassLabels(column.values, column.names and _names(column.names), column.names), column.values
         if num_classes not in (None, K, K + 1):
@@ -133,6 +140,26 @@ def _number_sets(column: SetColumn, num_classes: int | None, num_named: int) -> 
         names = name_unlabeled(names)
         known = (*known, names[-1])
     return ClassLabels(sets, names, known)
+
+
+def check_label_sets(values: Any, num_classes: int) -> LabelSets:
+    """Return labels of any accepted form, several a sample, of this number of classes.
+
+    Raises:
+        TypeError, ValueError: If they are not.
+    """
+    try:
+        labels = number_labels(values, num_classes).numbers
+    except ValueError as error:
+        raise ValueError(f"label_sets: {error}") from error
+    check_type("label_sets", labels, LabelSets, "several labels for each sample")
+    if labels.num_classes != num_classes:
+        raise ValueError(
+            f"label_sets has {labels.num_classes} classes"
+            f"{', with that of samples without a label' if labels.has_unlabeled else ''}, but num_classes is "
+            f"{num_classes}. Set num_classes={labels.num_classes}."
+        )
+    return labels  # type: ignore[no-any-return]
 
 
 def check_labels(labels: Any, num_classes: int) -> NDArray[Any]:

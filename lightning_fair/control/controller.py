@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from lightning_fair.common.arrays import Floats
 from lightning_fair.common.checks import check, check_names, check_number_of_names
 from lightning_fair.common.class_mix import check_shares
-from lightning_fair.common.label_sets import LabelSets, check_label_sets, label_rows, numbers_as_names
-from lightning_fair.common.label_values import check_labels
+from lightning_fair.common.label_sets import LabelSets, label_rows, numbers_as_names
+from lightning_fair.common.label_values import check_label_sets, check_labels
 from lightning_fair.control import law
 from lightning_fair.control.draw import Draw, Report
 from lightning_fair.control.label_draws import label_prior, reached_classes
@@ -74,8 +74,9 @@ class FeedbackController(SteersTarget):
         feedback_to: ``"draw"`` or ``"objective"``.
         feedback_gain: Gain of validation scores in the objective, at least 0.
         class_counts: Samples of each class in the data, shape ``(K,)``; needed by ``"prior"`` and ``"sqrt"``.
-        label_sets: The labels of the data, if samples have several. ``q`` and ``r`` are then mixes of labels, and the
-            logits have the class mix of draws that bring ``q`` in the place of ``q``; if no draws bring the target,
+        label_sets: The labels of the data in any form, if samples have several (see
+            :func:`~lightning_fair.common.label_values.number_labels`). ``q`` and ``r`` are then mixes of labels, and
+            the logits have the class mix of draws that bring ``q`` in the place of ``q``; if no draws bring the target,
             ``q`` is the nearest mix (see :class:`~lightning_fair.control.label_draws.RestingDraw`), and a warning says
             so.
         class_names: Names of the classes, for that warning.
@@ -124,7 +125,7 @@ class FeedbackController(SteersTarget):
         feedback_to: FeedbackTo = "draw",
         feedback_gain: float = 3.0,
         class_counts: ArrayLike | None = None,
-        label_sets: LabelSets | None = None,
+        label_sets: Any = None,
         class_names: Sequence[str] | None = None,
         batch_size: int = 64,
         feedback_delay: int = 1,
@@ -137,11 +138,15 @@ class FeedbackController(SteersTarget):
         self.feedback_delay: int = check("feedback_delay", feedback_delay)
         self._horizon: float | None = check("horizon", horizon, optional=True)
         if label_sets is not None:
-            class_counts, shares = check_label_sets(label_sets, K).counts, label_prior(label_sets)
+            label_sets = check_label_sets(label_sets, K)
+            if class_counts is not None:
+                raise ValueError("class_counts follow from label_sets. Leave class_counts out.")
+            class_counts, shares = label_sets.counts, label_prior(label_sets)
         class_counts = None if class_counts is None else check_shares(class_counts, K, "class_counts")
         names = numbers_as_names(K, label_sets) if class_names is None else check_names("class_names", class_names)
         check_number_of_names(names, K)
         self.label_kind: LabelSets | None = None if label_sets is None else label_sets.take([])  # without samples
+        self.label_counts = None if label_sets is None else label_sets.counts
         cooccurrence = None if label_sets is None else label_sets.cooccurrence()
         self._target = MovingTarget(target_probs, K, class_counts, max_weight, min_prob, cooccurrence)
         self.max_weight, self.min_prob = self._target.max_weight, self._target.min_prob

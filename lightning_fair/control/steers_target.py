@@ -48,10 +48,10 @@ class SteersTarget(ControllerState):
         """Return a message if labels that come together cannot have the shares of the target; else an empty one."""
         K = self.num_classes
         shown = self._target.describe_unreachable(names if names and len(names) == K else list(map(str, range(K))))
+        remedy = "" if self._target.learns else "A target such as 'sqrt' is nearer to what draws can bring. "
         return shown and (
-            f"No draws bring the target, because labels come together; the nearest mix of labels has {shown}. "
-            "FairSampling steers to that one. Give labels that come along with others a larger share, for example by "
-            f"target_probs={'{<label>: <share>}' if self._target.learns else repr('sqrt')}."
+            f"No draws bring the target, because labels come together; the nearest mix of labels has {shown}. The "
+            f"draws steer to that one. {remedy}To ask for that one, set target_probs to the controller's q."
         )
 
     def expect_several_labels(self, kind: LabelSets) -> None:

@@ -125,6 +125,13 @@ class LabelSetCheck(LabelCheck):
         super().__init__(num_classes, can_reorder=can_reorder, names=names, were_numbered=were_numbered, warn=warn)
         self.has_unlabeled = has_unlabeled
 
+    @property
+    def has_own_columns(self) -> bool:
+        """Whether the batches have our classes in the order of their numbers, as far as that is known."""
+        if self.relation is None and self._columns:
+            return any(each.is_equal for each in self._columns.values())
+        return self.relation == "labels" or not (self.relation or self.were_numbered)
+
     def _new_evidence(self) -> ColumnEvidence:
         return SetEvidence(self.num_classes, self.has_unlabeled)
 

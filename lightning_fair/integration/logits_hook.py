@@ -29,11 +29,11 @@ def set_up_correction(run: Run, pl_module: L.LightningModule) -> None:
     has_hook = settings.correction == "logits" and (settings.logits is not None or not has_mixin)
     if run.step_correction is not None:
         run.step_correction.close()  # of a search
-    check_reference(run.source.controller, settings, run.class_names)
-    if run.sampler is not None and settings.correction == "weights":
+    check_reference(run.source, settings, run.class_names)
+    if run.sampler is not None and run.sampler.controller.label_kind is not None and settings.correction == "weights":
         check_sample_weights(run.sampler)
     if not (has_mixin or has_hook):
-        warn_of_no_mixin(pl_module, settings)
+        warn_of_no_mixin(pl_module, settings, several_labels=run.source.controller.label_kind is not None)
         return
     kind = StepCorrection if run.source.controller.label_kind is None else LabelSetCorrection
     step = kind(run.source.controller, pl_module.device, settings, noun=run.noun)

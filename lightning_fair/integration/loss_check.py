@@ -124,16 +124,15 @@ class LossCheck:
                 weights = (getattr(module, name, None) for name in ("weight", "pos_weight"))
                 weight, positive = (None if each is None or each.is_meta else each for each in weights)
                 if (weight is not None and _is_uneven(weight)) or (positive is not None and (positive != 1).any()):
-                    self._warn_of_class_weights(name or type(module).__name__)
+                    of_each = isinstance(module, torch.nn.BCEWithLogitsLoss)
+                    self._warn_of_class_weights(name or type(module).__name__, of_each_class=of_each)
                     return True
         return False
 
-    def _warn_of_class_weights(self, name: str) -> None:
+    def _warn_of_class_weights(self, name: str, *, of_each_class: bool = False) -> None:
         rank_zero_warn(
             f"{name} has class weights, and FairSampling balances the classes: together they correct twice. Remove the "
-            f"weights, or set {self._prior}. The weights also change the scale of a cross entropy with "
-            "reduction='none', because only 'mean' divides by their sum: if they stay, divide them by their mean over "
-            "the samples."
+            f"weights, or set {self._prior}." + ("" if of_each_class else _SCALE)
         )
 
     def _warn_of_mixtures(self) -> None:
@@ -158,6 +157,10 @@ class LossCheck:
         )
 
 
+_SCALE = (
+    " The weights also change the scale of a cross entropy with reduction='none', because only 'mean' divides by their "
+    "sum: if they stay, divide them by their mean over the samples."
+)
 _NO_WEIGHTS, _NO_FEEDBACK = "correction='none'", "lambda2=0.0"
 _MIXED = {_NO_WEIGHTS: "has the importance weight", _NO_FEEDBACK: "counts in the loss feedback"}
 

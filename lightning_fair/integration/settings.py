@@ -296,7 +296,7 @@ class FairSettings:
             number_target(target, numbers),
             reference=number_target(self.reference, numbers, "reference"),  # type: ignore[arg-type]
             feedback="train" if self.feedback == "train" else "validation",
-            class_counts=class_counts,
+            class_counts=class_counts if label_sets is None else None,
             label_sets=label_sets
             if label_sets is not None and label_sets.size
             else None,  # those of a stream come later
@@ -314,9 +314,10 @@ class FairSettings:
             )
         if self.correction == "logits":
             by_preset = "" if self.preset == "balanced" else f" of preset={self.preset!r}"
+            other = ", or correction='none'" if self.feedback_to == "draw" else ""
             raise ValueError(
                 f"correction='logits'{by_preset} is for one class a sample: if samples have several labels, no offset "
-                "of the logits corrects the draw. Set correction='weights', or correction='none'."
+                f"of the logits corrects the draw. Set correction='weights'{other}."
             )
 
     @property
@@ -338,7 +339,8 @@ class FairSettings:
         _check_mix("reference", self.reference)
         alpha, K, horizon = as_schedule(self.alpha), self._known_num_classes, self.horizon
         check_min_prob(self.min_prob, K or 1)
-        check_number_of_names(self.class_names, K)
+        if len(self.class_names or ()) + 1 != K:  # that of samples without a label can be left out
+            check_number_of_names(self.class_names, K)
         # A name stands for a target of any length. The names of classes may be those of the data.
         ends = [end for end in target_endpoints(self.target_probs) if isinstance(end, str) or (K and not _names(end))]
         ends = [end for end in ends if not (isinstance(end, str) and end in TRAINING_TARGETS)]

@@ -10,10 +10,12 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from numpy.typing import NDArray
 
 from lightning_fair.common.arrays import Floats
-from lightning_fair.control.controller import FeedbackController
 from lightning_fair.control.draw import Draw
+from lightning_fair.control.draw_source import DrawSource
 from lightning_fair.control.weights import class_weights
 from lightning_fair.dataloaders.label_check import LabelCheck
+from lightning_fair.dataloaders.label_set_check import LabelSetCheck
+from lightning_fair.integration.label_set_correction import LabelSetCorrection
 from lightning_fair.integration.settings import FairSettings
 from lightning_fair.integration.step_correction import StepCorrection
 from lightning_fair.monitoring.tensorboard_layout import plural
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 _MAX_SHOWN = 10  # classes in a message
 
 
-def warn_of_no_mixin(pl_module: L.LightningModule, settings: FairSettings) -> None:
+def warn_of_no_mixin(pl_module: L.LightningModule, settings: FairSettings, *, several_labels: bool) -> None:
     """Warn that a module without the mixin has neither weights nor feedback of its losses, if it should."""
     name, lacks = type(pl_module).__name__, []
     if settings.correction == "weights":
@@ -34,32 +36,38 @@ def warn_of_no_mixin(pl_module: L.LightningModule, settings: FairSettings) -> No
         lacks.append("feeds no losses back")
     if not lacks:
         return
+    nothing = f"correction='none'{', lambda2=0.0' if settings.lambda2 else ''}"
+    others = (
+        "FairSampling(correction='logits') corrects the outputs of its last linear layer (logits='model.fc' names one) "
+        f"and {nothing} corrects nothing."
+    )
     rank_zero_warn(
         f"The batches are balanced, but {name} {', and '.join(lacks)}. Inherit from ImportanceWeightedMixin and return "
         'self.weighted_loss(losses), with the losses of reduction="none". If the module stays as it is, '
-        "FairSampling(correction='logits') corrects the outputs of its last linear layer (logits='model.fc' names one) "
-        f"and correction='none'{', lambda2=0.0' if settings.lambda2 else ''} corrects nothing."
+        + (f"set FairSampling({nothing})." if several_labels else others)
     )
 
 
-def check_reference(controller: FeedbackController, settings: FairSettings, names: Sequence[str]) -> None:
+def check_reference(source: DrawSource, settings: FairSettings, names: Sequence[str]) -> None:
     """Refuse a reference that adjusted logits cannot stand for, and warn of one that needs larger weights than allowed.
 
     Raises:
         ValueError: If a class is drawn, has no share of the reference, and the logits are corrected.
     """
+    controller, is_stream = source.controller, source.arriving is not None
     base, moves = controller.objective.base, controller.objective.feedback_to == "objective"
+    other = " or 'logits'" * (controller.label_kind is None)
     if settings.correction == "none" and (base is not None or (moves and controller.feeds_train_losses)):
         rank_zero_warn(
             "With correction='none' the loss stands for the mix that is drawn, so reference and "
-            "feedback_to='objective' have no effect. Set correction='weights' or 'logits', or leave them out."
+            f"feedback_to='objective' have no effect. Set correction='weights'{other}, or leave them out."
         )
     elif moves and controller.objective.feedback == "train" and not controller.lambda2:
         rank_zero_warn(
             "feedback_to='objective' has no effect: training losses move the reference by lambda2, which is 0. Set "
             "lambda2=0.25, or feedback='val/recall' or another metric."
         )
-    if base is None or controller.label_kind is not None:
+    if base is None or (controller.label_kind is not None and not is_stream):  # see `check_sample_weights`
         return
     targets = np.stack([controller.target_at(0.0), controller.target_at(1.0)])
     lacking = (base == 0) & (targets > 0).any(axis=0)
@@ -83,13 +91,14 @@ def check_reference(controller: FeedbackController, settings: FairSettings, name
 def check_sample_weights(sampler: FeedbackBatchSampler) -> None:
     """Warn if samples with several labels would need larger weights than allowed, without a deficit."""
     controller = sampler.controller
-    weights = sampler.weights_at(controller.rest_at(0.0))
-    if weights is not None and weights.max() > controller.max_weight * (1.0 + 1e-9):
+    ends = {tuple(controller.rest_at(progress)) for progress in (0.0, 1.0)}
+    weights = max((sampler.weights_at(np.array(rest)) for rest in sorted(ends)), key=np.max)
+    if weights.max() > controller.max_weight * (1.0 + 1e-9):
         share = np.mean(weights > controller.max_weight)
         rank_zero_warn(
             f"The reference needs weights of up to {weights.max():.4g}, so those of {share:.2%} of the samples are "
             f"clipped at max_weight={controller.max_weight:g}, and the loss stands for less of them "
-            f"(fair/clipped_mass). Bring target_probs nearer to the reference, for example 'sqrt', or set max_weight="
+            f"(fair/clipped_mass). Bring target_probs nearer to the reference, or set max_weight="
             f"{np.ceil(2 * weights.max()):g}."
         )
 
@@ -120,6 +129,12 @@ class StepChecks:
 
     def check_numbers(self, step: StepCorrection, check: LabelCheck | None, class_names: Sequence[str]) -> None:
         """Check that the class numbers of a batch are those of FairSampling, if that matters."""
+        if isinstance(step, LabelSetCorrection) and isinstance(check, LabelSetCheck):
+            step.know_columns(check.has_own_columns)
+            if check.relation == "renumbered" and step.got_columns and not self._has_warned_of_labels:
+                self._has_warned_of_labels = True
+                rank_zero_warn(_OTHER_COLUMNS.format(column=check.column, names=", ".join(class_names[:_MAX_SHOWN])))
+            return
         if check is None or check.relation not in ("renumbered", "groups"):
             return
         if step.adjusts_logits:
@@ -153,6 +168,11 @@ class StepChecks:
             )
 
 
+_OTHER_COLUMNS = (
+    "{column} has the labels in another order than FairSampling ({names}), so it is not known which label each column "
+    "of the losses belongs to: the mean loss of a sample counts for each of its labels. Pass the labels as the batches "
+    "have them, for example FairSampling(labels='scan'), or losses and labels in this order."
+)
 _NO_WEIGHTS = (
     "training_step did not call self.weighted_loss(losses), so its loss has no importance weights{and_feedback}. "
     "Return self.weighted_loss(losses), or set FairSampling(correction='none', lambda2=0.0)."

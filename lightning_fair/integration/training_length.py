@@ -110,7 +110,7 @@ def resolve_target_name(
         pairs = label_sets.cooccurrence()
         for _ in range(3):  # how many labels a drawn sample has depends on the target
             mix = resolve_target(AutoTarget(exponent), label_sets.num_classes, class_counts)
-            num_labels = num_samples * RestingDraw(mix, pairs).labels_per_draw
+            num_labels = num_samples * RestingDraw(mix, pairs, tolerance=1e-3, max_steps=200).labels_per_draw
             exponent = auto_exponent(class_counts, num_labels, max_repeats)
         return AutoTarget(exponent)
     if num_batches is None:

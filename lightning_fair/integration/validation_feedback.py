@@ -194,6 +194,7 @@ class ValidationFeedback:
     def _warn_without_effect(self) -> None:
         """Warn of settings that make the feedback do nothing."""
         objective, is_draw = self._controller.objective, self._controller.objective.feedback_to == "draw"
+        other = " or 'logits'" * (self._controller.label_kind is None)
         for applies, reason in (
             (
                 not self._trainer.enable_validation,
@@ -216,7 +217,7 @@ class ValidationFeedback:
             (
                 not is_draw and self._run.settings.correction == "none",
                 "the metric moves the objective, which only a correction passes on to the loss. Set "
-                "correction='weights' or 'logits', or feedback_to='draw'.",
+                f"correction='weights'{other}, or feedback_to='draw'.",
             ),
         ):
             if applies:
@@ -245,6 +246,9 @@ class ValidationFeedback:
         """Warn of classes that should have a value and have none, and of zeros that may be no values."""
         names, noun = np.array(self._run.class_names), self._run.noun
         is_logged = np.isin(np.arange(values.size), list(metric.values))
+        kind = self._controller.label_kind
+        if kind is not None and kind.has_unlabeled:  # a module has no output for samples without a label
+            is_logged[-1], samples = True, np.append(samples[:-1], np.nan)
         missing = names[np.isnan(values) & ~(samples == 0) & ~(is_logged & np.isnan(samples))]
         if missing.size:
             self._warn_once(

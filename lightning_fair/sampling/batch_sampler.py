@@ -197,10 +197,9 @@ class FeedbackBatchSampler(Sampler[list[int]]):
         weights = self._sample_weights.weigh(sets, draw.probs, draw.reference)
         return torch.from_numpy(np.minimum(weights, self.controller.max_weight)).float()
 
-    def weights_at(self, probs: Floats) -> Floats | None:
-        """Return the weight of each sample in draws with this class mix; None unless samples have several labels."""
-        if self._sample_weights is None:
-            return None
+    def weights_at(self, probs: Floats) -> Floats:
+        """Return the weight of each sample in draws with this class mix, if samples have several labels."""
+        assert self._sample_weights is not None
         return self._sample_weights.weigh(self.labels, probs, self.controller.reference)
 
     @property

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_fair.common.arrays import Ints
-from lightning_fair.common.label_sets import LabelSets, check_label_sets
-from lightning_fair.common.label_values import check_labels
+from lightning_fair.common.label_sets import LabelSets
+from lightning_fair.common.label_values import check_label_sets, check_labels
 from lightning_fair.control.controller import FeedbackController
 
 EmptyClasses: TypeAlias = Literal["error", "skip"]
@@ -29,7 +29,7 @@ def check_fit(labels: NDArray[Any] | LabelSets, controller: FeedbackController) 
     if has_sets and controller.label_kind is None:
         raise ValueError(
             "The samples have several labels, so the controller has to know them: FeedbackController(..., "
-            "label_sets=find_labels(dataset).numbers)."
+            "label_sets=<the labels of the data>)."
         )
     if controller.label_kind is not None and not has_sets:
         raise ValueError(
@@ -37,6 +37,14 @@ def check_fit(labels: NDArray[Any] | LabelSets, controller: FeedbackController) 
             "label_sets out."
         )
     (check_label_sets if has_sets else check_labels)(labels, controller.num_classes)
+    if controller.label_counts is not None and isinstance(labels, LabelSets):
+        kind = controller.label_kind
+        assert kind is not None
+        if kind.has_unlabeled != labels.has_unlabeled or not np.array_equal(controller.label_counts, labels.counts):
+            raise ValueError(
+                "The controller was made with label_sets of other samples than the sampler draws from, so draws and "
+                "weights would be those of other data. Make it with the labels of these samples."
+            )
 
 
 def skip_empty_classes(

@@ -97,7 +97,11 @@ def class_number(value: Any, numbers: Mapping[str, int]) -> int:
     """
     with suppress(TypeError):
         return operator.index(value)
-    if hasattr(value, "shape") or isinstance(value, list) or (isinstance(value, tuple) and not numbers):
+    if (
+        hasattr(value, "shape")
+        or isinstance(value, (list, set, frozenset))
+        or (isinstance(value, tuple) and not numbers)
+    ):
         value = _one_value(value)
     if is_missing(value):
         raise ValueError(

@@ -163,18 +163,25 @@ def test_one_label_each(values):
         ([[0, 7], []], None, 8, (9, True)),
         ([[0, 2], [1]], 5, 0, (5, False)),
         ([[0, 2], []], 3, 0, (4, True)),
-        ([[0, 2], []], 4, 0, (4, True)),
-        ([[0, 2], []], 9, 0, (9, True)),
         ([["b", "a"], []], 2, 0, (3, True)),
         ([["b", "a"], []], 3, 0, (3, True)),
         ([["b", "a"], ["a"]], None, 7, (2, False)),
     ],
 )
 def test_number_of_classes(values, num_classes, num_named, expected):
-    """Samples without a label are the last of the stated classes if no other sample is in it, else one more."""
+    """Samples without a label are one class more."""
     labels = number_labels(values, num_classes, num_named)
     assert (labels.numbers.num_classes, labels.numbers.has_unlabeled) == expected
     assert labels.names is None or len(labels.names) == expected[0]
+
+
+def test_last_class_that_can_be_two_things():
+    """That of samples without a label, or a label without samples. Rows have a column for each label."""
+    lists, rows = [[0, 2], []], [[1, 0, 1], [0, 0, 0]]
+    with pytest.raises(ValueError, match=r"is 4: no sample has label 3, and 1 samples have no label.*rows of zeros"):
+        number_labels(lists, 4)
+    assert number_labels(rows, 4).numbers.counts.tolist() == [1, 0, 1, 1]
+    assert number_labels([[*row, 0] for row in rows], 4).numbers.counts.tolist() == [1, 0, 1, 0, 1]
 
 
 UNKNOWN = [[1, 0, -1], [0, 1, 1]]

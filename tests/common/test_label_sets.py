@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from lightning_fair.common.label_sets import (
     LabelSets,
-    check_label_sets,
     label_rows,
     labels_checksum,
     name_unlabeled,
     same_labels,
 )
+from lightning_fair.common.label_values import check_label_sets
 
 
 @st.composite
@@ -102,7 +102,7 @@ def test_other_label_sets_are_refused():
         match=r"has 3 classes, with that of samples without a label, but num_classes is 2\. Set num_classes=3",
     ):
         check_label_sets(sets, 2)
-    with pytest.raises(TypeError, match=r"label_sets must be the LabelSets of the data"):
+    with pytest.raises(TypeError, match=r"label_sets must be several labels for each sample"):
         check_label_sets(sets.to_dense(), 3)
 
 
@@ -124,6 +124,7 @@ def test_rows_of_a_batch(convert, width):
         ([[2, 0, 0]], r"must be zeros and ones"),
         ([[1, 0], [0, np.nan]], r"must be zeros and ones"),
         ([[1, 0, 0], [0, 0, 0]], r"sample 1 of the batch has no label, and no class stands for that"),
+        ([[1, 0, 1]], r"has labels, and the class of samples without a label too"),
     ],
 )
 def test_bad_rows_are_refused(rows, message):

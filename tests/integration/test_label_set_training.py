@@ -111,7 +111,8 @@ def test_logits_are_refused(preset, kind):
     """The remedies that the error names are tried above, and below for the validation."""
     module = kind()
     fitted = trainer(FairSampling(preset=preset))
-    match = rf"correction='logits' of preset='{preset}' is for one class.*correction='weights', or correction='none'"
+    other = "" if preset == "worst_class" else ", or correction='none'"  # with which no validation moves the loss
+    match = rf"correction='logits' of preset='{preset}' is for one class.*correction='weights'{other}\."
     with pytest.raises(ValueError, match=match):
         fitted.fit(module, loader(Tagged()))
     assert module.steps == []
@@ -140,6 +141,47 @@ def test_bad_shapes_are_refused(losses, labels, match):
 
     with pytest.raises(ValueError, match=match):
         fit(Wrong(), loader(Tagged()), fair_of())
+
+
+class NamedTags(Tagged):
+    """The labels are names whose sorted order is not that of the columns."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = self.targets
+        self.targets = [{"edcba"[c] for c in row.nonzero()[:, 0].tolist()} for row in self.rows]
+
+    def __getitem__(self, index):
+        y = self.rows[index]
+        return torch.tensor([np.sin(index), np.cos(index), float(y[1]), 1.0], dtype=torch.float32), y, index
+
+
+def test_losses_of_other_columns_are_not_fed_back():
+    """The mean loss of each sample counts for its labels, and one warning says so; its remedy has the columns."""
+
+    class Hard(Tagger):
+        def losses(self, x, y):
+            return super().losses(x, y) * 0.0 + torch.tensor([9.0, 1.0, 1.0, 1.0, 1.0])
+
+    fair, data = fair_of(), NamedTags()
+    with warnings_about("in another order than FairSampling") as messages:
+        fit(Hard(), loader(data), fair)
+    assert len(messages) == 1
+    np.testing.assert_allclose(fair.controller.ema_loss, 2.6, rtol=1e-5)  # the mean over the columns
+    fair = fair_of(labels="scan")
+    with warnings_about("in another order than FairSampling") as messages:
+        fit(Hard(), loader(data), fair)
+    assert messages == []
+    np.testing.assert_allclose(fair.controller.ema_loss, [9.0, 1.0, 1.0, 1.0, 1.0, 2.6], rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("default:The reference needs weights")
+def test_weights_of_a_target_that_moves_are_checked():
+    """The draws of the end can need larger weights than those of the start."""
+    fair = FairSampling(preset="deferred", reference="prior", max_weight=1.5)
+    with warnings_about("The reference needs weights") as messages:
+        fit(Tagger(), loader(Tagged()), fair)
+    assert len(messages) == 1
 
 
 # -- kinds of modules and loaders ----------------------------------------------------------------------

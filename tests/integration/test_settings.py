@@ -116,7 +116,7 @@ def test_controller_of_stream():
         ({"resume": "again"}, "resume must be 'continue' or 'restart', got 'again'"),
         ({"seed": -1}, "seed must be"),
         ({"steps_per_epoch": 0}, "steps_per_epoch must be"),
-        ({"class_names": ["a", "b"], "num_classes": 3}, "class_names"),
+        ({"class_names": ["a", "b"], "num_classes": 4}, "class_names"),
         ({"preset": "best"}, "preset must be 'balanced', 'deferred', 'long_tail', 'worst_class' or 'calibrated'"),
         ({"correction": "both"}, "correction must be 'weights', 'logits' or 'none'"),
         ({"logits": "fc"}, "correction='weights' does not do"),

@@ -248,10 +248,20 @@ def test_weights_of_the_current_batch():
 
 
 def test_controller_has_to_fit_the_labels():
-    with pytest.raises(ValueError, match=r"FeedbackController\(\.\.\., label_sets=find_labels\(dataset\)\.numbers\)"):
+    with pytest.raises(ValueError, match=r"FeedbackController\(\.\.\., label_sets=<the labels of the data>\)"):
         FeedbackBatchSampler(tags(), 2, controller=FeedbackController(K))
     with pytest.raises(ValueError, match=r"these have one each\. Leave label_sets out"):
         FeedbackBatchSampler([0, 1, 5], 2, controller=FeedbackController(K, label_sets=SETS))
+
+
+def test_controller_of_other_samples_is_refused():
+    """Its draws and weights would be those of its own samples."""
+    part = SETS.take(np.arange(SETS.size // 2))
+    controller = FeedbackController(K, label_sets=SETS)
+    with pytest.raises(ValueError, match=r"of other samples than the sampler draws from"):
+        FeedbackBatchSampler(part, 2, controller=controller)
+    FeedbackBatchSampler(SETS, 2, controller=controller)
+    FeedbackBatchSampler(part, 2, controller=FeedbackController(K, label_sets=part))
 
 
 def test_label_without_samples_is_refused_or_skipped():
