@@ -176,7 +176,7 @@ TABLE = {
             "reference": (*MIX_VALUES, "auto", {9: 0.5}, [1.0]),
             "feedback": (*CHOICE, *NONE),
             "class_counts": (*VECTOR, [-1, 1, 1], [math.nan, 1, 1], [1, 1]),
-            "label_sets": (*LABEL_VALUES, LABELS, SETS),  # of SETS, the class counts are known
+            "label_sets": (*LABEL_VALUES, LABELS),
             "class_names": NAMES,
             "batch_size": (*COUNT, *NONE),
         },

@@ -150,8 +150,8 @@ def check_label_sets(values: Any, num_classes: int) -> LabelSets:
     """
     try:
         labels = number_labels(values, num_classes).numbers
-    except ValueError as error:
-        raise ValueError(f"label_sets: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"label_sets: {error}") from error
     check_type("label_sets", labels, LabelSets, "several labels for each sample")
     if labels.num_classes != num_classes:
         raise ValueError(
