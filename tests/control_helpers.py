@@ -60,3 +60,10 @@ def state_is_finite(controller: FeedbackController) -> bool:
     return all(np.isfinite(values).all() for values in (*mixes, *arrays)) and all(
         math.isclose(mix.sum(), 1.0) for mix in mixes
     )
+
+
+OPERATIONS = st.lists(
+    st.tuples(st.sampled_from(["draw"] * 6 + ["report"] * 5 + ["withdraw", "abandon", "resume"]), st.integers(0, 3)),
+    max_size=60,
+)
+"""What can happen to the draws of a sampler: an event, and the place of a draw among those that it can be of."""

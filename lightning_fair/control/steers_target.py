@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_fair.common.arrays import Floats, Ints
-from lightning_fair.common.label_sets import LabelSets
+from lightning_fair.common.label_sets import LabelSets, numbers_as_names
 from lightning_fair.control.controller_state import ControllerState
 
 
@@ -46,8 +46,9 @@ class SteersTarget(ControllerState):
 
     def describe_unreachable(self, names: Sequence[str] | None) -> str:
         """Return a message if labels that come together cannot have the shares of the target; else an empty one."""
-        K = self.num_classes
-        shown = self._target.describe_unreachable(names if names and len(names) == K else list(map(str, range(K))))
+        if not names or len(names) != self.num_classes:
+            names = numbers_as_names(self.num_classes, self.label_kind)
+        shown = self._target.describe_unreachable(names)
         remedy = "" if self._target.learns else "A target such as 'sqrt' is nearer to what draws can bring. "
         return shown and (
             f"No draws bring the target, because labels come together; the nearest mix of labels has {shown}. The "

@@ -42,9 +42,9 @@ def count_labels(loader: Any, num_batches: float, labels: Labels, class_numbers:
         classes, part = look_up_labels(inner.dataset, labels), _part_read(inner, num_batches)
         if classes is None or part is None:
             return None
-        found = classes.numbers
-        is_set = isinstance(found, LabelSets)
-        read = found.take(np.arange(found.size)[part]).classes if is_set else found[part]
+        labels_of_all = classes.numbers
+        is_set = isinstance(labels_of_all, LabelSets)
+        read = labels_of_all.take(np.arange(labels_of_all.size)[part]).classes if is_set else labels_of_all[part]
         numbers, counts = np.unique(read, return_counts=True)
         result: Ints = np.zeros(len(class_numbers), np.int64)
         for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):

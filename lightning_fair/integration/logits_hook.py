@@ -31,7 +31,7 @@ def set_up_correction(run: Run, pl_module: L.LightningModule) -> None:
         run.step_correction.close()  # of a search
     check_reference(run.source, settings, run.class_names)
     if run.sampler is not None and run.sampler.controller.label_kind is not None and settings.correction == "weights":
-        check_sample_weights(run.sampler)
+        check_sample_weights(run.sampler, settings.exponent)
     if not (has_mixin or has_hook):
         warn_of_no_mixin(pl_module, settings, several_labels=run.source.controller.label_kind is not None)
         return

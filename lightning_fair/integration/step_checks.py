@@ -88,11 +88,13 @@ def check_reference(source: DrawSource, settings: FairSettings, names: Sequence[
         )
 
 
-def check_sample_weights(sampler: FeedbackBatchSampler) -> None:
+def check_sample_weights(sampler: FeedbackBatchSampler, exponent: float) -> None:
     """Warn if samples with several labels would need larger weights than allowed, without a deficit."""
     controller = sampler.controller
+    if controller.objective.base is None:  # without a deficit, all weights are one
+        return
     ends = {tuple(controller.rest_at(progress)) for progress in (0.0, 1.0)}
-    weights = max((sampler.weights_at(np.array(rest)) for rest in sorted(ends)), key=np.max)
+    weights = max((sampler.weights_at(np.array(rest)) for rest in sorted(ends)), key=np.max) ** exponent
     if weights.max() > controller.max_weight * (1.0 + 1e-9):
         share = np.mean(weights > controller.max_weight)
         rank_zero_warn(

@@ -51,13 +51,13 @@ def test_nearest_shares_are_reached(target, messages):
     share = drawn_shares(sampler)
     np.testing.assert_allclose(share, sampler.controller.q, atol=0.01)
     (message,) = messages()
-    told = re.findall(r"<(\d)> (\S+) in place of ([0-9.]+[0-9])", message)
-    assert "4" in {label for label, *_ in told}
-    for label, reached, wanted in told:
+    shares = re.findall(r"<(\d)> (\S+) in place of ([0-9.]+[0-9])", message)
+    assert "4" in {label for label, *_ in shares}
+    for label, reached, wanted in shares:
         assert share[int(label)] == pytest.approx(float(reached), abs=0.01)
         assert float(wanted) == pytest.approx(asked[int(label)], rel=0.01)
-    untold = [k for k in range(K) if str(k) not in {label for label, *_ in told} and asked[k] > 0]
-    np.testing.assert_allclose(share[untold], asked[untold], rtol=0.13)
+    unshares = [k for k in range(K) if str(k) not in {label for label, *_ in shares} and asked[k] > 0]
+    np.testing.assert_allclose(share[unshares], asked[unshares], rtol=0.13)
 
 
 def test_batches_begin_at_the_nearest_mix():

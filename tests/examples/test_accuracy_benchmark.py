@@ -175,8 +175,8 @@ def test_canvases_have_the_labels_that_are_said(load):
     # The ink of the digits lies on the noise of pictures with labels only.
     assert x[labels.any(axis=1)].amax(dim=(1, 2, 3)).min() > x[~labels.any(axis=1)].max()
 
-    again = canvas.make_data(1)[0].tensors
-    assert all((one == two).all() for one, two in zip(again, (x, y, values), strict=True))
+    repeated = canvas.make_data(1)[0].tensors
+    assert all((one == two).all() for one, two in zip(repeated, (x, y, values), strict=True))
     assert (canvas.make_data(2)[0].tensors[0] != x).any()
 
 

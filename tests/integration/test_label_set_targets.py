@@ -63,8 +63,8 @@ def test_auto_keeps_the_repeats(lines):
     rarest = fair.sampler.class_counts.argmin()
     assert fair.sampler.repeats[rarest] == pytest.approx(16, rel=0.1)
     (line,) = lines('target_probs="auto" is prior ** 0.')
-    told = float(line.split("rarest class about ")[1].split()[0])
-    assert told == pytest.approx(fair.sampler.repeats.max(), rel=0.1)
+    repeats = float(line.split("rarest class about ")[1].split()[0])
+    assert repeats == pytest.approx(fair.sampler.repeats.max(), rel=0.1)
 
 
 @pytest.mark.filterwarnings(f"ignore:{UNREACHED}", "ignore:The samples of label")
@@ -92,8 +92,8 @@ def test_repeats_are_warned_of():
         fit(Tagger(), loader(Tagged(), batch_size=160), fair, max_epochs=50)
     (message,) = messages
     label = int(message.split("samples of label ")[1][0])
-    told = float(message.split("are expected ")[1].split()[0])
-    assert fair.sampler.repeats[label] == pytest.approx(told, rel=0.1)
+    repeats = float(message.split("are expected ")[1].split()[0])
+    assert fair.sampler.repeats[label] == pytest.approx(repeats, rel=0.1)
 
 
 @pytest.mark.filterwarnings(f"ignore:{UNREACHED}", "ignore:The reference needs weights")

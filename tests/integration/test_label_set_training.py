@@ -182,6 +182,9 @@ def test_weights_of_a_target_that_moves_are_checked():
     with warnings_about("The reference needs weights") as messages:
         fit(Tagger(), loader(Tagged()), fair)
     assert len(messages) == 1
+    with warnings_about("The reference needs weights") as messages:  # weights to the target itself are near one
+        fit(Tagger(), loader(Tagged()), FairSampling(preset="deferred", max_weight=1.5))
+    assert messages == []
 
 
 # -- kinds of modules and loaders ----------------------------------------------------------------------

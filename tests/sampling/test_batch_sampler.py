@@ -7,8 +7,8 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from control_helpers import OPERATIONS
 from hypothesis import given
-from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler, TensorDataset
 
 from lightning_fair import FeedbackBatchSampler, FeedbackController, importance_weights
@@ -491,11 +491,6 @@ def test_import_is_light():
 
 
 # -- replay --------------------------------------------------------------------------------------------
-
-OPERATIONS = st.lists(
-    st.tuples(st.sampled_from(["draw"] * 6 + ["report"] * 5 + ["withdraw", "abandon", "resume"]), st.integers(0, 3)),
-    max_size=60,
-)
 
 
 @pytest.mark.parametrize("feedback_delay", [1, 6])

@@ -6,8 +6,8 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from control_helpers import OPERATIONS
 from hypothesis import given
-from hypothesis import strategies as st
 from label_set_helpers import ROWS, SETS, K, make_sampler, some_losses, tags
 
 from lightning_fair import FeedbackBatchSampler, FeedbackController
@@ -118,11 +118,6 @@ def test_coverage_is_the_measured_one(steps):
 
 
 # -- replay and resume ---------------------------------------------------------------------------------
-
-OPERATIONS = st.lists(
-    st.tuples(st.sampled_from(["draw"] * 6 + ["report"] * 5 + ["withdraw", "abandon", "resume"]), st.integers(0, 3)),
-    max_size=60,
-)
 
 
 @pytest.mark.parametrize("feedback_delay", [1, 6])
